@@ -1,8 +1,8 @@
 """The one schema: every setting of a training run, what it means, and the rules between them.
 
-A run is described by a YAML file in `configs/` plus dotted overrides (`--model.poster.arch resnet18`). The resolved copy
-is saved as `config.yaml` in the run's folder. Rules inside a section are checked where the section is made; rules
-between sections, and rules that need the world size, in `Config` and `derive_batches`.
+A run is described by a YAML file in `configs/` plus dotted overrides (`--model.poster.arch resnet18`). The resolved
+copy is saved as `config.yaml` in the run's folder. Rules are checked where a section is made; those that need the
+world size, in `derive_batches`.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ class PosterConfig:
     """A torchvision classifier by name, `package.module:function` returning a feature extractor, or `none`."""
     weights: str = "auto"
     """`imagenet` (torchvision's default enum, an error if out of reach), `none` (random), a file (.safetensors or .pth,
-    of torchvision or of a run), or `auto`: imagenet if in reach, else random with a warning and a line in the record."""
+    of torchvision or of a run), or `auto`: imagenet if in reach, else random with a warning."""
     frozen: bool = False
     """No gradient, eval mode for good, computed under no_grad."""
     frozen_through: str | None = None
@@ -199,7 +199,7 @@ class TrainConfig:
     eval_every_steps: int | None = None
     """Evaluate the val split every so many steps; null means at every epoch's end. Always at the end of the run."""
     log_every_steps: int = 1
-    """Write every so many steps to metrics.jsonl (the numbers of a step are read one step late, so this costs nothing)."""
+    """Write every so many steps to metrics.jsonl (numbers are read one step late, so it costs nothing)."""
 
     def __post_init__(self) -> None:
         _require(self.steps is None or self.steps >= 1, f"train.steps must be at least 1 or null, got {self.steps}")
@@ -245,6 +245,8 @@ class RunConfig:
     """Seed of the weights, the order and the augmentation."""
     overwrite: bool = False
     """Delete what an earlier run left in `dir` and start from step 0."""
+    max_minutes: float | None = None
+    """Stop after this long as if asked to by a signal: checkpoint, exit code 75, to be continued."""
 
 
 @dataclass(frozen=True, kw_only=True)

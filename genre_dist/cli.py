@@ -1,0 +1,224 @@
+"""The console command `genre-dist`: one verb a stage. Each verb imports only what it needs."""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb. User mistakes end with one line on stderr and exit code 2."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="genre-dist",
+        description="Film genres from posters and overviews: from raw films to a trained, evaluated model. "
+        "Training itself: torchrun --nproc_per_node=N -m genre_dist.train",
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    verb = verbs.add_parser("import", help="make a catalogue from a table and posters")
+    verb.add_argument("--table", type=Path, required=True, help="Parquet, CSV or JSON lines, one film a row")
+    verb.add_argument("--posters", type=Path, nargs="*", default=[], help="folders or tar files of poster images")
+    verb.add_argument("--out", type=Path, required=True, help="the catalogue's folder")
+    verb.add_argument(
+        "--columns",
+        nargs="*",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="columns by another name: tmdb_id=id overview=plot",
+    )
+    verb.add_argument("--poster_key", default="tmdb_id", help="the column that poster files are named by")
+    verb.add_argument("--overwrite", action="store_true", help="replace a catalogue that is already there")
+    verb.set_defaults(run=_import)
+
+    verb = verbs.add_parser("sample", help="make a catalogue of procedural films: no network, no licence")
+    verb.add_argument("--films", type=int, default=2000, help="how many")
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--out", type=Path, required=True, help="the catalogue's folder")
+    verb.set_defaults(run=_sample)
+
+    verb = verbs.add_parser("pack", help="pack a catalogue into shards")
+    verb.add_argument("--catalogue", type=Path, required=True)
+    verb.add_argument("--out", type=Path, required=True, help="the shards' folder")
+    verb.add_argument("--vectors", type=Path, help="word vectors, GloVe text format of any width")
+    verb.add_argument(
+        "--require", default="poster,overview", help="leave out films that lack one of these; '' keeps all"
+    )
+    verb.add_argument("--text", choices=["overview", "title", "both"], default="overview", help="what is encoded")
+    verb.add_argument("--size", type=int, default=256, help="side of the square posters, pixels")
+    verb.add_argument("--fit", choices=["squash", "crop", "pad"], default="squash", help="how posters become square")
+    verb.add_argument("--quality", type=int, default=90, help="JPEG quality")
+    verb.add_argument("--shard_size", type=int, default=1000, help="films a shard")
+    verb.add_argument("--workers", type=int, help="processes; all cores by default")
+    verb.add_argument("--overwrite", action="store_true", help="replace shards of other films or options")
+    verb.set_defaults(run=_pack)
+
+    verb = verbs.add_parser("inspect", help="print what is in a folder of shards")
+    verb.add_argument("shards", type=Path)
+    verb.add_argument("--verify", action="store_true", help="check every checksum and every sample")
+    verb.set_defaults(run=_inspect)
+
+    verb = verbs.add_parser("order", help="print which films each training step takes: step<TAB>ids")
+    verb.add_argument("shards", type=Path)
+    verb.add_argument("--global_batch", type=int, required=True)
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--epoch", type=int, default=0)
+    verb.add_argument("--steps", default=":", metavar="A:B", help="steps of the epoch, from A up to but without B")
+    verb.add_argument("--world", type=int, default=1, help="number of ranks")
+    verb.add_argument("--rank", type=int, help="only this rank's films")
+    verb.add_argument("--members", help="what the model needs of a film; what the shards were packed to require")
+    verb.add_argument("--block", type=int, default=32, help="data.block of the run")
+    verb.add_argument("--last_batch", choices=["keep", "drop"], default="keep", help="data.last_batch of the run")
+    verb.set_defaults(run=_order)
+
+    verb = verbs.add_parser("evaluate", help="evaluate a run on a split (under torchrun: on several ranks)")
+    verb.add_argument("folder", metavar="RUN", type=Path)
+    verb.add_argument("--split", choices=["train", "val", "test"], default="val")
+    verb.add_argument("--shards", type=Path, help="other shards than the run was trained on")
+    verb.set_defaults(run=_evaluate)
+
+    verb = verbs.add_parser("predict", help="rank the genres of one film")
+    verb.add_argument("folder", metavar="RUN", type=Path)
+    verb.add_argument("--poster", type=Path, help="an image file")
+    verb.add_argument("--overview", help="the film's overview")
+    verb.set_defaults(run=_predict)
+    return parser
+
+
+def _import(arguments: Namespace) -> None:
+    from genre_dist.acquire.importing import import_catalogue
+
+    columns = {}
+    for pair in arguments.columns:
+        ours, equals, theirs = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--columns takes pairs such as overview=plot, not `{pair}`")
+        columns[ours] = theirs
+    report = import_catalogue(
+        arguments.table, arguments.posters, arguments.out, columns, arguments.poster_key, arguments.overwrite
+    )
+    print(f"{arguments.out}: {report.rows:,} films, {report.with_poster:,} with a poster")
+    notes = {
+        "without a known genre (pack leaves them out)": report.without_known_genre,
+        "rows with an id that was there before, left out": report.duplicates,
+        "posters without a row, left out": report.posters_without_row,
+    }
+    for note, count in notes.items():
+        if count:
+            print(f"  {count:,} {note}")
+    for genre, count in sorted(report.unknown_genres.items(), key=lambda item: -item[1])[:10]:
+        print(f"  unknown genre `{genre}` dropped from {count:,} films")
+    print(f"next: genre-dist pack --catalogue {arguments.out} --out shards/default")
+
+
+def _sample(arguments: Namespace) -> None:
+    from genre_dist.acquire.sample import make_sample
+
+    make_sample(arguments.films, arguments.seed, arguments.out)
+    print(f"{arguments.out}: {arguments.films:,} procedural films")
+    print(f"next: genre-dist pack --catalogue {arguments.out} --out shards/default")
+
+
+def _pack(arguments: Namespace) -> None:
+    import os
+
+    from genre_dist.prepare.pack import pack
+
+    manifest = pack(
+        arguments.catalogue,
+        arguments.out,
+        vectors=arguments.vectors,
+        require=_names(arguments.require),
+        text=arguments.text,
+        size=arguments.size,
+        fit=arguments.fit,
+        quality=arguments.quality,
+        shard_size=arguments.shard_size,
+        workers=arguments.workers or os.cpu_count() or 1,
+        overwrite=arguments.overwrite,
+    )
+    counts = ", ".join(f"{manifest.samples(split):,} {split}" for split in ("train", "val", "test"))
+    print(f"{arguments.out}: {len(manifest.shards)} shards, {counts}; {manifest.text['words']:,} words")
+    for reason, count in manifest.left_out.items():
+        print(f"  {count:,} films left out: {reason}")
+    print(f"next: genre-dist inspect {arguments.out}")
+
+
+def _inspect(arguments: Namespace) -> int:
+    from genre_dist.prepare.inspection import print_summary, verify
+    from genre_dist.stream.manifest import load_manifest
+
+    manifest = load_manifest(arguments.shards)
+    print_summary(manifest)
+    if not arguments.verify:
+        return 0
+    faults = verify(manifest)
+    for fault in faults:
+        print(fault)
+    print(f"{len(faults)} faults" if faults else f"verified: {len(manifest.shards)} shards are whole")
+    return 1 if faults else 0
+
+
+def _order(arguments: Namespace) -> None:
+    from genre_dist.stream.index import SplitIndex
+    from genre_dist.stream.manifest import load_manifest
+    from genre_dist.stream.order import EpochOrder
+
+    manifest = load_manifest(arguments.shards)
+    members = manifest.require if arguments.members is None else _names(arguments.members)
+    index = SplitIndex(manifest, "train", members)
+    batch, world = arguments.global_batch, arguments.world
+    if batch < 1 or world < 1 or batch % world:
+        raise ValueError(f"{world} ranks cannot share a global batch of {batch} evenly")
+    if arguments.rank is not None and not 0 <= arguments.rank < world:
+        raise ValueError(f"--rank {arguments.rank} is not one of {world} ranks (0 to {world - 1})")
+    order = EpochOrder(index.sizes, batch, arguments.seed, arguments.epoch, arguments.block, arguments.last_batch)
+    lanes = (
+        (0, batch)
+        if arguments.rank is None
+        else (arguments.rank * batch // world, (arguments.rank + 1) * batch // world)
+    )
+    for step in range(order.steps)[_slice(arguments.steps)]:
+        print(f"{step}\t{' '.join(map(str, index.ids(order.rows(step, *lanes))))}")
+
+
+def _slice(text: str) -> slice:
+    first, colon, last = text.partition(":")
+    try:
+        return slice(int(first or 0), int(last) if last else None) if colon else slice(int(first), int(first) + 1)
+    except ValueError:
+        raise ValueError(f"--steps takes A:B, such as 0:10, not `{text}`") from None
+
+
+def _evaluate(arguments: Namespace) -> None:
+    from genre_dist.study.evaluation import evaluate_run
+
+    evaluate_run(arguments.folder, arguments.split, arguments.shards)
+
+
+def _predict(arguments: Namespace) -> None:
+    import torch
+
+    from genre_dist.study.prediction import predict
+    from genre_dist.study.run import load_run
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = load_run(arguments.folder, device)
+    for genre, probability in predict(run, arguments.poster, arguments.overview, device):
+        print(f"{probability:7.2%}  {genre}")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""BatchNorm with the statistics of all ranks together, on CPUs (gloo) as on GPUs (NCCL).
+
+`torch.nn.SyncBatchNorm` refuses CPU tensors, and tests and small clusters run on gloo.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SynchronisedBatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` whose training statistics are those of the batches of all ranks, which may differ in size.
+
+    Parameters, buffers and eval mode are `nn.BatchNorm2d`'s; so is everything without an initialised process group or
+    on one rank. Every rank has to call it equally often. Gradients of weight and bias are the rank's own share: summed
+    over the ranks (as data parallelism does) they are those of the whole batch.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise [B, C, H, W] over B, H and W of all ranks."""
+        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+            return super().forward(input)
+        output, mean, variance, count = _Normalise.apply(input, self.weight, self.bias, self.eps)
+        if self.track_running_stats:
+            self._track(mean, variance * count / (count - 1).clamp(min=1))
+        return output
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+        assert self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        self.num_batches_tracked.add_(1)
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), share)
+
+
+class _Normalise(torch.autograd.Function):
+    """Written out by hand so that one copy of the input is all that waits for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mean, variance, count = _global_statistics(values)
+        ctx.save_for_backward(values, weight, mean, (variance + eps).rsqrt(), count)
+        output = F.batch_norm(values, mean, variance, weight, bias, False, 0.0, eps)
+        ctx.mark_non_differentiable(mean, variance, count)
+        return output, mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        values, weight, mean, inverse_deviation, count = ctx.saved_tensors
+        normalised = (values - _per_channel(mean)) * _per_channel(inverse_deviation)
+        grad_sum = grad.sum((0, 2, 3), dtype=mean.dtype)  # [C]
+        normalised_sum = (grad * normalised).sum((0, 2, 3))  # [C]
+        totals = torch.stack([grad_sum, normalised_sum])
+        dist.all_reduce(totals)
+        mean_grad, mean_normalised = totals / count  # the input's way through mean and deviation, which it moves too
+        scale = inverse_deviation if weight is None else inverse_deviation * weight
+        grad_values = grad - _per_channel(mean_grad) - normalised * _per_channel(mean_normalised)
+        grad_values = (grad_values * _per_channel(scale)).to(values.dtype)
+        needs_weight, needs_bias = ctx.needs_input_grad[1:3]
+        return grad_values, normalised_sum if needs_weight else None, grad_sum if needs_bias else None, None
+
+
+def _global_statistics(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean [C], biased variance [C] and count [] over all ranks, of values [B, C, H, W] of each.
+
+    Ranks exchange means and centred squares, which lose no digits as sums of squares would.
+    """
+    channels = values.shape[1]
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    variance, mean = torch.var_mean(values.to(dtype), dim=(0, 2, 3), correction=0)  # [C], [C]
+    count = mean.new_full((1,), values.numel() // channels)
+    own = torch.cat([mean, variance, count])  # [2C + 1]
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, own)
+    means, variances, counts = torch.stack(gathered).split([channels, channels, 1], dim=1)  # [W, C], [W, C], [W, 1]
+    total = counts.sum()
+    mean = (means * counts).sum(0) / total
+    variance = ((variances + (means - mean) ** 2) * counts).sum(0) / total
+    return mean, variance, total
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    return values[:, None, None]  # [C, 1, 1], to go with [B, C, H, W]
+
+
+def synchronise_batch_norm(network: nn.Module) -> None:
+    """Replace every `nn.BatchNorm2d` inside `network` by a `SynchronisedBatchNorm2d` with the same tensors.
+
+    Raises ValueError for any other kind of BatchNorm.
+    """
+    for parent_name, parent in list(network.named_modules()):
+        for name, module in list(parent.named_children()):
+            if type(module) is nn.BatchNorm2d:
+                setattr(parent, name, _converted(module))
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                where = f"{parent_name}.{name}".lstrip(".")
+                raise ValueError(
+                    f"model.poster.batch_norm=sync knows BatchNorm2d only, and {where} is a {type(module).__name__}; "
+                    "use train or eval"
+                )
+
+
+def _converted(norm: nn.BatchNorm2d) -> SynchronisedBatchNorm2d:
+    new = SynchronisedBatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    for tensors in (norm.named_parameters(), norm.named_buffers()):
+        for name, tensor in tensors:
+            setattr(new, name, tensor)
+    return new.train(norm.training)

@@ -1,0 +1,94 @@
+"""The whole model: text encoder and poster encoder side by side, their encodings joined, one head per genre."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genre_dist.config import ModelConfig, OptimConfig
+from genre_dist.models.heads import Heads
+from genre_dist.models.poster import PosterEncoder, load_state, read_state
+from genre_dist.models.text import TextEncoder
+
+
+class GenreClassifier(nn.Module):
+    """(poster, overview) -> one logit per genre. `text` or `poster` is None where the config leaves it out.
+
+    `vocabulary_size` and `vectors` are TextEncoder's. With `load_weights=False` no file is read and nothing downloaded:
+    for ranks that are sent another rank's weights, and before loading a checkpoint. Raises ValueError as the encoders
+    do, and if `model.text.weights` holds no text encoder of this vocabulary and architecture.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_genres: int,
+        image_size: int,
+        vocabulary_size: int,
+        vectors: np.ndarray | None,
+        load_weights: bool = True,
+    ) -> None:
+        super().__init__()
+        self.text = TextEncoder(config.text, vocabulary_size, vectors) if config.uses_text else None
+        self.poster = PosterEncoder(config.poster, image_size, load_weights) if config.uses_poster else None
+        if self.text is not None and config.text.weights is not None and load_weights:
+            _load_text(self.text, config.text.weights)
+        encoding_size = sum(part.encoding_size for part in (self.text, self.poster) if part is not None)
+        self.heads = Heads(encoding_size, config.heads.hidden, num_genres, config.heads.kernel)
+
+    def forward(self, images: Tensor | None, tokens: Tensor | None, lengths: Tensor | None) -> Tensor:
+        """Map normalised images [B, 3, S, S], tokens int [B, T] and lengths int64 [B] to logits [B, num_genres].
+
+        What the model does not use may be None.
+        """
+        return self.heads(self.encode(images, tokens, lengths))
+
+    def encode(self, images: Tensor | None, tokens: Tensor | None, lengths: Tensor | None) -> Tensor:
+        """Map a batch, as `forward` takes it, to the joined encodings [B, E]: the text's, then the poster's."""
+        encodings = []
+        if self.text is not None:
+            if tokens is None or lengths is None:
+                raise ValueError("this model reads overviews: tokens and lengths are needed")
+            encodings.append(self.text(tokens, lengths))
+        if self.poster is not None:
+            if images is None:
+                raise ValueError("this model reads posters: images are needed")
+            encodings.append(self.poster(images))
+        return torch.cat(encodings, dim=1)
+
+
+def parameter_groups(model: GenreClassifier, optim: OptimConfig) -> list[dict[str, Any]]:
+    """Return the optimizer's groups: params, name, lr, weight_decay.
+
+    Each part ('text', 'poster', 'heads') has its learning rate; its biases, norms and word vectors are a group of their
+    own ('text.no_decay') without weight decay. Frozen parameters and empty groups are left out.
+    """
+    rates = {"text": optim.text_lr, "poster": optim.poster_lr, "heads": optim.heads_lr}
+    groups = []
+    for part, module in model.named_children():
+        embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        plain = [p for p in trained if p.ndim <= 1 or id(p) in embeddings]
+        decayed = [p for p in trained if p.ndim > 1 and id(p) not in embeddings]
+        for name, params, decay in ((part, decayed, optim.weight_decay), (f"{part}.no_decay", plain, 0.0)):
+            if params:
+                groups.append({"params": params, "name": name, "lr": rates[part], "weight_decay": decay})
+    return groups
+
+
+def count_parameters(model: GenreClassifier) -> dict[str, tuple[int, int]]:
+    """Return for each part of the model how many parameters are trained and how many are frozen."""
+    counts = {}
+    for part, module in model.named_children():
+        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        counts[part] = (trained, sum(p.numel() for p in module.parameters()) - trained)
+    return counts
+
+
+def _load_text(encoder: TextEncoder, file: str) -> None:
+    state = {name.removeprefix("module."): v for name, v in read_state(file, "model.text.weights").items()}
+    own = {name.removeprefix("text."): value for name, value in state.items() if name.startswith("text.")}
+    if not own:
+        raise ValueError(f"model.text.weights={file} holds no text encoder (no tensor is named text.*)")
+    load_state(encoder, own, f"model.text.weights={file}", "the text encoder", "vocabulary or architecture")

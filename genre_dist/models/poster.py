@@ -1,0 +1,275 @@
+"""The poster's encoder: a convolutional network without its classifier, its weights, and which of it is frozen."""
+
+import contextlib
+import difflib
+import http.client
+import importlib
+import pickle
+import re
+import socket
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Self
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+
+from genre_dist.config import PosterConfig
+from genre_dist.models.batchnorm import synchronise_batch_norm
+
+DOWNLOAD_TIMEOUT_SECONDS = 20  # a firewalled node should fail, not hang
+AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")  # training heads in the files of inception_v3 and googlenet
+State = dict[str, Tensor]
+
+
+class PosterEncoder(nn.Module):
+    """Poster -> encoding of `encoding_size` numbers: a torchvision classifier without its last layer, or a callable's.
+
+    `weights_used` is 'imagenet', 'random', 'file:PATH', 'callable', or 'not loaded' (`load_weights=False`: on ranks
+    that are sent another rank's weights). Raises ValueError for an unknown network or module name, for weights out of
+    reach, unreadable or of another architecture, and for a network that cannot take images of `image_size`.
+    """
+
+    def __init__(self, config: PosterConfig, image_size: int, load_weights: bool = True) -> None:
+        super().__init__()
+        self.frozen = config.frozen
+        if ":" in config.arch:
+            self.network = _call_factory(config.arch)
+            self.encoding_size = _probe_size(self.network, config.arch, image_size)
+            classifier = ""
+        else:
+            self.network = _torchvision_network(config.arch, image_size)
+            self.encoding_size, classifier = _remove_classifier(self.network)
+        self.weights_used = _load(self.network, config, classifier) if load_weights else "not loaded"
+        if config.batch_norm == "sync":
+            synchronise_batch_norm(self.network)
+        still = _freeze(self.network, config)
+        if config.batch_norm == "eval":
+            still += [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._still = tuple(still)  # a tuple hides them from nn.Module's own bookkeeping
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode, except that what is frozen stays in eval mode for good."""
+        super().train(mode and not self.frozen)
+        for module in self._still:
+            module.training = False
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images [B, 3, S, S] to encodings [B, encoding_size]."""
+        with torch.no_grad() if self.frozen else contextlib.nullcontext():
+            features = self.network(images)  # [B, D] or [B, D, h, w]
+            return features.mean((2, 3)) if features.dim() == 4 else features
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return the candidates most like `name`, as the end of an error message."""
+    candidates = list(names)
+    close = difflib.get_close_matches(name, candidates, n=3, cutoff=0.4) or candidates[:5]
+    return f"nearest: {', '.join(close)}"
+
+
+# --- the network
+
+
+def _torchvision_network(arch: str, image_size: int) -> nn.Module:
+    names = torchvision.models.list_models(module=torchvision.models)
+    if arch not in names:
+        raise ValueError(f"model.poster.arch={arch} is no torchvision classifier; {nearest(arch, names)}")
+    options: dict[str, object] = {}
+    if arch in ("googlenet", "inception_v3"):  # these two want [-1, 1] and convert from ImageNet's mean and std
+        options = {"aux_logits": False, "transform_input": True, "init_weights": True}
+    elif arch.startswith("vit_"):
+        options = {"image_size": image_size}
+    elif arch.startswith("maxvit_"):
+        options = {"input_size": (image_size, image_size)}
+    try:
+        return torchvision.models.get_model(arch, weights=None, **options)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"model.poster.arch={arch} cannot take data.image_size={image_size}: {error}") from error
+
+
+def _remove_classifier(network: nn.Module) -> tuple[int, str]:
+    """Replace the last Linear (else the last Conv2d) by Identity; return its input width and its name."""
+    modules = list(network.named_modules())
+    linears = [(name, m) for name, m in modules if isinstance(m, nn.Linear)]
+    name, last = linears[-1] if linears else [(name, m) for name, m in modules if isinstance(m, nn.Conv2d)][-1]
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, nn.Identity())
+    return (last.in_features if isinstance(last, nn.Linear) else last.in_channels), name
+
+
+def _call_factory(arch: str) -> nn.Module:
+    module_name, _, function = arch.partition(":")
+    try:
+        network = getattr(importlib.import_module(module_name), function)()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"model.poster.arch={arch} cannot be imported and called: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"model.poster.arch={arch} must return a torch.nn.Module, not {type(network).__name__}")
+    return network
+
+
+@torch.no_grad()
+def _probe_size(network: nn.Module, arch: str, image_size: int) -> int:
+    try:
+        features = network.eval()(torch.zeros(1, 3, image_size, image_size))
+    except RuntimeError as error:
+        raise ValueError(f"model.poster.arch={arch} cannot take data.image_size={image_size}: {error}") from error
+    if not isinstance(features, Tensor) or features.dim() not in (2, 4):
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"model.poster.arch={arch} must map [B, 3, S, S] to [B, D] or [B, D, h, w], got {shape}")
+    return features.shape[1]
+
+
+# --- weights
+
+
+def _load(network: nn.Module, config: PosterConfig, classifier: str) -> str:
+    """Load the weights that the config asks for; return what they are."""
+    weights, arch = config.weights, config.arch
+    if weights == "imagenet" and not classifier:
+        raise ValueError(f"model.poster.weights=imagenet needs a torchvision network; for {arch} use auto or a file")
+    if weights not in ("auto", "none", "imagenet"):
+        state = _poster_state(read_state(weights, "model.poster.weights"), classifier)
+        load_state(network, state, f"model.poster.weights={weights}", arch)
+        return f"file:{weights}"
+    if not classifier:
+        return "callable"
+    if weights == "none":
+        return "random"
+    try:
+        state = _imagenet_state(arch)
+    except ValueError as error:
+        if weights == "imagenet":
+            raise
+        warnings.warn(f"training the poster encoder from random weights: {error}", stacklevel=3)
+        return "random"
+    load_state(network, _poster_state(state, classifier), "the file of ImageNet weights", arch)
+    return "imagenet"
+
+
+def _imagenet_state(arch: str) -> State:
+    weights = torchvision.models.get_model_weights(arch).DEFAULT
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
+    try:
+        return weights.get_state_dict(check_hash=True, progress=False, map_location="cpu", weights_only=True)
+    except (OSError, http.client.HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        name = weights.url.rpartition("/")[2]
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"ImageNet weights of {arch} are out of reach or damaged ({reason}): put a good copy of {name} into "
+            f"{folder}, or pass --model.poster.weights FILE, or --model.poster.weights none to start from random ones"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def read_state(file: str, key: str) -> State:
+    """Read the tensors of a .safetensors, .pth or .pt file; no pickled code is run.
+
+    Raises ValueError that names the config `key` and the file if it is missing, unreadable or not a state dict.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"{key}={file}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix not in (".pth", ".pt"):
+            raise ValueError("expected a .safetensors, .pth or .pt file")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{key}={file} cannot be read: {str(error).partition(chr(10))[0]}") from error
+    for name in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{key}={file} holds no state dict; save one with torch.save(network.state_dict(), FILE)")
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _poster_state(state: State, classifier: str) -> State:
+    """Reduce a file's tensors to the network's own names, whoever wrote it, without the classifier."""
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    run_prefix = "poster.network."
+    if any(name.startswith(run_prefix) for name in state):
+        state = {name.removeprefix(run_prefix): v for name, v in state.items() if name.startswith(run_prefix)}
+    # DenseNet's files have norm.1 where its modules are called norm1
+    state = {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name): v for name, v in state.items()}
+    dropped = (*AUXILIARY, f"{classifier}.") if classifier else ()
+    return {name: value for name, value in state.items() if not name.startswith(dropped)}
+
+
+def load_state(network: nn.Module, state: State, file: str, what: str, suspect: str = "architecture") -> None:
+    """Copy `state` into `network`, key by key; raise ValueError that names the file unless all names and shapes agree.
+
+    `what` says in the error what the file does not fit, `suspect` what it probably has another one of. Old modules'
+    `load_state_dict` refuses files without version metadata (safetensors), so tensors are copied one by one.
+    """
+    if isinstance(network, VisionTransformer):
+        with contextlib.suppress(ValueError, KeyError):  # not a ViT's file: told below
+            state = interpolate_embeddings(network.image_size, network.patch_size, state)
+    own = network.state_dict()
+    counters = "num_batches_tracked"  # absent from old files
+    missing = [name for name in own if name not in state and not name.endswith(counters)]
+    unexpected = [name for name in state if name not in own]
+    reshaped = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{kind} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"{file} does not fit {what}, it seems to be of another {suspect}: {'; '.join(problems)}")
+    with torch.no_grad():
+        for name, value in state.items():
+            own[name].copy_(value)
+
+
+# --- freezing
+
+
+def _freeze(network: nn.Module, config: PosterConfig) -> list[nn.Module]:
+    """Turn off the gradients of what the config freezes; return the modules that have to stay in eval mode."""
+    if config.frozen:
+        network.requires_grad_(False)
+        return []
+    if config.frozen_through is None:
+        return []
+    name = config.frozen_through
+    modules = dict(network.named_modules())
+    if not name or name not in modules:
+        children = [candidate for candidate in modules if candidate]
+        raise ValueError(f"model.poster.frozen_through={name} is no module of the network; {nearest(name, children)}")
+    still = []
+    for other, module in _through(modules.items(), name):
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+        contains_it = other == "" or name.startswith(f"{other}.")
+        if not contains_it:  # a module that contains the named one goes on training behind it
+            still.append(module)
+    return still
+
+
+def _through(modules: Iterable[tuple[str, nn.Module]], name: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield modules in order of definition up to and including `name` and all inside it."""
+    reached = False
+    for other, module in modules:
+        inside = other == name or other.startswith(f"{name}.")
+        if reached and not inside:
+            return
+        reached = reached or inside
+        yield other, module

@@ -1,0 +1,127 @@
+"""The overview's encoder: word vectors, then a stacked LSTM or GRU whose last valid states are the encoding."""
+
+import contextlib
+from typing import Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from genre_dist.config import TextConfig
+
+PADDING_ID = 0
+
+
+class LastStates(nn.RNNBase):
+    """An LSTM or GRU that returns each direction's last valid state of its top layer.
+
+    Parameters and their names are those of `nn.LSTM` / `nn.GRU` with `batch_first=True`. The computation is the forward
+    of this very module, so that wrappers which gather sharded parameters before a module's forward see it.
+    """
+
+    def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        """Map inputs [B, T, D] with valid lengths int64 [B] (1..T) to [B, directions * hidden]."""
+        # On a CPU, packing makes an LSTM leave oneDNN's kernel for a loop over time steps; a GRU has no such kernel.
+        if self.mode == "LSTM" and inputs.device.type == "cpu":
+            return self._padded_lstm(inputs, lengths)
+        return self._packed(inputs, lengths)
+
+    def _packed(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(inputs, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        assert packed.unsorted_indices is not None
+        directions = 2 if self.bidirectional else 1
+        start = inputs.new_zeros(self.num_layers * directions, len(inputs), self.hidden_size)
+        weights = [getattr(self, name) for names in self._all_weights for name in names]
+        options = (True, self.num_layers, self.dropout, self.training, self.bidirectional)
+        if self.mode == "LSTM":
+            states = torch.lstm(packed.data, packed.batch_sizes, (start, start), weights, *options)[1]
+        else:
+            states = torch.gru(packed.data, packed.batch_sizes, start, weights, *options)[1]
+        top = states[-directions:].index_select(1, packed.unsorted_indices)  # [directions, B, H]
+        return top.transpose(0, 1).flatten(1)
+
+    def _padded_lstm(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        """Compute the same without packing: padding comes last in both directions, so no valid step ever reads it."""
+        lengths = lengths.to(inputs.device)
+        steps = torch.arange(inputs.shape[1], device=inputs.device)
+        mirror = lengths[:, None] - 1 - steps  # [B, T]: the position that each step of the backward direction reads
+        mirror = torch.where(mirror >= 0, mirror, steps)  # padding stays where it is
+        for layer in range(self.num_layers):
+            if layer > 0:
+                inputs = F.dropout(inputs, self.dropout, self.training)
+            outputs = [self._run(inputs, f"_l{layer}")]
+            if self.bidirectional:
+                outputs.append(self._run(_reorder(inputs, mirror), f"_l{layer}_reverse"))
+            if layer < self.num_layers - 1:
+                inputs = torch.cat(outputs[:1] + [_reorder(output, mirror) for output in outputs[1:]], dim=2)
+        last = (lengths - 1)[:, None, None].expand(-1, 1, self.hidden_size)
+        return torch.cat([output.gather(1, last).squeeze(1) for output in outputs], dim=1)
+
+    def _run(self, inputs: Tensor, suffix: str) -> Tensor:
+        """Run one direction of one layer over all steps: [B, T, D] -> [B, T, H]."""
+        weights = [getattr(self, name + suffix) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+        start = inputs.new_zeros(1, len(inputs), self.hidden_size)
+        return torch.lstm(inputs, (start, start), weights, True, 1, 0.0, self.training, False, True)[0]
+
+
+def _reorder(values: Tensor, order: Tensor) -> Tensor:
+    """Reorder the steps of each row: values [B, T, D], order int64 [B, T]."""
+    return values.gather(1, order[:, :, None].expand_as(values))
+
+
+class TextEncoder(nn.Module):
+    """Overview -> encoding of `encoding_size` numbers: embedding, then the last valid state of each direction.
+
+    `vectors` float32 [V, D] are the word vectors of the vocabulary (row 0 padding, row 1 unknown words); without them
+    the embedding starts random, `config.embedding_dim` wide, and is trained. The encoding of a film depends neither on
+    how far its batch is padded nor on its neighbours. Raises ValueError if `vectors` are not [vocabulary_size, D].
+    """
+
+    def __init__(self, config: TextConfig, vocabulary_size: int, vectors: np.ndarray | None) -> None:
+        super().__init__()
+        if vectors is not None and (vectors.ndim != 2 or len(vectors) != vocabulary_size):
+            raise ValueError(
+                f"the word vectors have shape {vectors.shape} for a vocabulary of {vocabulary_size} words: "
+                "they are not of the same packing; pack the shards again"
+            )
+        self.frozen = config.frozen
+        self.encoding_size = config.hidden * (2 if config.bidirectional else 1)
+        width = config.embedding_dim if vectors is None else vectors.shape[1]
+        self.embedding = nn.Embedding(vocabulary_size, width, padding_idx=PADDING_ID)
+        with torch.no_grad():
+            if vectors is None:
+                self.embedding.weight.normal_(std=0.1)
+            else:
+                self.embedding.weight.copy_(torch.from_numpy(np.asarray(vectors, dtype=np.float32)))
+                self.embedding.weight.requires_grad_(config.train_embedding)
+            self.embedding.weight[PADDING_ID] = 0
+        mode = config.arch.upper()
+        self.rnn = LastStates(
+            mode,
+            width,
+            config.hidden,
+            config.layers,
+            batch_first=True,
+            dropout=config.dropout,
+            bidirectional=config.bidirectional,
+        )
+        if self.frozen:
+            self.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode, except that a frozen encoder stays in eval mode for good."""
+        return super().train(mode and not self.frozen)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Map tokens int [B, T], padded with 0, and lengths int64 [B] to encodings [B, encoding_size].
+
+        A length of 0 counts as 1: the film's text is one padding token. Lengths may stay on the CPU when tokens do not;
+        that saves a GPU a wait.
+        """
+        with torch.no_grad() if self.frozen else contextlib.nullcontext():
+            if tokens.shape[1] == 0:  # no film of the batch has a text
+                tokens = F.pad(tokens, (0, 1), value=PADDING_ID)
+            return self.rnn(self.embedding(tokens), lengths.clamp(min=1))

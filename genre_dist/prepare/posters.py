@@ -1,0 +1,68 @@
+"""Posters of any kind -> RGB pixels of one shape -> JPEG."""
+
+import io
+from typing import Literal
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Fit = Literal["squash", "crop", "pad"]
+
+MAX_PIXELS = 64_000_000
+"""A poster with more pixels is refused before it is decoded (a small file can name any size)."""
+_EXIF_ORIENTATION = 0x0112
+
+Image.MAX_IMAGE_PIXELS = None  # the limit above is checked instead, from the header
+
+
+def square_jpeg(data: bytes, size: int, fit: Fit, quality: int) -> bytes:
+    """An image file -> a JPEG of size x size pixels. One that already is such a JPEG passes through untouched.
+
+    Raises ValueError saying what is wrong with the file.
+    """
+    pixels, plain = load_rgb(data)
+    if plain and pixels.shape[:2] == (size, size):
+        return data
+    return simplejpeg.encode_jpeg(square(pixels, size, fit), quality=quality, colorspace="RGB", colorsubsampling="420")
+
+
+def load_rgb(data: bytes) -> tuple[NDArray[np.uint8], bool]:
+    """An image file -> uint8 [height, width, 3] RGB, upright, and whether it is a plain RGB JPEG already.
+
+    Greyscale, CMYK, palettes and transparency become RGB; EXIF rotation is applied. Raises ValueError for what is no
+    whole image, or larger than MAX_PIXELS.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:  # reads the header only
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels are more than the limit of {MAX_PIXELS:,}")
+            upright = image.getexif().get(_EXIF_ORIENTATION, 1) == 1
+            if image.format == "JPEG" and image.mode == "RGB" and upright:
+                return simplejpeg.decode_jpeg(data, colorspace="RGB"), True
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB")), False
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"not a whole image: {error}") from None
+
+
+def square(pixels: NDArray[np.uint8], size: int, fit: Fit) -> NDArray[np.uint8]:
+    """Resize to [size, size, 3]: squashed, the middle square cut out, or padded with black.
+
+    Area averaging where it shrinks (no aliasing), cubic where it grows.
+    """
+    height, width = pixels.shape[:2]
+    if fit == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        pixels = pixels[top : top + side, left : left + side]
+    elif fit == "pad":
+        side = max(height, width)
+        padded = np.zeros((side, side, 3), np.uint8)
+        top, left = (side - height) // 2, (side - width) // 2
+        padded[top : top + height, left : left + width] = pixels
+        pixels = padded
+    shrinks = pixels.shape[0] >= size and pixels.shape[1] >= size
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(np.ascontiguousarray(pixels), (size, size), interpolation=how), np.uint8)

@@ -1,0 +1,156 @@
+"""One shard: films in, a tar, its index and a report out, all or nothing."""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genre_dist.acquire.catalogue import poster_file
+from genre_dist.atomic import atomic_file
+from genre_dist.genres import INDEX_OF_ID
+from genre_dist.prepare.posters import Fit, square_jpeg
+from genre_dist.prepare.vocabulary import encode, load_words, tokenise
+from genre_dist.stream import tar
+from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, index_path
+from genre_dist.stream.manifest import Shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What decides a shard's bytes, beside its films."""
+
+    require: tuple[str, ...]
+    text: str
+    size: int
+    fit: Fit
+    quality: int
+    shard_size: int
+    vocabulary_sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One shard to be packed: its films lie in `films`, a file of JSON lines in the order of the shard."""
+
+    out: Path
+    file: str
+    split: str
+    catalogue: Path
+    films: Path
+    films_sha256: str
+    recipe: Recipe
+
+
+def report_path(shard: Path) -> Path:
+    """The shard's report, written last: a shard without one is not finished."""
+    return shard.with_suffix(".report.json")
+
+
+def recipe_key(job: Job) -> str:
+    """Identifies what the shard's bytes should be; a finished shard with the same key is left alone."""
+    told = json.dumps([asdict(job.recipe), job.split, job.films_sha256], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def finished(job: Job) -> dict[str, Any] | None:
+    """The report of a shard that is already packed from the same films in the same way, else None."""
+    path = report_path(job.out / job.file)
+    if not path.is_file():
+        return None
+    report = json.loads(path.read_text())
+    return report if report["key"] == recipe_key(job) else None
+
+
+def pack_shard(job: Job) -> dict[str, Any]:
+    """Write one shard, its index and its report; returns the report.
+
+    Raises OSError with the file's name if it cannot be written; nothing half-written stays.
+    """
+    path = job.out / job.file
+    words = load_words(job.out / "vocabulary.txt")
+    records: list[tuple[int, int, int, int, int]] = []
+    genres = [0] * len(INDEX_OF_ID)
+    problems: list[dict[str, Any]] = []
+    left_out: Counter[str] = Counter()
+    digest = hashlib.sha256()
+    offset = 0
+    with atomic_file(path) as file, open(job.films, encoding="utf-8") as films:
+        for film in map(json.loads, films):
+            poster, problem = _poster(film, job)
+            if problem:
+                problems.append({"tmdb_id": film["tmdb_id"], "problem": problem})
+                if "poster" in job.recipe.require:
+                    left_out["unreadable poster"] += 1
+                    continue
+            tokens = encode(tokenise(film["text"]), words) if film["text"].strip() else None
+            data = _sample(film, poster, tokens)
+            file.write(data)
+            digest.update(data)
+            has = POSTER * (poster is not None) | OVERVIEW * (tokens is not None)
+            length = 0 if tokens is None else min(len(tokens), 65_535)
+            records.append((film["tmdb_id"], offset, len(data), length, has))
+            offset += len(data)
+            for genre in film["genre_ids"]:
+                genres[INDEX_OF_ID[genre]] += 1
+        file.write(tar.END)
+        digest.update(tar.END)
+    index = np.array(records, RECORD)
+    with atomic_file(index_path(path)) as file:
+        np.save(file, index)
+    report = {
+        "key": recipe_key(job),
+        "shard": asdict(
+            Shard(
+                file=job.file,
+                split=job.split,
+                samples=len(index),
+                poster=int(((index["has"] & POSTER) > 0).sum()),
+                overview=int(((index["has"] & OVERVIEW) > 0).sum()),
+                both=int((index["has"] == POSTER | OVERVIEW).sum()),
+                bytes=offset + len(tar.END),
+                sha256=digest.hexdigest(),
+            )
+        ),
+        "genre_counts": genres,
+        "left_out": dict(left_out),
+        "problems": problems,
+    }
+    with atomic_file(report_path(path), "w") as file:
+        json.dump(report, file, indent=1)
+    return report
+
+
+def _poster(film: dict[str, Any], job: Job) -> tuple[bytes | None, str | None]:
+    """The film's poster as a JPEG of the shards' shape, or what is wrong with it; (None, None) if it has none."""
+    if film["poster"] is None:
+        return None, None
+    path = poster_file(job.catalogue, film["tmdb_id"])
+    try:
+        return square_jpeg(path.read_bytes(), job.recipe.size, job.recipe.fit, job.recipe.quality), None
+    except FileNotFoundError:
+        return None, f"{path} is missing"
+    except ValueError as error:
+        return None, f"{path}: {error}"
+
+
+def _sample(film: dict[str, Any], poster: bytes | None, tokens: NDArray[np.int32] | None) -> bytes:
+    """The members of one film as a piece of a tar, in the order json, jpg, tokens.npy."""
+    key = str(film["tmdb_id"])
+    about = {name: film[name] for name in ("tmdb_id", "title", "genre_ids", "release_date")}
+    parts = {"json": json.dumps(about, ensure_ascii=False).encode()}
+    if poster is not None:
+        parts["jpg"] = poster
+    if tokens is not None:
+        buffer = io.BytesIO()
+        np.save(buffer, tokens)
+        parts["tokens.npy"] = buffer.getvalue()
+    pieces = []
+    for extension, data in parts.items():
+        pieces += [tar.header(f"{key}.{extension}", len(data)), data, bytes(tar.padded(len(data)) - len(data))]
+    return b"".join(pieces)

@@ -1,0 +1,21 @@
+"""Which split a film belongs to and where it lies in it: two hashes of its id, so more data never moves a film."""
+
+import hashlib
+
+RULE = "blake2b(str(tmdb_id), person='split') / 2^64: < 0.8 train, < 0.9 val, else test; order by person='order'"
+
+
+def split_of(tmdb_id: int) -> str:
+    """The split of a film: 80 % train, 10 % val, 10 % test."""
+    share = _hash(tmdb_id, b"split") / 2**64
+    return "train" if share < 0.8 else "val" if share < 0.9 else "test"
+
+
+def order_key(tmdb_id: int) -> int:
+    """Films are packed in the order of this number, so every shard is a random draw of its split."""
+    return _hash(tmdb_id, b"order")
+
+
+def _hash(tmdb_id: int, purpose: bytes) -> int:
+    digest = hashlib.blake2b(str(tmdb_id).encode(), digest_size=8, person=purpose).digest()
+    return int.from_bytes(digest, "big")

@@ -1,0 +1,126 @@
+"""The manifest of a folder of shards: what is in them and how they were made. Pure data, read and written as JSON."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genre_dist.atomic import atomic_file
+from genre_dist.genres import Genre
+
+SCHEMA = 1
+FILE = "manifest.json"
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One tar: its counts by members present, its size and checksum."""
+
+    file: str
+    split: str
+    samples: int
+    poster: int
+    """Samples with a poster."""
+    overview: int
+    """Samples with a text."""
+    both: int
+    """Samples with both."""
+    bytes: int
+    sha256: str
+
+    def count(self, members: tuple[str, ...]) -> int:
+        """How many samples have all of these members."""
+        if set(members) == {"poster", "overview"}:
+            return self.both
+        return {"poster": self.poster, "overview": self.overview}[members[0]] if members else self.samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What `manifest.json` holds, and the folder it lies in."""
+
+    folder: Path
+    genres: tuple[Genre, ...]
+    """The labels, in the order of every logit and label list."""
+    image: dict[str, Any]
+    """`size` (side of the square, pixels), `fit`, `quality`."""
+    text: dict[str, Any]
+    """`source` (overview, title or both), `vocabulary` (file), `words`, `vocabulary_sha256`, `vectors` (file or null),
+    `dim` (width of the vectors or null)."""
+    require: tuple[str, ...]
+    """Members a film had to have to be packed."""
+    split_rule: str
+    genre_counts: dict[str, list[int]]
+    """Per split, films of each genre."""
+    left_out: dict[str, int]
+    """Films that were not packed, by reason."""
+    shards: tuple[Shard, ...]
+
+    def shards_of(self, split: str) -> tuple[Shard, ...]:
+        """The shards of a split in stored order. Raises ValueError for a split that does not exist."""
+        if split not in SPLITS:
+            raise ValueError(f"there is no split `{split}`; the splits are {', '.join(SPLITS)}")
+        return tuple(shard for shard in self.shards if shard.split == split)
+
+    def samples(self, split: str, members: tuple[str, ...] = ()) -> int:
+        """How many samples of a split have all of these members."""
+        return sum(shard.count(members) for shard in self.shards_of(split))
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the data: the same for the same shards, genres and vocabulary, wherever they lie."""
+        told = self.to_dict()
+        parts = [told["genres"], told["text"].get("vocabulary_sha256"), [shard.sha256 for shard in self.shards]]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        told = dataclasses.asdict(self)
+        del told["folder"]
+        told["genres"] = [genre._asdict() for genre in self.genres]
+        return {"format": "genre_dist shards", "schema": SCHEMA} | told
+
+
+def save_manifest(manifest: Manifest) -> None:
+    """Write `manifest.json` into its folder: whole or not at all."""
+    with atomic_file(manifest.folder / FILE, "w") as file:
+        json.dump(manifest.to_dict(), file, indent=1)
+
+
+def load_manifest(folder: Path | str) -> Manifest:
+    """Read the manifest of a folder of shards.
+
+    Raises ValueError if there is none, saying how shards are made, or if another version of the schema wrote it.
+    """
+    folder = Path(folder)
+    path = folder / FILE
+    if not path.is_file():
+        raise ValueError(
+            f"no shards in {folder} ({FILE} is missing). Make some:  genre-dist sample --films 2000 --out catalogue  "
+            f"&&  genre-dist pack --catalogue catalogue --out {folder}   (or `genre-dist import` your own films first)"
+        )
+    try:
+        told = json.loads(path.read_text())
+        schema = told.pop("schema")
+        told.pop("format")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: not a manifest of genre_dist ({error}); pack the shards again") from None
+    if schema != SCHEMA:
+        raise ValueError(
+            f"{path}: written with schema version {schema}, this version reads {SCHEMA}; pack the shards again, or use "
+            "the genre_dist that packed them"
+        )
+    try:
+        return Manifest(
+            folder=folder,
+            **told
+            | {
+                "genres": tuple(Genre(**genre) for genre in told["genres"]),
+                "require": tuple(told["require"]),
+                "shards": tuple(Shard(**shard) for shard in told["shards"]),
+            },
+        )
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path}: a field is missing or unknown ({error}); pack the shards again") from None

@@ -1,0 +1,93 @@
+"""Tar headers, read in place from a buffer and written without extensions.
+
+Only what a shard needs: regular files, with names and sizes from USTAR, from PAX records (webdataset's own writer makes
+one for every member) or from GNU long names. See POSIX.1-2017, pax, "ustar Interchange Format".
+"""
+
+import tarfile
+from collections.abc import Iterator
+from typing import NamedTuple
+
+BLOCK = 512
+END = bytes(2 * BLOCK)
+
+
+class Member(NamedTuple):
+    """One regular file of a tar: its name and where its bytes lie in the buffer."""
+
+    name: str
+    start: int
+    size: int
+
+
+def padded(size: int) -> int:
+    """Bytes a member's content takes in a tar: up to the next whole block."""
+    return -(-size // BLOCK) * BLOCK
+
+
+def header(name: str, size: int) -> bytes:
+    """The 512-byte USTAR header of a regular file with mtime 0 and no owner, the same on every machine."""
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(format=tarfile.USTAR_FORMAT)
+
+
+def members(buffer: bytes | memoryview) -> Iterator[Member]:
+    """Regular files in a piece of a tar that begins at a header.
+
+    Raises ValueError naming the offset where the piece is no tar, or ends before a member does.
+    """
+    view = memoryview(buffer)
+    position, name, size_override = 0, None, None
+    while position + BLOCK <= len(view):
+        block = view[position : position + BLOCK]
+        if block[0] == 0:  # the end marker: two blocks of zeros
+            return
+        kind, size = block[156:157].tobytes(), _number(block[124:136], position)
+        if size_override is not None and kind not in b"xgL":
+            size = size_override
+        start = position + BLOCK
+        if start + size > len(view):
+            raise ValueError(f"the member at byte {position} should have {size} bytes, {len(view) - start} are there")
+        if kind == b"x":
+            records = _pax_records(view[start : start + size].tobytes())
+            name = records.get("path", name)
+            size_override = int(records["size"]) if "size" in records else size_override
+        elif kind == b"L":
+            name = _text(view[start : start + size])
+        else:
+            if kind in (b"0", b"\0"):
+                yield Member(name or _name(block), start, size)
+            name, size_override = None, None
+        position = start + padded(size)
+
+
+def _number(field: memoryview, position: int) -> int:
+    """A header's octal number, or GNU's base-256 one for sizes of 8 GiB and more."""
+    if field[0] & 0x80:
+        return int.from_bytes(field[1:].tobytes(), "big")
+    try:
+        return int(field.tobytes().strip(b" \0") or b"0", 8)
+    except ValueError:
+        raise ValueError(f"no tar header at byte {position}") from None
+
+
+def _text(field: memoryview) -> str:
+    return field.tobytes().split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _name(block: memoryview) -> str:
+    name = _text(block[:100])
+    prefix = _text(block[345:500]) if block[257:263].tobytes() == b"ustar\0" else ""
+    return f"{prefix}/{name}" if prefix else name
+
+
+def _pax_records(data: bytes) -> dict[str, str]:
+    """PAX records: lines of `LENGTH KEY=VALUE\\n`, LENGTH counting the whole line."""
+    records = {}
+    while data:
+        length = int(data[: data.index(b" ")])
+        key, _, value = data[data.index(b" ") + 1 : length - 1].partition(b"=")
+        records[key.decode()] = value.decode("utf-8", "surrogateescape")
+        data = data[length:]
+    return records

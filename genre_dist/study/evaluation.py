@@ -1,0 +1,185 @@
+"""Evaluating a split exactly once per film on any number of ranks, and what it leaves on disk."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from genre_dist.atomic import atomic_file
+from genre_dist.config import DataConfig, derive_batches
+from genre_dist.parallel.world import World, start_world, stop_world
+from genre_dist.stream.index import SplitIndex
+from genre_dist.stream.loader import evaluation_stream
+from genre_dist.stream.manifest import Manifest, load_manifest
+from genre_dist.stream.order import Rows
+from genre_dist.stream.reader import ShardReader
+from genre_dist.study.metrics import metrics
+from genre_dist.study.run import Run, load_run
+from genre_dist.training.experiment import choose_precision
+from genre_dist.training.inputs import to_device, whole_pixels
+from genre_dist.training.loss import loss_sum
+from genre_dist.training.stopping import Stopped
+
+
+class Evaluation(NamedTuple):
+    """The predictions for a split, in stored order, on rank 0."""
+
+    split: str
+    ids: NDArray[np.int64]  # [films]
+    logits: NDArray[np.float32]  # [films, genres]
+    labels: NDArray[np.bool_]  # [films, genres]
+    metrics: dict[str, Any]
+
+
+def evaluate(
+    model: nn.Module,
+    manifest: Manifest,
+    split: str,
+    members: tuple[str, ...],
+    data: DataConfig,
+    micro_batch: int,
+    world: World,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """Predict every film of a split that has the members, each once over all ranks; the result is on rank 0.
+
+    Raises ValueError if there is no such film, Stopped if `stop` says so on any rank.
+    """
+    reader = ShardReader(manifest, split, members, data.max_tokens)
+    if reader.index.samples == 0:
+        raise ValueError(f"{manifest.folder}: no film of the {split} split has {' and '.join(members)}")
+    began = time.monotonic()
+    was_training = model.training
+    model.eval()
+    parts: list[tuple[NDArray[Any], ...]] = []
+    faults: list[str] = []
+    loss = torch.zeros(1, device=world.device)
+    stream = evaluation_stream(
+        reader, batch=micro_batch, world=world.size, rank=world.rank, workers=data.workers, prefetch=data.prefetch
+    )
+    try:
+        for batch in stream:
+            if world.any(stop()):
+                raise Stopped
+            inputs = to_device(batch, world.device, whole_pixels(data))
+            with torch.inference_mode(), autocast():
+                logits = model(inputs.images, inputs.tokens, inputs.lengths)
+            if len(batch.ids):
+                # a film that could not be read keeps its row: it is predicted from blanks, and counted
+                loss += loss_sum(logits, inputs.labels, torch.ones_like(inputs.weights))
+                parts.append((batch.ids, logits.float().cpu().numpy(), batch.labels > 0))
+                faults += batch.faults
+    finally:
+        stream.close()
+        model.train(was_training)
+    total_loss = world.sum(loss).item()
+    gathered = world.gather((parts, faults))
+    if gathered is None:
+        return None
+    seconds = time.monotonic() - began
+    ids, logits, labels = (
+        np.concatenate([part[k] for rank_parts, _ in gathered for part in rank_parts]) for k in range(3)
+    )
+    assert np.array_equal(ids, _all_ids(reader.index)), "the ranks did not evaluate exactly the films of the split"
+    told = {
+        "split": split,
+        "loss": total_loss / len(ids),
+        **metrics(logits, labels, [genre.name for genre in manifest.genres]),
+        "left_out": manifest.samples(split) - len(ids),
+        "bad_samples": sum(len(rank_faults) for _, rank_faults in gathered),
+        "samples_per_second": len(ids) / seconds,
+    }
+    return Evaluation(split, ids, logits, labels, told)
+
+
+def _all_ids(index: SplitIndex) -> NDArray[np.int64]:
+    """Every film id of a split, as the index has them."""
+    sizes = index.sizes
+    return np.concatenate(
+        [index.ids(Rows(np.full(size, number), np.arange(size))) for number, size in enumerate(sizes)]
+    )
+
+
+def evaluate_run(run_folder: Path, split: str, shards: Path | None = None) -> None:
+    """Evaluate a finished run on a split of its own (or other) shards, on all ranks that were started.
+
+    Raises ValueError if the shards have other genres or another vocabulary than the model was trained with.
+    """
+    world = start_world()
+    run = load_run(run_folder, world.device)
+    data = run.config.data
+    manifest = load_manifest(shards or data.shards)
+    _check_same_labels(run, manifest)
+    precision = choose_precision(run.config, world.device)
+    evaluation = evaluate(
+        run.model,
+        manifest,
+        split,
+        run.config.model.members,
+        data,
+        derive_batches(dataclasses.replace(data, global_batch=data.global_batch * world.size), world.size).micro,
+        world,
+        partial(torch.autocast, world.device.type, torch.bfloat16, enabled=precision == "bf16"),
+    )
+    if evaluation is not None:
+        save_evaluation(evaluation, run_folder)
+        print_evaluation(evaluation.metrics)
+    stop_world(world)
+
+
+def _check_same_labels(run: Run, manifest: Manifest) -> None:
+    if run.genres != [genre.name for genre in manifest.genres]:
+        raise ValueError(f"{manifest.folder}: its genres are not those the model was trained on")
+    trained_on = run.facts["text"]["vocabulary_sha256"]
+    if run.config.model.uses_text and manifest.text["vocabulary_sha256"] != trained_on:
+        raise ValueError(
+            f"{manifest.folder}: packed with another vocabulary than the model was trained with; its token ids would "
+            "mean other words"
+        )
+
+
+def save_evaluation(evaluation: Evaluation, run: Path) -> None:
+    """Write `predictions-<split>.parquet` and `metrics-<split>.json` into a run's folder."""
+    table = pa.table(
+        {
+            "tmdb_id": pa.array(evaluation.ids, pa.int64()),
+            "logits": pa.array(list(evaluation.logits), pa.list_(pa.float32())),
+            "labels": pa.array(list(evaluation.labels), pa.list_(pa.bool_())),
+        }
+    )
+    with atomic_file(run / f"predictions-{evaluation.split}.parquet") as file:
+        pq.write_table(table, file)
+    with atomic_file(run / f"metrics-{evaluation.split}.json", "w") as file:
+        json.dump(evaluation.metrics, file, indent=1)
+
+
+def print_evaluation(told: dict[str, Any]) -> None:
+    """The evaluation as a table for people."""
+    console = Console()
+    left_out = f", {told['left_out']:,} without what the model needs left out" if told["left_out"] else ""
+    console.print(f"[bold]{told['split']}[/]: {told['films']:,} films{left_out}, threshold {told['threshold']}")
+    for name in ("loss", "accuracy", "micro_f1", "macro_f1", "sample_f1", "mean_average_precision", "auc"):
+        console.print(f"  {name:<24}{_number(told[name])}")
+    table = Table("genre", *(["films", "F1", "precision", "recall", "accuracy", "AP", "AUC"]))
+    for genre, row in told["per_genre"].items():
+        keys = ("f1", "precision", "recall", "accuracy", "average_precision", "auc")
+        table.add_row(genre, f"{row['films']:,}", *(_number(row[key]) for key in keys))
+    console.print(table)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

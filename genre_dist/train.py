@@ -1,0 +1,72 @@
+"""Training's entry point, the module torchrun runs:
+
+    torchrun --nproc_per_node=4 -m genre_dist.train --config configs/end_to_end.yaml --data.shards shards/default
+
+Without arguments it trains the default experiment on the default shards. Started again on the same `run.dir`, it
+continues. Exit codes: 0 finished, 2 something for the user to change, 75 stopped early and to be continued.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from genre_dist.config import Config
+from genre_dist.configfile import parse_config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, train, and turn the user's mistakes into one line and exit code 2."""
+    try:
+        parsed = parse_config(sys.argv[1:] if argv is None else argv)
+        return dry_run(parsed.config) if parsed.dry_run else train(parsed.config)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+
+
+def train(config: Config) -> int:
+    """Join the other ranks and train."""
+    from genre_dist.parallel.world import start_world, stop_world
+    from genre_dist.training.loop import run_training
+
+    world = start_world(config.parallel.timeout_seconds)
+    code = run_training(config, world, _evaluate)
+    stop_world(world)
+    return code
+
+
+def dry_run(config: Config) -> int:
+    """Print what would be trained and at what cost."""
+    from genre_dist.parallel.world import world_size
+    from genre_dist.training.estimate import estimate
+
+    print(estimate(config, world_size()))
+    return 0
+
+
+def _evaluate(experiment: Any, split: str, stop: Any, final: bool) -> dict[str, Any] | None:
+    from genre_dist.study.evaluation import evaluate, print_evaluation, save_evaluation
+
+    config = experiment.config
+    evaluation = evaluate(
+        experiment.model,
+        experiment.manifest,
+        split,
+        config.model.members,
+        config.data,
+        experiment.micro_batch,
+        experiment.world,
+        experiment.autocast,
+        stop.requested,
+    )
+    if evaluation is None:
+        return None
+    if final:
+        save_evaluation(evaluation, Path(config.run.dir))
+        print_evaluation(evaluation.metrics)
+    return evaluation.metrics
+
+
+if __name__ == "__main__":
+    sys.exit(main())

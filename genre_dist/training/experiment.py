@@ -1,0 +1,123 @@
+"""What a configuration means for this world: the data, the model and how long. Everything before the first step."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from genre_dist.config import Config, derive_batches
+from genre_dist.models.classifier import GenreClassifier, parameter_groups
+from genre_dist.parallel.strategy import Strategy, check_strategy, make_strategy
+from genre_dist.parallel.world import World
+from genre_dist.stream.loader import TrainStream
+from genre_dist.stream.manifest import Manifest, load_manifest
+from genre_dist.stream.reader import ShardReader
+
+
+class Experiment(NamedTuple):
+    """A run, ready to start."""
+
+    config: Config
+    world: World
+    manifest: Manifest
+    stream: TrainStream
+    model: GenreClassifier
+    strategy: Strategy
+    autocast: Callable[[], AbstractContextManager[Any]]
+    precision: str
+    micro_batch: int
+    total_steps: int
+
+
+def open_stream(config: Config, manifest: Manifest, world_size: int, rank: int = 0) -> TrainStream:
+    """The training batches of one rank."""
+    data = config.data
+    batches = derive_batches(data, world_size)
+    reader = ShardReader(manifest, "train", config.model.members, data.max_tokens)
+    return TrainStream(
+        reader,
+        global_batch=data.global_batch,
+        micro_batch=batches.micro,
+        seed=config.run.seed,
+        world=world_size,
+        rank=rank,
+        block=data.block,
+        last_batch=data.last_batch,
+        workers=data.workers,
+        prefetch=data.prefetch,
+    )
+
+
+def build_model(config: Config, manifest: Manifest, load_weights: bool = True) -> GenreClassifier:
+    """The model a configuration describes, for the genres and words of these shards, the same for the same seed."""
+    torch.manual_seed(config.run.seed)
+    vectors = manifest.text["vectors"]
+    return GenreClassifier(
+        config.model,
+        len(manifest.genres),
+        config.data.image_size,
+        manifest.text["words"],
+        None if vectors is None else np.load(manifest.folder / vectors, allow_pickle=False),
+        load_weights,
+    )
+
+
+def total_steps(config: Config, steps_per_epoch: int) -> int:
+    return config.train.steps or config.train.epochs * steps_per_epoch
+
+
+def choose_precision(config: Config, device: torch.device) -> str:
+    """fp32 or bf16, with `auto` resolved for the device."""
+    if config.train.precision != "auto":
+        return config.train.precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+def set_up(config: Config, world: World) -> Experiment:
+    """Everything before the first step. Raises ValueError for what does not fit together."""
+    check_strategy(config, world.size)
+    batches = derive_batches(config.data, world.size)
+    manifest = load_manifest(config.data.shards)
+    stream = open_stream(config, manifest, world.size, world.rank)
+    model = build_model(config, manifest, load_weights=world.is_first).to(world.device)
+    if config.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    groups = parameter_groups(model, config.optim)
+    for group in groups:
+        group["peak_lr"] = group["lr"]
+    if not groups:
+        raise ValueError("nothing to train: every part of the model is frozen")
+    optimizer = torch.optim.AdamW(groups, betas=config.optim.betas, fused=True)
+    precision = choose_precision(config, world.device)
+    return Experiment(
+        config=config,
+        world=world,
+        manifest=manifest,
+        stream=stream,
+        model=model,
+        strategy=make_strategy(config, model, optimizer, world),
+        autocast=partial(torch.autocast, world.device.type, torch.bfloat16, enabled=precision == "bf16"),
+        precision=precision,
+        micro_batch=batches.micro,
+        total_steps=total_steps(config, stream.steps_per_epoch),
+    )
+
+
+def summary(experiment: Experiment) -> str:
+    config, stream = experiment.config, experiment.stream
+    members = config.model.members
+    left_out = experiment.manifest.samples("train") - stream.reader.index.samples
+    poster = experiment.model.poster
+    lines = [
+        f"training {config.run.dir}: {stream.reader.index.samples:,} films with {' and '.join(members)}"
+        + (f" ({left_out:,} of the split lack one and are left out)" if left_out else ""),
+        f"{experiment.total_steps:,} steps of {config.data.global_batch} films ({stream.steps_per_epoch:,} an epoch) "
+        f"on {experiment.world.size} x {experiment.world.device.type}, {experiment.precision}, "
+        f"micro-batches of {experiment.micro_batch}",
+    ]
+    if poster is not None:
+        lines.append(f"poster encoder {config.model.poster.arch}, starting weights: {poster.weights_used}")
+    return "\n".join(lines)

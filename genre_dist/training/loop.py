@@ -1,0 +1,212 @@
+"""A whole run, from shards to a trained and evaluated model: the story of training, read from top to bottom."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from genre_dist.config import Config
+from genre_dist.configfile import save_config
+from genre_dist.parallel.world import World
+from genre_dist.stream.order import hash64
+from genre_dist.stream.reader import Batch
+from genre_dist.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from genre_dist.training.experiment import Experiment, set_up, summary
+from genre_dist.training.export import finished_step, save_model
+from genre_dist.training.inputs import to_device, training_pixels
+from genre_dist.training.schedule import lr_factor, set_learning_rates
+from genre_dist.training.step import train_step
+from genre_dist.training.stopping import PREEMPTED, Stopped, StopRequest
+from genre_dist.training.tracking import Record, open_record
+from genre_dist.training.watch import Watch
+
+Evaluator = Callable[[Experiment, str, StopRequest, bool], dict[str, Any] | None]
+"""(experiment, split, stop, final) -> the split's metrics on rank 0, with its files written if it is the final one."""
+
+
+def run_training(config: Config, world: World, evaluate: Evaluator) -> int:
+    """Train, or continue, the run in `config.run.dir`; returns the exit code: 0, or PREEMPTED if asked to stop early.
+
+    Raises ValueError for what the user has to change, and for a loss that is not finite.
+    """
+    experiment = set_up(config, world)
+    folder = Path(config.run.dir)
+    start = _resume(experiment, folder)
+    if world.any(world.is_first and start == finished_step(folder) == experiment.total_steps):
+        _say(world, f"{folder} is finished: all {start} steps are done (--run.overwrite true starts it again)")
+        return 0
+    record = open_record(config, folder, start, experiment.total_steps) if world.is_first else None
+    stop = StopRequest(folder, config.run.max_minutes)
+    try:
+        _train(experiment, folder, start, record, stop, evaluate)
+        _finish(experiment, folder, record, stop, evaluate)
+    except Stopped:
+        return PREEMPTED
+    finally:
+        stop.close()
+        if record is not None:
+            record.close()
+    return 0
+
+
+def _resume(experiment: Experiment, folder: Path) -> int:
+    """Prepare the run's folder and load its newest whole checkpoint; returns the steps already done."""
+    config, world = experiment.config, experiment.world
+    checkpoints = folder / "checkpoints"
+    if world.is_first:
+        if config.run.overwrite:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "STOP").unlink(missing_ok=True)
+        save_config(config, folder / "config.yaml")
+    saved, damaged = world.broadcast(newest_checkpoint(checkpoints) if world.is_first else None)
+    for name in damaged:
+        _say(world, f"{checkpoints / name} is damaged or incomplete and is passed over")
+    if saved is None:
+        _say(world, summary(experiment))
+        return 0
+    for key, value in _identity(experiment).items():
+        if saved.facts.get(key) != value:
+            raise ValueError(
+                f"{folder} was trained with {key}={saved.facts.get(key)}, now it is {value}: continue with the same "
+                "data and order, choose another run.dir, or pass --run.overwrite true"
+            )
+    load_checkpoint(saved, experiment.strategy, world)
+    _say(world, f"continuing {folder} after step {saved.step} of {experiment.total_steps} ({saved.path.name})")
+    return saved.step
+
+
+def _identity(experiment: Experiment) -> dict[str, Any]:
+    """What must not change when a run is continued: it decides which films each step trains on."""
+    data = experiment.config.data
+    return {
+        "data_fingerprint": experiment.manifest.fingerprint,
+        "members": list(experiment.config.model.members),
+        "seed": experiment.config.run.seed,
+        "global_batch": data.global_batch,
+        "block": data.block,
+        "last_batch": data.last_batch,
+    }
+
+
+def _train(
+    experiment: Experiment,
+    folder: Path,
+    start: int,
+    record: Record | None,
+    stop: StopRequest,
+    evaluate: Evaluator,
+) -> None:
+    """Steps `start` to the last: train, record, evaluate, save. Raises Stopped after saving if asked to stop."""
+    config, world, stream, strategy = experiment.config, experiment.world, experiment.stream, experiment.strategy
+    if start >= experiment.total_steps:
+        return
+    evaluate_every = config.train.eval_every_steps or stream.steps_per_epoch
+    watch = Watch(experiment, record)
+    experiment.model.train()
+    batches = stream.batches(start)
+    try:
+        for position in range(start, experiment.total_steps):
+            asked = time.monotonic()
+            micro_batches = next(batches)
+            waited = time.monotonic() - asked
+            epoch = position // stream.steps_per_epoch
+            torch.manual_seed(int(hash64(config.run.seed, position, world.rank)[0] >> np.uint64(1)))  # for dropout
+            set_learning_rates(strategy.optimizer, lr_factor(position, experiment.total_steps, config.optim))
+            prepare = partial(
+                to_device, device=world.device, pixels=training_pixels(config.data, config.run.seed, epoch)
+            )
+            result = train_step(
+                strategy, micro_batches, prepare, experiment.autocast, world, config.optim.clip_norm, stop.requested()
+            )
+            _note_faults(folder, micro_batches)
+            done = position + 1
+            stopping = watch.step(done, epoch, result, waited)
+            last = done == experiment.total_steps
+            if done % evaluate_every == 0 and not last and not stopping:
+                watch.flush()
+                stopping = not _validate(experiment, record, done, epoch, stop, evaluate)
+                watch.restart_clock()
+            if last or stopping or (config.checkpoint.every_steps and done % config.checkpoint.every_steps == 0):
+                watch.flush()
+                _save(experiment, folder, done)
+                watch.restart_clock()
+            if stopping and not last:
+                _say(world, f"asked to stop ({stop.reason or 'by another rank'}): saved after step {done}")
+                raise Stopped
+    finally:
+        batches.close()
+
+
+def _validate(
+    experiment: Experiment, record: Record | None, done: int, epoch: int, stop: StopRequest, evaluate: Evaluator
+) -> bool:
+    """Evaluate the val split into the record; False if it was given up because somebody asked to stop."""
+    if experiment.manifest.samples("val", experiment.config.model.members) == 0:
+        return True
+    experiment.strategy.sync_buffers()
+    try:
+        told = evaluate(experiment, "val", stop, False)
+    except Stopped:
+        return False
+    if record is not None and told is not None:
+        record.write(_row("val", done, epoch, told))
+    return True
+
+
+def _row(kind: str, step: int, epoch: int, told: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": kind, "step": step, "epoch": epoch, "data_wait": 0.0} | {
+        key: value for key, value in told.items() if key not in ("per_genre", "split", "threshold")
+    }
+
+
+def _save(experiment: Experiment, folder: Path, done: int) -> None:
+    save_checkpoint(
+        folder / "checkpoints",
+        done,
+        experiment.strategy,
+        _identity(experiment),
+        experiment.world,
+        experiment.config.checkpoint.keep,
+    )
+
+
+def _finish(
+    experiment: Experiment, folder: Path, record: Record | None, stop: StopRequest, evaluate: Evaluator
+) -> None:
+    """The end of a run: evaluate val and test, write their files, the weights and what is needed to use them."""
+    world, done = experiment.world, experiment.total_steps
+    epoch = (done - 1) // experiment.stream.steps_per_epoch
+    experiment.strategy.sync_buffers()
+    for split in ("val", "test"):
+        if experiment.manifest.samples(split, experiment.config.model.members) == 0:
+            _say(world, f"no film of the {split} split has what the model needs; not evaluated")
+            continue
+        told = evaluate(experiment, split, stop, True)
+        if record is not None and told is not None:
+            record.write(_row(split, done, epoch, told))
+    if world.is_first:
+        save_model(folder, experiment.model, experiment.manifest, done)
+    world.barrier()
+    _say(world, f"finished {folder}: model.safetensors, metrics.jsonl, metrics-val.json, metrics-test.json")
+
+
+def _note_faults(folder: Path, micro_batches: list[Batch]) -> None:
+    """Name samples that could not be read, in the run's faults.log and on stderr; each rank its own."""
+    lines = [fault for batch in micro_batches for fault in batch.faults]
+    if lines:
+        with open(folder / "faults.log", "a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        for line in lines:
+            print(f"warning: left out of training: {line}", file=sys.stderr, flush=True)
+
+
+def _say(world: World, message: str) -> None:
+    if world.is_first:
+        print(message, flush=True)

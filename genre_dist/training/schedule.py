@@ -1,0 +1,27 @@
+"""The learning rate as a pure function of the step, so that nothing has to be saved to resume it."""
+
+import math
+
+from torch.optim import Optimizer
+
+from genre_dist.config import OptimConfig
+
+
+def lr_factor(step: int, total_steps: int, optim: OptimConfig) -> float:
+    """Share of the peak learning rate at a step (counted from 0): linear warm-up, then the schedule.
+
+    Cosine: Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983, without restarts.
+    """
+    warmup = min(optim.warmup_steps, total_steps // 10)
+    if step < warmup:
+        return (step + 1) / warmup
+    if optim.schedule == "constant":
+        return 1.0
+    share = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    return optim.final_lr_fraction + (1 - optim.final_lr_fraction) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def set_learning_rates(optimizer: Optimizer, factor: float) -> None:
+    """Each group's rate: its peak times the factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor

@@ -1,0 +1,51 @@
+"""One optimizer step: micro-batches in, one exchange of gradients, one update."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from genre_dist.parallel.strategy import Strategy
+from genre_dist.parallel.world import World
+from genre_dist.stream.reader import Batch
+from genre_dist.training.inputs import Inputs
+from genre_dist.training.loss import loss_sum
+
+
+class StepResult(NamedTuple):
+    """What a step knows of itself over all ranks; tensors, so that nobody waits for the device before they are read."""
+
+    totals: Tensor  # [sum of losses, samples, bad samples, ranks asked to stop]
+    grad_norm: Tensor
+
+
+def train_step(
+    strategy: Strategy,
+    micro_batches: list[Batch],
+    prepare: Callable[[Batch], Inputs],
+    autocast: Callable[[], AbstractContextManager[Any]],
+    world: World,
+    clip_norm: float | None,
+    stop: bool,
+) -> StepResult:
+    """Forward and backward over the rank's micro-batches, then one update of the weights.
+
+    The gradient is that of (sum of all samples' losses over all ranks) / (number of samples over all ranks).
+    """
+    samples = sum(float(batch.weights.sum()) for batch in micro_batches)
+    bad = sum(len(batch.faults) for batch in micro_batches)
+    counts = world.sum(torch.tensor([samples, bad, float(stop)], device=world.device))  # [3]
+    count = counts[0].clamp(min=1)
+    losses = torch.zeros(1, device=world.device)
+    for number, batch in enumerate(micro_batches, 1):
+        inputs = prepare(batch)
+        with strategy.micro_batch(last=number == len(micro_batches)):
+            with autocast():
+                logits = strategy.forward(inputs.images, inputs.tokens, inputs.lengths)
+            loss = loss_sum(logits, inputs.labels, inputs.weights)
+            strategy.backward(loss / count)
+        losses += loss.detach()
+    norm = strategy.step(clip_norm)
+    return StepResult(torch.cat([world.sum(losses), counts]), norm)

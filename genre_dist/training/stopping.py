@@ -1,0 +1,50 @@
+"""Asking a run to stop: SIGTERM, SIGUSR1 (SLURM's warning), SIGINT, a STOP file in the run's folder, a time budget.
+
+A request is only noted here. The loop asks at every step and every evaluation batch, all ranks agree, a checkpoint is
+written, and the process exits with `PREEMPTED`, which a SLURM script turns into a requeue.
+"""
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+PREEMPTED = 75
+"""Exit code of a run that stopped early and can be continued (EX_TEMPFAIL of sysexits.h)."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Stopped(Exception):  # noqa: N818 (no error: somebody asked)
+    """Work was given up on all ranks because one was asked to stop."""
+
+
+class StopRequest:
+    """Notes that somebody wants this process to stop. A second SIGINT interrupts at once."""
+
+    def __init__(
+        self, run: Path, max_minutes: float | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.reason: str | None = None
+        self._file = run / "STOP"
+        self._clock = clock
+        self._deadline = None if max_minutes is None else clock() + 60 * max_minutes
+        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+
+    def requested(self) -> bool:
+        """Whether this process was asked to stop."""
+        if self.reason is None and self._file.exists():
+            self.reason = f"the file {self._file}"
+        if self.reason is None and self._deadline is not None and self._clock() >= self._deadline:
+            self.reason = "run.max_minutes"
+        return self.reason is not None
+
+    def close(self) -> None:
+        """Give the signals back to whoever had them."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.reason is not None:
+            raise KeyboardInterrupt
+        self.reason = signal.Signals(number).name

@@ -1,0 +1,120 @@
+"""Watching a run: each step becomes a row of the record, and what must stop the run is found."""
+
+import time
+
+import numpy as np
+import torch
+
+from genre_dist.training.experiment import Experiment
+from genre_dist.training.step import StepResult
+from genre_dist.training.throughput import forward_flops, peak_flops, peak_memory_bytes
+from genre_dist.training.tracking import Record
+
+ALWAYS_TOLERATED = 8
+"""Bad samples an epoch may have whatever its size, before data.max_bad_fraction counts."""
+
+
+class Watch:
+    """Turns steps into rows of the record, one step late so that the device never has to be waited for.
+
+    What must stop the run (a loss that is not finite, too many bad samples) is found here, on all ranks together since
+    the numbers are sums over all ranks.
+    """
+
+    def __init__(self, experiment: Experiment, record: Record | None) -> None:
+        self.experiment, self.record = experiment, record
+        self.pending: tuple[int, int, StepResult, float, float] | None = None
+        self.stop_asked = False
+        self.bad: dict[int, int] = {}  # epoch -> samples that could not be read
+        self.flops_per_sample: float | None = None
+        self.peak = peak_flops(experiment.world.device, experiment.precision) * experiment.world.size
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        self.began = time.monotonic()
+
+    def step(self, done: int, epoch: int, result: StepResult, waited: float) -> bool:
+        """Note a step; returns whether any rank was asked to stop."""
+        self.flush()
+        now = time.monotonic()
+        self.pending = (done, epoch, result, waited, now - self.began)
+        self.began = now
+        if self.experiment.world.device.type == "cpu":  # nothing runs ahead there
+            self.flush()
+        return self.stop_asked
+
+    def flush(self) -> None:
+        """Write what is pending."""
+        if self.pending is not None:
+            previous, self.pending = self.pending, None
+            self._write(*previous)
+
+    def _write(self, done: int, epoch: int, result: StepResult, waited: float, seconds: float) -> None:
+        total, samples, bad, stopping = result.totals.tolist()
+        self.stop_asked = stopping > 0
+        norm = float(result.grad_norm)
+        loss = total / max(1.0, samples)
+        if not (np.isfinite(loss) and np.isfinite(norm)):
+            raise ValueError(self._not_finite(done, loss, norm))
+        self._check_bad(epoch, int(bad))
+        if self.record is None or done % self.experiment.config.train.log_every_steps:
+            return
+        rates = {group["name"]: group["lr"] for group in self.experiment.strategy.optimizer.param_groups}
+        self.record.write(
+            {
+                "kind": "train",
+                "step": done,
+                "epoch": epoch,
+                "loss": loss,
+                "grad_norm": norm,
+                "samples": int(samples),
+                "bad_samples": int(bad),
+                "samples_per_second": samples / seconds,
+                "step_seconds": seconds,
+                "data_wait": min(1.0, waited / seconds),
+                "mfu": self._mfu(samples / seconds),
+                "memory_bytes": peak_memory_bytes(self.experiment.world.device),
+                **{f"lr_{name}": rate for name, rate in rates.items() if "." not in name},
+            }
+        )
+
+    def _check_bad(self, epoch: int, bad: int) -> None:
+        self.bad[epoch] = self.bad.get(epoch, 0) + bad
+        limit = self.experiment.config.data.max_bad_fraction
+        allowed = max(ALWAYS_TOLERATED, limit * self.experiment.stream.reader.index.samples)
+        if self.bad[epoch] > allowed:
+            raise ValueError(
+                f"{self.bad[epoch]} samples of epoch {epoch} could not be read, more than data.max_bad_fraction="
+                f"{limit} allows; faults.log in {self.experiment.config.run.dir} names them. Check the shards with "
+                f"`genre-dist inspect {self.experiment.manifest.folder} --verify`"
+            )
+
+    def _not_finite(self, done: int, loss: float, norm: float) -> str:
+        ids = self.experiment.stream.step_ids(done - 1)
+        return (
+            f"step {done}: the loss is {loss} and the gradient's norm {norm}; stopped on all ranks, checkpoints hold "
+            "earlier steps only. Lower the learning rates, lengthen optim.warmup_steps or use fp32. Films of the step: "
+            + " ".join(map(str, ids))
+        )
+
+    def _mfu(self, samples_per_second: float) -> float:
+        """Share of the devices' peak that is used; 0 where the peak is unknown, never a guess."""
+        if not self.peak:
+            return 0.0
+        if self.flops_per_sample is None:
+            self.flops_per_sample = _training_flops(self.experiment)
+        return samples_per_second * self.flops_per_sample / self.peak
+
+
+def _training_flops(experiment: Experiment) -> float:
+    """Floating-point operations of one training sample with a text of 55 tokens: forward, and twice that backward."""
+    config, device = experiment.config, experiment.world.device
+    size = config.data.image_size
+    images = torch.zeros(1, 3, size, size, device=device) if config.model.uses_poster else None
+    tokens = torch.zeros(1, 55, dtype=torch.long, device=device) if config.model.uses_text else None
+    lengths = None if tokens is None else torch.tensor([55])
+    was_training = experiment.model.training
+    experiment.model.eval()
+    forward = forward_flops(experiment.model, images, tokens, lengths)
+    experiment.model.train(was_training)
+    return 3 * forward
