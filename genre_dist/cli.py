@@ -181,13 +181,10 @@ def _order(arguments: Namespace) -> None:
     if arguments.rank is not None and not 0 <= arguments.rank < world:
         raise ValueError(f"--rank {arguments.rank} is not one of {world} ranks (0 to {world - 1})")
     order = EpochOrder(index.sizes, batch, arguments.seed, arguments.epoch, arguments.block, arguments.last_batch)
-    lanes = (
-        (0, batch)
-        if arguments.rank is None
-        else (arguments.rank * batch // world, (arguments.rank + 1) * batch // world)
-    )
+    share = batch // world
+    first, last = (0, batch) if arguments.rank is None else (arguments.rank * share, (arguments.rank + 1) * share)
     for step in range(order.steps)[_slice(arguments.steps)]:
-        print(f"{step}\t{' '.join(map(str, index.ids(order.rows(step, *lanes))))}")
+        print(f"{step}\t{' '.join(map(str, index.ids(order.rows(step, first, last))))}")
 
 
 def _slice(text: str) -> slice:

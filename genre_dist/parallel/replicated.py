@@ -1,5 +1,6 @@
 """Every rank holds the whole model: one process alone, or several with DistributedDataParallel."""
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,13 +22,18 @@ class Replicated:
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._parallel: DistributedDataParallel | None = None
         if world.size > 1:
-            # BatchNorm's buffers may differ between the ranks until sync_buffers averages them
-            self._parallel = DistributedDataParallel(
-                model,
-                device_ids=[world.device.index] if world.device.type == "cuda" else None,
-                gradient_as_bucket_view=True,
-                broadcast_buffers=False,
-            )
+            with torch.no_grad():
+                for tensor in (*model.parameters(), *model.buffers()):
+                    dist.broadcast(tensor, 0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # its new name is not in every torch we support
+                self._parallel = DistributedDataParallel(
+                    model,
+                    device_ids=[world.device.index] if world.device.type == "cuda" else None,
+                    gradient_as_bucket_view=True,
+                    # BatchNorm's buffers may differ between the ranks until sync_buffers averages them
+                    broadcast_buffers=False,
+                )
 
     def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
         return nullcontext() if last or self._parallel is None else self._parallel.no_sync()

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from genre_dist.config import Config
 from genre_dist.configfile import load_config
 from genre_dist.models.classifier import GenreClassifier
+from genre_dist.models.poster import load_state
 from genre_dist.prepare.vocabulary import load_words
 from genre_dist.training.export import FACTS, WEIGHTS, WORDS
 
@@ -50,5 +51,5 @@ def load_run(folder: Path, device: torch.device) -> Run:
         None if embedding is None else embedding.numpy(),
         load_weights=False,
     )
-    model.load_state_dict(weights)
+    load_state(model, weights, str(folder / WEIGHTS), "the run's config.yaml")
     return Run(config, model.to(device).eval(), [genre["name"] for genre in facts["genres"]], facts, words)

@@ -8,6 +8,7 @@ table consists of, and only tensors are stored, so nothing in a checkpoint can r
 import json
 import pickle
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +74,9 @@ def save_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
     world.barrier()
     tensors = _only_tensors(strategy.state_dict())
-    dcp.save(tensors, storage_writer=FileSystemWriter(partial), no_dist=world.size == 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that a single process saves by itself is no news
+        dcp.save(tensors, storage_writer=FileSystemWriter(partial), no_dist=world.size == 1)
     if world.is_first:
         with atomic_file(partial / "facts.json", "w") as file:
             json.dump(facts | {"step": step, "world": world.size}, file, indent=1)

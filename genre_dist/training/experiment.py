@@ -65,6 +65,22 @@ def build_model(config: Config, manifest: Manifest, load_weights: bool = True) -
     )
 
 
+def _build_on_all(config: Config, manifest: Manifest, world: World) -> GenreClassifier:
+    """Build the model on every rank; only rank 0 reads weights, the others are sent them when training starts.
+
+    A file only rank 0 could not read must not leave the others waiting, so all ranks fail together.
+    """
+    model, problem = None, None
+    try:
+        model = build_model(config, manifest, load_weights=world.is_first)
+    except ValueError as error:
+        problem = str(error)
+    problem = world.broadcast(problem) or problem
+    if model is None or problem:
+        raise ValueError(problem)
+    return model
+
+
 def total_steps(config: Config, steps_per_epoch: int) -> int:
     return config.train.steps or config.train.epochs * steps_per_epoch
 
@@ -82,7 +98,7 @@ def set_up(config: Config, world: World) -> Experiment:
     batches = derive_batches(config.data, world.size)
     manifest = load_manifest(config.data.shards)
     stream = open_stream(config, manifest, world.size, world.rank)
-    model = build_model(config, manifest, load_weights=world.is_first).to(world.device)
+    model = _build_on_all(config, manifest, world).to(world.device)
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     groups = parameter_groups(model, config.optim)
