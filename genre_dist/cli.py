@@ -90,6 +90,12 @@ def _parser() -> ArgumentParser:
     verb.add_argument("--poster", type=Path, help="an image file")
     verb.add_argument("--overview", help="the film's overview")
     verb.set_defaults(run=_predict)
+
+    verb = verbs.add_parser("compare", help="put runs side by side, with intervals for their differences")
+    verb.add_argument("folders", metavar="RUN", type=Path, nargs="+")
+    verb.add_argument("--split", choices=["train", "val", "test"], default="test")
+    verb.add_argument("--out", type=Path, default=Path("report"), help="where comparison.json goes")
+    verb.set_defaults(run=_compare)
     return parser
 
 
@@ -211,6 +217,12 @@ def _predict(arguments: Namespace) -> None:
     run = load_run(arguments.folder, device)
     for genre, probability in predict(run, arguments.poster, arguments.overview, device):
         print(f"{probability:7.2%}  {genre}")
+
+
+def _compare(arguments: Namespace) -> None:
+    from genre_dist.study.comparison import compare
+
+    compare(arguments.folders, arguments.split, arguments.out)
 
 
 def _names(text: str) -> tuple[str, ...]:

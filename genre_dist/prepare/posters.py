@@ -13,6 +13,8 @@ Fit = Literal["squash", "crop", "pad"]
 
 MAX_PIXELS = 64_000_000
 """A poster with more pixels is refused before it is decoded (a small file can name any size)."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What posters may be; Pillow knows formats that start other programs (EPS runs Ghostscript)."""
 _EXIF_ORIENTATION = 0x0112
 
 Image.MAX_IMAGE_PIXELS = None  # the limit above is checked instead, from the header
@@ -36,14 +38,14 @@ def load_rgb(data: bytes) -> tuple[NDArray[np.uint8], bool]:
     whole image, or larger than MAX_PIXELS.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:  # reads the header only
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # reads the header only
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are more than the limit of {MAX_PIXELS:,}")
             upright = image.getexif().get(_EXIF_ORIENTATION, 1) == 1
             if image.format == "JPEG" and image.mode == "RGB" and upright:
                 return simplejpeg.decode_jpeg(data, colorspace="RGB"), True
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB")), False
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # for damaged files Pillow raises errors of many kinds
         raise ValueError(f"not a whole image: {error}") from None
 
 

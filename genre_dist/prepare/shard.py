@@ -63,8 +63,9 @@ def finished(job: Job) -> dict[str, Any] | None:
     path = report_path(job.out / job.file)
     if not path.is_file():
         return None
-    report = json.loads(path.read_text())
-    return report if report["key"] == recipe_key(job) else None
+    report: dict[str, Any] = json.loads(path.read_text())
+    whole = (job.out / job.file).is_file() and (job.out / job.file).stat().st_size == report["shard"]["bytes"]
+    return report if report["key"] == recipe_key(job) and whole and index_path(job.out / job.file).is_file() else None
 
 
 def pack_shard(job: Job) -> dict[str, Any]:

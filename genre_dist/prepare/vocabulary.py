@@ -47,7 +47,7 @@ def choose_words(counts: Counter[str], with_vector: Iterable[str] = (), least: i
     Words seen once and without a vector are left to <unk>, so that <unk> gets trained.
     """
     known = set(with_vector)
-    kept = [word for word, count in counts.items() if count >= least or word in known]
+    kept = [word for word, count in counts.items() if (count >= least or word in known) and word not in SPECIAL]
     return [*SPECIAL, *sorted(kept, key=lambda word: (-counts[word], word))]
 
 
@@ -64,7 +64,10 @@ def read_vectors(path: Path, wanted: Mapping[str, int] | set[str]) -> dict[str, 
         if word not in wanted or word in found:
             continue
         try:
-            found[word] = np.array(values, np.float32)
+            vector = np.array(values, np.float32)
+            if not np.isfinite(vector).all():
+                raise ValueError
+            found[word] = vector
         except ValueError:
             raise ValueError(f"{path} line {number}: a value of `{word}` is no number; fetch the file again") from None
     return found

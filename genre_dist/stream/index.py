@@ -63,13 +63,18 @@ class SplitIndex:
         path = index_path(self.folder / shard.file)
         try:
             records = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{path}: the shard's index cannot be read ({error}); pack the shards again") from None
-        if records.dtype != RECORD or len(records) != shard.samples:
+        if records.dtype != RECORD or records.shape != (shard.samples,):
             raise ValueError(
-                f"{path}: {len(records)} records where the manifest has {shard.samples}; pack the shards again"
+                f"{path}: not an index of the manifest's {shard.samples} samples (found {list(records.shape)} of "
+                f"{records.dtype}); pack the shards again"
             )
         wanted = (records["has"] & self._wanted) == self._wanted
         selected = records if wanted.all() else records[wanted]
-        assert len(selected) == self.sizes[number], f"{path} disagrees with the manifest's counts"
+        if len(selected) != self.sizes[number]:
+            raise ValueError(
+                f"{path}: {len(selected)} samples have the wanted members where the manifest counts "
+                f"{self.sizes[number]}; pack the shards again"
+            )
         return selected

@@ -54,8 +54,11 @@ class TrainStream:
         self.steps_per_epoch = self._current.steps
         if self.steps_per_epoch == 0:
             raise ValueError(_nothing_to_train_on(reader, global_batch))
+        if global_batch % world:
+            raise ValueError(f"{world} ranks cannot share a global batch of {global_batch} evenly")
         share = global_batch // world
-        self._lanes = [(first, first + micro_batch) for first in range(rank * share, (rank + 1) * share, micro_batch)]
+        end = (rank + 1) * share
+        self._lanes = [(first, min(first + micro_batch, end)) for first in range(rank * share, end, micro_batch)]
         self._workers, self._prefetch = workers, prefetch
 
     def order(self, epoch: int) -> EpochOrder:
@@ -102,7 +105,7 @@ def evaluation_stream(
 ) -> Generator[Batch, None, None]:
     """One rank's part of a split, every sample once over all ranks, the same number of batches on each."""
     places = evaluation_batches(reader.index.sizes, world, rank, batch)
-    return read_ahead(iter(places), reader.read, workers, prefetch)
+    return read_ahead(places, reader.read, workers, prefetch)
 
 
 def read_ahead(tasks: Iterable[T], work: Callable[[T], R], workers: int, ahead: int) -> Generator[R, None, None]:

@@ -32,7 +32,10 @@ class Shard:
     sha256: str
 
     def count(self, members: tuple[str, ...]) -> int:
-        """How many samples have all of these members."""
+        """How many samples have all of these members. Raises ValueError for a member that films never have."""
+        unknown = set(members) - {"poster", "overview"}
+        if unknown:
+            raise ValueError(f"films have poster and overview, not {', '.join(sorted(unknown))}")
         if set(members) == {"poster", "overview"}:
             return self.both
         return {"poster": self.poster, "overview": self.overview}[members[0]] if members else self.samples
@@ -105,7 +108,7 @@ def load_manifest(folder: Path | str) -> Manifest:
         told = json.loads(path.read_text())
         schema = told.pop("schema")
         told.pop("format")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: not a manifest of genre_dist ({error}); pack the shards again") from None
     if schema != SCHEMA:
         raise ValueError(
@@ -113,7 +116,7 @@ def load_manifest(folder: Path | str) -> Manifest:
             "the genre_dist that packed them"
         )
     try:
-        return Manifest(
+        manifest = Manifest(
             folder=folder,
             **told
             | {
@@ -124,3 +127,7 @@ def load_manifest(folder: Path | str) -> Manifest:
         )
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path}: a field is missing or unknown ({error}); pack the shards again") from None
+    for shard in manifest.shards:
+        if shard.split not in SPLITS:
+            raise ValueError(f"{path}: {shard.file} is of an unknown split `{shard.split}`; pack the shards again")
+    return manifest

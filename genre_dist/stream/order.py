@@ -10,7 +10,7 @@ a draw, so an order never changes with a library's version and nothing has to be
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -123,7 +123,7 @@ def steps_per_epoch(samples: int, global_batch: int, last_batch: Literal["keep",
     return samples // global_batch if last_batch == "drop" else -(-samples // global_batch)
 
 
-def evaluation_batches(sizes: Sequence[int], world: int, rank: int, batch: int) -> list[Rows]:
+def evaluation_batches(sizes: Sequence[int], world: int, rank: int, batch: int) -> Iterator[Rows]:
     """The batches in which one rank evaluates its part of a split, in stored order, every sample once over all ranks.
 
     Every rank gets the same number of batches; the last ones of a rank may be smaller or empty.
@@ -132,10 +132,8 @@ def evaluation_batches(sizes: Sequence[int], world: int, rank: int, batch: int) 
     samples = int(ends[-1]) if len(ends) else 0
     first, last = rank * samples // world, (rank + 1) * samples // world
     count = math.ceil(math.ceil(samples / world) / batch)
-    batches = []
     for number in range(count):
         begin = min(first + number * batch, last)
         positions = np.arange(begin, min(begin + batch, last), dtype=np.int64)
         shard = np.searchsorted(ends, positions, side="right")
-        batches.append(Rows(shard, positions - ends[shard] + np.asarray(sizes, np.int64)[shard]))
-    return batches
+        yield Rows(shard, positions - ends[shard] + np.asarray(sizes, np.int64)[shard])

@@ -68,7 +68,8 @@ class ShardReader:
                 parts = self._members(int(rows.shard[number]), records[number])
                 self._label(parts, batch.labels[number])
                 if has_text:
-                    texts[number] = load_tokens(parts["tokens.npy"])[: self.max_tokens]
+                    tokens = load_tokens(parts["tokens.npy"], int(self.manifest.text["words"]))
+                    texts[number] = tokens[: self.max_tokens]
                 if batch.images is not None:
                     decode_jpeg(parts["jpg"], batch.images[number])
             except (ValueError, KeyError, OSError) as error:
@@ -88,7 +89,7 @@ class ShardReader:
         return read_members(data, int(record["id"]))
 
     def _label(self, parts: dict[str, bytes], out: NDArray[np.float32]) -> None:
-        for genre in json.loads(parts["json"])["genre_ids"]:
+        for genre in load_genres(parts["json"]):
             if genre not in self._genre_of_id:
                 raise ValueError(f"the genre {genre} is not in the manifest")
             out[self._genre_of_id[genre]] = 1
@@ -139,9 +140,24 @@ def read_members(data: bytes, film: int) -> dict[str, bytes]:
     return parts
 
 
-def load_tokens(data: bytes) -> NDArray[np.int32]:
-    """A member .tokens.npy -> int32 [length]. Raises ValueError if it is anything else."""
-    array: Any = np.load(io.BytesIO(data), allow_pickle=False)
-    if array.ndim != 1 or array.dtype != np.int32:
-        raise ValueError(f"tokens are int32 [length], found {array.dtype} {list(array.shape)}")
+def load_tokens(data: bytes, words: int) -> NDArray[np.int32]:
+    """A member .tokens.npy -> int32 [length], ids of a vocabulary of `words`. Raises ValueError if it is anything else."""
+    try:
+        array: Any = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # for a damaged header NumPy raises errors of many kinds
+        raise ValueError(f"the tokens are no NumPy array ({error})") from None
+    if getattr(array, "ndim", None) != 1 or array.dtype != np.int32:
+        raise ValueError("the tokens are no int32 array of one dimension")
+    if len(array) and not 0 <= array.min() <= array.max() < words:
+        wrong = array[(array < 0) | (array >= words)][0]
+        raise ValueError(f"the token {wrong} is outside the vocabulary of {words} words")
     return array
+
+
+def load_genres(data: bytes) -> list[int]:
+    """The genre ids in a member .json. Raises ValueError if there are none."""
+    told = json.loads(data)
+    genres = told.get("genre_ids") if isinstance(told, dict) else None
+    if not isinstance(genres, list) or not all(isinstance(genre, int) for genre in genres):
+        raise ValueError("the member .json has no list of genre_ids")
+    return genres

@@ -35,7 +35,7 @@ def header(name: str, size: int) -> bytes:
 def members(buffer: bytes | memoryview) -> Iterator[Member]:
     """Regular files in a piece of a tar that begins at a header.
 
-    Raises ValueError naming the offset where the piece is no tar, or ends before a member does.
+    Raises ValueError naming the offset where the piece is no tar, or ends inside a header or a member.
     """
     view = memoryview(buffer)
     position, name, size_override = 0, None, None
@@ -43,11 +43,13 @@ def members(buffer: bytes | memoryview) -> Iterator[Member]:
         block = view[position : position + BLOCK]
         if block[0] == 0:  # the end marker: two blocks of zeros
             return
+        if block[257:262] != b"ustar":  # the same in USTAR, PAX and GNU headers
+            raise ValueError(f"no tar header at byte {position}")
         kind, size = block[156:157].tobytes(), _number(block[124:136], position)
         if size_override is not None and kind not in b"xgL":
             size = size_override
         start = position + BLOCK
-        if start + size > len(view):
+        if size < 0 or start + size > len(view):
             raise ValueError(f"the member at byte {position} should have {size} bytes, {len(view) - start} are there")
         if kind == b"x":
             records = _pax_records(view[start : start + size].tobytes())
@@ -60,6 +62,8 @@ def members(buffer: bytes | memoryview) -> Iterator[Member]:
                 yield Member(name or _name(block), start, size)
             name, size_override = None, None
         position = start + padded(size)
+    if position < len(view) and view[position]:
+        raise ValueError(f"the tar header at byte {position} is cut short")
 
 
 def _number(field: memoryview, position: int) -> int:
@@ -87,6 +91,8 @@ def _pax_records(data: bytes) -> dict[str, str]:
     records = {}
     while data:
         length = int(data[: data.index(b" ")])
+        if not 0 < length <= len(data):
+            raise ValueError(f"a PAX record of {length} bytes where {len(data)} are left")
         key, _, value = data[data.index(b" ") + 1 : length - 1].partition(b"=")
         records[key.decode()] = value.decode("utf-8", "surrogateescape")
         data = data[length:]

@@ -1,0 +1,76 @@
+"""What every benchmark shares: its options, its rows, and the machine it ran on.
+
+A benchmark is a script `benchmarks/NAME.py [--quick] [--json FILE]` that prints a Markdown table; `--quick` ends within a
+minute. Machines are noisy: a row gives the median of repeated measurements and their spread, and what is compared is
+measured alternately in one run.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured claim."""
+
+    claim: str
+    value: float
+    unit: str
+    goal: str = ""
+    holds: bool | None = None
+    """Whether the goal is met; None where there is no goal."""
+    spread: str = ""
+    machine: str = ""
+
+
+def options(description: str) -> argparse.Namespace:
+    """The options every benchmark takes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="a smaller form that ends within a minute")
+    parser.add_argument("--json", type=Path, help="write the rows here as well")
+    return parser.parse_args()
+
+
+def measured(claim: str, values: Sequence[float], unit: str) -> Row:
+    """The median of repeated measurements, with the smallest and largest as spread."""
+    spread = f"{min(values):.4g} to {max(values):.4g} of {len(values)}"
+    return Row(claim=claim, value=statistics.median(values), unit=unit, spread=spread)
+
+
+def report(rows: Sequence[Row], json_file: Path | None) -> None:
+    """Print the rows as a table and write them to a file if one is named."""
+    here = machine()
+    rows = [dataclasses.replace(row, machine=here) for row in rows]
+    print(f"Machine: {here}\n")
+    print("| claim | value | unit | spread | goal | holds |\n| --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        holds = {True: "yes", False: "**no**", None: ""}[row.holds]
+        print(f"| {row.claim} | {row.value:.4g} | {row.unit} | {row.spread} | {row.goal} | {holds} |")
+    if json_file:
+        json_file.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+
+
+def machine() -> str:
+    """Processor, cores, memory, GPU and versions, in one line."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    return (
+        f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB{gpu}; "
+        f"Python {platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
