@@ -136,9 +136,9 @@ class DataConfig:
     block: int = 32
     """Samples of a lane that are permuted together; larger mixes better, smaller reads more sequentially."""
     workers: int = 2
-    """Decoding threads per rank; 0 decodes in the training thread."""
+    """Reader processes per rank; 0 reads in the training process."""
     prefetch: int = 2
-    """Batches decoded ahead of the one in use: the bound on samples in flight."""
+    """Micro-batches read ahead of those in use: the bound on samples in flight."""
     max_bad_fraction: float = 0.01
     """Stop when more than this share of an epoch (and more than 8 samples) could not be read."""
 

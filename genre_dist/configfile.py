@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import re
 import typing
 import warnings
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 
 from genre_dist.config import Config
 
@@ -31,6 +32,7 @@ def config_parser(prog: str = "python -m genre_dist.train") -> ArgumentParser:
     parser = ArgumentParser(
         prog=prog,
         exit_on_error=False,
+        allow_abbrev=False,
         description=f"Train. Without --config: the defaults below, which are those of {DEFAULT_FILE}.",
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file; later options override it")
@@ -47,6 +49,7 @@ def parse_config(argv: Sequence[str], prog: str = "python -m genre_dist.train") 
     parser = config_parser(prog)
     try:
         namespace = parser.parse_args(list(argv))
+        _check_sections(namespace)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             values = parser.instantiate(namespace)
@@ -92,6 +95,16 @@ def nearest_option(key: str) -> str | None:
     return found[0] if found else None
 
 
+def _check_sections(namespace: Any, cls: type = Config, prefix: str = "") -> None:
+    """Raise ValueError if something else stands where a section of keys belongs."""
+    for name, kind in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            value = getattr(namespace, name)
+            if not isinstance(value, Namespace):
+                raise ValueError(f"configuration key `{prefix}{name}` is a section of keys, found: {value}")
+            _check_sections(value, kind, f"{prefix}{name}.")
+
+
 def _explain(message: str, argv: Sequence[str]) -> str:
     """Turn a parser's message into one line for the user."""
     key = None
@@ -105,6 +118,9 @@ def _explain(message: str, argv: Sequence[str]) -> str:
         near = nearest_option(key)
         hint = f"; did you mean `{near}`?" if near else "; --help lists the keys"
         return f"unknown configuration key `{key}`{hint}"
+    if message.startswith(("Problems parsing config", "Unexpected config")):
+        files = [after for option, after in itertools.pairwise(argv) if option == "--config"]
+        message = f"{' or '.join(files) or '--config'} is not a YAML file of sections and keys: {message}"
     message = re.sub(r"Parser key \"([\w.]+)\":", r"configuration key `\1`:", message)
     return re.sub(r"\s+", " ", message).strip()
 

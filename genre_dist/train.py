@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from genre_dist.config import Config
+from genre_dist.config import Config, derive_batches
 from genre_dist.configfile import parse_config
 
 
@@ -27,9 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(config: Config) -> int:
     """Join the other ranks and train."""
-    from genre_dist.parallel.world import start_world, stop_world
+    from genre_dist.parallel.strategy import check_strategy
+    from genre_dist.parallel.world import start_world, stop_world, world_size
     from genre_dist.training.loop import run_training
 
+    check_strategy(config, world_size())  # what is wrong whoever joins is told before anybody waits
+    derive_batches(config.data, world_size())
     world = start_world(config.parallel.timeout_seconds)
     code = run_training(config, world, _evaluate)
     stop_world(world)

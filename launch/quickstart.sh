@@ -29,7 +29,7 @@ say "2/6 pack them into tar shards"
 genre-dist pack --catalogue catalogue/quickstart --out shards/quickstart --size "$size" --shard_size 250
 
 say "3/6 the overview alone"
-"${train[@]}" --run.dir "$runs/text" --model.poster.arch none
+"${train[@]}" --run.dir "$runs/text" --model.poster.arch none --train.epochs 12
 
 say "4/6 the poster alone"
 "${train[@]}" --run.dir "$runs/poster" --model.text.arch none

@@ -7,14 +7,17 @@ own. Only ids and word counts stay in memory. A killed pack leaves finished shar
 import errno
 import hashlib
 import json
+import multiprocessing
+import multiprocessing.connection
+import os
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +25,11 @@ from numpy.typing import NDArray
 from genre_dist.acquire.catalogue import read_rows
 from genre_dist.atomic import atomic_file
 from genre_dist.genres import GENRES, INDEX_OF_ID
-from genre_dist.prepare.shard import Job, Recipe, finished, pack_shard, report_path
+from genre_dist.prepare.shard import Fit, Job, Recipe, finished, pack_shard, read_report, recipe_key, report_path
 from genre_dist.prepare.splits import RULE, order_key, split_of
 from genre_dist.prepare.vocabulary import choose_words, matrix_for, read_vectors, save_words, tokenise, words_sha256
 from genre_dist.progress import progress_bar
-from genre_dist.stream.index import index_path
+from genre_dist.stream.index import index_path, save_array
 from genre_dist.stream.manifest import FILE, SPLITS, Manifest, Shard, save_manifest
 
 COLUMNS = ["tmdb_id", "title", "overview", "genre_ids", "release_date", "poster_status", "poster_sha256"]
@@ -64,11 +67,8 @@ def pack(
     Raises ValueError for wrong options, for shards of another recipe in `out` (unless `overwrite`), and for a catalogue
     without a film to pack; OSError if the disk is full. What was finished stays, and the same command goes on.
     """
-    _check(require, text, size, shard_size)
     recipe = Recipe(require=require, text=text, size=size, fit=fit, quality=quality, shard_size=shard_size)
-    if overwrite:
-        _remove_shards(out)
-    out.mkdir(parents=True, exist_ok=True)
+    _check(recipe)
     chosen = _choose(catalogue, recipe)
     if not chosen.shard_of:
         raise ValueError(
@@ -78,26 +78,41 @@ def pack(
     recipe = replace(recipe, vocabulary_sha256=words_sha256(words))
     work = out / _WORK
     try:
+        out.mkdir(parents=True, exist_ok=True)
         jobs = _lay_out(catalogue, out, recipe, chosen, work)
-        _refuse_other_shards(out, jobs)
+        if not overwrite:
+            _refuse_other_shards(out, jobs)
+        _remove_old(out, jobs, overwrite)
         save_words(words, out / "vocabulary.txt")
         _save_vectors(matrix, out / "vectors.npy")
         reports = _run(jobs, workers)
+        manifest = _manifest(out, recipe, words, matrix, chosen, reports)
+        save_manifest(manifest)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            error.errno,
+            f"no space left to write shards into {out}; those that are finished stay. Free some space and run the same "
+            "command again",
+        ) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    manifest = _manifest(out, recipe, words, matrix, chosen, reports)
-    save_manifest(manifest)
     return manifest
 
 
-def _check(require: tuple[str, ...], text: str, size: int, shard_size: int) -> None:
-    unknown = set(require) - {"poster", "overview"}
+def _check(recipe: Recipe) -> None:
+    unknown = set(recipe.require) - {"poster", "overview"}
     if unknown:
         raise ValueError(f"--require knows poster and overview, not {', '.join(sorted(unknown))}")
-    if text not in ("overview", "title", "both"):
-        raise ValueError(f"--text is overview, title or both, not {text}")
-    if size < 1 or shard_size < 1:
-        raise ValueError("--size and --shard_size must be at least 1")
+    if recipe.text not in ("overview", "title", "both"):
+        raise ValueError(f"--text is overview, title or both, not {recipe.text}")
+    if recipe.fit not in get_args(Fit):
+        raise ValueError(f"--fit is {', '.join(get_args(Fit))}, not {recipe.fit}")
+    if not 1 <= recipe.size <= 4096 or recipe.shard_size < 1:
+        raise ValueError("--size goes from 1 to 4096, --shard_size is at least 1")
+    if not 1 <= recipe.quality <= 100:
+        raise ValueError(f"--quality goes from 1 to 100, not {recipe.quality}")
 
 
 def film_text(row: dict[str, Any], text: str) -> str:
@@ -136,6 +151,8 @@ def _choose(catalogue: Path, recipe: Recipe) -> Chosen:
     for split in SPLITS:
         ordered = sorted(ids[split], key=order_key)
         for number, film in enumerate(ordered):
+            if film in shard_of:
+                raise ValueError(f"{catalogue}: the film {film} is there twice; make the catalogue again")
             if number % recipe.shard_size == 0:
                 shards.append((f"{split}-{number // recipe.shard_size:06d}.tar", split))
             shard_of[film] = len(shards) - 1
@@ -158,7 +175,7 @@ def _save_vectors(matrix: NDArray[np.float32] | None, path: Path) -> None:
         path.unlink(missing_ok=True)
     else:
         with atomic_file(path) as file:
-            np.save(file, matrix)
+            save_array(matrix, file)
 
 
 def _lay_out(catalogue: Path, out: Path, recipe: Recipe, chosen: Chosen, work: Path) -> list[Job]:
@@ -212,7 +229,8 @@ def _refuse_other_shards(out: Path, jobs: list[Job]) -> None:
     """A folder of finished shards is only continued, never mixed with shards of another recipe."""
     wanted = {job.file for job in jobs}
     strangers = sorted({path.name for path in out.glob("*.tar")} - wanted)
-    changed = [job.file for job in jobs if report_path(out / job.file).is_file() and not finished(job)]
+    reports = [(job, read_report(out / job.file)) for job in jobs]
+    changed = [job.file for job, report in reports if report and report["key"] != recipe_key(job)]
     if (strangers or changed) and (out / FILE).is_file():
         raise ValueError(
             f"{out} already holds shards of other films or options ({(changed + strangers)[0]} differs); pack into "
@@ -224,20 +242,11 @@ def _run(jobs: list[Job], workers: int) -> list[dict[str, Any]]:
     """Pack what is not finished yet; returns all reports in the order of the jobs."""
     reports = {job.file: report for job in jobs if (report := finished(job))}
     todo = [job for job in jobs if job.file not in reports]
-    try:
-        with progress_bar() as progress:
-            task = progress.add_task("packing shards", total=len(jobs), completed=len(reports))
-            for job, report in _packed(todo, workers):
-                reports[job.file] = report
-                progress.advance(task)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise OSError(
-            error.errno,
-            f"no space left to write shards; {len(reports)} of {len(jobs)} are finished and stay. Free some space and "
-            "run the same command again",
-        ) from None
+    with progress_bar() as progress:
+        task = progress.add_task("packing shards", total=len(jobs), completed=len(reports))
+        for job, report in _packed(todo, workers):
+            reports[job.file] = report
+            progress.advance(task)
     return [reports[job.file] for job in jobs]
 
 
@@ -247,13 +256,26 @@ def _packed(jobs: list[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any]
         yield from ((job, pack_shard(job)) for job in jobs)
         return
     # spawn: a fork would copy the locks of whatever threads this process has
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
         waiting = {pool.submit(pack_shard, job): job for job in jobs}
         try:
             for future in as_completed(waiting):
                 yield waiting[future], future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed ends too; left alone it would go on writing, and then wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this runs in a worker"
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _manifest(
@@ -289,11 +311,18 @@ def _manifest(
     )
 
 
-def _remove_shards(out: Path) -> None:
-    (out / FILE).unlink(missing_ok=True)
+def _remove_old(out: Path, jobs: list[Job], overwrite: bool) -> None:
+    """Remove what is in the way: old shards, and what a killed pack left half-written or with other options."""
+    keep = {job.file for job in jobs if finished(job)}
+    if overwrite and (out / FILE).is_file():  # without a manifest it is this pack itself, not finished yet
+        (out / FILE).unlink()
+        keep = set()
     for path in out.glob("*.tar"):
-        for old in (report_path(path), index_path(path), path):
-            old.unlink(missing_ok=True)
+        if path.name not in keep:
+            for old in (report_path(path), index_path(path), path):
+                old.unlink(missing_ok=True)
+    for path in out.glob("*.tmp"):
+        path.unlink()
 
 
 def _reasons(left_out: Counter[str]) -> str:

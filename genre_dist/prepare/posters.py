@@ -38,13 +38,16 @@ def load_rgb(data: bytes) -> tuple[NDArray[np.uint8], bool]:
     whole image, or larger than MAX_PIXELS.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # reads the header only
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels are more than the limit of {MAX_PIXELS:,}")
-            upright = image.getexif().get(_EXIF_ORIENTATION, 1) == 1
-            if image.format == "JPEG" and image.mode == "RGB" and upright:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:  # reads the header only
+            if opened.width * opened.height > MAX_PIXELS:
+                raise ValueError(f"{opened.width} x {opened.height} pixels are more than the limit of {MAX_PIXELS:,}")
+            upright = opened.getexif().get(_EXIF_ORIENTATION, 1) == 1
+            if opened.format == "JPEG" and opened.mode == "RGB" and upright:
                 return simplejpeg.decode_jpeg(data, colorspace="RGB"), True
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB")), False
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I;16"):  # convert() would clip its 16 bits instead of scaling them
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return np.asarray(image.convert("RGB")), False
     except Exception as error:  # for damaged files Pillow raises errors of many kinds
         raise ValueError(f"not a whole image: {error}") from None
 

@@ -17,7 +17,7 @@ from genre_dist.genres import INDEX_OF_ID
 from genre_dist.prepare.posters import Fit, square_jpeg
 from genre_dist.prepare.vocabulary import encode, load_words, tokenise
 from genre_dist.stream import tar
-from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, index_path
+from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, index_path, save_array
 from genre_dist.stream.manifest import Shard
 
 
@@ -60,12 +60,17 @@ def recipe_key(job: Job) -> str:
 
 def finished(job: Job) -> dict[str, Any] | None:
     """The report of a shard that is already packed from the same films in the same way, else None."""
-    path = report_path(job.out / job.file)
-    if not path.is_file():
+    path = job.out / job.file
+    report = read_report(path)
+    if report is None or report["key"] != recipe_key(job) or not index_path(path).is_file():
         return None
-    report: dict[str, Any] = json.loads(path.read_text())
-    whole = (job.out / job.file).is_file() and (job.out / job.file).stat().st_size == report["shard"]["bytes"]
-    return report if report["key"] == recipe_key(job) and whole and index_path(job.out / job.file).is_file() else None
+    return report if path.is_file() and path.stat().st_size == report["shard"]["bytes"] else None
+
+
+def read_report(shard: Path) -> dict[str, Any] | None:
+    """A shard's report, None if it has none."""
+    path = report_path(shard)
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def pack_shard(job: Job) -> dict[str, Any]:
@@ -103,7 +108,7 @@ def pack_shard(job: Job) -> dict[str, Any]:
         digest.update(tar.END)
     index = np.array(records, RECORD)
     with atomic_file(index_path(path)) as file:
-        np.save(file, index)
+        save_array(index, file)
     report = {
         "key": recipe_key(job),
         "shard": asdict(

@@ -13,7 +13,7 @@ except ImportError:  # no wheel for this platform
     simplejpeg = None
 
 
-def decode_jpeg(data: bytes, out: NDArray[np.uint8]) -> None:
+def decode_jpeg(data: bytes | memoryview, out: NDArray[np.uint8]) -> None:
     """Decode a JPEG into `out`, uint8 RGB [height, width, 3], contiguous.
 
     Raises ValueError if it is damaged or of another shape.
@@ -26,7 +26,7 @@ def decode_jpeg(data: bytes, out: NDArray[np.uint8]) -> None:
     import cv2
 
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if image is None or not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+    if image is None or not bytes(data).rstrip(b"\0").endswith(b"\xff\xd9"):
         raise ValueError("not a whole JPEG")
     _check_shape(image.shape[:2], out)
     cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)

@@ -5,6 +5,7 @@ It lies beside the shard as `<shard>.index.npy`, a plain NumPy array of `RECORD`
 
 from functools import lru_cache
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,12 @@ FLAGS = {"poster": POSTER, "overview": OVERVIEW}
 
 def index_path(shard: Path) -> Path:
     return shard.with_suffix(".index.npy")
+
+
+def save_array(array: NDArray[Any], file: IO[bytes]) -> None:
+    """Write what np.save writes; on a full disk np.save raises an error that does not say so."""
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+    file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 class SplitIndex:

@@ -1,23 +1,15 @@
-"""Batches of a split for one rank, read ahead by a few threads, with a fixed number of them in flight.
+"""The batches of one rank: for training from any position on, for evaluation every sample once."""
 
-The threads decode while the trainer computes: JPEG decoding releases the GIL. Whatever the number of threads, the
-batches come in the same order with the same bytes.
-"""
-
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from genre_dist.stream import ring
 from genre_dist.stream.order import EpochOrder, Rows, evaluation_batches
 from genre_dist.stream.reader import Batch, ShardReader
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class TrainStream:
@@ -59,7 +51,7 @@ class TrainStream:
         share = global_batch // world
         end = (rank + 1) * share
         self._lanes = [(first, min(first + micro_batch, end)) for first in range(rank * share, end, micro_batch)]
-        self._workers, self._prefetch = workers, prefetch
+        self._micro_batch, self._workers, self._prefetch = micro_batch, workers, prefetch
 
     def order(self, epoch: int) -> EpochOrder:
         """The order of an epoch."""
@@ -73,8 +65,15 @@ class TrainStream:
         return self.reader.index.ids(self.order(epoch).rows(step))
 
     def batches(self, position: int = 0) -> Generator[list[Batch], None, None]:
-        """From a position on, for every step the rank's micro-batches."""
-        micro = read_ahead(self._places(position), self.reader.read, self._workers, self._prefetch)
+        """From a position on, for every step the rank's micro-batches, valid until the next step is asked for."""
+        micro = ring.batches(
+            self.reader,
+            self._places(position),
+            samples=self._micro_batch,
+            workers=self._workers,
+            prefetch=self._prefetch,
+            hold=len(self._lanes),
+        )
         try:
             while True:
                 yield [next(micro) for _ in self._lanes]
@@ -103,27 +102,9 @@ def _nothing_to_train_on(reader: ShardReader, global_batch: int) -> str:
 def evaluation_stream(
     reader: ShardReader, *, batch: int, world: int = 1, rank: int = 0, workers: int = 2, prefetch: int = 2
 ) -> Generator[Batch, None, None]:
-    """One rank's part of a split, every sample once over all ranks, the same number of batches on each."""
-    places = evaluation_batches(reader.index.sizes, world, rank, batch)
-    return read_ahead(places, reader.read, workers, prefetch)
+    """One rank's part of a split, every sample once over all ranks, the same number of batches on each.
 
-
-def read_ahead(tasks: Iterable[T], work: Callable[[T], R], workers: int, ahead: int) -> Generator[R, None, None]:
-    """The results of `work` in the order of the tasks, computed by threads, at most `ahead` of them waiting.
-
-    With workers=0 each is computed when it is asked for. An exception comes out where its result would have.
+    A batch is valid until the next one is asked for.
     """
-    if workers == 0:
-        yield from map(work, tasks)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="reader")
-    waiting: deque[Future[R]] = deque()
-    try:
-        for task in tasks:
-            waiting.append(pool.submit(work, task))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    places = evaluation_batches(reader.index.sizes, world, rank, batch)
+    return ring.batches(reader, places, samples=batch, workers=workers, prefetch=prefetch)

@@ -99,7 +99,7 @@ def _read(run: Path, split: str) -> tuple[dict[str, Any], Hits]:
 def _check_same_films(first: str, wanted: Hits, name: str, found: Hits) -> None:
     if not np.array_equal(wanted.ids, found.ids):
         raise ValueError(
-            f"{name} was evaluated on {len(found.ids):,} films, {first} on {len(wanted.ids):,}, and they are not the same "
+            f"{name} was evaluated on {len(found.ids):,} films and {first} on {len(wanted.ids):,}, not the same "
             "ones: only runs on the same films can be compared"
         )
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -81,15 +83,19 @@ def evaluate(
             if len(batch.ids):
                 # a film that could not be read keeps its row: it is predicted from blanks, and counted
                 loss += loss_sum(logits, inputs.labels, torch.ones_like(inputs.weights))
-                parts.append((batch.ids, logits.float().cpu().numpy(), batch.labels > 0))
+                parts.append((batch.ids.copy(), logits.float().cpu().numpy(), batch.labels > 0))
                 faults += batch.faults
     finally:
         stream.close()
         model.train(was_training)
     total_loss = world.sum(loss).item()
+    if not math.isfinite(total_loss):
+        raise ValueError(f"the loss on the {split} split is {total_loss}: the model's weights have run away")
     gathered = world.gather((parts, faults))
     if gathered is None:
         return None
+    for fault in (fault for _, rank_faults in gathered for fault in rank_faults):
+        print(f"warning: predicted from blanks: {fault}", file=sys.stderr, flush=True)
     seconds = time.monotonic() - began
     ids, logits, labels = (
         np.concatenate([part[k] for rank_parts, _ in gathered for part in rank_parts]) for k in range(3)

@@ -9,11 +9,14 @@ import json
 import pickle
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, StorageMeta
 from torch.distributed.checkpoint.metadata import Metadata
 
@@ -74,9 +77,11 @@ def save_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
     world.barrier()
     tensors = _only_tensors(strategy.state_dict())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that a single process saves by itself is no news
-        dcp.save(tensors, storage_writer=FileSystemWriter(partial), no_dist=world.size == 1)
+    try:
+        with _quiet():
+            dcp.save(tensors, storage_writer=FileSystemWriter(partial), no_dist=world.size == 1)
+    except dcp.CheckpointException as error:  # no Exception by inheritance; raised on all ranks
+        raise OSError(f"{final} could not be written, older checkpoints stay: {_reason(error)}") from None
     if world.is_first:
         with atomic_file(partial / "facts.json", "w") as file:
             json.dump(facts | {"step": step, "world": world.size}, file, indent=1)
@@ -87,6 +92,8 @@ def save_checkpoint(
         partial.rename(final)
         for old in sorted(path for path in folder.glob("step-*") if path.suffix != ".partial")[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
+        for cut_short in folder.glob("step-*.partial"):
+            shutil.rmtree(cut_short, ignore_errors=True)
     world.barrier()
     return final
 
@@ -109,16 +116,38 @@ def load_checkpoint(saved: Saved, strategy: Strategy, world: World) -> None:
     """
     state = strategy.state_dict()
     tensors = _only_tensors(state)
+    reader = _TensorReader(saved.path)
     try:
-        dcp.load(tensors, storage_reader=_TensorReader(saved.path), no_dist=world.size == 1)
+        _refuse_leftovers(tensors, reader.read_metadata())
+        with _quiet():
+            dcp.load(tensors, storage_reader=reader, no_dist=world.size == 1)
     except (dcp.CheckpointException, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[-1]
         raise ValueError(
-            f"{saved.path} does not fit this model ({reason}); continue with the configuration it was made with, or "
-            "pass --run.overwrite true to start again"
+            f"{saved.path} does not fit this model ({_reason(error)}); continue with the configuration it was made "
+            "with, or pass --run.overwrite true to start again"
         ) from None
     state["model"], state["optimizer"]["state"] = tensors["model"], tensors["optimizer"]
     strategy.load_state_dict(state)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """That a single process saves or loads by itself is no news."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def _refuse_leftovers(tensors: dict[str, Any], metadata: Metadata) -> None:
+    """torch reads what it is asked for; a checkpoint with more in it than that is one of another model."""
+    own = flatten_state_dict(tensors)[0]
+    if left := sorted(set(metadata.state_dict_metadata) - set(own)):
+        raise ValueError(f"it also holds {', '.join(left[:3])}{' ...' if len(left) > 3 else ''}")
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of torch's report: what happened on the first rank that failed."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def _only_tensors(state: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from genre_dist.configfile import save_config
 from genre_dist.parallel.world import World
 from genre_dist.stream.order import hash64
 from genre_dist.stream.reader import Batch
-from genre_dist.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from genre_dist.training.checkpoint import Saved, load_checkpoint, newest_checkpoint, save_checkpoint
 from genre_dist.training.experiment import Experiment, set_up, summary
 from genre_dist.training.export import finished_step, save_model
 from genre_dist.training.inputs import to_device, training_pixels
@@ -57,29 +58,52 @@ def run_training(config: Config, world: World, evaluate: Evaluator) -> int:
 
 def _resume(experiment: Experiment, folder: Path) -> int:
     """Prepare the run's folder and load its newest whole checkpoint; returns the steps already done."""
-    config, world = experiment.config, experiment.world
+    config, world, total = experiment.config, experiment.world, experiment.total_steps
     checkpoints = folder / "checkpoints"
-    if world.is_first:
-        if config.run.overwrite:
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "STOP").unlink(missing_ok=True)
-        save_config(config, folder / "config.yaml")
+    if problem := world.broadcast(_prepare_folder(folder, config.run.overwrite) if world.is_first else None):
+        raise ValueError(problem)
     saved, damaged = world.broadcast(newest_checkpoint(checkpoints) if world.is_first else None)
     for name in damaged:
         _say(world, f"{checkpoints / name} is damaged or incomplete and is passed over")
     if saved is None:
         _say(world, summary(experiment))
-        return 0
+    else:
+        _refuse_another_run(experiment, folder, saved)
+        load_checkpoint(saved, experiment.strategy, world)
+        _say(world, f"continuing {folder} after step {saved.step} of {total} ({saved.path.name})")
+    if world.is_first:  # only now: a run that is refused leaves the folder as it was
+        # a copy that deletes the run it belongs to would be a trap
+        save_config(replace(config, run=replace(config.run, overwrite=False)), folder / "config.yaml")
+        (folder / "STOP").unlink(missing_ok=True)
+    return 0 if saved is None else saved.step
+
+
+def _prepare_folder(folder: Path, overwrite: bool) -> str | None:
+    """Make the run's folder, an earlier run in it deleted if asked to; returns what stands in the way, if anything."""
+    try:
+        if overwrite and folder.exists() and any(folder.iterdir()):
+            if not (folder / "config.yaml").is_file():
+                return f"{folder} is not empty and holds no run: --run.overwrite deletes nothing else"
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"run.dir={folder} cannot be used: {error}"
+    return None
+
+
+def _refuse_another_run(experiment: Experiment, folder: Path, saved: Saved) -> None:
+    """Raise ValueError if what is in the folder cannot be continued as this experiment."""
     for key, value in _identity(experiment).items():
         if saved.facts.get(key) != value:
             raise ValueError(
                 f"{folder} was trained with {key}={saved.facts.get(key)}, now it is {value}: continue with the same "
                 "data and order, choose another run.dir, or pass --run.overwrite true"
             )
-    load_checkpoint(saved, experiment.strategy, world)
-    _say(world, f"continuing {folder} after step {saved.step} of {experiment.total_steps} ({saved.path.name})")
-    return saved.step
+    if saved.step > experiment.total_steps:
+        raise ValueError(
+            f"{folder} has done {saved.step} steps, more than the {experiment.total_steps} asked for now: ask for as "
+            "many or more, choose another run.dir, or pass --run.overwrite true"
+        )
 
 
 def _identity(experiment: Experiment) -> dict[str, Any]:
@@ -108,6 +132,12 @@ def _train(
     if start >= experiment.total_steps:
         return
     evaluate_every = config.train.eval_every_steps or stream.steps_per_epoch
+    due = record is not None and start > 0 and start % evaluate_every == 0 and start not in record.validated
+    # the run was stopped before or in this evaluation
+    if world.any(due) and not _validate(
+        experiment, record, start, (start - 1) // stream.steps_per_epoch, stop, evaluate
+    ):
+        raise Stopped
     watch = Watch(experiment, record)
     experiment.model.train()
     batches = stream.batches(start)
@@ -167,6 +197,14 @@ def _row(kind: str, step: int, epoch: int, told: dict[str, Any]) -> dict[str, An
 
 
 def _save(experiment: Experiment, folder: Path, done: int) -> None:
+    """Raises ValueError, and writes nothing, if a weight is not finite: such a run could not be continued."""
+    finite = all(bool(tensor.isfinite().all()) for tensor in experiment.model.state_dict().values())
+    if experiment.world.any(not finite):
+        raise ValueError(
+            f"after step {done} some weights are not finite; stopped on all ranks, checkpoints hold earlier steps "
+            "only. Lower the learning rates or lengthen optim.warmup_steps. Films of the step: "
+            + " ".join(map(str, experiment.stream.step_ids(done - 1)))
+        )
     save_checkpoint(
         folder / "checkpoints",
         done,

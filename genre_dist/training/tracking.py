@@ -30,7 +30,9 @@ class Record:
 
     def __init__(self, path: Path, resume_step: int, total_steps: int, views: list[View]) -> None:
         self.views = views
-        _keep(path, lambda row: row["step"] <= resume_step - (row["kind"] != "train" and resume_step == total_steps))
+        finished = resume_step == total_steps
+        kept = _keep(path, lambda row: row["step"] <= resume_step - (finished and row["kind"] != "train"))
+        self.validated = {row["step"] for row in kept if row["kind"] == "val"}
         self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (closed in close)
 
     def write(self, row: dict[str, Any]) -> None:
@@ -124,17 +126,19 @@ def _has_key() -> bool:
     return False
 
 
-def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop the other rows; a last line cut short by a kill goes too."""
+def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Drop the other rows and return these; a last line cut short by a kill goes too."""
     if not path.exists():
-        return
+        return []
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         with suppress(ValueError):
-            if wanted(json.loads(line)):
-                kept.append(line)
+            row = json.loads(line)
+            if wanted(row):
+                kept.append((line, row))
     with atomic_file(path, "w") as file:
-        file.writelines(f"{line}\n" for line in kept)
+        file.writelines(f"{line}\n" for line, _ in kept)
+    return [row for _, row in kept]
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,114 @@
+"""The posters: downloaded several at a time, checked, kept whole; the journal says what became of each."""
+
+import io
+import time
+from array import array
+from collections.abc import Iterator
+
+import requests
+from PIL import Image, UnidentifiedImageError, WebPImagePlugin  # noqa: F401 (Pillow loads WebP only when asked)
+
+from genre_dist.acquire import web as http
+from genre_dist.acquire.catalogue import poster_file, write_poster
+from genre_dist.acquire.fetch_state import State, Work
+from genre_dist.acquire.web import FetchError, StoppedError, TransientError, outcomes
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+LARGEST_BYTES = 64 << 20
+LONGEST_SECONDS = 120.0  # for one poster; a server may also send a byte now and then for ever
+CHUNK_BYTES = 1 << 16
+
+
+def fetch_posters(work: Work) -> None:
+    """Fetch the posters of the catalogue's films that are not there yet. Raises OSError when the disk is full."""
+    wanted = array("q", wanted_posters(work.state, work))
+    work.tally.start("posters", len(wanted))
+
+    def fetch(item: tuple[int, str]) -> tuple[int, str]:
+        return fetch_poster(work, *item)
+
+    for (film, path), future in outcomes(work.pool, fetch, _paths(work, wanted), 2 * work.options.concurrency, False):
+        try:
+            size, sha256 = future.result()
+        except StoppedError:
+            continue
+        except FetchError as failure:
+            status, size, sha256 = f"failed: {failure}", 0, ""
+            work.tally.failed(failure)
+        else:
+            status = "ok"
+            work.tally.succeeded()
+        work.state.record({"poster": film, "path": path, "status": status, "bytes": size, "sha256": sha256})
+
+
+def _paths(work: Work, films: "array[int]") -> Iterator[tuple[int, str]]:
+    for film in films:
+        if work.stopping():
+            return
+        yield film, work.state.film(film)["poster_path"]
+
+
+def wanted_posters(state: State, work: Work) -> Iterator[int]:
+    """Films whose poster is not there, ascending: never tried, replaced at TMDB, lost, or failed and to be retried."""
+    for film in state.films:
+        path = state.film(film)["poster_path"]
+        if not path:
+            continue
+        tried = state.poster(film, path)
+        if tried is None:
+            yield film
+        elif tried["status"] == "ok":
+            # A power cut may have cost the file, or its end, but not the line.
+            file = poster_file(work.options.out, film)
+            if not file.is_file() or file.stat().st_size != tried["bytes"]:
+                yield film
+        elif work.options.retry_failed:
+            yield film
+
+
+def fetch_poster(work: Work, film: int, path: str) -> tuple[int, str]:
+    """Fetch one poster into the catalogue, in any thread; its size in bytes and its SHA-256.
+
+    Raises FetchError if it cannot be had, StoppedError, or OSError when the disk is full.
+    """
+    url = f"{work.options.image_url.rstrip('/')}/{work.options.size}/{path.lstrip('/')}"
+
+    def once() -> bytes:
+        headers = {"Accept-Encoding": "identity"}
+        with work.web.session.get(url, stream=True, timeout=http.TIMEOUT_SECONDS, headers=headers) as response:
+            response.raise_for_status()
+            body = _body(work, response)
+        _check_image(body)
+        return body
+
+    return write_poster(work.options.out, film, io.BytesIO(work.web.patiently(once)))
+
+
+def _body(work: Work, response: requests.Response) -> bytes:
+    """The whole body. Raises TransientError if it is empty, cut off, too large or too slow."""
+    deadline = time.monotonic() + LONGEST_SECONDS
+    body = bytearray()
+    while chunk := response.raw.read1(CHUNK_BYTES):
+        body += chunk
+        if work.web.stopping.is_set():
+            raise StoppedError
+        if len(body) > LARGEST_BYTES:
+            raise FetchError(f"larger than {LARGEST_BYTES >> 20} MiB")
+        if time.monotonic() > deadline:
+            raise http.UnreachableError("too slow")
+    promised = response.headers.get("Content-Length", "")
+    if not body:
+        raise TransientError("empty")
+    if promised.isdigit() and len(body) != int(promised):
+        raise TransientError("truncated")
+    return bytes(body)
+
+
+def _check_image(body: bytes) -> None:
+    """Raise TransientError unless the header is that of an image a poster may be; pixels are not decoded."""
+    try:
+        with Image.open(io.BytesIO(body), formats=FORMATS):
+            pass
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        page = body[:200].lstrip()[:1] == b"<"
+        raise TransientError("HTML instead of an image" if page else f"no {', '.join(FORMATS)} image") from None

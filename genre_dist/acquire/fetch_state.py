@@ -1,0 +1,206 @@
+"""What a fetch was asked for, and what is done: the journal's lines, read back.
+
+Recording a line and reading it back go through the same function, so a resumed fetch knows what the killed one knew.
+Memory holds two offsets a film, and page numbers and ids of the windows that are not finished; never rows.
+"""
+
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from genre_dist.acquire.journal import Journal, Offsets
+from genre_dist.acquire.tally import Tally
+from genre_dist.acquire.tmdb import Tmdb
+from genre_dist.acquire.web import Web
+from genre_dist.acquire.windows import Window
+
+NO_POSTERS = "none"  # the value of --size that fetches none
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchOptions:
+    """What to fetch, from where, and how fast."""
+
+    out: Path
+    """The catalogue's folder."""
+    key: str = field(repr=False)
+    """A v3 API key or a v4 read access token; never written anywhere."""
+    years: list[int]
+    """Release years, ascending."""
+    languages: tuple[str, ...] = ()
+    """Original languages as ISO 639-1 codes; all if empty."""
+    min_votes: int = 0
+    with_poster_only: bool = False
+    with_undated: bool = False
+    """Films without a release date too, through the daily export of ids."""
+    limit: int | None = None
+    """Add films until the catalogue has so many."""
+    size: str = "w342"
+    """TMDB's name of a poster size; 'none' leaves posters out. Posters that are there already keep their size."""
+    rate: int = 40
+    """Requests a second, of all kinds together; 0 for no limit."""
+    concurrency: int = 16
+    """Requests at a time."""
+    retry_failed: bool = False
+    refresh: bool = False
+    api_url: str = "https://api.themoviedb.org/3"
+    image_url: str = "https://image.tmdb.org/t/p"
+    export_url: str = "http://files.tmdb.org/p/exports"
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "concurrency"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"--{name} must be 1 or more, not {value}")
+        for language in self.languages:
+            if not re.fullmatch("[a-z]{2}", language):
+                raise ValueError(f"--languages takes codes of two letters such as en,fr, not `{language}`")
+        for name in ("rate", "min_votes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must be 0 or more, not {getattr(self, name)}")
+
+    def filters(self) -> dict[str, Any]:
+        """The conditions that the API checks itself. It leaves adult films out unless asked; so did the study."""
+        conditions: dict[str, Any] = {}
+        if self.languages:
+            conditions["with_original_language"] = "|".join(self.languages)
+        if self.min_votes:
+            conditions["vote_count.gte"] = self.min_votes
+        return conditions
+
+    def window_key(self, window: Window) -> str:
+        """What the journal calls a window under these conditions."""
+        return f"{self.query()} {window}"
+
+    def query(self) -> str:
+        """All conditions but the dates, as one word: what is done under one says nothing about another."""
+        languages = "+".join(sorted(self.languages)) or "all"
+        return f"{languages},votes>={self.min_votes}{',poster' if self.with_poster_only else ''}"
+
+
+class Page(NamedTuple):
+    """What a page says about its whole window."""
+
+    pages: int
+    results: int
+
+
+class Refresh(NamedTuple):
+    """A renewal of windows: films recorded before `offset` are to be brought up to date."""
+
+    offset: int
+    query: str
+    years: frozenset[int]
+
+    def covers(self, key: str) -> bool:
+        """Whether it renews the window of this key."""
+        query, dates = key.split(" ")
+        return query == self.query and int(dates[:4]) in self.years
+
+
+class State:
+    """What the journal says is done."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.films, self.posters = Offsets(), Offsets()  # a film's newest lines
+        self.done: set[str] = set()  # windows; each key holds the query too
+        self.split: set[str] = set()
+        self.read_again: set[str] = set()
+        self.pages: dict[str, dict[int, Page]] = {}  # of windows that are not done
+        self.listed: dict[str, set[int]] = {}  # the films on those pages
+        self.passed_over: dict[str, set[int]] = {}  # query -> films of the id export that do not belong
+        self.refresh: Refresh | None = None  # the one that is under way
+        for offset, line in journal.lines():
+            self._take(offset, line)
+
+    def record(self, *lines: dict[str, Any]) -> None:
+        """Write to the journal, then count it as done."""
+        for offset, line in zip(self.journal.append(*lines), lines, strict=True):
+            self._take(offset, line)
+
+    def _take(self, offset: int, line: dict[str, Any]) -> None:
+        match line:
+            case {"film": {"tmdb_id": film}}:
+                self.films[film] = offset
+            case {"poster": film}:
+                self.posters[film] = offset
+            case {"page": page, "of": key, "pages": pages, "results": results, "ids": ids}:
+                self.pages.setdefault(key, {})[page] = Page(pages, results)
+                self.listed.setdefault(key, set()).update(ids)
+            case {"again": key}:
+                self.read_again.add(key)
+                self.pages.pop(key, None)
+            case {"split": key}:
+                self.split.add(key)
+                self._forget(key)
+            case {"window": key}:
+                self.done.add(key)
+                self._forget(key)
+            case {"passed_over": film, "query": query}:
+                self.passed_over.setdefault(query, set()).add(film)
+            case {"refresh": years, "query": query}:
+                self.refresh = Refresh(offset, query, frozenset(years))
+                for key in {*self.done, *self.split, *self.pages}:
+                    if self.refresh.covers(key):
+                        self.done.discard(key)
+                        self.split.discard(key)
+                        self._forget(key)
+                self.passed_over.pop(query, None)
+            case {"refreshed": _}:
+                self.refresh = None
+
+    def _forget(self, key: str) -> None:
+        self.pages.pop(key, None)
+        self.listed.pop(key, None)
+        self.read_again.discard(key)
+
+    def is_fresh(self, film: int) -> bool:
+        """Whether the film's metadata is there, and not to be refreshed."""
+        offset = self.films.get(film)
+        return offset is not None and (self.refresh is None or offset >= self.refresh.offset)
+
+    def film(self, film: int) -> dict[str, Any]:
+        """A film's newest metadata: the catalogue's columns less those of the poster."""
+        row: dict[str, Any] = self._line(self.films, film)["film"]
+        return row
+
+    def poster(self, film: int, path: str) -> dict[str, Any] | None:
+        """What became of the poster at `path`, TMDB's name of it: `status`, `bytes`, `sha256`. None if not tried yet.
+
+        If TMDB has no poster, the one that the film had before is meant.
+        """
+        if self.posters.get(film) is None:
+            return None
+        line = self._line(self.posters, film)
+        return line if line["path"] == path or not path else None
+
+    def _line(self, offsets: Offsets, film: int) -> dict[str, Any]:
+        offset = offsets.get(film)
+        if offset is None:
+            raise KeyError(film)
+        return self.journal.read(offset)
+
+
+@dataclass
+class Work:
+    """What the parts of one fetch share."""
+
+    options: FetchOptions
+    state: State
+    web: Web
+    tmdb: Tmdb
+    pool: ThreadPoolExecutor
+    tally: Tally
+    unknown_genres: Counter[str] = field(default_factory=Counter)
+
+    def stopping(self) -> bool:
+        """Whether to ask for nothing more: told to stop, or the server is out of reach."""
+        return self.web.stopping.is_set() or self.tally.hopeless()
+
+    def full(self) -> bool:
+        """Whether the catalogue has the films it may have, and none of them is to be refreshed."""
+        limit = self.options.limit
+        return limit is not None and len(self.state.films) >= limit and self.state.refresh is None

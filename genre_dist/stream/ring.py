@@ -1,0 +1,159 @@
+"""Batches read ahead by processes that decode in place into a ring of shared slots.
+
+Only small messages cross the pipes: which places to read into which slot, and that it is done. A batch is a view of its
+slot and costs no copy. At most `slots` batches exist at a time, whatever the size of the data: a batch's slot is filled
+again once `hold` later batches have been asked for.
+
+    trainer                      worker 0            worker 1
+      task(slot 3, samples 0-31) -->
+      task(slot 3, samples 32-63)  ------------------>
+      <-- done(slot 3, 0)        decodes in place
+      <-- done(slot 3, 32)                           decodes in place
+      yields the batch in slot 3
+"""
+
+import mmap
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from multiprocessing.connection import Connection, Pipe, wait
+
+import numpy as np
+
+from genre_dist.stream.order import Rows
+from genre_dist.stream.reader import Batch, ShardReader
+from genre_dist.stream.slots import Arrays, anonymous_file, arrays
+from genre_dist.stream.worker import Done, Start, Task
+
+
+def batches(
+    reader: ShardReader, places: Iterable[Rows], *, samples: int, workers: int, prefetch: int = 2, hold: int = 1
+) -> Generator[Batch, None, None]:
+    """The batches at these places, in this order, each of at most `samples` samples.
+
+    A batch stays valid until `hold` later ones have been asked for. With workers=0 each is read when it is asked for,
+    in this process, with the same bytes. Raises RuntimeError if a worker dies.
+    """
+    if workers == 0:
+        yield from map(reader.read, places)
+        return
+    ring = Ring(reader, samples, hold + prefetch, workers)
+    try:
+        yield from ring.run(iter(places), hold)
+    finally:
+        ring.close()
+
+
+class Ring:
+    """Worker processes and the slots they fill."""
+
+    def __init__(self, reader: ShardReader, samples: int, slots: int, workers: int) -> None:
+        self.reader = reader
+        self.room = reader.room(samples)
+        self.free = deque(range(slots))
+        self.busy_seconds = 0.0
+        """Time the workers spent reading and decoding."""
+        memory = anonymous_file(slots, self.room)
+        try:
+            self.memory = mmap.mmap(memory, 0)
+            self.processes, self.connections = [], []
+            for _ in range(workers):
+                process, connection = _start_worker(Start(reader, self.room, memory))
+                self.processes.append(process)
+                self.connections.append(connection)
+        finally:
+            os.close(memory)
+
+    def run(self, places: Iterator[Rows], hold: int) -> Generator[Batch, None, None]:
+        """Yield batches in the order of their places, keeping every free slot at work."""
+        waiting: deque[_Filling] = deque()
+        held: deque[int] = deque()
+        while True:
+            while len(held) > hold - 1:
+                self.free.append(held.popleft())
+            while self.free and (rows := next(places, None)) is not None:
+                waiting.append(self._hand_out(self.free.popleft(), rows))
+            if not waiting:
+                return
+            self._wait_for(waiting)
+            filling = waiting.popleft()
+            held.append(filling.slot)
+            yield self.reader.batch(filling.arrays, filling.faults)
+
+    def _hand_out(self, slot: int, rows: Rows) -> "_Filling":
+        """Give every worker its part of a batch: always the same lanes, so each reads on where it was."""
+        samples, longest = len(rows.row), self.reader.longest(rows)
+        filling = _Filling(slot, arrays(self.memory, slot, self.room, samples, longest))
+        edges = np.linspace(0, samples, len(self.connections) + 1).astype(int)
+        for connection, first, last in zip(self.connections, edges[:-1], edges[1:], strict=True):
+            if last > first:
+                part = Rows(rows.shard[first:last], rows.row[first:last])
+                try:
+                    connection.send(Task(slot, part, samples, int(first), longest))
+                except (BrokenPipeError, ConnectionResetError):
+                    self._report_death(connection)
+                filling.parts += 1
+        return filling
+
+    def _wait_for(self, waiting: "deque[_Filling]") -> None:
+        """Take in what workers finish until the first waiting batch is whole."""
+        by_slot = {filling.slot: filling for filling in waiting}
+        while waiting[0].parts:
+            for connection in wait(self.connections):
+                assert isinstance(connection, Connection)
+                try:
+                    done: Done = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    self._report_death(connection)
+                self.busy_seconds += done.seconds
+                by_slot[done.slot].parts -= 1
+                by_slot[done.slot].faults += done.faults
+
+    def _report_death(self, connection: Connection) -> None:
+        process = self.processes[self.connections.index(connection)]
+        code = process.wait(timeout=10)
+        how = f"was killed by signal {-code} (out of memory?)" if code < 0 else f"ended with exit code {code}"
+        raise RuntimeError(f"a reader process (pid {process.pid}) {how}; start the run again, it continues")
+
+    def close(self) -> None:
+        """End the workers. The memory goes when the last batch that lies in it goes."""
+        for connection in self.connections:
+            connection.close()
+        for process in self.processes:
+            try:
+                process.wait(timeout=5)  # it sees the closed pipe once its task is done
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+class _Filling:
+    """A slot on its way: how many parts are still being read."""
+
+    def __init__(self, slot: int, filled: Arrays) -> None:
+        self.slot, self.arrays = slot, filled
+        self.parts = 0
+        self.faults: list[str] = []
+
+
+def _start_worker(start: Start) -> tuple[subprocess.Popen[bytes], Connection]:
+    """A fresh interpreter at the other end of a pipe.
+
+    Not multiprocessing: that would import the user's main module again, and keep a tracker process and named
+    semaphores. Not fork: the trainer has threads and perhaps a GPU.
+    """
+    ours, theirs = Pipe()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"from genre_dist.stream.worker import main; main({theirs.fileno()})"],
+            pass_fds=[theirs.fileno(), start.memory],
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+    finally:
+        theirs.close()
+    ours.send(start)
+    return process, ours

@@ -1,0 +1,223 @@
+"""Posters of every kind become square RGB JPEGs, or a ValueError that says what is wrong with them."""
+
+import io
+import struct
+import zlib
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from genre_dist.prepare import posters
+from genre_dist.prepare.posters import Fit, load_rgb, square, square_jpeg
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def picture(width: int = 40, height: int = 60) -> NDArray[np.uint8]:
+    """Upper half red, lower left green, lower right blue: uint8 [height, width, 3]."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2] = RED
+    pixels[height // 2 :, : width // 2] = GREEN
+    pixels[height // 2 :, width // 2 :] = BLUE
+    return pixels
+
+
+def file(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **({"quality": 95, "subsampling": 0} if kind == "JPEG" else {}) | options)
+    return buffer.getvalue()
+
+
+def near(pixels: NDArray[np.uint8], wanted: NDArray[np.uint8], off: float = 6) -> bool:
+    return pixels.shape == wanted.shape and float(np.abs(pixels.astype(int) - wanted).mean()) < off
+
+
+def decoded(data: bytes) -> NDArray[np.uint8]:
+    return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"))
+
+
+# ---- what a poster may be --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_formats_are_told_by_content_and_not_by_name(kind: str) -> None:
+    pixels, plain = load_rgb(file(Image.fromarray(picture()), kind))
+    assert near(pixels, picture(), 12)
+    assert plain == (kind == "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("JPEG", "L"), ("JPEG", "CMYK"), *(("PNG", mode) for mode in ("L", "1", "LA", "P", "RGBA", "I;16"))],
+)
+def test_every_colour_mode_becomes_rgb(kind: str, mode: str) -> None:
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(Image.fromarray(picture()).convert("L")).astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(picture()).convert(mode)
+    data = file(image, kind)
+    pixels, plain = load_rgb(data)
+    colourless = Image.fromarray(picture()).convert("1" if mode == "1" else "L").convert("RGB")
+    wanted = np.asarray(colourless) if mode in ("L", "1", "LA", "I;16") else picture()
+    assert near(pixels, wanted, 10)
+    assert not plain
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_a_palette_with_transparency_becomes_rgb() -> None:
+    image = Image.fromarray(picture()).convert("P", palette=Image.Palette.ADAPTIVE, colors=3)
+    pixels, _ = load_rgb(file(image, "PNG", transparency=bytes([0, 128, 255])))
+    assert near(pixels, picture())
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turned"),
+    [
+        (2, lambda p: p[:, ::-1]),
+        (3, lambda p: p[::-1, ::-1]),
+        (4, lambda p: p[::-1]),
+        (6, lambda p: np.rot90(p, -1)),
+        (8, lambda p: np.rot90(p, 1)),
+    ],
+)
+def test_exif_rotation_is_applied(orientation: int, turned: Any) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels, plain = load_rgb(file(Image.fromarray(picture()), exif=exif))
+    assert near(pixels, turned(picture()))
+    assert not plain
+
+
+def test_one_pixel_is_a_picture() -> None:
+    data = square_jpeg(file(Image.fromarray(np.full((1, 1, 3), 200, np.uint8)), "PNG"), 32, "squash", 90)
+    assert near(decoded(data), np.full((32, 32, 3), 200, np.uint8), 3)
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A tiny PNG whose header names any size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_too_many_pixels_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    def decode(*_: Any, **__: Any) -> None:
+        raise AssertionError("decoded")
+
+    data = file(Image.fromarray(picture()), kind)
+    monkeypatch.setattr(posters, "MAX_PIXELS", 40 * 60 - 1)
+    monkeypatch.setattr(Image.Image, "convert", decode)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", decode)
+    with pytest.raises(ValueError, match=r"40 x 60 pixels are more than the limit"):
+        load_rgb(data)
+
+
+def test_a_small_file_that_claims_a_giant_picture_is_refused() -> None:
+    with pytest.raises(ValueError, match="100000 x 100000 pixels are more than the limit of 64,000,000"):
+        load_rgb(png_claiming(100_000, 100_000))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.95])
+def test_a_truncated_file_is_refused(kind: str, share: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (60, 40, 3), np.uint8)
+    data = file(Image.fromarray(noise), kind)
+    with pytest.raises(ValueError, match="not a whole image"):
+        square_jpeg(data[: int(len(data) * share)], 32, "squash", 90)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"P6 1 1 255\n123",
+        b"a text, not a picture",
+        bytes(1000),
+        b"\xff\xd8\xff",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    ],
+    ids=["empty", "format that no poster has", "text", "zeros", "jpeg start", "eps"],
+)
+def test_what_is_no_picture_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="not a whole image"):
+        square_jpeg(data, 32, "squash", 90)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damage_anywhere_gives_a_picture_or_a_value_error() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    rng = np.random.default_rng(0)
+    data = file(Image.fromarray(picture()), exif=exif)
+    for _ in range(600):
+        damaged = np.frombuffer(data, np.uint8).copy()
+        damaged[rng.integers(2, 200, 4)] = rng.integers(0, 256, 4)
+        with suppress(ValueError):
+            assert load_rgb(damaged.tobytes())[0].ndim == 3
+
+
+# ---- the shape -------------------------------------------------------------------------------------------------------
+
+
+def test_a_jpeg_that_has_the_shape_passes_through_untouched() -> None:
+    data = file(Image.fromarray(picture(32, 32)))
+    assert square_jpeg(data, 32, "squash", 50) is data
+
+
+@pytest.mark.parametrize("other", ["PNG", "grey", "turned", "larger"])
+def test_anything_else_becomes_a_plain_jpeg_of_the_shape(other: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    image = Image.fromarray(picture(32, 32))
+    data = {
+        "PNG": file(image, "PNG"),
+        "grey": file(image.convert("L")),
+        "turned": file(image, exif=exif),
+        "larger": file(Image.fromarray(picture(64, 64))),
+    }[other]
+    made = square_jpeg(data, 32, "squash", 90)
+    assert made != data
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(made)
+    assert (height, width, colours) == (32, 32, "YCbCr")
+    assert square_jpeg(made, 32, "squash", 90) is made
+
+
+def test_squash_keeps_the_whole_poster() -> None:
+    assert near(square(picture(40, 60), 20, "squash"), picture(20, 20), 1)
+
+
+def test_crop_keeps_the_middle_square() -> None:
+    assert near(square(picture(40, 60), 40, "crop"), picture(40, 60)[10:50], 1)
+    assert near(square(picture(60, 40), 40, "crop"), picture(60, 40)[:, 10:50], 1)
+
+
+def test_pad_keeps_the_shape_and_adds_black() -> None:
+    wanted = np.zeros((60, 60, 3), np.uint8)
+    wanted[:, 10:50] = picture(40, 60)
+    assert near(square(picture(40, 60), 60, "pad"), wanted, 1)
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 90), (90, 1), (31, 33), (32, 32), (200, 10)])
+def test_every_shape_becomes_the_square(fit: Fit, shape: tuple[int, int]) -> None:
+    made = square(picture(*shape), 32, fit)
+    assert made.shape == (32, 32, 3)
+    assert made.dtype == np.uint8
+
+
+def test_shrinking_averages_instead_of_skipping_pixels() -> None:
+    stripes = np.zeros((128, 128, 3), np.uint8)
+    stripes[:, ::2] = 255
+    assert near(square(stripes, 32, "squash"), np.full((32, 32, 3), 128, np.uint8), 2)

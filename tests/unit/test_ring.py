@@ -1,0 +1,191 @@
+"""Batches through worker processes: the same bytes, bounded, and nothing left behind however it ends."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from genre_dist.stream.manifest import load_manifest
+from genre_dist.stream.order import EpochOrder, Rows
+from genre_dist.stream.reader import Batch, ShardReader
+from genre_dist.stream.ring import Ring, batches
+
+BATCH = 8
+
+
+@pytest.fixture
+def reader(sample_shards: Path) -> ShardReader:
+    return ShardReader(load_manifest(sample_shards), "train", ("poster", "overview"), 64)
+
+
+@pytest.fixture
+def places(reader: ShardReader) -> list[Rows]:
+    order = EpochOrder(reader.index.sizes, BATCH, seed=1, epoch=0)
+    return [order.rows(step) for step in range(order.steps)]
+
+
+def children() -> set[int]:
+    """Processes started by this one that still run."""
+    alive = set()
+    for task in Path("/proc/self/task").iterdir():
+        alive |= {int(pid) for pid in (task / "children").read_text().split()}
+    return alive
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        os.sched_yield()
+
+
+def same(one: Batch, other: Batch) -> bool:
+    fields = ("ids", "labels", "weights", "images", "tokens", "lengths")
+    return one.faults == other.faults and all(
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in fields
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_give_the_bytes_that_reading_in_process_gives(
+    reader: ShardReader, places: list[Rows], workers: int
+) -> None:
+    with closing(batches(reader, places, samples=BATCH, workers=workers)) as stream:
+        for rows, batch in zip(places, stream, strict=True):
+            assert same(batch, reader.read(rows))
+
+
+def test_more_workers_than_samples_is_no_fault(reader: ShardReader, places: list[Rows]) -> None:
+    short = [Rows(rows.shard[:2], rows.row[:2]) for rows in places[:3]] + [
+        Rows(rows.shard[:0], rows.row[:0]) for rows in places[:1]
+    ]
+    with closing(batches(reader, short, samples=BATCH, workers=4)) as stream:
+        assert [len(batch.ids) for batch in stream] == [2, 2, 2, 0]
+
+
+def test_a_batch_stays_valid_until_hold_later_ones_are_asked_for(reader: ShardReader, places: list[Rows]) -> None:
+    with closing(batches(reader, places, samples=BATCH, workers=2, prefetch=1, hold=3)) as stream:
+        held = [next(stream) for _ in range(3)]
+        for rows, batch in zip(places, held, strict=False):
+            assert same(batch, reader.read(rows))
+
+
+@pytest.mark.parametrize(("prefetch", "hold"), [(1, 1), (2, 3)])
+def test_no_more_batches_are_begun_than_there_are_slots(
+    reader: ShardReader, places: list[Rows], prefetch: int, hold: int
+) -> None:
+    begun: list[int] = []
+
+    def endless() -> Iterator[Rows]:
+        for number in itertools.count():
+            begun.append(number)
+            yield places[number % len(places)]
+
+    with closing(batches(reader, endless(), samples=BATCH, workers=2, prefetch=prefetch, hold=hold)) as stream:
+        for number in range(6):
+            next(stream)
+            assert len(begun) <= number + prefetch + hold
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5])
+def test_closing_leaves_no_process(reader: ShardReader, places: list[Rows], taken: int) -> None:
+    before = children()
+    stream = batches(reader, places, samples=BATCH, workers=2)
+    for _ in range(taken):
+        next(stream)
+    assert len(children() - before) == (2 if taken else 0)
+    stream.close()
+    assert children() == before
+
+
+def test_an_error_in_the_trainer_leaves_no_process(reader: ShardReader, places: list[Rows]) -> None:
+    before = children()
+
+    def fail() -> None:
+        with closing(batches(reader, places, samples=BATCH, workers=2)) as stream:
+            next(stream)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert children() == before
+
+
+def test_a_killed_worker_is_an_error_that_says_so_and_leaves_no_process(
+    reader: ShardReader, places: list[Rows]
+) -> None:
+    before = children()
+    ring = Ring(reader, BATCH, slots=3, workers=2)
+    try:
+        stream = ring.run(itertools.cycle(places), hold=1)
+        next(stream)
+        ring.processes[1].send_signal(signal.SIGKILL)
+        with pytest.raises(RuntimeError, match=f"pid {ring.processes[1].pid}.* killed by signal 9"):
+            list(itertools.islice(stream, 100))
+    finally:
+        ring.close()
+    assert children() == before
+
+
+TRAINER = """
+import itertools, sys
+from genre_dist.stream.manifest import load_manifest
+from genre_dist.stream.order import EpochOrder
+from genre_dist.stream.reader import ShardReader
+from genre_dist.stream.ring import Ring
+
+reader = ShardReader(load_manifest(sys.argv[1]), "train", ("poster", "overview"), 64)
+order = EpochOrder(reader.index.sizes, 8, 0, 0)
+ring = Ring(reader, 8, slots=3, workers=2)
+for batch in ring.run(itertools.cycle([order.rows(0)]), hold=1):
+    print(*(process.pid for process in ring.processes), flush=True)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_workers_end_with_a_trainer_that_is_killed_and_nothing_has_a_name_in_shared_memory(
+    sample_shards: Path, how: signal.Signals
+) -> None:
+    command = [sys.executable, "-c", TRAINER, str(sample_shards)]
+    trainer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert trainer.stdout is not None
+    try:
+        workers = [int(pid) for pid in trainer.stdout.readline().split()]
+        assert len(workers) == 2
+        for pid in (trainer.pid, *workers):
+            assert "/dev/shm/" not in Path(f"/proc/{pid}/maps").read_text()
+        trainer.send_signal(how)
+    finally:
+        trainer.stdout.close()
+        trainer.wait(timeout=20)
+    wait_until(lambda: not any(_runs(pid) for pid in workers))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_workers_go_on_through_signals_meant_for_the_trainer(
+    reader: ShardReader, places: list[Rows], how: signal.Signals
+) -> None:
+    ring = Ring(reader, BATCH, slots=3, workers=2)
+    try:
+        stream = ring.run(iter(places), hold=1)
+        next(stream)
+        for process in ring.processes:
+            process.send_signal(how)
+        assert sum(1 for _ in stream) == len(places) - 1
+    finally:
+        ring.close()

@@ -1,0 +1,78 @@
+"""Requests to stop are noted, whoever makes them, and the signals are given back."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from genre_dist.training.stopping import PREEMPTED, SIGNALS, StopRequest
+
+
+@pytest.fixture
+def stop(tmp_path: Path) -> Iterator[StopRequest]:
+    request = StopRequest(tmp_path)
+    yield request
+    request.close()
+
+
+def test_nobody_asked(stop: StopRequest) -> None:
+    assert not stop.requested()
+    assert stop.reason is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_is_noted_and_does_not_interrupt(stop: StopRequest, number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+    assert stop.requested()
+    assert stop.reason == number.name
+    assert stop.requested()  # and stays noted
+
+
+def test_a_stop_file_in_the_runs_folder_is_a_request(stop: StopRequest, tmp_path: Path) -> None:
+    (tmp_path / "STOP").touch()
+    assert stop.requested()
+    assert str(tmp_path / "STOP") in str(stop.reason)
+
+
+def test_only_a_second_ctrl_c_interrupts_at_once(stop: StopRequest) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)  # a scheduler may say it again
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_time_budget_is_a_request_once_it_is_spent(tmp_path: Path) -> None:
+    now = 1000.0
+    stop = StopRequest(tmp_path, max_minutes=1.5, clock=lambda: now)
+    try:
+        now = 1089.9
+        assert not stop.requested()
+        now = 1090.0
+        assert stop.requested()
+        assert stop.reason == "run.max_minutes"
+        now = 0.0
+        assert stop.requested()
+    finally:
+        stop.close()
+
+
+def test_the_first_reason_is_the_one_told(stop: StopRequest, tmp_path: Path) -> None:
+    os.kill(os.getpid(), signal.SIGUSR1)
+    (tmp_path / "STOP").touch()
+    assert stop.requested()
+    assert stop.reason == "SIGUSR1"
+
+
+def test_closing_gives_every_signal_back(tmp_path: Path) -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    stop = StopRequest(tmp_path)
+    assert all(signal.getsignal(number) != before[number] for number in SIGNALS)
+    stop.close()
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+
+
+def test_the_exit_code_says_try_again_later() -> None:
+    assert os.EX_TEMPFAIL == PREEMPTED == 75
