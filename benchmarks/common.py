@@ -1,7 +1,7 @@
 """What every benchmark shares: its options, its rows, and the machine it ran on.
 
-A benchmark is a script `benchmarks/NAME.py [--quick] [--json FILE]` that prints a Markdown table; `--quick` ends within a
-minute. Machines are noisy: a row gives the median of repeated measurements and their spread, and what is compared is
+A benchmark is a script `benchmarks/NAME.py [--quick] [--json FILE]` that prints a Markdown table; `--quick` ends within
+a minute. Machines are noisy: a row gives the median of repeated measurements and their spread, and what is compared is
 measured alternately in one run.
 """
 

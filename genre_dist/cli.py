@@ -218,6 +218,8 @@ def _order(arguments: Namespace) -> None:
     members = manifest.require if arguments.members is None else _names(arguments.members)
     index = SplitIndex(manifest, "train", members)
     batch, world = arguments.global_batch, arguments.world
+    if arguments.block < 1:
+        raise ValueError(f"--block is at least 1, not {arguments.block}")
     if batch < 1 or world < 1 or batch % world:
         raise ValueError(f"{world} ranks cannot share a global batch of {batch} evenly")
     if arguments.rank is not None and not 0 <= arguments.rank < world:

@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 
 # A second's requests are spread over a little more: the server counts when they arrive, not when they were
 # sent, and some take a few milliseconds longer than others.
-SPREAD_SECONDS = 1.02
+SPREAD_SECONDS = 1.025
 CATCH_UP_SECONDS = 0.1  # how far behind its pace the limiter may fall and still make up for it
 
 

@@ -149,7 +149,7 @@ def _check_samples(manifest: Manifest, shard: Shard, words: int, seen: set[int],
 
 
 def _check_members(
-    manifest: Manifest, parts: dict[str, bytes], has: set[str], length: int, words: int, genres: NDArray[Any]
+    manifest: Manifest, parts: dict[str, memoryview], has: set[str], length: int, words: int, genres: NDArray[Any]
 ) -> Iterator[str]:
     """One film's members, decoded as training decodes them."""
     wanted = {"json"} | {MEMBER_OF[name] for name in has}

@@ -1,5 +1,7 @@
 """Posters on the device: crop, resize and normalise uint8 batches where the model runs."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,11 +29,12 @@ def whole(images: Tensor, size: int) -> Tensor:
 def cropped(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Crops for training: uint8 [n, H, W, 3] and boxes [n, 4] of `crop_boxes` -> float32 [n, 3, size, size].
 
-    Bilinear sampling skips pixels when it shrinks by more than two, so the picture is first averaged down by the whole
-    number that leaves at most that; every film of a batch by the same, so a film's pixels do not depend on its batch.
+    Bilinear sampling skips pixels when it shrinks by more than two, so the picture is first averaged down by the
+    smallest whole number that leaves at most that; it follows from the sizes alone, so a film's pixels do not depend on
+    its batch.
     """
     pixels = normalised(images)
-    shrink = pixels.shape[-1] // (2 * size) if pixels.shape[-1] >= 2 * size else 1
+    shrink = math.ceil(pixels.shape[-1] / (2 * size))
     if shrink > 1:
         pixels = F.avg_pool2d(pixels, shrink)
     left, top, right, bottom = boxes.to(pixels).unbind(1)  # [n] each

@@ -34,7 +34,8 @@ def batches(
     """The batches at these places, in this order, each of at most `samples` samples.
 
     A batch stays valid until `hold` later ones have been asked for. With workers=0 each is read when it is asked for,
-    in this process, with the same bytes. Raises RuntimeError if a worker dies.
+    in this process, with the same bytes. Raises ValueError for shards that cannot be read at all (a missing index),
+    RuntimeError if a worker dies.
     """
     if workers == 0:
         yield from map(reader.read, places)
@@ -53,8 +54,6 @@ class Ring:
         self.reader = reader
         self.room = reader.room(samples)
         self.free = deque(range(slots))
-        self.busy_seconds = 0.0
-        """Time the workers spent reading and decoding."""
         memory = anonymous_file(slots, self.room)
         try:
             self.memory = mmap.mmap(memory, 0)
@@ -80,7 +79,7 @@ class Ring:
             self._wait_for(waiting)
             filling = waiting.popleft()
             held.append(filling.slot)
-            yield self.reader.batch(filling.arrays, filling.faults)
+            yield self.reader.batch(filling.arrays, filling.faults, filling.seconds)
 
     def _hand_out(self, slot: int, rows: Rows) -> "_Filling":
         """Give every worker its part of a batch: always the same lanes, so each reads on where it was."""
@@ -104,12 +103,15 @@ class Ring:
             for connection in wait(self.connections):
                 assert isinstance(connection, Connection)
                 try:
-                    done: Done = connection.recv()
+                    done: Done | ValueError = connection.recv()
                 except (EOFError, ConnectionResetError):
                     self._report_death(connection)
-                self.busy_seconds += done.seconds
-                by_slot[done.slot].parts -= 1
-                by_slot[done.slot].faults += done.faults
+                if isinstance(done, ValueError):
+                    raise done
+                filling = by_slot[done.slot]
+                filling.parts -= 1
+                filling.faults += done.faults
+                filling.seconds += done.seconds
 
     def _report_death(self, connection: Connection) -> None:
         process = self.processes[self.connections.index(connection)]
@@ -136,6 +138,7 @@ class _Filling:
         self.slot, self.arrays = slot, filled
         self.parts = 0
         self.faults: list[str] = []
+        self.seconds = 0.0
 
 
 def _start_worker(start: Start) -> tuple[subprocess.Popen[bytes], Connection]:

@@ -59,7 +59,11 @@ def main(descriptor: int) -> None:
             began = time.perf_counter()
             whole = arrays(memory, task.slot, start.room, task.samples, task.longest)
             part = slice(task.first, task.first + len(task.rows.row))
-            faults = start.reader.fill(task.rows, samples_of(whole, part))
+            try:
+                faults = start.reader.fill(task.rows, samples_of(whole, part))
+            except ValueError as error:  # the user's to mend: told by the trainer, not here
+                connection.send(error)
+                return
             connection.send(Done(task.slot, task.first, faults, time.perf_counter() - began))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the trainer is gone, or has closed the ring

@@ -157,7 +157,8 @@ def _train(
             )
             _note_faults(folder, micro_batches)
             done = position + 1
-            stopping = watch.step(done, epoch, result, waited)
+            read = sum(batch.read_seconds for batch in micro_batches)
+            stopping = watch.step(done, epoch, result, waited, read)
             last = done == experiment.total_steps
             if done % evaluate_every == 0 and not last and not stopping:
                 watch.flush()

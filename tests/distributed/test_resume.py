@@ -97,7 +97,12 @@ def test_asked_to_stop_all_ranks_save_and_exit_with_75_and_the_run_goes_on_alike
         assert checkpoints(run)[-1] == f"step-{done:08d}"  # nothing that was computed is lost
     codes, output = train(tmp_path / "again", 2, arguments)
     assert codes == [0, 0], output
-    assert facts(run) == facts(whole)
+    for row, expected in zip(facts(run), facts(whole), strict=True):
+        if row["kind"] == "train":
+            assert row == expected  # bit for bit
+        else:  # stopping averages BatchNorm's statistics over the ranks once more, which rounds once more
+            assert row.pop("kind") == expected.pop("kind")
+            assert row == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_time_budget_stops_the_run_and_an_evaluation_that_was_due_then_is_made_up_for(

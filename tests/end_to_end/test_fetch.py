@@ -23,7 +23,6 @@ from genre_dist.acquire.sample import make_sample
 from genre_dist.cli import main
 
 FETCH = [sys.executable, "-m", "genre_dist.cli"]
-IN_FLIGHT = 16 + 1  # posters being worked on by that many threads when the process is killed
 KINDS = ["429", "429-date", "500", "503", "cut", "truncated", "gif", "html", "empty", "slow", "dribble"]
 
 
@@ -220,6 +219,25 @@ def test_refresh_brings_changes_and_only_changed_posters(
         server.control(films=back)
 
 
+def test_a_refresh_cut_short_is_finished_by_the_next_run(
+    fetch: Callable[..., int], server: Handle, tmp_path: Path
+) -> None:
+    assert fetch("--size", "none") == 0
+    film = next(row for row in rows_of(tmp_path / "catalogue") if row["release_date"][:4] == "1999")
+    renamed = {film["tmdb_id"]: {"title": "Renamed"}}
+    server.control(films=renamed, set={"rules": [rule(r"\.lte\": \"1999", "500", 10**6)]}, forget=True)
+    try:
+        assert fetch("--size", "none", "--refresh") == 1
+        assert film in rows_of(tmp_path / "catalogue")
+        years = len(asked_for(server, "discover"))
+        server.control(set={"rules": []}, forget=True)
+        assert fetch("--size", "none") == 0
+        assert 0 < len(asked_for(server, "discover")) < years / 2
+        assert film | {"title": "Renamed"} in rows_of(tmp_path / "catalogue")
+    finally:
+        server.control(films={film["tmdb_id"]: {"title": film["title"]}})
+
+
 def test_genres_that_differ_are_named(
     fetch: Callable[..., int], server: Handle, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -403,41 +421,57 @@ def wait_for_journal(process: "subprocess.Popen[str]", out: Path, size: int) -> 
         time.sleep(0.002)
 
 
+def recorded(out: Path) -> set[str]:
+    """The requests whose results are in the journal, as the server names them."""
+    journal = out / ".fetch" / "journal.jsonl"
+    requests = set()
+    for text in journal.read_bytes().split(b"\n")[:-1] if journal.exists() else []:
+        line = json.loads(text)
+        if "page" in line:
+            first, last = line["of"].split()[1].split("..")
+            dates = {"primary_release_date.gte": first, "primary_release_date.lte": last}
+            query = dates | {"page": str(line["page"]), "sort_by": "primary_release_date.asc"}
+            requests.add(f"/3/discover/movie?{json.dumps(query, sort_keys=True)}")
+        elif "poster" in line:
+            requests.add(f"/t/p/w342{line['path']}")
+        elif "film" in line and line["film"]["imdb_id"]:
+            requests.add(f"/3/movie/{line['film']['tmdb_id']}")
+    return requests
+
+
 def test_killed_ten_times_at_20_000_films_nothing_is_lost_or_fetched_twice(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    partial = movies_file(killed).with_name(".movies.parquet.part")
     with serve(films=20_000, max_posters=1_000, crowded=0.6, undated_share=0.01) as server:
-        whole, killed = tmp_path / "whole", tmp_path / "killed"
         assert start(server, whole, "--with_undated").wait() == 0
         once = server.control(forget=True)["paths"]
         assert set(once.values()) == {1}
         assert sum("1999" in path and "discover" in path for path in once) > 600  # more than a window may have
+        assert recorded(whole) <= set(once)
         journal = (whole / ".fetch" / "journal.jsonl").read_bytes()
         posters = journal.index(b'{"poster":')
         rng = random.Random(0)
-        kills = 0
-        # Five while films are fetched, four while posters are, though those lines are few.
+        # Five while films are fetched, four while posters are, though those lines are few; the last while
+        # movies.parquet is written, if it is caught.
         moments = [rng.randrange(posters) for _ in range(5)] + [rng.randrange(posters, len(journal)) for _ in range(4)]
-        for size in sorted(moments):
+        ends: list[int] = []
+        for size in [*sorted(moments), None, None]:
+            done_before = recorded(killed)
             process = start(server, killed, "--with_undated")
-            wait_for_journal(process, killed, size)
-            process.send_signal(signal.SIGKILL)
-            kills += process.wait() == -signal.SIGKILL
-        process = start(server, killed, "--with_undated")  # the tenth: while movies.parquet is written, if it is caught
-        partial = movies_file(killed).with_name(".movies.parquet.part")
-        while process.poll() is None and not partial.exists():
-            time.sleep(0.001)
-        process.kill()
-        kills += process.wait() == -signal.SIGKILL
-        assert kills >= 9
-        assert start(server, killed, "--with_undated").wait() == 0
-        assert rows_of(killed) == rows_of(whole)
-        assert contents(killed) == contents(whole)
-        again = server.control()["paths"]
-    films_asked = {path for path in once if "/3/genre" not in path and "/p/exports" not in path}
-    assert {path for path in again if path in films_asked} == films_asked
-    extra = {path: again[path] - 1 for path in films_asked if again[path] > 1}
-    # A killed run's page or poster may have been asked for and not recorded; the count of films to come is asked anew.
-    assert sum(n for path, n in extra.items() if "/t/p/" in path) <= kills * IN_FLIGHT
-    assert sum(n for path, n in extra.items() if "/t/p/" not in path) <= kills * (IN_FLIGHT + 1)
+            if size is not None:
+                wait_for_journal(process, killed, size)
+            elif len(ends) == 9:
+                while process.poll() is None and not partial.exists():
+                    time.sleep(0.001)
+            if len(ends) < 10:
+                process.kill()
+            ends.append(process.wait())
+            assert not done_before & set(server.control(forget=True)["paths"])
+    assert ends.count(-signal.SIGKILL) >= 9
+    assert ends[-1] == 0
+    assert recorded(killed) == recorded(whole)
+    assert rows_of(killed) == rows_of(whole)
+    assert contents(killed) == contents(whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -464,7 +498,7 @@ def test_a_signal_leaves_a_whole_catalogue(server: Handle, tmp_path: Path, numbe
 def test_the_rate_is_kept_as_the_server_sees_it(fetch: Callable[..., int], server: Handle) -> None:
     assert fetch("--years", "1990-1999", "--rate", "60") == 0
     times = server.control()["times"]
-    assert most_in_a_second(times) <= 60
+    assert most_in_a_second(times) <= 61  # one may be held up on its way by more than the limiter allows for
     assert len(times) > 100
     assert len(times) / (times[-1] - times[0]) > 50
 

@@ -3,11 +3,13 @@
 import io
 import itertools
 import json
+import os
 import re
+import signal
 import tarfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +21,11 @@ from numpy.typing import NDArray
 from genre_dist.acquire.catalogue import CatalogueWriter, read_rows
 from genre_dist.genres import INDEX_OF_ID
 from genre_dist.prepare.pack import pack
+from genre_dist.stream import ring
 from genre_dist.stream.index import RECORD, index_path
-from genre_dist.stream.loader import TrainStream, evaluation_stream, read_ahead
+from genre_dist.stream.loader import TrainStream, evaluation_stream
 from genre_dist.stream.manifest import load_manifest
-from genre_dist.stream.order import Rows
+from genre_dist.stream.order import Rows, evaluation_batches
 from genre_dist.stream.reader import Batch, ShardReader
 from genre_dist.stream.tar import members
 
@@ -65,7 +68,7 @@ def everything(source: ShardReader) -> Batch:
 
 def same(one: Batch, other: Batch) -> bool:
     """Whether two batches hold the same, padding included."""
-    for a, b in zip(vars(one).values(), vars(other).values(), strict=True):
+    for a, b in zip(vars(kept(one)).values(), vars(kept(other)).values(), strict=True):
         if not (np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b):
             return False
     return True
@@ -258,67 +261,103 @@ def test_the_films_of_a_missing_shard_are_faults(shards_copy: Path) -> None:
 # ---- reading ahead ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
-@pytest.mark.parametrize("ahead", [0, 1, 4])
-def test_results_come_in_the_order_of_the_tasks(workers: int, ahead: int) -> None:
-    later = threading.Event()
-
-    def work(task: int) -> int:
-        if task == 0 and workers > 1 and ahead > 0:  # the first result is ready only after the second
-            assert later.wait(timeout=30)
-        if task == 1:
-            later.set()
-        return task * task
-
-    assert list(read_ahead(range(20), work, workers, ahead)) == [task * task for task in range(20)]
+def places(source: ShardReader, size: int) -> list[Rows]:
+    return list(evaluation_batches(source.index.sizes, 1, 0, size))
 
 
-@pytest.mark.parametrize("ahead", [0, 1, 4])
-def test_no_more_tasks_are_taken_than_may_wait(ahead: int) -> None:
-    taken: list[int] = []
+def kept(batch: Batch) -> Batch:
+    """A batch that stays valid: its arrays are views of memory that is filled again."""
+    arrays = {name: value.copy() for name, value in vars(batch).items() if isinstance(value, np.ndarray)}
+    return replace(batch, **arrays, read_seconds=0.0)
 
-    def tasks() -> Iterator[int]:
-        for task in itertools.count():
-            taken.append(task)
-            yield task
 
-    with closing(read_ahead(tasks(), lambda task: task, 3, ahead)) as results:
-        for number in range(10):
-            assert next(results) == number
-            assert len(taken) <= number + 1 + ahead
+def reader_processes() -> list[int]:
+    """The processes that this one started to read."""
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        for child in (task / "children").read_text().split():
+            if "genre_dist.stream.worker" in Path(f"/proc/{child}/cmdline").read_text():
+                found.append(int(child))
+    return found
+
+
+@pytest.mark.parametrize(("workers", "prefetch", "hold"), [(1, 1, 1), (3, 2, 1), (2, 4, 3)])
+def test_batches_come_in_the_order_of_their_places_with_the_bytes_of_a_reader_without_workers(
+    sample_shards: Path, workers: int, prefetch: int, hold: int
+) -> None:
+    source = reader(sample_shards)
+    wanted = [kept(source.read(rows)) for rows in places(source, 10)]
+    with closing(
+        ring.batches(source, places(source, 10), samples=10, workers=workers, prefetch=prefetch, hold=hold)
+    ) as found:
+        assert all(same(kept(batch), other) for batch, other in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("hold", [1, 3])
+def test_a_batch_stays_as_it_is_until_hold_later_ones_are_asked_for(sample_shards: Path, hold: int) -> None:
+    source = reader(sample_shards)
+    wanted = [kept(source.read(rows)) for rows in places(source, 10)]
+    held: list[Batch] = []
+    with closing(ring.batches(source, places(source, 10), samples=10, workers=2, hold=hold)) as found:
+        for number, batch in enumerate(found):
+            held = [*held, batch][-hold:]
+            for older, other in zip(held, wanted[: number + 1][-hold:], strict=True):
+                assert same(kept(older), other)
+
+
+@pytest.mark.parametrize(("prefetch", "hold"), [(1, 1), (4, 2)])
+def test_only_so_many_batches_exist_at_a_time(sample_shards: Path, prefetch: int, hold: int) -> None:
+    source, taken = reader(sample_shards), 0
+
+    def counted() -> Iterator[Rows]:
+        nonlocal taken
+        for rows in itertools.cycle(places(source, 6)):
+            taken += 1
+            yield rows
+
+    with closing(ring.batches(source, counted(), samples=6, workers=2, prefetch=prefetch, hold=hold)) as found:
+        for number, _ in zip(range(40), found, strict=False):
+            assert taken <= number + prefetch + hold
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_error_comes_out_where_its_result_would_have(workers: int) -> None:
-    results = read_ahead([4, 2, 0, 1], lambda task: 8 // task, workers, 2)
-    assert [next(results), next(results)] == [2, 4]
-    with pytest.raises(ZeroDivisionError):
-        next(results)
-    assert list(results) == []
-
-
-def readers_alive() -> int:
-    return sum(thread.name.startswith("reader") for thread in threading.enumerate())
+def test_faults_come_with_their_batch(shards_copy: Path, workers: int) -> None:
+    shard = Damaged(shards_copy)
+    shard.overwrite("jpg", bytes(400), at=400)
+    shard.write()
+    source = reader(shards_copy)
+    with closing(ring.batches(source, places(source, 2), samples=2, workers=workers)) as found:
+        faults = [len(batch.faults) for batch in found]
+    assert [number for number, count in enumerate(faults) if count] == [VICTIM // 2]
 
 
 @pytest.mark.parametrize("taken", [0, 1, 5])
-def test_closing_early_leaves_no_thread(sample_shards: Path, taken: int) -> None:
-    stream = TrainStream(reader(sample_shards), global_batch=8, micro_batch=4, seed=0, workers=3, prefetch=4)
+def test_closing_early_leaves_no_process(sample_shards: Path, taken: int) -> None:
+    stream = TrainStream(reader(sample_shards), global_batch=8, micro_batch=4, seed=0, workers=2, prefetch=4)
     batches = stream.batches()
     for _ in range(taken):
         next(batches)
-    assert readers_alive() > 0 or not taken
+    assert len(reader_processes()) == (2 if taken else 0)
     batches.close()
-    assert readers_alive() == 0
+    assert reader_processes() == []
+
+
+def test_a_killed_reader_process_is_told_instead_of_waited_for(sample_shards: Path) -> None:
+    with closing(TrainStream(reader(sample_shards), global_batch=8, micro_batch=8, seed=0).batches()) as batches:
+        next(batches)
+        os.kill(reader_processes()[0], signal.SIGKILL)
+        with pytest.raises(RuntimeError, match=r"reader process .* was killed by signal 9"):
+            list(batches)
+    assert reader_processes() == []
 
 
 # ---- the training stream ---------------------------------------------------------------------------------------------
 
 
 def steps(source: ShardReader, count: int, position: int = 0, **options: Any) -> list[list[Batch]]:
-    stream = TrainStream(source, **({"global_batch": 12, "micro_batch": 4, "seed": 5} | options))
+    stream = TrainStream(source, **({"global_batch": 12, "micro_batch": 4, "seed": 5, "workers": 0} | options))
     with closing(stream.batches(position)) as batches:
-        return list(itertools.islice(batches, count))
+        return [[kept(batch) for batch in micro] for micro in itertools.islice(batches, count)]
 
 
 def joined(micro: list[Batch]) -> tuple[list[int], NDArray[Any], NDArray[Any]]:
@@ -372,8 +411,11 @@ def test_an_epoch_trains_on_every_film_once(sample_shards: Path) -> None:
 
 def test_a_split_is_evaluated_once_over_all_ranks_in_equally_many_batches(sample_shards: Path) -> None:
     source = reader(sample_shards, "val")
-    ranks = [list(evaluation_stream(source, batch=4, world=3, rank=rank)) for rank in range(3)]
-    ids = [int(film) for batches in ranks for batch in batches for film in batch.ids]
+    ranks = [
+        [batch.ids.tolist() for batch in evaluation_stream(source, batch=4, world=3, rank=rank, workers=rank)]
+        for rank in range(3)
+    ]
+    ids = [film for batches in ranks for batch in batches for film in batch]
     assert ids == list(packed(sample_shards, "val"))
     assert len({len(batches) for batches in ranks}) == 1
 

@@ -135,6 +135,16 @@ def test_a_killed_worker_is_an_error_that_says_so_and_leaves_no_process(
     assert children() == before
 
 
+def test_a_shard_without_its_index_is_the_users_error_and_names_the_file(shards_copy: Path) -> None:
+    reader = ShardReader(load_manifest(shards_copy), "train", ("poster",), 64)
+    shard = shards_copy / reader.index.shards[0].file
+    index = shard.with_suffix(".index.npy")
+    index.unlink()
+    rows = Rows(np.zeros(2, np.int64), np.arange(2))
+    with closing(batches(reader, [rows], samples=2, workers=1)) as stream, pytest.raises(ValueError, match=index.name):
+        next(stream)
+
+
 TRAINER = """
 import itertools, sys
 from genre_dist.stream.manifest import load_manifest
