@@ -19,9 +19,8 @@ def decode_jpeg(data: bytes | memoryview, out: NDArray[np.uint8]) -> None:
     Raises ValueError if it is damaged or of another shape.
     """
     if simplejpeg is not None:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        _check_shape((height, width), out)
-        simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out)
+        decoded = simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out)  # refuses a buffer that is too small
+        _check_shape(decoded.shape[:2], out)
         return
     import cv2
 

@@ -4,6 +4,7 @@ Only what a shard needs: regular files, with names and sizes from USTAR, from PA
 one for every member) or from GNU long names. See POSIX.1-2017, pax, "ustar Interchange Format".
 """
 
+import struct
 import tarfile
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -38,52 +39,53 @@ def members(buffer: bytes | memoryview) -> Iterator[Member]:
     Raises ValueError naming the offset where the piece is no tar, or ends inside a header or a member.
     """
     view = memoryview(buffer)
-    position, name, size_override = 0, None, None
+    position, long_name, long_size = 0, None, None
     while position + BLOCK <= len(view):
-        block = view[position : position + BLOCK]
-        if block[0] == 0:  # the end marker: two blocks of zeros
+        name, digits, kind, magic, prefix = _HEADER.unpack_from(view, position)  # one call: this is the hot path
+        if name[0] == 0:  # the end marker: two blocks of zeros
             return
-        if block[257:262] != b"ustar":  # the same in USTAR, PAX and GNU headers
+        if magic[:5] != b"ustar":  # the same in USTAR, PAX and GNU headers
             raise ValueError(f"no tar header at byte {position}")
-        kind, size = block[156:157].tobytes(), _number(block[124:136], position)
-        if size_override is not None and kind not in b"xgL":
-            size = size_override
+        size = _number(digits, position)
+        if long_size is not None and kind not in b"xgL":
+            size = long_size
         start = position + BLOCK
         if size < 0 or start + size > len(view):
             raise ValueError(f"the member at byte {position} should have {size} bytes, {len(view) - start} are there")
         if kind == b"x":
             records = _pax_records(view[start : start + size].tobytes())
-            name = records.get("path", name)
-            size_override = int(records["size"]) if "size" in records else size_override
+            long_name = records.get("path", long_name)
+            long_size = int(records["size"]) if "size" in records else long_size
         elif kind == b"L":
-            name = _text(view[start : start + size])
+            long_name = _text(view[start : start + size].tobytes())
         else:
             if kind in (b"0", b"\0"):
-                yield Member(name or _name(block), start, size)
-            name, size_override = None, None
+                yield Member(long_name or _name(name, prefix if magic == b"ustar\0" else b""), start, size)
+            long_name, long_size = None, None
         position = start + padded(size)
     if position < len(view) and view[position]:
         raise ValueError(f"the tar header at byte {position} is cut short")
 
 
-def _number(field: memoryview, position: int) -> int:
+_HEADER = struct.Struct("100s24x12s20xc100x6s82x155s12x")  # name, size, kind, magic, and the prefix of a long name
+
+
+def _number(digits: bytes, position: int) -> int:
     """A header's octal number, or GNU's base-256 one for sizes of 8 GiB and more."""
-    if field[0] & 0x80:
-        return int.from_bytes(field[1:].tobytes(), "big")
+    if digits[0] & 0x80:
+        return int.from_bytes(digits[1:], "big")
     try:
-        return int(field.tobytes().strip(b" \0") or b"0", 8)
+        return int(digits.strip(b" \0") or b"0", 8)
     except ValueError:
         raise ValueError(f"no tar header at byte {position}") from None
 
 
-def _text(field: memoryview) -> str:
-    return field.tobytes().split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
-def _name(block: memoryview) -> str:
-    name = _text(block[:100])
-    prefix = _text(block[345:500]) if block[257:263].tobytes() == b"ustar\0" else ""
-    return f"{prefix}/{name}" if prefix else name
+def _name(name: bytes, prefix: bytes) -> str:
+    return f"{_text(prefix)}/{_text(name)}" if prefix[:1] > b"\0" else _text(name)
 
 
 def _pax_records(data: bytes) -> dict[str, str]:
