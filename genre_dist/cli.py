@@ -64,10 +64,17 @@ def _parser() -> ArgumentParser:
     verb.add_argument("--out", type=Path, required=True, help="the catalogue's folder")
     verb.set_defaults(run=_sample)
 
-    verb = verbs.add_parser("pack", help="pack a catalogue into shards")
+    verb = verbs.add_parser(
+        "pack",
+        help="pack a catalogue into shards; run again to go on or to add new films",
+        description="Pack a catalogue into shards. A killed pack goes on where it stopped. On a finished folder and "
+        "with the same options, films that are new in the catalogue are appended in new shards; those packed before "
+        "stay as they are, and so does the vocabulary. On several nodes: run every --part, at any time and in any "
+        "order, then the same command with --merge.",
+    )
     verb.add_argument("--catalogue", type=Path, required=True)
     verb.add_argument("--out", type=Path, required=True, help="the shards' folder")
-    verb.add_argument("--vectors", type=Path, help="word vectors, GloVe text format of any width")
+    verb.add_argument("--vectors", type=Path, help="word vectors: GloVe or word2vec, .txt .bin .gz .zip, any width")
     verb.add_argument(
         "--require", default="poster,overview", help="leave out films that lack one of these; '' keeps all"
     )
@@ -77,7 +84,15 @@ def _parser() -> ArgumentParser:
     verb.add_argument("--quality", type=int, default=90, help="JPEG quality")
     verb.add_argument("--shard_size", type=int, default=1000, help="films a shard")
     verb.add_argument("--workers", type=int, help="processes; all cores by default")
-    verb.add_argument("--overwrite", action="store_true", help="replace shards of other films or options")
+    how = verb.add_mutually_exclusive_group()
+    how.add_argument(
+        "--part",
+        metavar="I/N",
+        help="pack only the shards number I mod N and write no manifest: 0/4 to 3/4, or 1/4 to 4/4, make all; "
+        "`slurm` takes both from the job array (SLURM_ARRAY_TASK_ID and _COUNT)",
+    )
+    how.add_argument("--merge", action="store_true", help="check that all parts are there and write the manifest")
+    how.add_argument("--overwrite", action="store_true", help="replace shards of other films or options")
     verb.set_defaults(run=_pack)
 
     verb = verbs.add_parser("inspect", help="print what is in a folder of shards")
@@ -172,26 +187,33 @@ def _sample(arguments: Namespace) -> None:
 def _pack(arguments: Namespace) -> None:
     import os
 
-    from genre_dist.prepare.pack import pack
+    from genre_dist.prepare.pack import merge_parts, pack, pack_part
+    from genre_dist.prepare.parts import parse_part
+    from genre_dist.stream.manifest import FILE, load_manifest
 
-    manifest = pack(
-        arguments.catalogue,
-        arguments.out,
-        vectors=arguments.vectors,
-        require=_names(arguments.require),
-        text=arguments.text,
-        size=arguments.size,
-        fit=arguments.fit,
-        quality=arguments.quality,
-        shard_size=arguments.shard_size,
-        workers=arguments.workers or os.cpu_count() or 1,
-        overwrite=arguments.overwrite,
-    )
+    catalogue, out = arguments.catalogue, arguments.out
+    options = {name: getattr(arguments, name) for name in ("vectors", "text", "size", "fit", "quality", "shard_size")}
+    options["require"] = _names(arguments.require)
+    workers = arguments.workers or os.cpu_count() or 1
+    if arguments.part:
+        part = parse_part(arguments.part)
+        shards = pack_part(catalogue, out, part, workers=workers, **options)
+        print(f"{out}: part {part[0]}/{part[1]} is finished, {shards:,} shards")
+        print("next, when all parts are finished: the same command with --merge instead of --part")
+        return
+    before = load_manifest(out) if (out / FILE).is_file() and not arguments.overwrite else None
+    if arguments.merge:
+        manifest = merge_parts(catalogue, out, **options)
+    else:
+        manifest = pack(catalogue, out, workers=workers, overwrite=arguments.overwrite, **options)
+    if before:
+        added = sum(shard.samples for shard in manifest.shards) - sum(shard.samples for shard in before.shards)
+        print(f"{added:,} films added" if added else f"nothing to add: the films of {catalogue} are packed already")
     counts = ", ".join(f"{manifest.samples(split):,} {split}" for split in ("train", "val", "test"))
-    print(f"{arguments.out}: {len(manifest.shards)} shards, {counts}; {manifest.text['words']:,} words")
+    print(f"{out}: {len(manifest.shards)} shards, {counts}; {manifest.text['words']:,} words")
     for reason, count in manifest.left_out.items():
         print(f"  {count:,} films left out: {reason}")
-    print(f"next: genre-dist inspect {arguments.out}")
+    print(f"next: genre-dist inspect {out}")
 
 
 def _inspect(arguments: Namespace) -> int:

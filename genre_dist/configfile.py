@@ -95,7 +95,7 @@ def nearest_option(key: str) -> str | None:
     return found[0] if found else None
 
 
-def _check_sections(namespace: Any, cls: type = Config, prefix: str = "") -> None:
+def _check_sections(namespace: Any, cls: Any = Config, prefix: str = "") -> None:
     """Raise ValueError if something else stands where a section of keys belongs."""
     for name, kind in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(kind):

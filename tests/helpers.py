@@ -86,6 +86,12 @@ def step_reached(run: Path, step: int) -> bool:
     return path.exists() and f'"kind": "train", "step": {step},' in path.read_text()
 
 
+def last_step(run: Path) -> int:
+    """The last training step of a record that may be written to at this moment."""
+    whole = (run / "metrics.jsonl").read_text().rpartition("\n")[0].splitlines()
+    return max(row["step"] for row in map(json.loads, whole) if row["kind"] == "train")
+
+
 class Processes:
     """Child processes in sessions of their own; when the block ends, they and all they started are gone."""
 
@@ -145,7 +151,7 @@ class Processes:
                 continue
         for child in self.children:
             child.wait(30)
-        until(lambda: not any(_alive(pid) for pid in everyone), 30, "killed processes to be gone")
+        until(lambda: not any(alive(pid) for pid in everyone), 30, "killed processes to be gone")
 
     def __enter__(self) -> Self:
         return self
@@ -194,7 +200,8 @@ def _flat(state: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return [pair for key, value in state.items() for pair in _flat(value, f"{prefix}.{key}" if prefix else str(key))]
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process still runs (a zombie does not)."""
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:

@@ -5,8 +5,9 @@ import io
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +24,30 @@ from genre_dist.stream.manifest import Shard
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What decides a shard's bytes, beside its films."""
+    """What decides a shard's bytes, beside its films. ValueError for a value that makes no sense."""
 
-    require: tuple[str, ...]
-    text: str
-    size: int
-    fit: Fit
-    quality: int
-    shard_size: int
+    require: tuple[str, ...] = ("poster", "overview")
+    text: str = "overview"
+    size: int = 256
+    fit: Fit = "squash"
+    quality: int = 90
+    shard_size: int = 1000
+    vectors_sha256: str = ""
+    """Of the file of word vectors, '' without one: it decides which words seen once are kept."""
     vocabulary_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.require) - {"poster", "overview"}
+        if unknown:
+            raise ValueError(f"--require knows poster and overview, not {', '.join(sorted(unknown))}")
+        if self.text not in ("overview", "title", "both"):
+            raise ValueError(f"--text is overview, title or both, not {self.text}")
+        if self.fit not in get_args(Fit):
+            raise ValueError(f"--fit is {', '.join(get_args(Fit))}, not {self.fit}")
+        if not 1 <= self.size <= 4096 or self.shard_size < 1:
+            raise ValueError("--size goes from 1 to 4096, --shard_size is at least 1")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"--quality goes from 1 to 100, not {self.quality}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +60,8 @@ class Job:
     catalogue: Path
     films: Path
     films_sha256: str
+    words: Path
+    """The vocabulary."""
     recipe: Recipe
 
 
@@ -64,7 +82,8 @@ def finished(job: Job) -> dict[str, Any] | None:
     report = read_report(path)
     if report is None or report["key"] != recipe_key(job) or not index_path(path).is_file():
         return None
-    return report if path.is_file() and path.stat().st_size == report["shard"]["bytes"] else None
+    whole = path.is_file() and path.stat().st_size == report["shard"]["bytes"]
+    return without_problems(report) if whole else None
 
 
 def read_report(shard: Path) -> dict[str, Any] | None:
@@ -73,13 +92,25 @@ def read_report(shard: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def without_problems(report: dict[str, Any]) -> dict[str, Any]:
+    """A report without its list of unreadable posters: with those of all shards, memory would grow with the films."""
+    return {name: value for name, value in report.items() if name != "problems"}
+
+
+@lru_cache(maxsize=1)
+def _load_words(path: Path, sha256: str) -> dict[str, int]:
+    """The vocabulary, read once by each worker; its checksum tells two of one name apart."""
+    return load_words(path)
+
+
 def pack_shard(job: Job) -> dict[str, Any]:
-    """Write one shard, its index and its report; returns the report.
+    """Write one shard, its index and its report; returns the report without its problems.
 
     Raises OSError with the file's name if it cannot be written; nothing half-written stays.
     """
     path = job.out / job.file
-    words = load_words(job.out / "vocabulary.txt")
+    report_path(path).unlink(missing_ok=True)  # an older shard's must never stand beside the new tar
+    words = _load_words(job.words, job.recipe.vocabulary_sha256)
     records: list[tuple[int, int, int, int, int]] = []
     genres = [0] * len(INDEX_OF_ID)
     problems: list[dict[str, Any]] = []
@@ -111,6 +142,7 @@ def pack_shard(job: Job) -> dict[str, Any]:
         save_array(index, file)
     report = {
         "key": recipe_key(job),
+        "recipe": asdict(job.recipe),
         "shard": asdict(
             Shard(
                 file=job.file,
@@ -129,7 +161,7 @@ def pack_shard(job: Job) -> dict[str, Any]:
     }
     with atomic_file(report_path(path), "w") as file:
         json.dump(report, file, indent=1)
-    return report
+    return without_problems(report)
 
 
 def _poster(film: dict[str, Any], job: Job) -> tuple[bytes | None, str | None]:

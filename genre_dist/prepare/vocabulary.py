@@ -1,9 +1,9 @@
-"""Words: the tokeniser, the vocabulary, and word vectors read as a stream."""
+"""Words: the tokeniser and the vocabulary."""
 
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from genre_dist.atomic import atomic_file
 from genre_dist.stream.reader import UNKNOWN
 
+MOST_WORDS = 2_000_000
+"""Different words counted at a time: about 250 MB."""
 SPECIAL = ("<pad>", "<unk>")  # ids 0 and 1, as stream.reader has them
 
 
@@ -41,6 +43,21 @@ def encode(words: Iterable[str], ids: Mapping[str, int]) -> NDArray[np.int32]:
     return np.array([ids.get(word, UNKNOWN) for word in words], np.int32)
 
 
+def forget_rare(counts: Counter[str], most: int = MOST_WORDS) -> None:
+    """Bound a running count: when it holds more than `most` words, drop the rarest until half of them fit.
+
+    A word that comes back begins anew, so its count is too low by at most the dropped count (nearly always 1) for each
+    time this happened. A word is lost to the vocabulary only if it never came twice between two such moments.
+    """
+    if len(counts) <= most:
+        return
+    least = 2
+    while len(counts) > most // 2:
+        for word in [word for word, count in counts.items() if count < least]:
+            del counts[word]
+        least += 1
+
+
 def choose_words(counts: Counter[str], with_vector: Iterable[str] = (), least: int = 2) -> list[str]:
     """The vocabulary: the special words, then every word seen `least` times or having a vector, most frequent first.
 
@@ -49,71 +66,6 @@ def choose_words(counts: Counter[str], with_vector: Iterable[str] = (), least: i
     known = set(with_vector)
     kept = [word for word, count in counts.items() if (count >= least or word in known) and word not in SPECIAL]
     return [*SPECIAL, *sorted(kept, key=lambda word: (-counts[word], word))]
-
-
-def read_vectors(path: Path, wanted: Mapping[str, int] | set[str]) -> dict[str, NDArray[np.float32]]:
-    """The wanted words' vectors from a text file of `word number number ...` lines (GloVe, word2vec text), any width.
-
-    Read as a stream, only wanted rows are kept. A first line of two numbers (word2vec's) is skipped. Raises ValueError
-    naming the line that has another number of values, or one that is not a number.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file of word vectors")
-    found: dict[str, NDArray[np.float32]] = {}
-    for number, word, values in _vector_lines(path):
-        if word not in wanted or word in found:
-            continue
-        try:
-            vector = np.array(values, np.float32)
-            if not np.isfinite(vector).all():
-                raise ValueError
-            found[word] = vector
-        except ValueError:
-            raise ValueError(f"{path} line {number}: a value of `{word}` is no number; fetch the file again") from None
-    return found
-
-
-def _vector_lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
-    """Line number, word and values of each line; the first line sets the width."""
-    dim = 0
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            parts = line.rstrip("\n").rstrip(" ").split(" ")
-            if number == 1 and len(parts) == 2 and all(part.isdigit() for part in parts):
-                continue
-            dim = dim or len(parts) - 1
-            if len(parts) <= dim or dim < 1:
-                raise ValueError(
-                    f"{path} line {number}: {len(parts) - 1} values where the lines before have {dim}; the file is "
-                    "damaged or cut short, fetch it again or remove the line"
-                )
-            word = " ".join(parts[:-dim])  # GloVe 840B has words with spaces
-            if len(parts) > dim + 1 and _is_number(parts[-dim - 1]):
-                raise ValueError(f"{path} line {number}: {len(parts) - 1} values where the lines before have {dim}")
-            yield number, word, parts[-dim:]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return any(character.isdigit() for character in text) and "." in text
-
-
-def matrix_for(words: list[str], found: Mapping[str, NDArray[np.float32]], seed: int = 0) -> NDArray[np.float32]:
-    """A vector for every word, float32 [words, dim].
-
-    The file's where there is one, zeros for <pad>, and for the others draws with the file's own deviation.
-    """
-    dim = len(next(iter(found.values())))
-    spread = float(np.std(np.stack(list(found.values())[:10_000])))
-    matrix = np.random.default_rng(seed).normal(0, spread, (len(words), dim)).astype(np.float32)
-    matrix[0] = 0
-    for row, word in enumerate(words):
-        if word in found:
-            matrix[row] = found[word]
-    return matrix
 
 
 def words_sha256(words: list[str]) -> str:

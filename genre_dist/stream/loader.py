@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterator
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,12 @@ from genre_dist.stream.reader import Batch, ShardReader
 class TrainStream:
     """The training batches of one rank: for each step its micro-batches, from any position.
 
-    A position is a number of steps since the start of training; epoch and step within it follow. Iterating never ends:
-    the trainer decides how far to go.
+    A position is a number of steps since the start of training; epoch and step within it follow.
+
+    Used as a loader it iterates over what is left of the current epoch, one step at a time, and has `state_dict` and
+    `load_state_dict` in the convention of torchdata's StatefulDataLoader: a state taken after a step continues with the
+    next one. It is the same on every rank and loads at any world size that divides the global batch.
+    `batches` is the same stream without an end, for a trainer that keeps the position itself.
     """
 
     def __init__(
@@ -52,6 +56,52 @@ class TrainStream:
         end = (rank + 1) * share
         self._lanes = [(first, min(first + micro_batch, end)) for first in range(rank * share, end, micro_batch)]
         self._micro_batch, self._workers, self._prefetch = micro_batch, workers, prefetch
+        self.position = 0
+        """Steps taken so far when used as a loader."""
+        self._running: Generator[list[Batch], None, None] | None = None
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        return self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        """The steps left of the current epoch; the workers stay for the next one."""
+        if self._running is None:
+            self._running = self.batches(self.position)
+        for _ in range(self.steps_per_epoch - self.position % self.steps_per_epoch):
+            step = next(self._running)
+            self.position += 1
+            yield step
+
+    def close(self) -> None:
+        """End the workers. Iterating again starts new ones at the same position."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what decides the order: all that resuming needs."""
+        return {"position": self.position} | self.identity()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where a state was taken. Raises ValueError if it was taken from another order of samples."""
+        for key, value in self.identity().items():
+            if state.get(key) != value:
+                raise ValueError(f"the state was taken with {key}={state.get(key)}, this stream has {value}")
+        self.close()
+        self.position = int(state["position"])
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which samples each step takes."""
+        order = self._current
+        return {
+            "data_fingerprint": self.reader.manifest.fingerprint,
+            "members": list(self.reader.wanted),
+            "seed": order.seed,
+            "global_batch": order.global_batch,
+            "block": order.block,
+            "last_batch": order.last_batch,
+        }
 
     def order(self, epoch: int) -> EpochOrder:
         """The order of an epoch."""

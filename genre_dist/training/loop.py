@@ -93,7 +93,7 @@ def _prepare_folder(folder: Path, overwrite: bool) -> str | None:
 
 def _refuse_another_run(experiment: Experiment, folder: Path, saved: Saved) -> None:
     """Raise ValueError if what is in the folder cannot be continued as this experiment."""
-    for key, value in _identity(experiment).items():
+    for key, value in experiment.stream.identity().items():
         if saved.facts.get(key) != value:
             raise ValueError(
                 f"{folder} was trained with {key}={saved.facts.get(key)}, now it is {value}: continue with the same "
@@ -104,19 +104,6 @@ def _refuse_another_run(experiment: Experiment, folder: Path, saved: Saved) -> N
             f"{folder} has done {saved.step} steps, more than the {experiment.total_steps} asked for now: ask for as "
             "many or more, choose another run.dir, or pass --run.overwrite true"
         )
-
-
-def _identity(experiment: Experiment) -> dict[str, Any]:
-    """What must not change when a run is continued: it decides which films each step trains on."""
-    data = experiment.config.data
-    return {
-        "data_fingerprint": experiment.manifest.fingerprint,
-        "members": list(experiment.config.model.members),
-        "seed": experiment.config.run.seed,
-        "global_batch": data.global_batch,
-        "block": data.block,
-        "last_batch": data.last_batch,
-    }
 
 
 def _train(
@@ -210,7 +197,7 @@ def _save(experiment: Experiment, folder: Path, done: int) -> None:
         folder / "checkpoints",
         done,
         experiment.strategy,
-        _identity(experiment),
+        experiment.stream.identity(),
         experiment.world,
         experiment.config.checkpoint.keep,
     )

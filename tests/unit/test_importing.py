@@ -108,12 +108,12 @@ def test_genre_ids_come_before_genre_names(tmp_path: Path, out: Path) -> None:
         (
             {"id": 1, "genres": "Drama"},
             {},
-            r"has no column 'tmdb_id'; it has id, genres\. .* --columns\.tmdb_id=COLUMN",
+            r"has no column 'tmdb_id'; it has id, genres\. .* --columns tmdb_id=COLUMN",
         ),
         (
             {"tmdb_id": 1, "kind": "Drama"},
             {},
-            r"has no column 'genre_ids'; it has tmdb_id, kind\. .*--columns\.genre_ids",
+            r"has no column 'genre_ids'; it has tmdb_id, kind\. .*--columns genre_ids",
         ),
         ({"tmdb_id": 1, "genres": ""}, {"title": "Name"}, r"no column 'Name' for title; it has tmdb_id, genres"),
         (

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from genre_dist.acquire.catalogue import CatalogueWriter, read_rows
 from genre_dist.prepare.pack import pack
 from genre_dist.prepare.splits import split_of
+from genre_dist.prepare.vectors import matrix_for, read_vectors
 from genre_dist.prepare.vocabulary import (
     choose_words,
     encode,
     load_words,
-    matrix_for,
-    read_vectors,
     save_words,
     tokenise,
     words_sha256,

@@ -1,0 +1,174 @@
+"""Which films are packed, and into which shard each goes. Held is a number or two for each film, never its row."""
+
+from array import array
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genre_dist.acquire.catalogue import read_rows
+from genre_dist.genres import INDEX_OF_ID
+from genre_dist.prepare.shard import Recipe, read_report, without_problems
+from genre_dist.prepare.splits import order_key, split_of
+from genre_dist.prepare.vocabulary import forget_rare, tokenise
+from genre_dist.stream.index import RECORD, index_path
+from genre_dist.stream.manifest import FILE, SPLITS, load_manifest
+
+COLUMNS = ["tmdb_id", "title", "overview", "genre_ids", "release_date", "poster_status", "poster_sha256"]
+
+
+class Before(NamedTuple):
+    """What a finished folder of shards holds. Its films stay where they are; only others are packed."""
+
+    reports: list[dict[str, Any]]
+    """Of the manifest's shards that are whole, in the manifest's order."""
+    ids: NDArray[np.int64]  # [films] ascending; also of films whose poster could not be read
+    vocabulary_sha256: str
+
+
+NOTHING = Before([], np.empty(0, np.int64), "")
+
+
+class Chosen(NamedTuple):
+    """Which shard each film goes to, and what was learned on the way."""
+
+    ids: NDArray[np.int64]  # [films] ascending, without those packed before
+    shard: NDArray[np.int32]  # [films] number of each film's shard
+    shards: list[tuple[str, str]]
+    """(file, split) of each shard."""
+    counts: Counter[str]
+    """Words of the train split; empty if the vocabulary is there already."""
+    left_out: Counter[str]
+
+
+def packed_before(out: Path, recipe: Recipe) -> Before:
+    """What a folder with a manifest holds; a shard that lost a file counts as not packed, so that it is made again.
+
+    Raises ValueError if the shards were packed with other options.
+    """
+    if not (out / FILE).is_file():
+        return NOTHING
+    manifest = load_manifest(out)
+    reports, ids = [], []
+    for shard in manifest.shards:
+        path = out / shard.file
+        report, films = read_report(path), _films_of(path)
+        if report is None or films is None or not path.is_file() or path.stat().st_size != report["shard"]["bytes"]:
+            continue
+        _refuse_other_options(out, report, recipe)
+        if "poster" in recipe.require:
+            films = np.append(films, [problem["tmdb_id"] for problem in report["problems"]]).astype(np.int64)
+        ids.append(films)
+        reports.append(without_problems(report))
+    if not reports:
+        return NOTHING
+    return Before(reports, np.unique(np.concatenate(ids)), manifest.text["vocabulary_sha256"])
+
+
+def _films_of(shard: Path) -> NDArray[np.int64] | None:
+    """The films a shard's index names, None if it cannot be read."""
+    try:
+        records = np.load(index_path(shard), mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return np.array(records["id"]) if records.dtype == RECORD else None
+
+
+def _refuse_other_options(out: Path, report: dict[str, Any], recipe: Recipe) -> None:
+    """A folder of finished shards is only continued, never mixed with shards of another recipe."""
+    there, wanted = report.get("recipe", {}), asdict(recipe)
+    for name, value in wanted.items():
+        here = list(value) if isinstance(value, tuple) else value
+        if name != "vocabulary_sha256" and there.get(name) != here:
+            option = name.removesuffix("_sha256")
+            raise ValueError(
+                f"{out} already holds shards packed with another --{option} ({there.get(name) or 'none'} there, "
+                f"{here or 'none'} here); pack into another folder, or pass --overwrite to replace them"
+            )
+
+
+def film_text(row: dict[str, Any], text: str) -> str:
+    """The text a film is trained on: its overview, its title, or the title followed by the overview."""
+    parts = {"overview": [row["overview"]], "title": [row["title"]], "both": [row["title"], row["overview"]]}[text]
+    return " ".join(part.strip() for part in parts if part)
+
+
+def _why_not(row: dict[str, Any], require: tuple[str, ...]) -> str | None:
+    """Why a film is left out, or None."""
+    if not any(genre in INDEX_OF_ID for genre in row["genre_ids"] or ()):
+        return "no known genre"
+    if "poster" in require and row["poster_status"] != "ok":
+        return "no poster"
+    if "overview" in require and not (row["overview"] or "").strip():
+        return "no overview"
+    return None
+
+
+def place_of(ids: NDArray[np.int64], film: int) -> int | None:
+    """Where a film is in ascending ids, None if it is not."""
+    place = int(np.searchsorted(ids, film))
+    return place if place < len(ids) and ids[place] == film else None
+
+
+def choose(catalogue: Path, recipe: Recipe, before: Before) -> Chosen:
+    """Read the catalogue once: the films to pack, in which shard each goes, and the words of the train split.
+
+    Raises ValueError for a film that is there twice, and for a catalogue that knows less than half of the films packed
+    before: it is another one, not a later state.
+    """
+    ids, keys, splits = array("q"), array("Q"), array("b")
+    counts: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
+    known = 0
+    for row in read_rows(catalogue, COLUMNS):
+        film = row["tmdb_id"]
+        if place_of(before.ids, film) is not None:
+            known += 1
+            continue
+        reason = _why_not(row, recipe.require)
+        if reason:
+            left_out[reason] += 1
+            continue
+        split = split_of(film)
+        ids.append(film)
+        keys.append(order_key(film))
+        splits.append(SPLITS.index(split))
+        if split == "train" and not before.reports:  # words of val and test would tell something of them
+            counts.update(tokenise(f"{row['title'] or ''} {row['overview'] or ''}"))
+            forget_rare(counts)
+    if 2 * known < len(before.ids):
+        raise ValueError(
+            f"{catalogue} knows {known:,} of the {len(before.ids):,} films packed before: another catalogue? Pack it "
+            "into another folder, or pass --overwrite to replace the shards"
+        )
+    taken = {report["shard"]["file"] for report in before.reports}
+    arrays = np.asarray(ids), np.asarray(keys), np.asarray(splits)
+    sorted_ids, shard, shards = _assign(*arrays, recipe.shard_size, taken)
+    twice = np.flatnonzero(sorted_ids[1:] == sorted_ids[:-1])
+    if len(twice):
+        raise ValueError(f"{catalogue}: the film {sorted_ids[twice[0]]} is there twice; make the catalogue again")
+    return Chosen(sorted_ids, shard, shards, counts, left_out)
+
+
+def _assign(
+    ids: NDArray[np.int64], keys: NDArray[np.uint64], splits: NDArray[np.int8], shard_size: int, taken: set[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int32], list[tuple[str, str]]]:
+    """Cut each split, in hash order, into shards with names that are free: ascending ids, their shard, the shards."""
+    shard = np.empty(len(ids), np.int32)
+    shards: list[tuple[str, str]] = []
+    for number, split in enumerate(SPLITS):
+        films = np.flatnonzero(splits == number)
+        films = films[np.argsort(keys[films])]
+        shard[films] = len(shards) + np.arange(len(films)) // shard_size
+        wanted, place = -(-len(films) // shard_size), 0
+        while wanted:
+            file = f"{split}-{place:06d}.tar"
+            place += 1
+            if file not in taken:
+                shards.append((file, split))
+                wanted -= 1
+    order = np.argsort(ids)
+    return ids[order], shard[order], shards

@@ -1,0 +1,93 @@
+"""The films of each shard, laid out in a file of its own in the order of the shard: what a worker packs from."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from genre_dist.acquire.catalogue import read_rows
+from genre_dist.genres import INDEX_OF_ID
+from genre_dist.prepare.choosing import COLUMNS, Chosen, film_text, place_of
+from genre_dist.prepare.shard import Job, Recipe
+from genre_dist.prepare.splits import order_key
+
+HELD_BYTES = 4 << 20
+"""Rows held before they are appended to the files: bounds memory, and spares opening a file for every film."""
+
+
+def lay_out(
+    catalogue: Path, out: Path, recipe: Recipe, chosen: Chosen, work: Path, words: Path, part: tuple[int, int] = (0, 1)
+) -> list[Job]:
+    """Read the catalogue once more and lay out the films of every shard, or of the shards number i mod n for (i, n).
+
+    Returns the shards' jobs in their order.
+    """
+    number, parts = part
+    mine = range(number % parts, len(chosen.shards), parts)
+    held: dict[int, list[bytes]] = {}
+    size = 0
+    for shard, film in _films(catalogue, recipe, chosen, mine):
+        line = json.dumps(film, ensure_ascii=False).encode() + b"\n"
+        held.setdefault(shard, []).append(line)
+        size += len(line)
+        if size >= HELD_BYTES:
+            _append(held, work)
+            size = 0
+    _append(held, work)
+    jobs = []
+    for shard in mine:
+        file, split = chosen.shards[shard]
+        path = _file(work, shard)
+        jobs.append(
+            Job(
+                out=out,
+                file=file,
+                split=split,
+                catalogue=catalogue,
+                films=path,
+                films_sha256=_sort(path),
+                words=words,
+                recipe=recipe,
+            )
+        )
+    return jobs
+
+
+def _films(catalogue: Path, recipe: Recipe, chosen: Chosen, mine: range) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number of its shard, and what its shard needs to know of it, for every film."""
+    for row in read_rows(catalogue, COLUMNS):
+        place = place_of(chosen.ids, row["tmdb_id"])
+        if place is None or int(chosen.shard[place]) not in mine:
+            continue
+        yield (
+            int(chosen.shard[place]),
+            {
+                "tmdb_id": row["tmdb_id"],
+                "title": row["title"] or "",
+                "genre_ids": [genre for genre in row["genre_ids"] if genre in INDEX_OF_ID],
+                "release_date": row["release_date"] or "",
+                "text": film_text(row, recipe.text),
+                "poster": row["poster_sha256"] if row["poster_status"] == "ok" else None,
+            },
+        )
+
+
+def _file(work: Path, shard: int) -> Path:
+    return work / f"{shard}.jsonl"
+
+
+def _append(held: dict[int, list[bytes]], work: Path) -> None:
+    for shard, lines in held.items():
+        with open(_file(work, shard), "ab") as file:
+            file.writelines(lines)
+    held.clear()
+
+
+def _sort(path: Path) -> str:
+    """Put a shard's films into hash order; returns the SHA-256 of the file."""
+    lines = path.read_bytes().splitlines(keepends=True)  # JSON escapes every line ending inside a text
+    lines.sort(key=lambda line: order_key(json.loads(line)["tmdb_id"]))
+    data = b"".join(lines)
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,50 @@
+"""One pack shared by many nodes: which part a process is, and which parts are still missing."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def parse_part(text: str, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """`i/n` -> (i, n); `slurm` -> the task's place in its SLURM array. Raises ValueError saying what is expected."""
+    if text == "slurm":
+        return _slurm_part(environment)
+    number, slash, parts = text.partition("/")
+    if not slash or not number.isdecimal() or not parts.isdecimal() or not 0 <= int(number) <= int(parts) > 0:
+        raise ValueError(f"--part takes i/n, such as 0/4 to 3/4 or 1/4 to 4/4, or `slurm`, not `{text}`")
+    return int(number), int(parts)
+
+
+def _slurm_part(environment: Mapping[str, str]) -> tuple[int, int]:
+    """The maximum and the step, which SLURM sets as well, tell whether the numbers can be parts: evenly spaced."""
+    names = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "COUNT", "MIN", "MAX", "STEP")]
+    values = [environment.get(name, "") for name in names]
+    missing = [name for name, value in zip(names[:3], values[:3], strict=True) if not value.isdecimal()]
+    if missing:
+        raise ValueError(f"--part slurm needs {', '.join(missing)}: submit with `sbatch --array=0-15`, or give i/n")
+    task, count, first = map(int, values[:3])
+    last, step = int(values[3] or task), int(values[4] or 1)
+    place, rest = divmod(task - first, step)
+    if rest or not 0 <= place < count or last - first > (count - 1) * step:
+        raise ValueError("--part slurm needs an evenly spaced array such as `sbatch --array=0-15`; or give i/n")
+    return place, count
+
+
+def marker(work: Path, part: tuple[int, int]) -> Path:
+    """Where a part works. The folder stays until the merge, which learns from it into how many parts was cut."""
+    number, parts = part
+    return work / f"{number % parts}-of-{parts}"
+
+
+def what_is_missing(out: Path, missing: list[int], total: int, work: Path) -> str:
+    """The merge's message: how many shards are not finished, by their numbers, and which commands make them."""
+    cut = {int(path.name.partition("-of-")[2]) for path in work.glob("*-of-*")}
+    ways = [
+        " ".join(f"--part {number}/{parts}" for number in sorted({shard % parts for shard in missing}))
+        for parts in sorted(cut)
+    ]
+    ways.append("one pack without --part")
+    return (
+        f"{out}: {len(missing):,} of {total:,} shards are not finished, or packed with other options or films; run the "
+        f"same command with {', or '.join(ways)}, and --merge again"
+    )
