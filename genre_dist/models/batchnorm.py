@@ -3,6 +3,8 @@
 `torch.nn.SyncBatchNorm` refuses CPU tensors, and tests and small clusters run on gloo.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,22 +21,26 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
     over the ranks (as data parallelism does) they are those of the whole batch.
     """
 
+    counted = True
+    """Whether this rank's batch is part of the statistics; see `no_statistics`."""
+
     def forward(self, input: Tensor) -> Tensor:
         """Normalise [B, C, H, W] over B, H and W of all ranks."""
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(input)
-        output, mean, variance, count = _Normalise.apply(input, self.weight, self.bias, self.eps)
+        output, mean, variance, count = _Normalise.apply(input, self.weight, self.bias, self.eps, self.counted)
         if self.track_running_stats:
-            self._track(mean, variance * count / (count - 1).clamp(min=1))
+            self._track(mean, variance * count / (count - 1).clamp(min=1), count > 0)
         return output
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+    def _track(self, mean: Tensor, unbiased_variance: Tensor, any_counted: Tensor) -> None:
         assert self.num_batches_tracked is not None
         assert self.running_mean is not None
         assert self.running_var is not None
-        self.num_batches_tracked.add_(1)
-        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.num_batches_tracked.add_(any_counted)
+        seen = self.num_batches_tracked.clamp(min=1).to(self.running_mean.dtype)
+        share = any_counted * (1 / seen if self.momentum is None else seen.new_tensor(self.momentum))
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
         self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), share)
 
@@ -44,31 +50,33 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+        ctx: Any, values: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, counted: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        mean, variance, count = _global_statistics(values)
+        mean, variance, count = _global_statistics(values, counted)
+        ctx.counted = counted
         ctx.save_for_backward(values, weight, mean, (variance + eps).rsqrt(), count)
         output = F.batch_norm(values, mean, variance, weight, bias, False, 0.0, eps)
         ctx.mark_non_differentiable(mean, variance, count)
         return output, mean, variance, count
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
         values, weight, mean, inverse_deviation, count = ctx.saved_tensors
         normalised = (values - _per_channel(mean)) * _per_channel(inverse_deviation)
         grad_sum = grad.sum((0, 2, 3), dtype=mean.dtype)  # [C]
         normalised_sum = (grad * normalised).sum((0, 2, 3))  # [C]
         totals = torch.stack([grad_sum, normalised_sum])
         dist.all_reduce(totals)
-        mean_grad, mean_normalised = totals / count  # the input's way through mean and deviation, which it moves too
+        # the input's way through mean and deviation, which it moves too, if it is counted
+        mean_grad, mean_normalised = totals / count.clamp(min=1) * ctx.counted
         scale = inverse_deviation if weight is None else inverse_deviation * weight
         grad_values = grad - _per_channel(mean_grad) - normalised * _per_channel(mean_normalised)
         grad_values = (grad_values * _per_channel(scale)).to(values.dtype)
         needs_weight, needs_bias = ctx.needs_input_grad[1:3]
-        return grad_values, normalised_sum if needs_weight else None, grad_sum if needs_bias else None, None
+        return grad_values, normalised_sum if needs_weight else None, grad_sum if needs_bias else None, None, None
 
 
-def _global_statistics(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _global_statistics(values: Tensor, counted: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean [C], biased variance [C] and count [] over all ranks, of values [B, C, H, W] of each.
 
     Ranks exchange means and centred squares, which lose no digits as sums of squares would.
@@ -76,15 +84,37 @@ def _global_statistics(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     channels = values.shape[1]
     dtype = torch.promote_types(values.dtype, torch.float32)
     variance, mean = torch.var_mean(values.to(dtype), dim=(0, 2, 3), correction=0)  # [C], [C]
-    count = mean.new_full((1,), values.numel() // channels)
+    count = mean.new_full((1,), values.numel() // channels * counted)
     own = torch.cat([mean, variance, count])  # [2C + 1]
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, own)
     means, variances, counts = torch.stack(gathered).split([channels, channels, 1], dim=1)  # [W, C], [W, C], [W, 1]
     total = counts.sum()
-    mean = (means * counts).sum(0) / total
-    variance = ((variances + (means - mean) ** 2) * counts).sum(0) / total
+    divisor = total.clamp(min=1)
+    mean = (means * counts).sum(0) / divisor
+    variance = ((variances + (means - mean) ** 2) * counts).sum(0) / divisor
     return mean, variance, total
+
+
+@contextmanager
+def no_statistics(model: nn.Module) -> Iterator[None]:
+    """Let a blank batch pass through a model in training without touching any BatchNorm's statistics.
+
+    A rank without samples computes on a blank one, so that collectives inside the model find it there.
+    """
+    norms = [norm for norm in model.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training]
+    for norm in norms:
+        if isinstance(norm, SynchronisedBatchNorm2d):
+            norm.counted = False
+        else:
+            norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
+            if isinstance(norm, SynchronisedBatchNorm2d):
+                norm.counted = True
 
 
 def _per_channel(values: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def main(descriptor: int) -> None:
     connection = Connection(descriptor)
     try:
         start: Start = connection.recv()
-        memory = mmap.mmap(start.memory, 0)
+        memory = mmap.mmap(start.memory, 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)  # no page faults later
         while True:
             task: Task = connection.recv()
             began = time.perf_counter()

@@ -22,6 +22,7 @@ class Inputs(NamedTuple):
     lengths: Tensor | None  # int64 [n], on the host, where packing wants them
     labels: Tensor  # float32 [n, genres]
     weights: Tensor  # float32 [n]
+    blank: bool  # no sample at all: one blank sample of weight 0
 
 
 Pixels = Callable[[Tensor, NDArray[np.int64]], Tensor]
@@ -48,7 +49,8 @@ def to_device(batch: Batch, device: torch.device, pixels: Pixels) -> Inputs:
     So every rank computes something in every micro-batch, and collectives inside the model never wait for a rank that
     has no sample left.
     """
-    if len(batch.ids) == 0:
+    blank = len(batch.ids) == 0
+    if blank:
         batch = _blank(batch)
     moved = _mover(device)
     return Inputs(
@@ -57,6 +59,7 @@ def to_device(batch: Batch, device: torch.device, pixels: Pixels) -> Inputs:
         lengths=None if batch.lengths is None else torch.from_numpy(batch.lengths),
         labels=moved(batch.labels),
         weights=moved(batch.weights),
+        blank=blank,
     )
 
 

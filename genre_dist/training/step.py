@@ -1,12 +1,13 @@
 """One optimizer step: micro-batches in, one exchange of gradients, one update."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from genre_dist.models.batchnorm import no_statistics
 from genre_dist.parallel.strategy import Strategy
 from genre_dist.parallel.world import World
 from genre_dist.stream.reader import Batch
@@ -42,7 +43,7 @@ def train_step(
     for number, batch in enumerate(micro_batches, 1):
         inputs = prepare(batch)
         with strategy.micro_batch(last=number == len(micro_batches)):
-            with autocast():
+            with autocast(), no_statistics(strategy.model) if inputs.blank else nullcontext():
                 logits = strategy.forward(inputs.images, inputs.tokens, inputs.lengths)
             loss = loss_sum(logits, inputs.labels, inputs.weights)
             strategy.backward(loss / count)

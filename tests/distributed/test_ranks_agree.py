@@ -136,13 +136,7 @@ def few_films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
-SYNC = pytest.param(
-    "sync",
-    marks=pytest.mark.xfail(strict=True, reason="the blank sample of a rank without films enters the statistics"),
-)
-
-
-@pytest.mark.parametrize("batch_norm", ["eval", SYNC])
+@pytest.mark.parametrize("batch_norm", ["eval", "sync"])
 def test_ranks_without_a_film_in_a_step_or_in_an_evaluation_take_part_and_nothing_hangs(
     few_films: Path, tmp_path: Path, batch_norm: str
 ) -> None:

@@ -168,6 +168,42 @@ def test_damage_anywhere_gives_a_picture_or_a_value_error() -> None:
             assert load_rgb(damaged.tobytes())[0].ndim == 3
 
 
+# ---- decoding at half the size ---------------------------------------------------------------------------------------
+
+
+def landscape(width: int, height: int) -> NDArray[np.uint8]:
+    """Smooth light with edges of every direction and fine grain, about what photographs are made of."""
+    y, x = np.mgrid[:height, :width]
+    rng = np.random.default_rng(0)
+    light = 120 + 60 * np.sin(x / 37 + y / 53) + 30 * ((x * 2 + y * 3) % 160 < 60) + 25 * ((x - y) % 90 < 9)
+    pixels = light[..., None] + rng.normal(0, 6, (height, width, 1)) + np.array([20, 0, -30])
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+def psnr(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    return float(10 * np.log10(255**2 / max(1e-9, np.mean((one.astype(float) - other) ** 2))))
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
+@pytest.mark.parametrize(("width", "height"), [(480, 720), (484, 732), (1000, 1500)])
+def test_a_large_poster_decoded_at_half_its_size_looks_the_same(fit: Fit, width: int, height: int) -> None:
+    data = file(Image.fromarray(landscape(width, height)), quality=90)
+    full, half = load_rgb(data)[0], load_rgb(data, least=480)[0]
+    assert full.shape == (height, width, 3)
+    assert half.shape == (-(-height // 2), -(-width // 2), 3)
+    assert psnr(square(full, 80, fit), square(half, 80, fit)) > 40
+    assert decoded(square_jpeg(data, 80, fit, 95)).shape == (80, 80, 3)
+
+
+def test_only_posters_far_larger_than_the_shards_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+    whole = posters.square
+    monkeypatch.setattr(posters, "square", lambda pixels, *rest: shapes.append(pixels.shape) or whole(pixels, *rest))
+    for width, height in ((342, 513), (500, 750), (780, 1170), (2000, 3000), (2000, 3001)):
+        square_jpeg(file(Image.fromarray(picture(width, height))), 256, "squash", 90)
+    assert shapes == [(513, 342, 3), (750, 500, 3), (1170, 780, 3), (1500, 1000, 3), (3001, 2000, 3)]
+
+
 # ---- the shape -------------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """Words: the tokeniser's rule, which words get an id, and word vectors from any text file."""
 
+import gzip
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -9,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genre_dist.acquire.catalogue import CatalogueWriter, read_rows
+from genre_dist.prepare import vectors
 from genre_dist.prepare.pack import pack
 from genre_dist.prepare.splits import split_of
 from genre_dist.prepare.vectors import matrix_for, read_vectors
 from genre_dist.prepare.vocabulary import (
     choose_words,
     encode,
+    forget_rare,
     load_words,
     save_words,
     tokenise,
@@ -75,6 +79,32 @@ def test_a_word_seen_once_needs_a_vector() -> None:
 
 def test_a_text_that_holds_a_special_word_does_not_add_it_again() -> None:
     assert choose_words(Counter({"<pad>": 4, "<unk>": 4, "a": 2})) == ["<pad>", "<unk>", "a"]
+
+
+def test_a_count_that_grows_too_large_forgets_the_rarest_words() -> None:
+    counts = Counter(
+        {f"once{number}": 1 for number in range(60)} | {f"twice{number}": 2 for number in range(30)} | {"a": 9}
+    )
+    forget_rare(counts, most=91)
+    assert len(counts) == 91
+    forget_rare(counts, most=90)
+    assert counts == {f"twice{number}": 2 for number in range(30)} | {"a": 9}
+    forget_rare(counts, most=20)
+    assert counts == {"a": 9}
+
+
+def test_a_bounded_count_keeps_the_frequent_words_of_a_long_text_nearly_exactly() -> None:
+    frequent, seen, bounded = [f"f{number}" for number in range(50)], Counter[str](), Counter[str]()
+    rng = np.random.default_rng(0)
+    for film in range(2000):
+        words = [frequent[number] for number in rng.integers(0, 50, 20)] + [
+            f"rare{film}-{number}" for number in range(5)
+        ]
+        seen.update(words)
+        bounded.update(words)
+        forget_rare(bounded, most=500)
+        assert len(bounded) <= 500
+    assert all(bounded[word] == seen[word] for word in frequent)
 
 
 def test_unknown_words_are_encoded_as_unk() -> None:
@@ -166,6 +196,107 @@ def test_a_damaged_line_is_refused_with_file_and_number(tmp_path: Path, text: st
         read_vectors(written(tmp_path, text), {"a", "b"})
 
 
+# ---- other files of word vectors -------------------------------------------------------------------------------------
+
+
+VALUES = {
+    word: np.random.default_rng(0).normal(size=7).astype(np.float32) for word in ("the", "école", "少年は", "end")
+}
+
+
+def text_of(values: dict[str, np.ndarray], head: str = "") -> bytes:
+    return (head + "".join(f"{word} {' '.join(map(str, row))}\n" for word, row in values.items())).encode()
+
+
+def binary_of(values: dict[str, np.ndarray], words: int = 4, end: bytes = b"\n") -> bytes:
+    return f"{words} 7\n".encode() + b"".join(
+        word.encode() + b" " + row.tobytes() + end for word, row in values.items()
+    )
+
+
+def zipped(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def file_of(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("glove.txt", text_of(VALUES)),
+        ("word2vec.txt", text_of(VALUES, "4 7\n")),
+        ("glove.txt.gz", gzip.compress(text_of(VALUES))),
+        ("word2vec.bin", binary_of(VALUES)),
+        ("gensim.bin", binary_of(VALUES, end=b"")),
+        ("word2vec.bin.gz", gzip.compress(binary_of(VALUES))),
+    ],
+)
+def test_every_form_gives_the_same_vectors(tmp_path: Path, name: str, data: bytes) -> None:
+    found = read_vectors(file_of(tmp_path / name, data), {"the", "少年は", "end", "absent"})
+    assert {word: vector.tolist() for word, vector in found.items()} == {
+        word: VALUES[word].tolist() for word in ("the", "少年は", "end")
+    }
+    assert all(vector.dtype == np.float32 and vector.flags.owndata for vector in found.values())
+
+
+def test_the_first_text_in_a_zip_is_read(tmp_path: Path) -> None:
+    members = {"readme.md": b"# vectors", "glove.7d.txt": text_of(VALUES), "glove.2d.txt": b"the 1 2\n"}
+    found = read_vectors(zipped(tmp_path / "glove.zip", members), {"the"})
+    assert found["the"].tolist() == VALUES["the"].tolist()
+
+
+def test_a_zip_without_a_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"glove\.zip: no \.txt in this archive"):
+        read_vectors(zipped(tmp_path / "glove.zip", {"readme.md": b"#"}), {"the"})
+
+
+def test_a_binary_file_longer_than_a_chunk_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "CHUNK", 5)
+    found = read_vectors(file_of(tmp_path / "v.bin", binary_of(VALUES)), set(VALUES))
+    assert {word: vector.tolist() for word, vector in found.items()} == {
+        word: row.tolist() for word, row in VALUES.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("cut.txt", text_of(VALUES)[:-40], "line 4: . values where there should be 7"),
+        ("short.txt", text_of(VALUES, "9 7\n"), "line 5: the end after 4 of 9 words"),
+        ("width.txt", text_of(VALUES, "4 8\n"), "line 2: 7 values where there should be 8"),
+        ("cut.bin", binary_of(VALUES)[:-10], "word 4 of 4: the file ends here"),
+        ("short.bin", binary_of(VALUES, words=9), "word 5 of 9: the file ends here"),
+        ("head.bin", text_of(VALUES), r"does not begin as a \.bin of word2vec"),
+        ("damaged.bin", b"9 7\n" + bytes(20_000), "word 1: no end of the word"),
+        ("nan.bin", binary_of({"the": np.full(7, np.nan, np.float32)}, 1), "word 1: a value of `the` is no number"),
+        ("cut.txt.gz", gzip.compress(text_of(VALUES))[:-30], "damaged or cut short"),
+        ("no.txt.gz", text_of(VALUES), "damaged or cut short"),
+        ("no.zip", text_of(VALUES), "damaged or cut short"),
+        ("empty.txt", b"", None),
+    ],
+)
+def test_a_damaged_file_is_refused_with_the_place(tmp_path: Path, name: str, data: bytes, reason: str | None) -> None:
+    path = file_of(tmp_path / name, data)
+    if reason is None:
+        assert read_vectors(path, set(VALUES)) == {}
+        return
+    with pytest.raises(ValueError, match=rf"{name}:? .*{reason}"):
+        read_vectors(path, set(VALUES))
+
+
+def test_a_cut_zip_is_refused(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "glove.zip", {"glove.txt": text_of(VALUES) * 100})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"glove\.zip: damaged or cut short"):
+        read_vectors(path, {"the"})
+
+
 def test_a_missing_file_of_vectors_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere\.txt: no such file of word vectors"):
         read_vectors(tmp_path / "nowhere.txt", {"a"})
@@ -184,8 +315,8 @@ def test_the_matrix_has_the_files_vectors_zeros_for_padding_and_draws_of_the_sam
 
 
 def test_pack_saves_a_vector_for_every_word(sample_catalogue: Path, tmp_path: Path) -> None:
-    vectors = written(tmp_path, "the 0.1 0.2 0.3\nwizard 0.4 0.5 0.6\n")
-    text = pack(sample_catalogue, tmp_path / "shards", vectors=vectors, size=16).text
+    path = written(tmp_path, "the 0.1 0.2 0.3\nwizard 0.4 0.5 0.6\n")
+    text = pack(sample_catalogue, tmp_path / "shards", vectors=path, size=16).text
     words, matrix = load_words(tmp_path / "shards" / text["vocabulary"]), np.load(tmp_path / "shards" / text["vectors"])
     assert matrix.shape == (text["words"], text["dim"]) == (len(words), 3)
     assert matrix[words["wizard"]].tolist() == pytest.approx([0.4, 0.5, 0.6])

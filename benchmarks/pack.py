@@ -1,0 +1,168 @@
+"""How near packing comes to the bare work on its images, on one core and two, and how its memory grows with the films.
+
+    python benchmarks/pack.py [--quick]
+
+The bare limit is one loop over posters in memory: decode, resize, encode, with the calls that packing uses; no files,
+no tar, no pool. Both run alternately. Packing reads a poster file a film, and writes tar, index and report with fsync;
+the start of its workers is left out, as it is of no account in hours.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import simplejpeg
+from common import Row, measured, options, report
+
+from genre_dist.acquire.catalogue import CatalogueWriter, poster_file, read_rows
+from genre_dist.acquire.sample import make_sample
+from genre_dist.prepare.pack import pack
+from genre_dist.prepare.posters import HALVE_FROM, load_rgb, square
+from genre_dist.stream.manifest import Manifest
+
+SIZE, QUALITY = 256, 90
+POSTERS = ((342, 513), (500, 750))
+SEEDS = 50  # films that are drawn; larger catalogues repeat them
+ALL_OF_TMDB, CORES = 1_100_000, 64
+
+
+def main() -> None:
+    arguments = options(__doc__ or "")
+    films, shard_size, rounds = (500, 25, 1) if arguments.quick else (2000, 100, 3)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for width, height in POSTERS:
+            catalogue = repeated(Path(folder, f"{width}"), films, (width, height))
+            rows += speed(catalogue, Path(folder, "shards"), shard_size, rounds, f"{width}x{height}")
+        rows.append(computed(rows))
+        rows.append(half_decoding(Path(folder, "500")))
+        rows += memory(Path(folder), [1_000, 10_000] if arguments.quick else [1_000, 10_000, 100_000])
+    report(rows, arguments.json)
+
+
+def repeated(folder: Path, films: int, size: tuple[int, int]) -> Path:
+    """A catalogue of any number of films; posters are hard links to those of a small sample."""
+    make_sample(SEEDS, 0, folder / "drawn", size)
+    drawn = [row for row in read_rows(folder / "drawn") if row["poster_status"] == "ok" and row["overview"]]
+    catalogue = folder / "catalogue"
+    with CatalogueWriter(catalogue) as writer:
+        for number in range(films):
+            row = drawn[number % len(drawn)]
+            poster = poster_file(catalogue, number + 1)
+            poster.parent.mkdir(parents=True, exist_ok=True)
+            os.link(poster_file(folder / "drawn", row["tmdb_id"]), poster)
+            writer.add(row | {"tmdb_id": number + 1})
+    return catalogue
+
+
+def speed(catalogue: Path, out: Path, shard_size: int, rounds: int, name: str) -> list[Row]:
+    """Packing and the bare limit in turn, on one process and on two."""
+    posters = [path.read_bytes() for path in sorted((catalogue.parent / "drawn" / "posters").rglob("*.jpg"))]
+    rates: dict[tuple[str, int], list[float]] = {(what, n): [] for n in (1, 2) for what in ("bare limit", "pack")}
+    for _ in range(rounds):
+        for workers in (1, 2):
+            rates["bare limit", workers].append(bare_limit(posters, workers))
+            rates["pack", workers].append(packing(catalogue, out, shard_size, workers))
+    rows = [measured(f"{what}, {name}, {n} workers", values, "images/s") for (what, n), values in rates.items()]
+    for workers in (1, 2):
+        share = np.array(rates["pack", workers]) / rates["bare limit", workers]
+        rows.append(with_goal(measured(f"pack over the bare limit, {name}, {workers} workers", share, "ratio"), 0.9))
+    twice = np.array(rates["pack", 2]) / rates["pack", 1]
+    rows.append(with_goal(measured(f"pack on 2 cores over 1, {name}", twice, "ratio"), 1.8))
+    return rows
+
+
+def with_goal(row: Row, least: float) -> Row:
+    return Row(**vars(row) | {"goal": f">= {least}", "holds": row.value >= least})
+
+
+def packing(catalogue: Path, out: Path, shard_size: int, workers: int) -> float:
+    """Films per second between the first finished shard of every worker and the last, by their reports' times."""
+    manifest = pack(catalogue, out, size=SIZE, quality=QUALITY, shard_size=shard_size, workers=workers, overwrite=True)
+    ends = sorted((finished_at(manifest, shard.file), shard.samples) for shard in manifest.shards)
+    return sum(samples for _, samples in ends[workers:]) / (ends[-1][0] - ends[workers - 1][0])
+
+
+def finished_at(manifest: Manifest, shard: str) -> float:
+    return (manifest.folder / shard).with_suffix(".report.json").stat().st_mtime_ns / 1e9
+
+
+def bare_limit(posters: list[bytes], workers: int) -> float:
+    """Images per second of processes that do nothing but the images."""
+    context = multiprocessing.get_context("spawn")
+    start, results = context.Barrier(workers), context.Queue()
+    processes = [context.Process(target=_bare_loop, args=(posters, start, results)) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    rates = [results.get(timeout=300) for _ in processes]
+    for process in processes:
+        process.join()
+    return sum(rates)
+
+
+def _bare_loop(posters: list[bytes], start: object, results: object, seconds: float = 2.0) -> None:
+    cv2.setNumThreads(0)
+    images = 0
+    start.wait()  # type: ignore[attr-defined]
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        pixels = simplejpeg.decode_jpeg(posters[images % len(posters)], colorspace="RGB")
+        small = cv2.resize(pixels, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+        simplejpeg.encode_jpeg(small, quality=QUALITY, colorspace="RGB", colorsubsampling="420")
+        images += 1
+    results.put(images / (time.perf_counter() - began))  # type: ignore[attr-defined]
+
+
+def computed(rows: list[Row]) -> Row:
+    """Hours for all of TMDB on one large node, from the rate per core on two."""
+    rate = next(row.value for row in rows if row.claim == "pack, 342x513, 2 workers") / 2
+    return Row(
+        claim=f"computed: packing {ALL_OF_TMDB:,} films of 342x513 on a node of {CORES} cores",
+        value=ALL_OF_TMDB / (rate * CORES) / 3600,
+        unit="hours",
+        spread=f"{rate:.0f} images/s a core, if all cores keep that rate and the disk keeps up",
+    )
+
+
+def half_decoding(folder: Path) -> Row:
+    """What decoding at half the size changes, where packing does it at the earliest."""
+    values = []
+    for path in sorted((folder / "drawn" / "posters").rglob("*.jpg")):
+        full, _ = load_rgb(path.read_bytes())
+        side = min(full.shape[:2]) // HALVE_FROM
+        half, _ = load_rgb(path.read_bytes(), least=side * HALVE_FROM)
+        error = square(full, side, "squash").astype(float) - square(half, side, "squash")
+        values.append(float(10 * np.log10(255**2 / np.mean(error**2))))
+    row = measured(f"half-size decoding against full, posters {HALVE_FROM} times the target (PSNR)", values, "dB")
+    return with_goal(row, 40)
+
+
+def memory(folder: Path, sizes: list[int]) -> list[Row]:
+    """Peak resident memory of a whole pack in one process, for growing numbers of films with tiny posters."""
+    program = (
+        "import resource, sys\nfrom pathlib import Path\nfrom genre_dist.prepare.pack import pack\n"
+        "pack(Path(sys.argv[1]), Path(sys.argv[2]), size=16)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    peaks = []
+    for films in sizes:
+        catalogue = repeated(folder / f"films-{films}", films, (32, 48))
+        command = [sys.executable, "-c", program, str(catalogue), str(folder / f"shards-{films}")]
+        peaks.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    rows = [
+        Row(claim=f"pack, peak memory, {films:,} films", value=peak, unit="MiB")
+        for films, peak in zip(sizes, peaks, strict=True)
+    ]
+    ratio = peaks[-1] / peaks[0]
+    claim = f"pack, peak memory, {sizes[-1]:,} films over {sizes[0]:,}"
+    return [*rows, Row(claim=claim, value=ratio, unit="ratio", goal="<= 1.1", holds=ratio <= 1.1)]
+
+
+if __name__ == "__main__":
+    main()
