@@ -8,7 +8,7 @@
 # Run it again and it continues where it stopped; FILMS=5000 takes more films.
 set -euo pipefail
 
-films=${FILMS:-1500}
+films=${FILMS:-1300}
 runs=runs/quickstart
 train=(python -m genre_dist.train --config configs/quickstart.yaml)
 warm=(--model.text.weights "$runs/text/model.safetensors" --model.poster.weights "$runs/poster/model.safetensors")
@@ -17,7 +17,7 @@ size=72
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     echo "a GPU: ResNet152 at 224 pixels"
     size=256
-    train+=(--model.poster.arch resnet152 --data.image_size 224)
+    train+=(--model.poster.arch resnet152 --data.image_size 224 --data.workers 4)
 fi
 
 say() { printf '\n== %s\n' "$*"; }

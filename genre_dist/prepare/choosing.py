@@ -79,14 +79,13 @@ def _films_of(shard: Path) -> NDArray[np.int64] | None:
 
 def _refuse_other_options(out: Path, report: dict[str, Any], recipe: Recipe) -> None:
     """A folder of finished shards is only continued, never mixed with shards of another recipe."""
-    there, wanted = report.get("recipe", {}), asdict(recipe)
+    there, wanted = report.get("recipe", {}), asdict(recipe) | {"require": list(recipe.require)}
     for name, value in wanted.items():
-        here = list(value) if isinstance(value, tuple) else value
-        if name != "vocabulary_sha256" and there.get(name) != here:
-            option = name.removesuffix("_sha256")
+        if name != "vocabulary_sha256" and there.get(name) != value:
+            old, new = (",".join(told) if isinstance(told, list) else told for told in (there.get(name), value))
             raise ValueError(
-                f"{out} already holds shards packed with another --{option} ({there.get(name) or 'none'} there, "
-                f"{here or 'none'} here); pack into another folder, or pass --overwrite to replace them"
+                f"{out} already holds shards packed with another --{name.removesuffix('_sha256')} ({old or 'none'} "
+                f"there, {new or 'none'} here); pack into another folder, or pass --overwrite to replace them"
             )
 
 

@@ -20,7 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -220,7 +219,6 @@ def _packed(jobs: list[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any]
 
 def _start_worker() -> None:
     """A worker whose parent was killed ends too; left alone it would go on writing, and then wait for ever."""
-    cv2.setNumThreads(0)  # every core has a process already
     parent = multiprocessing.parent_process()
     assert parent is not None, "this runs in a worker"
 

@@ -1,7 +1,6 @@
 """One shard: films in, a tar, its index and a report out, all or nothing."""
 
 import hashlib
-import io
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -9,12 +8,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.acquire.catalogue import poster_file
 from genre_dist.atomic import atomic_file
 from genre_dist.genres import INDEX_OF_ID
+from genre_dist.prepare.members import sample
 from genre_dist.prepare.posters import Fit, square_jpeg
 from genre_dist.prepare.vocabulary import encode, load_words, tokenise
 from genre_dist.stream import tar
@@ -87,9 +88,11 @@ def finished(job: Job) -> dict[str, Any] | None:
 
 
 def read_report(shard: Path) -> dict[str, Any] | None:
-    """A shard's report, None if it has none."""
-    path = report_path(shard)
-    return json.loads(path.read_text()) if path.is_file() else None
+    """A shard's report, None if it has none that can be read."""
+    try:
+        return json.loads(report_path(shard).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def without_problems(report: dict[str, Any]) -> dict[str, Any]:
@@ -108,6 +111,7 @@ def pack_shard(job: Job) -> dict[str, Any]:
 
     Raises OSError with the file's name if it cannot be written; nothing half-written stays.
     """
+    cv2.setNumThreads(0)  # a shard is the work of one core; threads for a single poster would only wait for each other
     path = job.out / job.file
     report_path(path).unlink(missing_ok=True)  # an older shard's must never stand beside the new tar
     words = _load_words(job.words, job.recipe.vocabulary_sha256)
@@ -126,7 +130,7 @@ def pack_shard(job: Job) -> dict[str, Any]:
                     left_out["unreadable poster"] += 1
                     continue
             tokens = encode(tokenise(film["text"]), words) if film["text"].strip() else None
-            data = _sample(film, poster, tokens)
+            data = sample(film, poster, tokens)
             file.write(data)
             digest.update(data)
             has = POSTER * (poster is not None) | OVERVIEW * (tokens is not None)
@@ -143,18 +147,7 @@ def pack_shard(job: Job) -> dict[str, Any]:
     report = {
         "key": recipe_key(job),
         "recipe": asdict(job.recipe),
-        "shard": asdict(
-            Shard(
-                file=job.file,
-                split=job.split,
-                samples=len(index),
-                poster=int(((index["has"] & POSTER) > 0).sum()),
-                overview=int(((index["has"] & OVERVIEW) > 0).sum()),
-                both=int((index["has"] == POSTER | OVERVIEW).sum()),
-                bytes=offset + len(tar.END),
-                sha256=digest.hexdigest(),
-            )
-        ),
+        "shard": asdict(_shard(job, index, offset + len(tar.END), digest.hexdigest())),
         "genre_counts": genres,
         "left_out": dict(left_out),
         "problems": problems,
@@ -162,6 +155,20 @@ def pack_shard(job: Job) -> dict[str, Any]:
     with atomic_file(report_path(path), "w") as file:
         json.dump(report, file, indent=1)
     return without_problems(report)
+
+
+def _shard(job: Job, index: NDArray[np.void], size: int, sha256: str) -> Shard:
+    """What the manifest will tell of a tar of `size` bytes; index: RECORD [samples]."""
+    return Shard(
+        file=job.file,
+        split=job.split,
+        samples=len(index),
+        poster=int(((index["has"] & POSTER) > 0).sum()),
+        overview=int(((index["has"] & OVERVIEW) > 0).sum()),
+        both=int((index["has"] == POSTER | OVERVIEW).sum()),
+        bytes=size,
+        sha256=sha256,
+    )
 
 
 def _poster(film: dict[str, Any], job: Job) -> tuple[bytes | None, str | None]:
@@ -175,20 +182,3 @@ def _poster(film: dict[str, Any], job: Job) -> tuple[bytes | None, str | None]:
         return None, f"{path} is missing"
     except ValueError as error:
         return None, f"{path}: {error}"
-
-
-def _sample(film: dict[str, Any], poster: bytes | None, tokens: NDArray[np.int32] | None) -> bytes:
-    """The members of one film as a piece of a tar, in the order json, jpg, tokens.npy."""
-    key = str(film["tmdb_id"])
-    about = {name: film[name] for name in ("tmdb_id", "title", "genre_ids", "release_date")}
-    parts = {"json": json.dumps(about, ensure_ascii=False).encode()}
-    if poster is not None:
-        parts["jpg"] = poster
-    if tokens is not None:
-        buffer = io.BytesIO()
-        np.save(buffer, tokens)
-        parts["tokens.npy"] = buffer.getvalue()
-    pieces = []
-    for extension, data in parts.items():
-        pieces += [tar.header(f"{key}.{extension}", len(data)), data, bytes(tar.padded(len(data)) - len(data))]
-    return b"".join(pieces)

@@ -4,7 +4,6 @@ import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +22,18 @@ def tokenise(text: str) -> list[str]:
 
     (Joining the parts instead finds vectors for 97.7 % of the running words of 17,834 real films, this for 99.3 %.)
     """
-    return text.lower().translate(_PunctuationToSpace()).split()
+    return text.lower().translate(_PUNCTUATION_TO_SPACE).split()
 
 
 class _PunctuationToSpace(dict[int, int]):
     """Translation table over all of Unicode, filled as characters come up."""
 
     def __missing__(self, point: int) -> int:
-        return _replacement(point)
+        self[point] = ord(" ") if unicodedata.category(chr(point)).startswith("P") else point
+        return self[point]
 
 
-@cache
-def _replacement(point: int) -> int:
-    return ord(" ") if unicodedata.category(chr(point)).startswith("P") else point
+_PUNCTUATION_TO_SPACE = _PunctuationToSpace()
 
 
 def encode(words: Iterable[str], ids: Mapping[str, int]) -> NDArray[np.int32]:

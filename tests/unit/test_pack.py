@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -23,10 +24,12 @@ import webdataset
 from genre_dist.acquire.catalogue import CatalogueWriter, poster_file, read_rows
 from genre_dist.cli import main
 from genre_dist.genres import GENRES
+from genre_dist.prepare import members as film_members
 from genre_dist.prepare.inspection import verify
 from genre_dist.prepare.pack import pack
 from genre_dist.prepare.splits import order_key, split_of
 from genre_dist.prepare.vocabulary import load_words, tokenise, words_sha256
+from genre_dist.stream import tar
 from genre_dist.stream.index import OVERVIEW, POSTER, index_path
 from genre_dist.stream.manifest import FILE, SPLITS, load_manifest
 
@@ -132,6 +135,26 @@ def test_shards_are_ustar_without_pax_headers_times_or_owners(sample_shards: Pat
                 assert member.pax_headers == {}
                 position += 512 + -(-member.size // 512) * 512
         assert len(data) == position + 1024
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 24_000, 8 * 2**30 - 1])
+@pytest.mark.parametrize("name", ["1.jpg", "603.tokens.npy", "9223372036854775807.tokens.npy"])
+def test_headers_are_what_tarfile_writes(name: str, size: int) -> None:
+    assert film_members.header(name, size) == tar.header(name, size)
+
+
+@pytest.mark.parametrize("length", [0, 1, 55, 12_345])
+def test_a_films_members_are_what_tarfile_and_numpy_write(length: int) -> None:
+    film = {"tmdb_id": 7, "title": "é", "genre_ids": [18], "release_date": "", "text": "", "poster": None}
+    tokens = np.arange(length, dtype=np.int32)
+    buffer = io.BytesIO()
+    np.save(buffer, tokens)
+    data = film_members.sample(film, b"jpg", tokens)
+    with tarfile.open(fileobj=io.BytesIO(data + tar.END)) as archive:
+        contents = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
+    assert list(contents) == ["7.json", "7.jpg", "7.tokens.npy"]
+    assert contents["7.tokens.npy"] == buffer.getvalue()
+    assert contents["7.jpg"] == b"jpg"
 
 
 def test_films_lie_in_hash_order_so_that_every_shard_is_a_random_draw(sample_shards: Path) -> None:
@@ -488,6 +511,24 @@ def test_a_killed_pack_goes_on_and_ends_with_the_bytes_of_one_never_killed(
     assert temporary(out) == []
     assert 0 < len(left) < len(list(out.glob("*.tar")))
     assert left.items() <= files(never_killed).items()  # what had been finished was finished
+
+
+def test_ten_kills_at_random_moments_change_no_byte(sample_catalogue: Path, tmp_path: Path) -> None:
+    out, never_killed = tmp_path / "killed", tmp_path / "whole"
+    options = ["--shard_size=1", "--size=256"]
+    arguments, moments, left = [*command(sample_catalogue, out), *options], random.Random(0), [0]
+    for _ in range(10):
+        killed = subprocess.Popen(python(arguments), start_new_session=True, stdout=subprocess.DEVNULL)
+        time.sleep(0.3 + moments.random() * 0.6)
+        with suppress(ProcessLookupError):
+            os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
+        left.append(len(list(out.glob("*.report.json"))))
+    assert left == sorted(left)  # every run goes on from the one before
+    assert main(arguments) == 0
+    assert main([*command(sample_catalogue, never_killed), *options]) == 0
+    assert files(out) == files(never_killed)
+    assert temporary(out) == []
 
 
 def test_what_a_killed_pack_with_other_options_left_is_not_mixed_in(
