@@ -110,6 +110,8 @@ def _parser() -> ArgumentParser:
     verb.add_argument("--rank", type=int, help="only this rank's films")
     verb.add_argument("--members", help="what the model needs of a film; what the shards were packed to require")
     verb.add_argument("--block", type=int, default=32, help="data.block of the run")
+    verb.add_argument("--by_length", type=float, default=0.0, help="data.by_length of the run")
+    verb.add_argument("--max_tokens", type=int, default=256, help="data.max_tokens of the run")
     verb.add_argument("--last_batch", choices=["keep", "drop"], default="keep", help="data.last_batch of the run")
     verb.set_defaults(run=_order)
 
@@ -232,13 +234,12 @@ def _inspect(arguments: Namespace) -> int:
 
 
 def _order(arguments: Namespace) -> None:
-    from genre_dist.stream.index import SplitIndex
-    from genre_dist.stream.manifest import load_manifest
-    from genre_dist.stream.order import EpochOrder
+    from genre_dist.stream import EpochOrder, ShardReader, load_manifest
 
     manifest = load_manifest(arguments.shards)
     members = manifest.require if arguments.members is None else _names(arguments.members)
-    index = SplitIndex(manifest, "train", members)
+    reader = ShardReader(manifest, "train", members, arguments.max_tokens)
+    index = reader.index
     batch, world = arguments.global_batch, arguments.world
     if arguments.block < 1:
         raise ValueError(f"--block is at least 1, not {arguments.block}")
@@ -246,7 +247,16 @@ def _order(arguments: Namespace) -> None:
         raise ValueError(f"{world} ranks cannot share a global batch of {batch} evenly")
     if arguments.rank is not None and not 0 <= arguments.rank < world:
         raise ValueError(f"--rank {arguments.rank} is not one of {world} ranks (0 to {world - 1})")
-    order = EpochOrder(index.sizes, batch, arguments.seed, arguments.epoch, arguments.block, arguments.last_batch)
+    order = EpochOrder(
+        index.sizes,
+        batch,
+        arguments.seed,
+        arguments.epoch,
+        arguments.block,
+        arguments.last_batch,
+        arguments.by_length,
+        reader.lengths,
+    )
     share = batch // world
     first, last = (0, batch) if arguments.rank is None else (arguments.rank * share, (arguments.rank + 1) * share)
     for step in range(order.steps)[_slice(arguments.steps)]:

@@ -135,6 +135,8 @@ class DataConfig:
     """Longer texts are cut."""
     block: int = 32
     """Samples of a lane that are permuted together; larger mixes better, smaller reads more sequentially."""
+    by_length: float = 0.0
+    """How far the films of a step are of similar text length, 0 to 1: less padding, less random batches."""
     workers: int = 2
     """Reader processes per rank; 0 reads in the training process."""
     prefetch: int = 2
@@ -146,6 +148,7 @@ class DataConfig:
         for name in ("global_batch", "image_size", "max_tokens", "block", "prefetch"):
             _require(getattr(self, name) >= 1, f"data.{name} must be at least 1, got {getattr(self, name)}")
         _require(self.micro_batch == "auto" or self.micro_batch >= 1, "data.micro_batch must be auto or at least 1")
+        _require(0 <= self.by_length <= 1, f"data.by_length must be in [0, 1], got {self.by_length}")
         _require(self.workers >= 0, f"data.workers must be 0 or more, got {self.workers}")
         low, high = self.crop_scale
         _require(0 < low <= high <= 1, f"data.crop_scale must be 0 < low <= high <= 1, got {self.crop_scale}")

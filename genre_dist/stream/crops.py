@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from genre_dist.stream.order import uniforms
 
-_CROP = 4  # which draw a hash is for; order.py has 1 to 3
+_CROP = 4  # which draw a hash is for; order.py has the others
 
 
 def crop_boxes(

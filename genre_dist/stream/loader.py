@@ -34,6 +34,7 @@ class TrainStream:
         rank: int = 0,
         block: int = 32,
         last_batch: Literal["keep", "drop"] = "keep",
+        by_length: float = 0.0,
         workers: int = 2,
         prefetch: int = 2,
     ) -> None:
@@ -45,6 +46,8 @@ class TrainStream:
             seed=seed,
             block=block,
             last_batch=last_batch,
+            by_length=by_length if reader.has_texts else 0.0,
+            lengths=reader.lengths,
         )
         self._current = self._make(epoch=0)
         self.steps_per_epoch = self._current.steps
@@ -101,6 +104,7 @@ class TrainStream:
             "global_batch": order.global_batch,
             "block": order.block,
             "last_batch": order.last_batch,
+            "by_length": order.by_length,
         }
 
     def order(self, epoch: int) -> EpochOrder:

@@ -10,7 +10,7 @@ a draw, so an order never changes with a library's version and nothing has to be
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 Int64 = NDArray[np.int64]
 
-_SHARDS, _OFFSET, _BLOCK = 1, 2, 3  # which draw a hash is for
+_SHARDS, _OFFSET, _BLOCK, _TURNS = 1, 2, 3, 5  # which draw a hash is for; crops.py has 4
 
 
 class Rows(NamedTuple):
@@ -64,6 +64,11 @@ class EpochOrder:
     epoch: int
     block: int = 32
     last_batch: Literal["keep", "drop"] = "keep"
+    by_length: float = 0.0
+    """How far samples of a step are of similar length, from 0 (not at all) to 1: then every lane's block is sorted by
+    length, and a step takes the same place of all of them. Needs `lengths`."""
+    lengths: Callable[[Rows], Int64] | None = None
+    """Lengths of samples, int64 [n], from the index."""
 
     @property
     def samples(self) -> int:
@@ -89,8 +94,33 @@ class EpochOrder:
         within = np.arange(self.block, dtype=np.int64)  # [block]
         keys = hash64(self.seed, self.epoch, _BLOCK, lanes[:, None], first, within[None, :])  # [lanes, block]
         keys[within[None, :] >= size[:, None]] = np.iinfo(np.uint64).max  # absent places sort last
-        picked = np.argsort(keys, axis=1, kind="stable")[:, step - first]  # [lanes]
+        shuffled = np.argsort(keys, axis=1, kind="stable")  # [lanes, block]
+        if self.by_length and len(lanes):
+            picked = self._picked_by_length(shuffled, start + first, size, step)
+        else:
+            picked = shuffled[:, step - first]  # [lanes]
         return self._locate(start + first + picked)
+
+    def _picked_by_length(self, shuffled: Int64, start: Int64, size: Int64, step: int) -> Int64:
+        """Which place of its block each lane takes at a step, int64 [lanes], if lengths count.
+
+        Places are ranked by length and at random, the two ranks mixed by `by_length`; the order in which a block's
+        ranks are taken is drawn once for all lanes.
+        """
+        assert self.lengths is not None, "by_length needs lengths"
+        lanes, within = len(shuffled), np.arange(self.block, dtype=np.int64)
+        absent = within[None, :] >= size[:, None]  # [lanes, block]
+        places = start[:, None] + np.minimum(within[None, :], size[:, None] - 1)  # [lanes, block]
+        lengths = self.lengths(self._locate(places.ravel())).reshape(lanes, self.block)
+        at_random = np.argsort(shuffled, axis=1)  # [lanes, block] rank of each place
+        by_length = np.argsort(np.argsort(lengths * self.block + at_random, axis=1), axis=1)
+        mixed = self.by_length * by_length + (1 - self.by_length) * at_random + absent * 4.0 * self.block
+        ranked = np.argsort(mixed, axis=1, kind="stable")  # [lanes, block] places, shortest first, absent ones last
+        first = step // self.block * self.block
+        turns = np.argsort(hash64(self.seed, self.epoch, _TURNS, first, within), kind="stable")  # [block]
+        # lanes differ in size by one at most; a lane leaves out the turns of places it has not
+        turn_of = {n: turns[turns < n][step - first] for n in np.unique(size).tolist()}
+        return ranked[np.arange(lanes), [turn_of[n] for n in size.tolist()]]
 
     def _lanes(self, lanes: Int64) -> tuple[Int64, Int64]:
         """Start and length of lanes in the sequence, int64 [lanes] each."""
@@ -105,7 +135,11 @@ class EpochOrder:
         turned = (positions + offset) % self.samples
         slot = np.searchsorted(self._ends, turned, side="right")
         shard = self._shards[slot]
-        return Rows(shard, turned - self._ends[slot] + np.asarray(self.sizes, np.int64)[shard])
+        return Rows(shard, turned - self._ends[slot] + self._sizes[shard])
+
+    @cached_property
+    def _sizes(self) -> Int64:
+        return np.asarray(self.sizes, np.int64)
 
     @cached_property
     def _shards(self) -> Int64:
@@ -115,7 +149,7 @@ class EpochOrder:
     @cached_property
     def _ends(self) -> Int64:
         """Where each shard ends in the sequence, in the order of this epoch."""
-        return np.cumsum(np.asarray(self.sizes, np.int64)[self._shards])
+        return np.cumsum(self._sizes[self._shards])
 
 
 def steps_per_epoch(samples: int, global_batch: int, last_batch: Literal["keep", "drop"] = "keep") -> int:

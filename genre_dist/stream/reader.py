@@ -67,11 +67,15 @@ class ShardReader:
             max_tokens=self.max_tokens if self.has_texts else 0,
         )
 
+    def lengths(self, rows: Rows) -> NDArray[np.int64]:
+        """Lengths of the texts at these places as they will be read, from the index, int64 [n]."""
+        return np.minimum(self.index.records(rows)["tokens"].astype(np.int64), self.max_tokens)
+
     def longest(self, rows: Rows) -> int:
-        """Width of the tokens of a batch, from the index: its longest text, at least 1."""
+        """Width of the tokens of a batch: its longest text, at least 1."""
         if not self.has_texts or not len(rows.row):
             return 1
-        return max(1, min(int(self.index.records(rows)["tokens"].max()), self.max_tokens))
+        return max(1, int(self.lengths(rows).max()))
 
     def read(self, rows: Rows) -> Batch:
         """The samples at these places, in this order, in fresh memory."""

@@ -46,6 +46,7 @@ def open_stream(config: Config, manifest: Manifest, world_size: int, rank: int =
         rank=rank,
         block=data.block,
         last_batch=data.last_batch,
+        by_length=data.by_length,
         workers=data.workers,
         prefetch=data.prefetch,
     )

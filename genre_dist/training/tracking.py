@@ -78,7 +78,8 @@ class WandB:
     def __init__(self, config: Config, folder: Path) -> None:
         import wandb
 
-        online = config.tracking.wandb == "online" or (config.tracking.wandb == "auto" and _has_key())
+        asked = os.environ.get("WANDB_MODE") if config.tracking.wandb == "auto" else config.tracking.wandb
+        online = asked == "online" or (asked not in ("offline", "disabled") and _has_key())
         id_file = folder / "wandb_id"
         if not id_file.exists():
             with atomic_file(id_file, "w") as file:

@@ -46,7 +46,14 @@ def orders(draw: st.DrawFn, last_batch: Literal["keep", "drop"] | None = None) -
         epoch=draw(st.integers(0, 1000)),
         block=draw(st.integers(1, 70)),
         last_batch=last,
+        by_length=draw(st.sampled_from([0.0, 0.5, 1.0])),
+        lengths=some_lengths,
     )
+
+
+def some_lengths(rows: Rows) -> np.ndarray:
+    """A text length for every sample, from 0 to 119."""
+    return (hash64(rows.shard, rows.row) % np.uint64(120)).astype(np.int64)
 
 
 def listed(rows: Rows) -> list[Sample]:
@@ -180,7 +187,7 @@ def test_the_last_steps_samples_are_spread_evenly_over_the_ranks(order: EpochOrd
 def test_a_step_found_at_once_is_the_step_reached_by_iterating(order: EpochOrder, data: st.DataObject) -> None:
     step = data.draw(st.integers(0, order.steps - 1))
     iterated = [listed(order.rows(number)) for number in range(step + 1)][-1]
-    fresh = EpochOrder(order.sizes, order.global_batch, order.seed, order.epoch, order.block, order.last_batch)
+    fresh = replace(order)
     assert listed(fresh.rows(step)) == iterated
 
 
@@ -269,3 +276,31 @@ def test_uniform_draws_are_uniform_and_independent_of_each_other() -> None:
     assert counts == pytest.approx(np.full((3, 20), 1000), abs=170)  # 5.5 standard deviations
     correlations = np.corrcoef(draws.T)
     assert all(abs(correlations[a, b]) < 0.03 for a, b in combinations(range(3), 2))
+
+
+# --- similar lengths
+
+
+def padding(order: EpochOrder) -> float:
+    """Tokens of an epoch padded to each step's longest, over tokens unpadded."""
+    padded = real = 0
+    for step in range(order.steps):
+        lengths = some_lengths(order.rows(step))
+        padded, real = padded + len(lengths) * int(lengths.max()), real + int(lengths.sum())
+    return padded / real
+
+
+def test_steps_of_similar_lengths_pad_less_the_more_length_counts() -> None:
+    sizes = [500] * 20
+    at = [
+        padding(EpochOrder(sizes, 64, 0, 0, by_length=strength, lengths=some_lengths)) for strength in (0, 0.5, 0.8, 1)
+    ]
+    assert at == sorted(at, reverse=True)
+    assert at[0] > 1.9
+    assert at[-1] < 1.45
+
+
+def test_the_order_of_lengths_is_no_order_of_time() -> None:
+    order = EpochOrder([500] * 20, 64, 0, 0, by_length=1.0, lengths=some_lengths)
+    means = [some_lengths(order.rows(step)).mean() for step in range(order.steps)]
+    assert abs(np.corrcoef(np.arange(len(means)) % 32, means)[0, 1]) < 0.5
