@@ -43,7 +43,7 @@ def options(description: str) -> argparse.Namespace:
 def measured(claim: str, values: Sequence[float], unit: str) -> Row:
     """The median of repeated measurements, with the smallest and largest as spread."""
     spread = f"{min(values):.4g} to {max(values):.4g} of {len(values)}"
-    return Row(claim=claim, value=statistics.median(values), unit=unit, spread=spread)
+    return Row(claim=claim, value=float(statistics.median(values)), unit=unit, spread=spread)
 
 
 def report(rows: Sequence[Row], json_file: Path | None) -> None:

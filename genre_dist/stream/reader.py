@@ -200,7 +200,7 @@ def load_tokens(data: bytes | memoryview, words: int) -> NDArray[np.int32]:
             raise ValueError(f"the tokens are no NumPy array ({error})") from None
     if getattr(array, "ndim", None) != 1 or array.dtype != np.int32:
         raise ValueError("the tokens are no int32 array of one dimension")
-    if len(array) and not 0 <= array.min() <= array.max() < words:
+    if len(array) and array.view(np.uint32).max() >= words:  # negative ones are large as unsigned
         wrong = array[(array < 0) | (array >= words)][0]
         raise ValueError(f"the token {wrong} is outside the vocabulary of {words} words")
     return array
