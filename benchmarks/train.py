@@ -16,14 +16,14 @@ from common import Row, measured, options, report
 from genre_dist.acquire.sample import make_sample
 from genre_dist.prepare.pack import pack
 
-SMALL = {"--model.poster.arch": "resnet18", "--data.image_size": 64, "--data.global_batch": 64, "--train.steps": 20}
+SMALL = {"--model.poster.arch": "resnet18", "--data.image_size": 64, "--data.global_batch": 32, "--train.steps": 14}
 LARGE = {"--model.poster.arch": "resnet152", "--data.image_size": 224, "--data.global_batch": 16, "--train.steps": 8}
 
 
 def main() -> None:
     arguments = options(__doc__ or "")
     with tempfile.TemporaryDirectory() as folder:
-        make_sample(700, 0, Path(folder, "catalogue"))
+        make_sample(300, 0, Path(folder, "catalogue"))
         pack(Path(folder, "catalogue"), Path(folder, "shards"), workers=2)
         rows = training("ResNet18 + LSTM, 64 px, fp32, 1 rank", folder, 1, SMALL)
         if not arguments.quick:

@@ -95,6 +95,10 @@ def _parser() -> ArgumentParser:
     how.add_argument("--overwrite", action="store_true", help="replace shards of other films or options")
     verb.set_defaults(run=_pack)
 
+    verb = verbs.add_parser("index", help="make the index of packed shards again, where it was lost or damaged")
+    verb.add_argument("shards", type=Path)
+    verb.set_defaults(run=_index)
+
     verb = verbs.add_parser("inspect", help="print what is in a folder of shards")
     verb.add_argument("shards", type=Path)
     verb.add_argument("--verify", action="store_true", help="check every checksum and every sample")
@@ -216,6 +220,14 @@ def _pack(arguments: Namespace) -> None:
     for reason, count in manifest.left_out.items():
         print(f"  {count:,} films left out: {reason}")
     print(f"next: genre-dist inspect {out}")
+
+
+def _index(arguments: Namespace) -> None:
+    from genre_dist.stream.indexing import index_shards
+    from genre_dist.stream.manifest import load_manifest
+
+    manifest = load_manifest(arguments.shards)
+    print(f"{arguments.shards}: {index_shards(manifest):,} samples of {len(manifest.shards)} shards indexed")
 
 
 def _inspect(arguments: Namespace) -> int:

@@ -26,6 +26,9 @@ POSTER, OVERVIEW = 1, 2
 FLAGS = {"poster": POSTER, "overview": OVERVIEW}
 
 
+_REMEDY = "`genre-dist index` makes it again"
+
+
 def index_path(shard: Path) -> Path:
     return shard.with_suffix(".index.npy")
 
@@ -71,17 +74,17 @@ class SplitIndex:
         try:
             records = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{path}: the shard's index cannot be read ({error}); pack the shards again") from None
+            raise ValueError(f"{path}: the shard's index cannot be read ({error}); {_REMEDY}") from None
         if records.dtype != RECORD or records.shape != (shard.samples,):
             raise ValueError(
                 f"{path}: not an index of the manifest's {shard.samples} samples (found {list(records.shape)} of "
-                f"{records.dtype}); pack the shards again"
+                f"{records.dtype}); {_REMEDY}"
             )
         wanted = (records["has"] & self._wanted) == self._wanted
         selected = records if wanted.all() else records[wanted]
         if len(selected) != self.sizes[number]:
             raise ValueError(
                 f"{path}: {len(selected)} samples have the wanted members where the manifest counts "
-                f"{self.sizes[number]}; pack the shards again"
+                f"{self.sizes[number]}; {_REMEDY}"
             )
         return selected

@@ -175,7 +175,7 @@ def pad(texts: Iterable[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArray[
 def read_members(data: bytes, film: int) -> dict[str, memoryview]:
     """A sample's members by extension, from its piece of the tar. Raises ValueError if it is another film's piece."""
     view, key, parts = memoryview(data), str(film), {}
-    for name, start, size in members(data):
+    for name, start, size, _ in members(data):
         owner, _, extension = name.partition(".")
         if owner != key:
             raise ValueError(f"a member {name} lies where film {film} should; the index is of another tar")

@@ -19,6 +19,8 @@ class Member(NamedTuple):
     name: str
     start: int
     size: int
+    header: int
+    """Where its first header begins, those that extend it included."""
 
 
 def padded(size: int) -> int:
@@ -39,7 +41,7 @@ def members(buffer: bytes | memoryview) -> Iterator[Member]:
     Raises ValueError naming the offset where the piece is no tar, or ends inside a header or a member.
     """
     view = memoryview(buffer)
-    position, long_name, long_size = 0, None, None
+    position, first, long_name, long_size = 0, 0, None, None
     while position + BLOCK <= len(view):
         name, digits, kind, magic, prefix = _HEADER.unpack_from(view, position)  # one call: this is the hot path
         if name[0] == 0:  # the end marker: two blocks of zeros
@@ -60,8 +62,8 @@ def members(buffer: bytes | memoryview) -> Iterator[Member]:
             long_name = _text(view[start : start + size].tobytes())
         else:
             if kind in (b"0", b"\0"):
-                yield Member(long_name or _name(name, prefix if magic == b"ustar\0" else b""), start, size)
-            long_name, long_size = None, None
+                yield Member(long_name or _name(name, prefix if magic == b"ustar\0" else b""), start, size, first)
+            first, long_name, long_size = start + padded(size), None, None
         position = start + padded(size)
     if position < len(view) and view[position]:
         raise ValueError(f"the tar header at byte {position} is cut short")
