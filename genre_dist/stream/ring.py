@@ -79,7 +79,8 @@ class Ring:
             self._wait_for(waiting)
             filling = waiting.popleft()
             held.append(filling.slot)
-            yield self.reader.batch(filling.arrays, filling.faults, filling.seconds)
+            faults = [fault for first in sorted(filling.faults) for fault in filling.faults[first]]
+            yield self.reader.batch(filling.arrays, faults, filling.seconds)
 
     def _hand_out(self, slot: int, rows: Rows) -> "_Filling":
         """Give every worker its part of a batch: always the same lanes, so each reads on where it was."""
@@ -110,7 +111,7 @@ class Ring:
                     raise done
                 filling = by_slot[done.slot]
                 filling.parts -= 1
-                filling.faults += done.faults
+                filling.faults[done.first] = done.faults
                 filling.seconds += done.seconds
 
     def _report_death(self, connection: Connection) -> None:
@@ -137,7 +138,7 @@ class _Filling:
     def __init__(self, slot: int, filled: Arrays) -> None:
         self.slot, self.arrays = slot, filled
         self.parts = 0
-        self.faults: list[str] = []
+        self.faults: dict[int, list[str]] = {}  # by the sample a part begins with: in order, whoever is done first
         self.seconds = 0.0
 
 
