@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
 from genre_dist.study.metrics import metrics
 from genre_dist.study.run import Run, load_run
-from genre_dist.training.experiment import choose_precision
+from genre_dist.training.experiment import autocast_for, choose_precision
 from genre_dist.training.inputs import to_device, whole_pixels
 from genre_dist.training.loss import loss_sum
 from genre_dist.training.stopping import Stopped
@@ -130,7 +129,6 @@ def evaluate_run(run_folder: Path, split: str, shards: Path | None = None) -> No
     data = run.config.data
     manifest = load_manifest(shards or data.shards)
     _check_same_labels(run, manifest)
-    precision = choose_precision(run.config, world.device)
     evaluation = evaluate(
         run.model,
         manifest,
@@ -139,7 +137,7 @@ def evaluate_run(run_folder: Path, split: str, shards: Path | None = None) -> No
         data,
         derive_batches(dataclasses.replace(data, global_batch=data.global_batch * world.size), world.size).micro,
         world,
-        partial(torch.autocast, world.device.type, torch.bfloat16, enabled=precision == "bf16"),
+        autocast_for(choose_precision(run.config, world.device), world.device),
     )
     if evaluation is not None:
         save_evaluation(evaluation, run_folder)

@@ -93,6 +93,11 @@ def choose_precision(config: Config, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
+def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """What surrounds every forward pass: bf16 autocast, or nothing for fp32."""
+    return partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
 def set_up(config: Config, world: World) -> Experiment:
     """Everything before the first step. Raises ValueError for what does not fit together."""
     check_strategy(config, world.size)
@@ -116,7 +121,7 @@ def set_up(config: Config, world: World) -> Experiment:
         stream=stream,
         model=model,
         strategy=make_strategy(config, model, optimizer, world),
-        autocast=partial(torch.autocast, world.device.type, torch.bfloat16, enabled=precision == "bf16"),
+        autocast=autocast_for(precision, world.device),
         precision=precision,
         micro_batch=batches.micro,
         total_steps=total_steps(config, stream.steps_per_epoch),
