@@ -252,7 +252,8 @@ def test_a_micro_batch_that_does_not_divide_the_share_is_refused() -> None:
 def docstrings() -> dict[tuple[str, str], str | None]:
     """(dataclass, field) -> the string below the field."""
     found: dict[tuple[str, str], str | None] = {}
-    for node in ast.walk(ast.parse(Path(str(schema.__file__)).read_text())):
+    files = sorted(Path(str(schema.__file__)).parent.glob("*.py"))
+    for node in (node for file in files for node in ast.walk(ast.parse(file.read_text()))):
         if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
             for item, after in zip(node.body, [*node.body[1:], None], strict=True):
                 if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):

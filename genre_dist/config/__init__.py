@@ -1,0 +1,58 @@
+"""The one schema: every setting of a training run, what it means, and the rules between them.
+
+A run is described by a YAML file in `configs/` plus dotted overrides (`--model.poster.arch resnet18`). The resolved
+copy is saved as `config.yaml` in the run's folder. Rules are checked where a section is made; those that need the
+world size, in `derive_batches`.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from genre_dist.config.batches import Batches, derive_batches
+from genre_dist.config.data import DataConfig
+from genre_dist.config.model import HeadsConfig, ModelConfig, PosterConfig, TextConfig
+from genre_dist.config.run import CheckpointConfig, ParallelConfig, RunConfig, TrackingConfig
+from genre_dist.config.training import OptimConfig, TrainConfig
+
+__all__ = [
+    "Batches",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "HeadsConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ParallelConfig",
+    "PosterConfig",
+    "RunConfig",
+    "TextConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "derive_batches",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything a training run depends on. The defaults are the experiment of `configs/end_to_end.yaml`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Shards, batches, augmentation."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Encoders and heads."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and schedule."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Length, precision, evaluation."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Strategy."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Saving."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Folder and seed."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """W&B."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)

@@ -1,0 +1,52 @@
+"""The data: which shards, in which batches, with which augmentation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from genre_dist.config.rules import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which shards, in which batches, with which augmentation."""
+
+    shards: str = "shards/default"
+    """Folder of packed shards (made by `genre-dist pack`)."""
+    global_batch: int = 64
+    """Samples per optimizer step over all ranks together."""
+    micro_batch: int | Literal["auto"] = "auto"
+    """Samples per forward pass on one rank. `auto`: the largest divisor of the rank's share up to 32."""
+    last_batch: Literal["keep", "drop"] = "keep"
+    """The samples left over at the end of an epoch: a smaller step, or left out (others each epoch)."""
+    image_size: int = 224
+    """Side of the square the poster encoder sees."""
+    crop_scale: tuple[float, float] = (0.6, 1.0)
+    """Training crop: share of the poster's area. (1, 1) turns cropping off."""
+    crop_ratio: tuple[float, float] = (0.8, 1.25)
+    """Training crop: range of width over height."""
+    flip: bool = False
+    """Mirror half of the training posters."""
+    max_tokens: int = 256
+    """Longer texts are cut."""
+    block: int = 32
+    """Samples of a lane that are permuted together; larger mixes better, smaller reads more sequentially."""
+    by_length: float = 0.0
+    """How far the films of a step are of similar text length, 0 to 1: less padding, less random batches."""
+    workers: int = 2
+    """Reader processes per rank; 0 reads in the training process."""
+    prefetch: int = 2
+    """Micro-batches read ahead of those in use: the bound on samples in flight."""
+    max_bad_fraction: float = 0.01
+    """Stop when more than this share of an epoch (and more than 8 samples) could not be read."""
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch", "image_size", "max_tokens", "block", "prefetch"):
+            require(getattr(self, name) >= 1, f"data.{name} must be at least 1, got {getattr(self, name)}")
+        require(self.micro_batch == "auto" or self.micro_batch >= 1, "data.micro_batch must be auto or at least 1")
+        require(0 <= self.by_length <= 1, f"data.by_length must be in [0, 1], got {self.by_length}")
+        require(self.workers >= 0, f"data.workers must be 0 or more, got {self.workers}")
+        low, high = self.crop_scale
+        require(0 < low <= high <= 1, f"data.crop_scale must be 0 < low <= high <= 1, got {self.crop_scale}")
+        low, high = self.crop_ratio
+        require(0 < low <= high, f"data.crop_ratio must be 0 < low <= high, got {self.crop_ratio}")
+        require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction must be in [0, 1]")

@@ -1,0 +1,102 @@
+"""The model: which encoders, how they start, what is frozen, and the heads."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from genre_dist.config.rules import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The overview's encoder: word vectors, then a recurrent network; its last valid states are the encoding."""
+
+    arch: Literal["lstm", "gru", "none"] = "lstm"
+    """Kind of cell, or `none` to leave the text out."""
+    hidden: int = 512
+    """Units per direction; the encoding is twice as wide when bidirectional."""
+    layers: int = 3
+    """Stacked layers."""
+    bidirectional: bool = True
+    """Read the text in both directions."""
+    dropout: float = 0.0
+    """Dropout between layers; the study found none works best."""
+    embedding_dim: int = 300
+    """Width of the word vectors, used only if the shards were packed without vectors."""
+    train_embedding: bool = False
+    """Train the word vectors too. Shards packed without vectors always train them."""
+    frozen: bool = False
+    """No gradient, eval mode for good, computed under no_grad."""
+    weights: str | None = None
+    """A `model.safetensors` of another run, whose text encoder to start from."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "layers", "embedding_dim"):
+            require(getattr(self, name) >= 1, f"model.text.{name} must be at least 1, got {getattr(self, name)}")
+        require(0 <= self.dropout < 1, f"model.text.dropout must be in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PosterConfig:
+    """The poster's encoder: a convolutional network without its classifier."""
+
+    arch: str = "resnet152"
+    """A torchvision classifier by name, `package.module:function` returning a feature extractor, or `none`."""
+    weights: str = "auto"
+    """`imagenet` (torchvision's default enum, an error if out of reach), `none` (random), a file (.safetensors or .pth,
+    of torchvision or of a run), or `auto`: imagenet if in reach, else random with a warning."""
+    frozen: bool = False
+    """No gradient, eval mode for good, computed under no_grad."""
+    frozen_through: str | None = None
+    """Freeze only up to and including this module, in order of definition: `layer3` of a ResNet (the study trained only
+    its last stage), `features.23` of VGG16 (all but the last three convolutions)."""
+    batch_norm: Literal["train", "eval", "sync"] = "train"
+    """BatchNorm uses the micro-batch's statistics, the stored ones, or those of all ranks together."""
+
+    def __post_init__(self) -> None:
+        require(
+            not (self.frozen and self.frozen_through),
+            "model.poster.frozen freezes everything; drop it or model.poster.frozen_through",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadsConfig:
+    """One small MLP per genre ("binary relevance"): encoding -> hidden... -> 1."""
+
+    hidden: tuple[int, ...] = (1024, 512)
+    """Widths of the hidden layers."""
+    kernel: Literal["auto", "separate", "batched"] = "auto"
+    """How the heads are computed: one by one, or all together in batched products. `auto`: batched on a GPU."""
+
+    def __post_init__(self) -> None:
+        require(all(width >= 1 for width in self.hidden), f"model.heads.hidden must be positive, got {self.hidden}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Text encoder and poster encoder side by side, their encodings joined, one head per genre."""
+
+    text: TextConfig = field(default_factory=TextConfig)
+    """The overview's encoder."""
+    poster: PosterConfig = field(default_factory=PosterConfig)
+    """The poster's encoder."""
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    """The genre heads."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.uses_text or self.uses_poster, "model.text.arch and model.poster.arch are both none: nothing to train"
+        )
+
+    @property
+    def uses_text(self) -> bool:
+        return self.text.arch != "none"
+
+    @property
+    def uses_poster(self) -> bool:
+        return self.poster.arch != "none"
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """What a sample must have to be trained on: names as in the manifest's counts."""
+        return ("overview",) * self.uses_text + ("poster",) * self.uses_poster

@@ -1,0 +1,56 @@
+"""How a run lives: its ranks, its folder, what it saves and where it is shown."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from genre_dist.config.rules import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the ranks share the work."""
+
+    strategy: Literal["auto", "single", "ddp"] = "auto"
+    """`auto`: single on one rank, ddp on several."""
+    timeout_seconds: int = 600
+    """A collective that hangs this long ends the run with an error instead of waiting for ever."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save and what to keep."""
+
+    every_steps: int | None = 500
+    """Save every so many steps; null only at the end of the run."""
+    keep: int = 2
+    """How many checkpoints stay on disk; older ones are removed after a newer one is whole."""
+
+    def __post_init__(self) -> None:
+        require(self.every_steps is None or self.every_steps >= 1, "checkpoint.every_steps must be at least 1 or null")
+        require(self.keep >= 1, "checkpoint.keep must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run lives and what makes it repeatable."""
+
+    dir: str = "runs/end_to_end"
+    """The run's folder. Started again on the same folder, a run continues from its newest whole checkpoint."""
+    seed: int = 0
+    """Seed of the weights, the order and the augmentation."""
+    overwrite: bool = False
+    """Delete what an earlier run left in `dir` and start from step 0."""
+    max_minutes: float | None = None
+    """Stop after this long as if asked to by a signal: checkpoint, exit code 75, to be continued."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Views of the record; metrics.jsonl is always written."""
+
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """`auto`: online with a key, offline without."""
+    project: str = "genre_dist"
+    """W&B project."""
+    group: str | None = None
+    """W&B group, to compare runs side by side."""

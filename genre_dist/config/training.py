@@ -1,0 +1,63 @@
+"""How a model is trained: optimizer, schedule, length, precision."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from genre_dist.config.rules import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with one learning rate per part, warm-up, then a schedule."""
+
+    text_lr: float = 1e-3
+    """Peak learning rate of the text encoder."""
+    poster_lr: float = 1e-4
+    """Peak learning rate of the poster encoder."""
+    heads_lr: float = 1e-3
+    """Peak learning rate of the heads."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; biases, norms and word vectors have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's averaging constants."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: a cosine down to final_lr_fraction at the last step, or constant."""
+    warmup_steps: int = 50
+    """Linear warm-up; at most a tenth of the run."""
+    final_lr_fraction: float = 0.0
+    """Where the cosine ends, as a share of the peak."""
+    clip_norm: float | None = 1.0
+    """Largest norm of the whole gradient; null leaves it alone."""
+
+    def __post_init__(self) -> None:
+        for name in ("text_lr", "poster_lr", "heads_lr", "weight_decay"):
+            require(getattr(self, name) >= 0, f"optim.{name} must not be negative, got {getattr(self, name)}")
+        require(self.warmup_steps >= 0, f"optim.warmup_steps must not be negative, got {self.warmup_steps}")
+        require(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm must be positive or null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, in which precision, and when to look."""
+
+    steps: int | None = None
+    """Optimizer steps; null means `epochs` epochs."""
+    epochs: int = 10
+    """Passes over the training split, if `steps` is not given."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 computes under autocast with fp32 parameters. `auto`: bf16 on a GPU that has it, else fp32."""
+    channels_last: bool = True
+    """Keep images and convolution weights as NHWC."""
+    eval_every_steps: int | None = None
+    """Evaluate the val split every so many steps; null means at every epoch's end. Always at the end of the run."""
+    log_every_steps: int = 1
+    """Write every so many steps to metrics.jsonl (numbers are read one step late, so it costs nothing)."""
+
+    def __post_init__(self) -> None:
+        require(self.steps is None or self.steps >= 1, f"train.steps must be at least 1 or null, got {self.steps}")
+        require(self.epochs >= 1, f"train.epochs must be at least 1, got {self.epochs}")
+        require(
+            self.eval_every_steps is None or self.eval_every_steps >= 1,
+            "train.eval_every_steps must be at least 1 or null",
+        )
+        require(self.log_every_steps >= 1, "train.log_every_steps must be at least 1")

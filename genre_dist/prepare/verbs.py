@@ -1,0 +1,92 @@
+"""Console verbs that prepare shards: pack, inspect. Each imports only what it needs."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from genre_dist.options import Verbs, names
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add this room's verbs to the console command."""
+    verb = verbs.add_parser(
+        "pack",
+        help="pack a catalogue into shards; run again to go on or to add new films",
+        description="Pack a catalogue into shards. A killed pack goes on where it stopped. On a finished folder and "
+        "with the same options, films that are new in the catalogue are appended in new shards; those packed before "
+        "stay as they are, and so does the vocabulary. On several nodes: run every --part, at any time and in any "
+        "order, then the same command with --merge.",
+    )
+    verb.add_argument("--catalogue", type=Path, required=True)
+    verb.add_argument("--out", type=Path, required=True, help="the shards' folder")
+    verb.add_argument("--vectors", type=Path, help="word vectors: GloVe or word2vec, .txt .bin .gz .zip, any width")
+    verb.add_argument(
+        "--require", default="poster,overview", help="leave out films that lack one of these; '' keeps all"
+    )
+    verb.add_argument("--text", choices=["overview", "title", "both"], default="overview", help="what is encoded")
+    verb.add_argument("--size", type=int, default=256, help="side of the square posters, pixels")
+    verb.add_argument("--fit", choices=["squash", "crop", "pad"], default="squash", help="how posters become square")
+    verb.add_argument("--quality", type=int, default=90, help="JPEG quality")
+    verb.add_argument("--shard_size", type=int, default=1000, help="films a shard")
+    verb.add_argument("--workers", type=int, help="processes; all cores by default")
+    how = verb.add_mutually_exclusive_group()
+    how.add_argument(
+        "--part",
+        metavar="I/N",
+        help="pack only the shards number I mod N and write no manifest: 0/4 to 3/4, or 1/4 to 4/4, make all; "
+        "`slurm` takes both from the job array (SLURM_ARRAY_TASK_ID and _COUNT)",
+    )
+    how.add_argument("--merge", action="store_true", help="check that all parts are there and write the manifest")
+    how.add_argument("--overwrite", action="store_true", help="replace shards of other films or options")
+    verb.set_defaults(run=_pack)
+
+    verb = verbs.add_parser("inspect", help="print what is in a folder of shards")
+    verb.add_argument("shards", type=Path)
+    verb.add_argument("--verify", action="store_true", help="check every checksum and every sample")
+    verb.set_defaults(run=_inspect)
+
+
+def _pack(arguments: Namespace) -> None:
+    import os
+
+    from genre_dist.prepare.pack import merge_parts, pack, pack_part
+    from genre_dist.prepare.parts import parse_part
+    from genre_dist.stream.manifest import FILE, load_manifest
+
+    catalogue, out = arguments.catalogue, arguments.out
+    options = {name: getattr(arguments, name) for name in ("vectors", "text", "size", "fit", "quality", "shard_size")}
+    options["require"] = names(arguments.require)
+    workers = arguments.workers or os.cpu_count() or 1
+    if arguments.part:
+        part = parse_part(arguments.part)
+        shards = pack_part(catalogue, out, part, workers=workers, **options)
+        print(f"{out}: part {part[0]}/{part[1]} is finished, {shards:,} shards")
+        print("next, when all parts are finished: the same command with --merge instead of --part")
+        return
+    before = load_manifest(out) if (out / FILE).is_file() and not arguments.overwrite else None
+    if arguments.merge:
+        manifest = merge_parts(catalogue, out, **options)
+    else:
+        manifest = pack(catalogue, out, workers=workers, overwrite=arguments.overwrite, **options)
+    if before:
+        added = sum(shard.samples for shard in manifest.shards) - sum(shard.samples for shard in before.shards)
+        print(f"{added:,} films added" if added else f"nothing to add: the films of {catalogue} are packed already")
+    counts = ", ".join(f"{manifest.samples(split):,} {split}" for split in ("train", "val", "test"))
+    print(f"{out}: {len(manifest.shards)} shards, {counts}; {manifest.text['words']:,} words")
+    for reason, count in manifest.left_out.items():
+        print(f"  {count:,} films left out: {reason}")
+    print(f"next: genre-dist inspect {out}")
+
+
+def _inspect(arguments: Namespace) -> int:
+    from genre_dist.prepare.inspection import print_summary, verify
+    from genre_dist.stream.manifest import load_manifest
+
+    manifest = load_manifest(arguments.shards)
+    print_summary(manifest)
+    if not arguments.verify:
+        return 0
+    faults = verify(manifest)
+    for fault in faults:
+        print(fault)
+    print(f"{len(faults)} faults" if faults else f"verified: {len(manifest.shards)} shards are whole")
+    return 1 if faults else 0

@@ -1,0 +1,74 @@
+"""Console verbs of the stream: index, order. Each imports only what it needs."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from genre_dist.options import Verbs, names
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add this room's verbs to the console command."""
+    verb = verbs.add_parser("index", help="make the index of packed shards again, where it was lost or damaged")
+    verb.add_argument("shards", type=Path)
+    verb.set_defaults(run=_index)
+
+    verb = verbs.add_parser("order", help="print which films each training step takes: step<TAB>ids")
+    verb.add_argument("shards", type=Path)
+    verb.add_argument("--global_batch", type=int, required=True)
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--epoch", type=int, default=0)
+    verb.add_argument("--steps", default=":", metavar="A:B", help="steps of the epoch, from A up to but without B")
+    verb.add_argument("--world", type=int, default=1, help="number of ranks")
+    verb.add_argument("--rank", type=int, help="only this rank's films")
+    verb.add_argument("--members", help="what the model needs of a film; what the shards were packed to require")
+    verb.add_argument("--block", type=int, default=32, help="data.block of the run")
+    verb.add_argument("--by_length", type=float, default=0.0, help="data.by_length of the run")
+    verb.add_argument("--max_tokens", type=int, default=256, help="data.max_tokens of the run")
+    verb.add_argument("--last_batch", choices=["keep", "drop"], default="keep", help="data.last_batch of the run")
+    verb.set_defaults(run=_order)
+
+
+def _index(arguments: Namespace) -> None:
+    from genre_dist.stream.indexing import index_shards
+    from genre_dist.stream.manifest import load_manifest
+
+    manifest = load_manifest(arguments.shards)
+    print(f"{arguments.shards}: {index_shards(manifest):,} samples of {len(manifest.shards)} shards indexed")
+
+
+def _order(arguments: Namespace) -> None:
+    from genre_dist.stream import EpochOrder, ShardReader, load_manifest
+
+    manifest = load_manifest(arguments.shards)
+    members = manifest.require if arguments.members is None else names(arguments.members)
+    reader = ShardReader(manifest, "train", members, arguments.max_tokens)
+    index = reader.index
+    batch, world = arguments.global_batch, arguments.world
+    if arguments.block < 1:
+        raise ValueError(f"--block is at least 1, not {arguments.block}")
+    if batch < 1 or world < 1 or batch % world:
+        raise ValueError(f"{world} ranks cannot share a global batch of {batch} evenly")
+    if arguments.rank is not None and not 0 <= arguments.rank < world:
+        raise ValueError(f"--rank {arguments.rank} is not one of {world} ranks (0 to {world - 1})")
+    order = EpochOrder(
+        index.sizes,
+        batch,
+        arguments.seed,
+        arguments.epoch,
+        arguments.block,
+        arguments.last_batch,
+        arguments.by_length,
+        reader.lengths,
+    )
+    share = batch // world
+    first, last = (0, batch) if arguments.rank is None else (arguments.rank * share, (arguments.rank + 1) * share)
+    for step in range(order.steps)[_slice(arguments.steps)]:
+        print(f"{step}\t{' '.join(map(str, index.ids(order.rows(step, first, last))))}")
+
+
+def _slice(text: str) -> slice:
+    first, colon, last = text.partition(":")
+    try:
+        return slice(int(first or 0), int(last) if last else None) if colon else slice(int(first), int(first) + 1)
+    except ValueError:
+        raise ValueError(f"--steps takes A:B, such as 0:10, not `{text}`") from None

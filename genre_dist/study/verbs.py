@@ -1,0 +1,51 @@
+"""Console verbs that study runs: evaluate, predict, compare. Each imports only what it needs."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from genre_dist.options import Verbs
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add this room's verbs to the console command."""
+    verb = verbs.add_parser("evaluate", help="evaluate a run on a split (under torchrun: on several ranks)")
+    verb.add_argument("folder", metavar="RUN", type=Path)
+    verb.add_argument("--split", choices=["train", "val", "test"], default="val")
+    verb.add_argument("--shards", type=Path, help="other shards than the run was trained on")
+    verb.set_defaults(run=_evaluate)
+
+    verb = verbs.add_parser("predict", help="rank the genres of one film")
+    verb.add_argument("folder", metavar="RUN", type=Path)
+    verb.add_argument("--poster", type=Path, help="an image file")
+    verb.add_argument("--overview", help="the film's overview")
+    verb.set_defaults(run=_predict)
+
+    verb = verbs.add_parser("compare", help="put runs side by side, with intervals for their differences")
+    verb.add_argument("folders", metavar="RUN", type=Path, nargs="+")
+    verb.add_argument("--split", choices=["train", "val", "test"], default="test")
+    verb.add_argument("--out", type=Path, default=Path("report"), help="where comparison.json goes")
+    verb.set_defaults(run=_compare)
+
+
+def _evaluate(arguments: Namespace) -> None:
+    from genre_dist.study.evaluation import evaluate_run
+
+    evaluate_run(arguments.folder, arguments.split, arguments.shards)
+
+
+def _predict(arguments: Namespace) -> None:
+    import torch
+
+    from genre_dist.study.prediction import predict
+    from genre_dist.study.run import load_run
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = load_run(arguments.folder, device)
+    for genre, probability in predict(run, arguments.poster, arguments.overview, device):
+        print(f"{probability:7.2%}  {genre}")
+
+
+def _compare(arguments: Namespace) -> None:
+    from genre_dist.study.comparison import compare
+
+    compare(arguments.folders, arguments.split, arguments.out)
