@@ -66,8 +66,7 @@ def _evaluate(experiment: Any, split: str, stop: Any, final: bool) -> dict[str, 
     if evaluation is None:
         return None
     if final:
-        save_evaluation(evaluation, Path(config.run.dir))
-        print_evaluation(evaluation.metrics)
+        print_evaluation(save_evaluation(evaluation, Path(config.run.dir)))
     return evaluation.metrics
 
 

@@ -27,8 +27,10 @@ from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
-from genre_dist.study.metrics import metrics
+from genre_dist.study.metrics import figures_of_named, metrics
 from genre_dist.study.run import Run, load_run
+from genre_dist.study.thresholds import FILE as THRESHOLDS
+from genre_dist.study.thresholds import fit_thresholds, load_thresholds, save_thresholds
 from genre_dist.training.experiment import autocast_for, choose_precision
 from genre_dist.training.inputs import to_device, whole_pixels
 from genre_dist.training.loss import loss_sum
@@ -122,26 +124,24 @@ def _all_ids(index: SplitIndex) -> NDArray[np.int64]:
 def evaluate_run(run_folder: Path, split: str, shards: Path | None = None) -> None:
     """Evaluate a finished run on a split of its own (or other) shards, on all ranks that were started.
 
-    Raises ValueError if the shards have other genres or another vocabulary than the model was trained with.
+    A run whose thresholds were never fitted is evaluated on val first. Raises ValueError if the shards have other
+    genres or another vocabulary than the model was trained with.
     """
     world = start_world()
     run = load_run(run_folder, world.device)
-    data = run.config.data
+    data, members = run.config.data, run.config.model.members
     manifest = load_manifest(shards or data.shards)
     _check_same_labels(run, manifest)
-    evaluation = evaluate(
-        run.model,
-        manifest,
-        split,
-        run.config.model.members,
-        data,
-        derive_batches(dataclasses.replace(data, global_batch=data.global_batch * world.size), world.size).micro,
-        world,
-        autocast_for(choose_precision(run.config, world.device), world.device),
-    )
-    if evaluation is not None:
-        save_evaluation(evaluation, run_folder)
-        print_evaluation(evaluation.metrics)
+    micro_batch = derive_batches(
+        dataclasses.replace(data, global_batch=data.global_batch * world.size), world.size
+    ).micro
+    autocast = autocast_for(choose_precision(run.config, world.device), world.device)
+    unfitted = world.broadcast(not (run_folder / THRESHOLDS).is_file())
+    fit_first = unfitted and split != "val" and manifest.samples("val", members) > 0
+    for each in ("val", split) if fit_first else (split,):
+        evaluation = evaluate(run.model, manifest, each, members, data, micro_batch, world, autocast)
+        if evaluation is not None:
+            print_evaluation(save_evaluation(evaluation, run_folder))
     stop_world(world)
 
 
@@ -156,8 +156,22 @@ def _check_same_labels(run: Run, manifest: Manifest) -> None:
         )
 
 
-def save_evaluation(evaluation: Evaluation, run: Path) -> None:
-    """Write `predictions-<split>.parquet` and `metrics-<split>.json` into a run's folder."""
+def save_evaluation(evaluation: Evaluation, run: Path) -> dict[str, Any]:
+    """Write `predictions-<split>.parquet` and `metrics-<split>.json` into a run's folder; returns the metrics.
+
+    On val it fits the thresholds first and writes `thresholds.json`. Once there are some, every split's metrics have
+    the figures at fitted thresholds beside those at 0.5, under `fitted`.
+    """
+    genres = list(evaluation.metrics["per_genre"])
+    if evaluation.split == "val":
+        fitted = fit_thresholds(evaluation.logits, evaluation.labels)
+        save_thresholds(run, genres, fitted, len(evaluation.ids))
+    thresholds = load_thresholds(run, genres)
+    told = dict(evaluation.metrics)
+    if thresholds is not None:
+        named = evaluation.logits > thresholds
+        told["fitted"] = {"fitted_on_these_films": evaluation.split == "val"}
+        told["fitted"] |= figures_of_named(named, evaluation.labels, genres)
     table = pa.table(
         {
             "tmdb_id": pa.array(evaluation.ids, pa.int64()),
@@ -168,20 +182,28 @@ def save_evaluation(evaluation: Evaluation, run: Path) -> None:
     with atomic_file(run / f"predictions-{evaluation.split}.parquet") as file:
         pq.write_table(table, file)
     with atomic_file(run / f"metrics-{evaluation.split}.json", "w") as file:
-        json.dump(evaluation.metrics, file, indent=1)
+        json.dump(told, file, indent=1)
+    return told
 
 
 def print_evaluation(told: dict[str, Any]) -> None:
-    """The evaluation as a table for people."""
+    """The evaluation as tables for people."""
     console = Console()
     left_out = f", {told['left_out']:,} without what the model needs left out" if told["left_out"] else ""
-    console.print(f"[bold]{told['split']}[/]: {told['films']:,} films{left_out}, threshold {told['threshold']}")
-    for name in ("loss", "accuracy", "micro_f1", "macro_f1", "sample_f1", "mean_average_precision", "auc"):
-        console.print(f"  {name:<24}{_number(told[name])}")
-    table = Table("genre", *(["films", "F1", "precision", "recall", "accuracy", "AP", "AUC"]))
+    console.print(f"[bold]{told['split']}[/]: {told['films']:,} films{left_out}")
+    fitted = told.get("fitted", {})
+    on = "these films" if fitted.get("fitted_on_these_films") else "val"
+    table = Table("", "threshold 0.5", f"fitted on {on}")
+    for name in ("accuracy", "micro_f1", "macro_f1", "sample_f1"):
+        table.add_row(name, _number(told[name]), _number(fitted.get(name)))
+    for name in ("loss", "mean_average_precision", "auc"):
+        table.add_row(name, _number(told[name]), "")
+    console.print(table)
+    keys = ("f1", "precision", "recall", "accuracy", "average_precision", "auc")
+    table = Table("genre", "films", "F1 (fitted)", "F1", "precision", "recall", "accuracy", "AP", "AUC")
     for genre, row in told["per_genre"].items():
-        keys = ("f1", "precision", "recall", "accuracy", "average_precision", "auc")
-        table.add_row(genre, f"{row['films']:,}", *(_number(row[key]) for key in keys))
+        at_fitted = fitted["per_genre"][genre]["f1"] if fitted else None
+        table.add_row(genre, f"{row['films']:,}", *map(_number, (at_fitted, *(row[key] for key in keys))))
     console.print(table)
 
 

@@ -16,28 +16,39 @@ def metrics(logits: NDArray[np.float32], labels: NDArray[np.bool_], genres: Sequ
     without a negative film has no AUC, one without a positive film no average precision: null there, and left out of
     the means. F1 of a genre or film with nothing to find and nothing found is 0, as scikit-learn counts it.
     """
-    predicted = logits > 0
+    named = figures_of_named(logits > 0, labels, genres)
     average_precision = [_or_none(average_precision_score, labels[:, g], logits[:, g]) for g in range(len(genres))]
     auc = [_or_none(roc_auc_score, labels[:, g], logits[:, g]) for g in range(len(genres))]
-    precision, recall, f1, films = precision_recall_fscore_support(labels, predicted, average=None, zero_division=0)
+    for g, row in enumerate(named["per_genre"].values()):
+        row |= {"average_precision": average_precision[g], "auc": auc[g]}
     return {
         "films": len(labels),
         "threshold": 0.5,
-        "accuracy": float((predicted == labels).mean()),
-        "micro_f1": float(f1_score(labels, predicted, average="micro", zero_division=0)),
-        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
-        "sample_f1": float(f1_score(labels, predicted, average="samples", zero_division=0)),
+        **{name: value for name, value in named.items() if name != "per_genre"},
         "mean_average_precision": _mean(average_precision),
         "auc": _mean(auc),
+        "per_genre": named["per_genre"],
+    }
+
+
+def figures_of_named(named: NDArray[np.bool_], labels: NDArray[np.bool_], genres: Sequence[str]) -> dict[str, Any]:
+    """What depends on which genres are named, by whatever threshold: accuracy, F1 and the rows of the genres.
+
+    named, labels [films, genres].
+    """
+    precision, recall, f1, films = precision_recall_fscore_support(labels, named, average=None, zero_division=0)
+    return {
+        "accuracy": float((named == labels).mean()),
+        "micro_f1": float(f1_score(labels, named, average="micro", zero_division=0)),
+        "macro_f1": float(f1_score(labels, named, average="macro", zero_division=0)),
+        "sample_f1": float(f1_score(labels, named, average="samples", zero_division=0)),
         "per_genre": {
             genre: {
                 "films": int(films[g]),
                 "f1": float(f1[g]),
                 "precision": float(precision[g]),
                 "recall": float(recall[g]),
-                "accuracy": float((predicted[:, g] == labels[:, g]).mean()),
-                "average_precision": average_precision[g],
-                "auc": auc[g],
+                "accuracy": float((named[:, g] == labels[:, g]).mean()),
             }
             for g, genre in enumerate(genres)
         },

@@ -107,6 +107,7 @@ def test_the_loss_falls(walked: Walked) -> None:
 def test_a_finished_run_has_all_it_is_used_by(walked: Walked) -> None:
     names = {path.name for path in walked.run.iterdir()}
     assert names >= {"config.yaml", "metrics.jsonl", "checkpoints", "model.safetensors", "model.json", "vocabulary.txt"}
+    assert "thresholds.json" in names
     for split in ("val", "test"):
         check_evaluation(walked.run, walked.shards, split)
 

@@ -1,0 +1,69 @@
+"""From which logit on a genre is named: fitted per genre on the val split, kept with the model."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genre_dist.atomic import atomic_file
+
+FILE = "thresholds.json"
+
+
+def fit_thresholds(logits: NDArray[np.float32], labels: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Per genre the threshold that maximises F1 on these films: logits, labels [films, genres] -> [genres].
+
+    A genre is named where its logit is above the threshold. It lies halfway between two films' logits; of equally good
+    ones the nearest to 0 (a probability of one half) is taken. A genre that no film has keeps 0.
+    """
+    return np.array([_fit_one(logits[:, g], labels[:, g]) for g in range(logits.shape[1])])
+
+
+def _fit_one(logits: NDArray[np.float32], labels: NDArray[np.bool_]) -> float:
+    if not labels.any():
+        return 0.0
+    order = np.argsort(-logits, kind="stable")
+    values, found = logits[order].astype(np.float64), np.cumsum(labels[order])
+    last = np.append(values[:-1] > values[1:], True)  # films of equal logits are named together
+    named = np.flatnonzero(last) + 1
+    f1 = 2 * found[last] / (named + labels.sum())
+    edges = values[last]
+    below = np.append((edges[:-1] + edges[1:]) / 2, np.nextafter(edges[-1], -np.inf))
+    upper = np.append(edges[:-1], edges[-1])
+    lower = np.append(edges[1:], -np.inf)
+    # where 0 separates the same films, it is as good as the middle between them
+    cuts = np.where((lower <= 0) & (upper > 0), 0.0, below)
+    best = np.flatnonzero(f1 == f1.max())
+    return float(cuts[best][np.argmin(np.abs(cuts[best]))])
+
+
+def save_thresholds(run: Path, genres: Sequence[str], thresholds: NDArray[np.float64], films: int) -> None:
+    """Write thresholds.json into a run's folder: the logit of each genre, and on how many films they were fitted."""
+    told = {
+        "rule": "a genre is named where its logit is above the threshold; fitted per genre for the best F1",
+        "split": "val",
+        "films": films,
+        "logits": {genre: float(value) for genre, value in zip(genres, thresholds, strict=True)},
+    }
+    with atomic_file(run / FILE, "w") as file:
+        json.dump(told, file, indent=1)
+
+
+def load_thresholds(run: Path, genres: Sequence[str]) -> NDArray[np.float64] | None:
+    """A run's thresholds [genres], or None if it was never evaluated on val.
+
+    Raises ValueError if the file is damaged or of other genres.
+    """
+    path = run / FILE
+    if not path.is_file():
+        return None
+    try:
+        told = json.loads(path.read_text())["logits"]
+        return np.array([float(told[genre]) for genre in genres])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: no thresholds of this model's genres ({error}); `genre-dist evaluate {run} --split val` makes it "
+            "again"
+        ) from None
