@@ -16,6 +16,9 @@ from genre_dist.stream.images import MEAN, STD
 class Lite(nn.Module):
     """The network up to its last feature map; it was trained on pixels from -1 to 1 and converts ours to those."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
