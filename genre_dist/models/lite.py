@@ -7,6 +7,8 @@ Made for small devices, so a CPU can train it. Architecture: Tan and Le 2019, ht
 squeeze-and-excitation and with ReLU6.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,7 @@ from genre_dist.stream.images import MEAN, STD
 class Lite(nn.Module):
     """The network up to its last feature map; it was trained on pixels from -1 to 1 and converts ours to those."""
 
+    network: Any  # the package's EfficientNet: forward would go on to its classifier
     scale: Tensor
     shift: Tensor
 
