@@ -11,6 +11,7 @@ from typing import Any
 
 from genre_dist.config.batches import Batches, derive_batches
 from genre_dist.config.data import DataConfig
+from genre_dist.config.loss import LossConfig
 from genre_dist.config.model import HeadsConfig, ModelConfig, PosterConfig, TextConfig
 from genre_dist.config.run import CheckpointConfig, ParallelConfig, RunConfig, TrackingConfig
 from genre_dist.config.training import OptimConfig, TrainConfig
@@ -21,6 +22,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "HeadsConfig",
+    "LossConfig",
     "ModelConfig",
     "OptimConfig",
     "ParallelConfig",
@@ -41,6 +43,8 @@ class Config:
     """Shards, batches, augmentation."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Encoders and heads."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """What is minimised."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer and schedule."""
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -20,12 +20,15 @@ class OptimConfig:
     """Decoupled weight decay; biases, norms and word vectors have none."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's averaging constants."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: a cosine down to final_lr_fraction at the last step, or constant."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """After the warm-up: a cosine or a line down to final_lr_fraction at the last step, or constant."""
     warmup_steps: int = 50
     """Linear warm-up; at most a tenth of the run."""
+    cooldown_fraction: float = 0.0
+    """With the constant schedule: the last share of the run, over which the rate falls linearly to final_lr_fraction.
+    A run can then be made longer without regret, up to where it begins."""
     final_lr_fraction: float = 0.0
-    """Where the cosine ends, as a share of the peak."""
+    """Where the rate ends, as a share of the peak."""
     clip_norm: float | None = 1.0
     """Largest norm of the whole gradient; null leaves it alone."""
 
@@ -33,6 +36,12 @@ class OptimConfig:
         for name in ("text_lr", "poster_lr", "heads_lr", "weight_decay"):
             require(getattr(self, name) >= 0, f"optim.{name} must not be negative, got {getattr(self, name)}")
         require(self.warmup_steps >= 0, f"optim.warmup_steps must not be negative, got {self.warmup_steps}")
+        require(0 <= self.final_lr_fraction <= 1, "optim.final_lr_fraction must be in [0, 1]")
+        require(0 <= self.cooldown_fraction <= 1, "optim.cooldown_fraction must be in [0, 1]")
+        require(
+            self.cooldown_fraction == 0 or self.schedule == "constant",
+            f"optim.cooldown_fraction belongs to optim.schedule=constant; {self.schedule} falls by itself",
+        )
         require(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm must be positive or null")
 
 

@@ -15,6 +15,7 @@ from genre_dist.parallel.world import World
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.reader import ShardReader
+from genre_dist.training.loss import Loss, training_loss
 
 
 class Experiment(NamedTuple):
@@ -26,6 +27,7 @@ class Experiment(NamedTuple):
     stream: TrainStream
     model: GenreClassifier
     strategy: Strategy
+    loss: Loss
     autocast: Callable[[], AbstractContextManager[Any]]
     precision: str
     micro_batch: int
@@ -121,6 +123,7 @@ def set_up(config: Config, world: World) -> Experiment:
         stream=stream,
         model=model,
         strategy=make_strategy(config, model, optimizer, world),
+        loss=training_loss(config.loss, manifest, world.device),
         autocast=autocast_for(precision, world.device),
         precision=precision,
         micro_batch=batches.micro,

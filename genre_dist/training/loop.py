@@ -140,7 +140,14 @@ def _train(
                 to_device, device=world.device, pixels=training_pixels(config.data, config.run.seed, epoch)
             )
             result = train_step(
-                strategy, micro_batches, prepare, experiment.autocast, world, config.optim.clip_norm, stop.requested()
+                strategy,
+                micro_batches,
+                prepare,
+                experiment.autocast,
+                world,
+                config.optim.clip_norm,
+                stop.requested(),
+                experiment.loss,
             )
             _note_faults(folder, micro_batches)
             done = position + 1

@@ -1,7 +1,17 @@
 """The loss: a sum over samples, to be divided once by the true global count."""
 
+from collections.abc import Callable
+from functools import partial
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from genre_dist.config import LossConfig
+from genre_dist.stream.manifest import Manifest
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits [n, genres], labels [n, genres], weights [n]) -> the sum over samples of the mean over genres, fp32."""
 
 
 def loss_sum(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -11,3 +21,61 @@ def loss_sum(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """
     each = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")  # [n, genres]
     return (each.mean(dim=1) * weights).sum()
+
+
+def training_loss(config: LossConfig, manifest: Manifest, device: torch.device) -> Loss:
+    """The loss a configuration asks for, on these shards."""
+    if config == LossConfig():
+        return loss_sum
+    positive_weights = class_weights(
+        config.class_weights, manifest.genre_counts["train"], manifest.samples("train")
+    ).to(device)
+    return partial(_configured_sum, config=config, positive_weights=positive_weights)
+
+
+def class_weights(kind: str, counts: list[int], films: int) -> Tensor:
+    """Weights of the positives, float32 [genres]: films without the genre over films with it, its root, or 1.
+
+    `counts` has the films of each genre among all `films`. A genre that no film (or every film) has weighs 1: there is
+    nothing to balance.
+    """
+    having = torch.tensor(counts, dtype=torch.float64)
+    ratio = torch.where((having > 0) & (having < films), (films - having) / having.clamp(min=1), 1.0)
+    exponent = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}[kind]
+    return ratio.pow(exponent).float()
+
+
+def _configured_sum(
+    logits: Tensor, labels: Tensor, weights: Tensor, config: LossConfig, positive_weights: Tensor
+) -> Tensor:
+    labels = labels * (1 - config.label_smoothing) + config.label_smoothing / 2
+    positive, negative = _TERMS[config.kind](logits.float(), config)  # [n, genres] each
+    each = labels * positive * positive_weights + (1 - labels) * negative
+    return (each.mean(dim=1) * weights).sum()
+
+
+def _bce(logits: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """-log p and -log(1 - p): what a positive and a negative cost."""
+    return F.softplus(-logits), F.softplus(logits)
+
+
+def _focal(logits: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """Focal loss, Lin et al. 2017, https://arxiv.org/abs/1708.02002, equation 4; its alpha is `loss.class_weights`."""
+    positive, negative = _bce(logits, config)
+    p = logits.sigmoid()
+    return (1 - p) ** config.focal_gamma * positive, p**config.focal_gamma * negative
+
+
+def _asymmetric(logits: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """Asymmetric loss, Ridnik et al. 2021, https://arxiv.org/abs/2009.14119, equations 4 to 7.
+
+    The gradient passes through the focusing factors too, as in the paper's analysis.
+    """
+    p = logits.sigmoid()
+    shifted = (p - config.margin).clamp(min=0)
+    # shifted is at most 1 - margin, so the logarithm is finite
+    negative = -torch.log1p(-shifted) if config.margin > 0 else F.softplus(logits)
+    return (1 - p) ** config.gamma_positive * F.softplus(-logits), shifted**config.gamma_negative * negative
+
+
+_TERMS = {"bce": _bce, "focal": _focal, "asymmetric": _asymmetric}

@@ -12,7 +12,7 @@ from genre_dist.parallel.strategy import Strategy
 from genre_dist.parallel.world import World
 from genre_dist.stream.reader import Batch
 from genre_dist.training.inputs import Inputs
-from genre_dist.training.loss import loss_sum
+from genre_dist.training.loss import Loss, loss_sum
 
 
 class StepResult(NamedTuple):
@@ -30,6 +30,7 @@ def train_step(
     world: World,
     clip_norm: float | None,
     stop: bool,
+    loss: Loss = loss_sum,
 ) -> StepResult:
     """Forward and backward over the rank's micro-batches, then one update of the weights.
 
@@ -45,8 +46,8 @@ def train_step(
         with strategy.micro_batch(last=number == len(micro_batches)):
             with autocast(), no_statistics(strategy.model) if inputs.blank else nullcontext():
                 logits = strategy.forward(inputs.images, inputs.tokens, inputs.lengths)
-            loss = loss_sum(logits, inputs.labels, inputs.weights)
-            strategy.backward(loss / count)
-        losses += loss.detach()
+            batch_loss = loss(logits, inputs.labels, inputs.weights)
+            strategy.backward(batch_loss / count)
+        losses += batch_loss.detach()
     norm = strategy.step(clip_norm)
     return StepResult(torch.cat([world.sum(losses), counts]), norm)

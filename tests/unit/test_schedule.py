@@ -1,6 +1,7 @@
 """The learning rate is a pure function of the step."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -53,3 +54,27 @@ def test_each_group_keeps_its_own_peak() -> None:
     set_learning_rates(optimizer, 0.5)
     set_learning_rates(optimizer, 0.25)  # of the peak, not of what was set before
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.025, 0.0005])
+
+
+def test_linear_falls_in_equal_parts_from_the_peak_to_its_end() -> None:
+    optim = OptimConfig(schedule="linear", warmup_steps=2, final_lr_fraction=0.5)
+    factors = [lr_factor(step, 22, optim) for step in range(2, 23)]
+    assert factors == pytest.approx([1 - 0.5 * k / 20 for k in range(21)])
+
+
+def test_cool_down_is_constant_and_then_falls_in_equal_parts_to_its_end() -> None:
+    optim = OptimConfig(schedule="constant", warmup_steps=0, cooldown_fraction=0.2, final_lr_fraction=0.1)
+    factors = [lr_factor(step, 100, optim) for step in range(101)]
+    assert set(factors[:81]) == {1.0}
+    assert factors[80:] == pytest.approx([1 - 0.9 * k / 20 for k in range(21)])
+
+
+def test_up_to_the_cool_down_a_longer_run_has_the_same_rates() -> None:
+    optim = OptimConfig(schedule="constant", warmup_steps=5, cooldown_fraction=0.25)
+    assert [lr_factor(step, 100, optim) for step in range(75)] == [lr_factor(step, 200, optim) for step in range(75)]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_cool_down_of_a_schedule_that_falls_by_itself_is_refused(schedule: Literal["cosine", "linear"]) -> None:
+    with pytest.raises(ValueError, match=r"optim\.cooldown_fraction belongs to optim\.schedule=constant"):
+        OptimConfig(schedule=schedule, cooldown_fraction=0.1)
