@@ -1,0 +1,104 @@
+"""A plan against the real peak: the step of this very configuration on a CUDA GPU."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+import torch
+
+from genre_dist.config import Config
+from genre_dist.models.classifier import GenreClassifier, parameter_groups
+from genre_dist.parallel.replicated import Replicated
+from genre_dist.parallel.world import World
+from genre_dist.planner.memory import Checkpointing, Setting, peak_bytes
+from genre_dist.planner.model import Planned, Vocabulary, checkpoint_activations
+from genre_dist.planner.options import Plan
+from genre_dist.planner.sizes import gb
+from genre_dist.stream.reader import Batch
+from genre_dist.training.experiment import autocast_for
+from genre_dist.training.inputs import to_device, whole_pixels
+from genre_dist.training.step import train_step
+
+
+def print_measured(plan: Plan) -> None:
+    """Measure the plan's best option on one GPU. Raises ValueError without CUDA, or where nothing fits."""
+    if not torch.cuda.is_available():
+        raise ValueError("--measure needs a CUDA GPU, and there is none here; the plan above is computed")
+    if plan.best is None:
+        raise ValueError("--measure: nothing in the plan fits, so there is nothing to measure")
+    option, planned = plan.best, plan.planned
+    setting = replace(option.setting, strategy="single", ranks=1, offload=False)
+    expected = peak_bytes(planned.traces, planned.sizes, setting, option.micro_batch)
+    found = measured_peak(plan.config, planned, setting, option.micro_batch)
+    print(
+        f"measured on one {torch.cuda.get_device_name()}: {gb(found)} allocated at the peak of "
+        f"{setting.precision}, checkpointing {setting.checkpointing}, micro-batches of {option.micro_batch}; planned "
+        f"{gb(expected)}, {expected / found - 1:+.1%}"
+    )
+
+
+def measured_peak(config: Config, planned: Planned, setting: Setting, micro_batch: int) -> int:
+    """`torch.cuda.max_memory_allocated` over a training step after one of warm-up, on one GPU."""
+    world = World(0, 1, torch.device("cuda", torch.cuda.current_device()))
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(world.device)
+    step = make_step(config, planned.vocabulary, setting.checkpointing, setting.precision, micro_batch, world)
+    micro_batches = 2 if setting.accumulates else 1
+    step(micro_batches)
+    torch.cuda.synchronize(world.device)
+    torch.cuda.reset_peak_memory_stats(world.device)
+    step(micro_batches)
+    torch.cuda.synchronize(world.device)
+    return torch.cuda.max_memory_allocated(world.device) - before
+
+
+def make_step(
+    config: Config,
+    vocabulary: Vocabulary,
+    checkpointing: Checkpointing,
+    precision: str,
+    micro_batch: int,
+    world: World,
+    tokens: int = 55,
+) -> Callable[[int], None]:
+    """A function that takes one training step of so many micro-batches of invented samples, on the world's device."""
+    vectors = None if vocabulary.dim is None else np.zeros((vocabulary.words, vocabulary.dim), np.float32)
+    size = config.data.image_size
+    model = GenreClassifier(config.model, vocabulary.genres, size, vocabulary.words, vectors, load_weights=False)
+    checkpoint_activations(model, checkpointing)
+    model = cast(GenreClassifier, model.to(world.device))
+    if config.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    model.train()
+    strategy = Replicated(model, torch.optim.AdamW(parameter_groups(model, config.optim), fused=True), world)
+    autocast = autocast_for(precision, world.device)
+    batch = invented_batch(config, vocabulary, micro_batch, tokens)
+
+    def step(micro_batches: int) -> None:
+        train_step(
+            strategy,
+            [batch] * micro_batches,
+            lambda taken: to_device(taken, world.device, whole_pixels(config.data)),
+            autocast,
+            world,
+            config.optim.clip_norm,
+            False,
+        )
+
+    return step
+
+
+def invented_batch(config: Config, vocabulary: Vocabulary, samples: int, tokens: int) -> Batch:
+    """A batch of noise in the shape of real samples."""
+    draw = np.random.default_rng(0)
+    size = config.data.image_size
+    texts = config.model.uses_text
+    return Batch(
+        ids=np.arange(samples, dtype=np.int64),
+        labels=(draw.random((samples, vocabulary.genres)) < 0.1).astype(np.float32),
+        weights=np.ones(samples, np.float32),
+        images=draw.integers(0, 256, (samples, size, size, 3), np.uint8) if config.model.uses_poster else None,
+        tokens=draw.integers(2, vocabulary.words, (samples, tokens), np.int32) if texts else None,
+        lengths=np.full(samples, tokens, np.int64) if texts else None,
+    )

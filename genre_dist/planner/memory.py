@@ -1,0 +1,125 @@
+"""The peak of a rank's GPU memory, for any strategy, lever and micro-batch. Pure arithmetic over a traced step.
+
+Bytes a parameter: fp32 weight 4, gradient 4, AdamW's two moments 8. ZeRO and FSDP spread them over N ranks (Rajbhandari
+et al. 2020, https://arxiv.org/abs/1910.02054, without its fp16 copies, since weights here are fp32).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from genre_dist.planner.trace import Trace
+
+Strategy = Literal["single", "ddp", "fsdp", "zero1", "zero2", "zero3"]
+Checkpointing = Literal["none", "stages", "blocks"]
+
+CONTEXT_BYTES = int(0.6e9)
+"""Assumed: CUDA context, cuDNN, cuBLAS and NCCL, outside of torch's allocator."""
+WORKSPACE_BYTES = int(0.25e9)
+"""Assumed: scratch memory of convolutions and matrix products, inside of torch's allocator."""
+FRAGMENTATION = 0.06
+"""Assumed: memory that torch's allocator holds beside what is in use, as a share of it."""
+ZERO_BUCKET_BYTES = 2 * 4 * 50_000_000
+"""Assumed: DeepSpeed's two buffers of gradients on their way, 50 million numbers each; at most the gradients."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What does not depend on batch or lever, in bytes of fp32."""
+
+    trained: int
+    frozen: int
+    buffers: int
+    copied: int
+    """Weights that autocast keeps a half-size copy of until their backward pass."""
+    units: tuple[int, ...]
+    """Weights of each unit that FSDP and ZeRO-3 gather together, largest first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One way to run a step."""
+
+    strategy: Strategy
+    ranks: int
+    precision: Literal["fp32", "bf16"]
+    checkpointing: Checkpointing = "none"
+    offload: bool = False
+    """Optimizer states on the CPU (ZeRO)."""
+    accumulates: bool = False
+    """Several micro-batches a step: gradients stay between them."""
+
+
+def static_bytes(sizes: Sizes, setting: Setting) -> dict[str, float]:
+    """Bytes a rank holds all the time: weights, gradients (those that stay), optimizer states, extra."""
+    spread = 1 / setting.ranks
+    weights: float = sizes.trained + sizes.frozen
+    gradients = float(sizes.trained)
+    states, extra = 2.0 * sizes.trained, 0.0
+    if setting.strategy == "single" and not setting.accumulates:
+        gradients = 0.0  # they come and go within the step and are in the trace
+    if setting.strategy in ("fsdp", "zero3"):
+        weights *= spread
+        extra += _gathered(sizes)
+    if setting.strategy in ("fsdp", "zero2", "zero3"):
+        gradients *= spread
+    if setting.strategy in ("fsdp", "zero1", "zero2", "zero3"):
+        states *= spread
+    if setting.strategy.startswith("zero"):
+        # DeepSpeed keeps an fp32 copy of its part of the weights beside them, and buckets of gradients on their way
+        states += sizes.trained * spread
+        extra += min(ZERO_BUCKET_BYTES, 2 * sizes.trained)
+    if setting.offload:
+        states = 0.0
+    return {
+        "weights": weights + sizes.buffers,
+        "gradients": gradients,
+        "optimizer": states,
+        "extra": extra,
+    }
+
+
+def _gathered(sizes: Sizes) -> float:
+    """Whole weights of the unit at work and of the next one, and the whole gradients of one."""
+    largest = [*sizes.units[:2], 0, 0]
+    return 2.0 * largest[0] + largest[1]
+
+
+def step_bytes(trace: Trace, setting: Setting, micro_batch: int) -> float:
+    """The most that a micro-batch's forward and backward pass adds, pixels and tokens included."""
+    share = 0.5 if setting.precision == "bf16" else 1.0
+    alive = trace.fixed + micro_batch * (trace.computed * share + trace.kept)  # [operations]
+    if setting.strategy == "single" and not setting.accumulates:
+        alive = alive + trace.gradients
+    elif setting.strategy != "single":
+        alive = alive + np.minimum(trace.gradients, trace.largest_gradient)  # on their way into the buckets
+    inputs = trace.sample_input * (1.5 if setting.precision == "bf16" else 1.0)  # autocast copies the pixels
+    return float(alive.max(initial=0)) + micro_batch * inputs
+
+
+def peak_bytes(traces: Mapping[str, Trace], sizes: Sizes, setting: Setting, micro_batch: int) -> float:
+    """What `torch.cuda.max_memory_allocated` should show."""
+    copies = sizes.copied / 2 if setting.precision == "bf16" else 0.0
+    held = sum(static_bytes(sizes, setting).values())
+    return held + copies + step_bytes(traces[setting.checkpointing], setting, micro_batch) + WORKSPACE_BYTES
+
+
+def card_bytes(allocated: float) -> float:
+    """What the card needs for so much allocated memory."""
+    return allocated * (1 + FRAGMENTATION) + CONTEXT_BYTES
+
+
+def largest_micro_batch(
+    traces: Mapping[str, Trace], sizes: Sizes, setting: Setting, share: int, card: float, least: int = 1
+) -> tuple[int, Setting] | None:
+    """The largest micro-batch from `least` on that divides a rank's share and fits the card, or None.
+
+    With it the setting it makes: with less than the share, gradients stay between micro-batches.
+    """
+    for micro in (n for n in range(share, least - 1, -1) if share % n == 0):
+        accumulating = replace(setting, accumulates=micro < share)
+        if card_bytes(peak_bytes(traces, sizes, accumulating, micro)) <= card:
+            return micro, accumulating
+    return None

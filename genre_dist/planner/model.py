@@ -1,0 +1,126 @@
+"""The model of a configuration on the meta device: sizes and traces, without weights, data or RAM."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from genre_dist.config import Config
+from genre_dist.genres import GENRES
+from genre_dist.models.classifier import GenreClassifier, count_parameters
+from genre_dist.planner.memory import Checkpointing, Sizes
+from genre_dist.planner.trace import Trace, trace_step
+from genre_dist.stream.manifest import load_manifest
+
+ASSUMED_WORDS, ASSUMED_DIM = 30_000, 300
+"""Vocabulary without shards in reach: about the study's, with GloVe's width."""
+TYPICAL_TOKENS = 55
+"""Median overview of the real films, rounded up."""
+
+
+class Vocabulary(NamedTuple):
+    """What the model takes from the shards."""
+
+    words: int
+    dim: int | None
+    """Width of the word vectors; None if there are none and the embedding is trained."""
+    genres: int
+    source: str
+
+
+class Planned(NamedTuple):
+    """A model, as the planner knows it."""
+
+    vocabulary: Vocabulary
+    parameters: dict[str, tuple[int, int]]
+    """For each part: trained, frozen."""
+    sizes: Sizes
+    traces: dict[Checkpointing, Trace]
+    tokens: int
+    """Length of the texts in the traces."""
+
+
+def plan_model(
+    config: Config, checkpointing: tuple[Checkpointing, ...], tokens: int | None = None, on_gpu: bool = True
+) -> Planned:
+    """Sizes of a configuration's model and a trace for each kind of activation checkpointing.
+
+    `tokens` is the length of the texts, a typical overview's by default. Raises ValueError as building the model does.
+    """
+    vocabulary = find_vocabulary(config)
+    tokens = min(tokens or TYPICAL_TOKENS, config.data.max_tokens)
+    model = meta_model(config, vocabulary, on_gpu)
+    sizes = model_sizes(model)
+    traces = {}
+    for kind in checkpointing:
+        traced = meta_model(config, vocabulary, on_gpu)  # tracing leaves hooks behind
+        checkpoint_activations(traced, kind)
+        traces[kind] = trace_step(traced, config.data.image_size, tokens)
+    return Planned(vocabulary, count_parameters(model), sizes, traces, tokens)
+
+
+def find_vocabulary(config: Config) -> Vocabulary:
+    """From the shards if they are in reach, else an assumption that says so."""
+    try:
+        manifest = load_manifest(config.data.shards)
+    except (ValueError, OSError):
+        return Vocabulary(ASSUMED_WORDS, ASSUMED_DIM, len(GENRES), "assumed: no shards in reach")
+    text = manifest.text
+    dim = text["dim"] if text["vectors"] is not None else None
+    return Vocabulary(int(text["words"]), dim, len(manifest.genres), str(manifest.folder))
+
+
+def meta_model(config: Config, vocabulary: Vocabulary, on_gpu: bool) -> GenreClassifier:
+    """The model without memory; heads as they are computed on a GPU or a CPU."""
+    heads = config.model.heads
+    if heads.kernel == "auto":
+        heads = replace(heads, kernel="batched" if on_gpu else "separate")
+    vectors = None
+    if vocabulary.dim is not None:  # a view of one number: the shape is all that counts
+        vectors = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (vocabulary.words, vocabulary.dim), (0, 0))
+    with torch.device("meta"):
+        return GenreClassifier(
+            replace(config.model, heads=heads),
+            vocabulary.genres,
+            config.data.image_size,
+            vocabulary.words,
+            vectors,
+            load_weights=False,
+        )
+
+
+def model_sizes(model: GenreClassifier) -> Sizes:
+    """Bytes of weights and buffers, and of the units that are gathered together."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    # the heads' copies are in the trace where they are stacked
+    stacked = {id(p) for p in model.heads.parameters()} if model.heads.kernel == "batched" else set()
+    copied = [p for p in trained if p.ndim > 1 and id(p) not in embeddings and id(p) not in stacked]
+    parts = [part for name, part in model.named_children() if name != "poster"]
+    if model.poster is not None:
+        parts += [child for child in model.poster.network.children() if any(True for _ in child.parameters())]
+    units = sorted((sum(p.nbytes for p in part.parameters()) for part in parts), reverse=True)
+    return Sizes(
+        trained=sum(p.nbytes for p in trained),
+        frozen=sum(p.nbytes for p in model.parameters() if not p.requires_grad),
+        buffers=sum(b.nbytes for b in model.buffers()),
+        copied=sum(p.nbytes for p in copied),
+        units=tuple(units),
+    )
+
+
+def checkpoint_activations(model: GenreClassifier, kind: Checkpointing) -> None:
+    """Recompute the activations of the poster's stages, or of each block in them, in the backward pass."""
+    if model.poster is None or model.poster.frozen or kind == "none":
+        return
+    stages = [child for child in model.poster.network.children() if len(list(child.children())) > 1]
+    chosen = stages if kind == "stages" else [block for stage in stages for block in stage.children()]
+    for module in chosen:
+        module.forward = _checkpointed(module.forward)  # type: ignore[method-assign]
+
+
+def _checkpointed(forward):  # type: ignore[no-untyped-def]
+    return lambda *inputs: checkpoint(forward, *inputs, use_reentrant=False)

@@ -1,0 +1,129 @@
+"""Which ways of running a step fit a card, with which micro-batch, and the one to take."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import get_args
+
+from genre_dist.config import Config, derive_batches
+from genre_dist.planner.memory import (
+    Checkpointing,
+    Setting,
+    Strategy,
+    card_bytes,
+    largest_micro_batch,
+    peak_bytes,
+    static_bytes,
+)
+from genre_dist.planner.model import Planned, plan_model
+
+LEVERS = ("bf16", "checkpointing", "accumulation", "sharding", "offload")
+ENOUGH = 16
+"""A micro-batch from which on a GPU is busy: with less, a lever that costs time is taken before a smaller one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One way to run, and what it needs."""
+
+    setting: Setting
+    micro_batch: int
+    """The largest that fits; the smallest possible if none does."""
+    fits: bool
+    parts: dict[str, float]
+    """Bytes that are held all the time."""
+    peak: float
+    """Bytes `torch.cuda.max_memory_allocated` should show."""
+    card: float
+    """Bytes the card needs for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All options for a card and the one to take (None if nothing fits)."""
+
+    config: Config
+    ranks: int
+    card: int
+    share: int
+    """Samples of a step on one rank."""
+    planned: Planned
+    options: tuple[Option, ...]
+    best: Option | None
+
+
+def make_plan(config: Config, card: int, ranks: int, levers: tuple[str, ...] = LEVERS) -> Plan:
+    """Try every strategy with every lever. Raises ValueError for an unknown lever or a batch that ranks cannot share."""
+    if unknown := set(levers) - set(LEVERS):
+        raise ValueError(f"unknown lever {', '.join(sorted(unknown))}; the levers are {', '.join(LEVERS)}")
+    share = derive_batches(config.data, ranks).per_rank
+    kinds: tuple[Checkpointing, ...] = get_args(Checkpointing) if "checkpointing" in levers else ("none",)
+    planned = plan_model(config, kinds)
+    options = tuple(
+        _option(planned, setting, share, card, "accumulation" in levers)
+        for setting in _settings(config, ranks, levers, kinds)
+    )
+    best = min((option for option in options if option.fits), key=lambda option: _cost(option, share), default=None)
+    return Plan(config=config, ranks=ranks, card=card, share=share, planned=planned, options=options, best=best)
+
+
+def _settings(
+    config: Config, ranks: int, levers: tuple[str, ...], kinds: tuple[Checkpointing, ...]
+) -> Iterator[Setting]:
+    precisions = ("bf16", "fp32") if "bf16" in levers else ("fp32",)
+    if config.train.precision in ("fp32", "bf16"):
+        precisions = (config.train.precision,)
+    strategies: tuple[Strategy, ...] = ("single",) if ranks == 1 else ("ddp",)
+    if "sharding" in levers and ranks > 1:
+        strategies += ("fsdp", "zero1", "zero2", "zero3")
+    for strategy in strategies:
+        for precision in precisions:
+            for kind in kinds:
+                yield Setting(strategy=strategy, ranks=ranks, precision=precision, checkpointing=kind)
+    if "offload" in levers:
+        for strategy in ("zero2", "zero3")[: 1 if ranks == 1 else 2]:
+            for precision in precisions:
+                for kind in kinds:
+                    yield Setting(
+                        strategy=strategy, ranks=ranks, precision=precision, checkpointing=kind, offload=True
+                    )
+
+
+def _option(planned: Planned, setting: Setting, share: int, card: int, accumulate: bool) -> Option:
+    sizes, traces = planned.sizes, planned.traces
+    found = largest_micro_batch(traces, sizes, setting, share, card, least=1 if accumulate else share)
+    micro, setting = found or (share, setting)
+    peak = peak_bytes(traces, sizes, setting, micro)
+    return Option(
+        setting=setting,
+        micro_batch=micro,
+        fits=found is not None,
+        parts=static_bytes(sizes, setting),
+        peak=peak,
+        card=card_bytes(peak),
+    )
+
+
+def _cost(option: Option, share: int) -> tuple[object, ...]:
+    """What is taken first: a micro-batch that keeps the GPU busy, then the levers that cost the least time."""
+    setting = option.setting
+    busy = option.micro_batch >= min(share, ENOUGH)
+    order = ("single", "ddp", "fsdp", "zero1", "zero2", "zero3")
+    return (
+        not busy,
+        0 if busy else -option.micro_batch,
+        setting.offload,
+        setting.precision != "bf16",
+        get_args(Checkpointing).index(setting.checkpointing),
+        order.index(setting.strategy),
+    )
+
+
+def planned_micro_batch(config: Config, card: int, ranks: int, setting: Setting) -> int:
+    """The largest micro-batch for a run as it is configured, with texts as long as they may be.
+
+    1 if even that does not fit: the run then says so itself. Raises ValueError if the model cannot be planned.
+    """
+    share = derive_batches(config.data, ranks).per_rank
+    planned = plan_model(config, (setting.checkpointing,), tokens=config.data.max_tokens)
+    found = largest_micro_batch(planned.traces, planned.sizes, setting, share, card)
+    return found[0] if found else 1

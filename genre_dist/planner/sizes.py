@@ -1,0 +1,27 @@
+"""Sizes of memory as people write them."""
+
+import re
+
+_UNITS = {"KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 24GB, 80 GiB or 512MB. Raises ValueError for anything else.
+
+    GB and GiB both mean 2^30 bytes: cards sold as "24 GB" have that many.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B\s*", text, re.IGNORECASE)
+    size = int(float(found[1]) * _UNITS[found[2].upper() + "B"]) if found else 0
+    if size <= 0:
+        raise ValueError(f"`{text}` is no size of memory: write a number and a unit, such as 24GB, 80GiB or 512MB")
+    return size
+
+
+def gb(count: float) -> str:
+    """Bytes as GB of 2^30, for people."""
+    return f"{count / 2**30:.2f} GB"
+
+
+def mb(count: float) -> str:
+    """Bytes as MB of 10^6, for people."""
+    return f"{count / 1e6:.1f} MB"

@@ -1,0 +1,163 @@
+"""One training step on the meta device: which bytes are alive after every operation, for any batch, in one pass.
+
+Meta tensors have shapes and no memory, so this takes seconds and no RAM, whatever the model. Autograd runs as ever; a
+dispatch mode sees every operation, and a storage counts from the operation that made it until Python lets it go. The
+batch is a prime: a storage whose size it divides belongs to the samples, any other does not depend on the batch.
+"""
+
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from genre_dist.models.classifier import GenreClassifier
+
+PRIME_BATCH = 1009
+
+RECURRENT_VALUES = 8
+"""Assumed: numbers a recurrent kernel keeps per unit, token, layer and direction. Four gates, the cell before and
+after, its tanh, the output; cuDNN does not tell what lies in its reserve space."""
+
+KEPT_FP32 = ("native_layer_norm", "_softmax", "_log_softmax", "native_group_norm")
+"""Operations whose results autocast leaves in fp32."""
+
+
+class Trace(NamedTuple):
+    """Bytes alive after each operation of a forward and backward pass in fp32; weights and inputs are left out."""
+
+    computed: NDArray[np.int64]  # [operations] bytes a sample in the type that is computed in: half under bf16
+    kept: NDArray[np.int64]  # [operations] bytes a sample in a type of their own
+    fixed: NDArray[np.int64]  # [operations] bytes whatever the batch, such as stacked weights
+    gradients: NDArray[np.int64]  # [operations] bytes of gradients of parameters
+    forward: int  # operations of the forward pass
+    largest_gradient: int  # bytes of the largest storage that became gradients
+    sample_input: int  # bytes of one sample's pixels and tokens
+
+    @property
+    def activations(self) -> int:
+        """Bytes a sample keeps for the backward pass in fp32."""
+        return int(self.computed[self.forward - 1] + self.kept[self.forward - 1]) + self.sample_input
+
+
+def trace_step(model: GenreClassifier, image_size: int, tokens: int) -> Trace:
+    """Run forward and backward of a model on the meta device with texts of so many tokens; its gradients are dropped.
+
+    Raises ValueError if an operation of the model has no meta form.
+    """
+    inputs = _inputs(model, image_size, tokens)
+    if model.text is not None:
+        model.text.rnn.forward = _recurrent_stand_in(model.text.rnn)  # type: ignore[method-assign]
+    model.train()
+    alive = _Alive([*model.parameters(), *model.buffers(), *(i for i in inputs if i is not None)])
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(alive.is_gradient)
+    try:
+        with alive:
+            total = model(*inputs).float().sum()
+            forward = len(alive.rows)
+            total.backward()
+    except (NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"the model cannot be planned: {str(error).partition(chr(10))[0]}") from error
+    computed, kept, fixed, gradients = np.array(alive.rows, np.int64).T
+    pixels, words, _ = (0 if i is None else i.numel() * i.element_size() // PRIME_BATCH for i in inputs)
+    model.zero_grad(set_to_none=True)
+    return Trace(
+        computed // PRIME_BATCH,
+        kept // PRIME_BATCH,
+        fixed,
+        gradients,
+        forward,
+        alive.largest_gradient,
+        pixels + words,
+    )
+
+
+def _inputs(model: GenreClassifier, image_size: int, tokens: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Images [B, 3, S, S], tokens [B, T] and lengths [B] of the prime batch, on the meta device."""
+    images = texts = lengths = None
+    if model.poster is not None:
+        images = torch.empty(PRIME_BATCH, 3, image_size, image_size, device="meta")
+    if model.text is not None:
+        texts = torch.empty(PRIME_BATCH, tokens, dtype=torch.long, device="meta")
+        lengths = torch.empty(PRIME_BATCH, dtype=torch.long, device="meta")
+    return images, texts, lengths
+
+
+class _Alive(TorchDispatchMode):
+    """Notes after every operation how many bytes are alive: [computed, kept, fixed, gradients]."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__()
+        self.rows: list[tuple[int, ...]] = []
+        self.largest_gradient = 0
+        self._now = [0, 0, 0, 0]
+        self._kind: dict[int, int] = {tensor.untyped_storage()._cdata: -1 for tensor in known}  # -1: not counted
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        for result in tree_leaves(results):
+            if isinstance(result, Tensor):
+                self._note(result, func)
+        self.rows.append(tuple(self._now))
+        return results
+
+    def _note(self, tensor: Tensor, func: Any) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._kind:
+            return
+        if size % PRIME_BATCH:
+            kind = 2
+        else:
+            kind = 0 if tensor.dtype == torch.float32 and func._opname not in KEPT_FP32 else 1
+        self._kind[key], self._sizes[key] = kind, size
+        self._now[kind] += size
+        weakref.finalize(storage, self._gone, key)
+
+    def _gone(self, key: int) -> None:
+        self._now[self._kind.pop(key)] -= self._sizes.pop(key)
+
+    def is_gradient(self, parameter: Tensor) -> None:
+        """Count a parameter's gradient among the gradients; several may lie in one storage."""
+        assert parameter.grad is not None
+        key = parameter.grad.untyped_storage()._cdata
+        if self._kind.get(key, 3) != 3:
+            self._now[self._kind[key]] -= self._sizes[key]
+            self._now[3] += self._sizes[key]
+            self._kind[key] = 3
+            self.largest_gradient = max(self.largest_gradient, self._sizes[key])
+
+
+class _Recurrent(torch.autograd.Function):
+    """Stands in for a recurrent kernel, which has no meta form: the memory it keeps and the gradients it makes."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, kept_values: int, width: int, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, inputs.new_empty(len(inputs), inputs.shape[1] * kept_values), *weights)
+        return inputs.new_empty(len(inputs), width)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, _, *weights = ctx.saved_tensors
+        needs_inputs, _, _, *needs_weights = ctx.needs_input_grad
+        grads = [torch.empty_like(w) if needed else None for w, needed in zip(weights, needs_weights, strict=True)]
+        return torch.empty_like(inputs) if needs_inputs else None, None, None, *grads
+
+
+def _recurrent_stand_in(rnn: nn.RNNBase) -> Callable[[Tensor, Tensor], Tensor]:
+    directions = 2 if rnn.bidirectional else 1
+    kept_values = RECURRENT_VALUES * rnn.hidden_size * rnn.num_layers * directions
+    weights = [weight for weight in rnn.parameters()]
+
+    def forward(inputs: Tensor, lengths: Tensor) -> Tensor:
+        return _Recurrent.apply(inputs, kept_values, directions * rnn.hidden_size, *weights)  # [B, directions * H]
+
+    return forward
