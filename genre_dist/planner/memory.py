@@ -14,6 +14,7 @@ from genre_dist.planner.trace import Trace
 
 Strategy = Literal["single", "ddp", "fsdp", "zero1", "zero2", "zero3"]
 Checkpointing = Literal["none", "stages", "blocks"]
+Precision = Literal["fp32", "bf16"]
 
 CONTEXT_BYTES = int(0.6e9)
 """Assumed: CUDA context, cuDNN, cuBLAS and NCCL, outside of torch's allocator."""
@@ -44,7 +45,7 @@ class Setting:
 
     strategy: Strategy
     ranks: int
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     checkpointing: Checkpointing = "none"
     offload: bool = False
     """Optimizer states on the CPU (ZeRO)."""
@@ -99,7 +100,7 @@ def step_bytes(trace: Trace, setting: Setting, micro_batch: int) -> float:
     return float(alive.max(initial=0)) + micro_batch * inputs
 
 
-def peak_bytes(traces: Mapping[str, Trace], sizes: Sizes, setting: Setting, micro_batch: int) -> float:
+def peak_bytes(traces: Mapping[Checkpointing, Trace], sizes: Sizes, setting: Setting, micro_batch: int) -> float:
     """What `torch.cuda.max_memory_allocated` should show."""
     copies = sizes.copied / 2 if setting.precision == "bf16" else 0.0
     held = sum(static_bytes(sizes, setting).values())
@@ -112,7 +113,7 @@ def card_bytes(allocated: float) -> float:
 
 
 def largest_micro_batch(
-    traces: Mapping[str, Trace], sizes: Sizes, setting: Setting, share: int, card: float, least: int = 1
+    traces: Mapping[Checkpointing, Trace], sizes: Sizes, setting: Setting, share: int, card: float, least: int = 1
 ) -> tuple[int, Setting] | None:
     """The largest micro-batch from `least` on that divides a rank's share and fits the card, or None.
 

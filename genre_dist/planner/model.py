@@ -1,6 +1,7 @@
 """The model of a configuration on the meta device: sizes and traces, without weights, data or RAM."""
 
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -119,8 +120,4 @@ def checkpoint_activations(model: GenreClassifier, kind: Checkpointing) -> None:
     stages = [child for child in model.poster.network.children() if len(list(child.children())) > 1]
     chosen = stages if kind == "stages" else [block for stage in stages for block in stage.children()]
     for module in chosen:
-        module.forward = _checkpointed(module.forward)  # type: ignore[method-assign]
-
-
-def _checkpointed(forward):  # type: ignore[no-untyped-def]
-    return lambda *inputs: checkpoint(forward, *inputs, use_reentrant=False)
+        module.forward = partial(checkpoint, module.forward, use_reentrant=False)

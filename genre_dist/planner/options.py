@@ -1,5 +1,6 @@
 """Which ways of running a step fit a card, with which micro-batch, and the one to take."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import get_args
@@ -7,6 +8,7 @@ from typing import get_args
 from genre_dist.config import Config, derive_batches
 from genre_dist.planner.memory import (
     Checkpointing,
+    Precision,
     Setting,
     Strategy,
     card_bytes,
@@ -52,7 +54,7 @@ class Plan:
 
 
 def make_plan(config: Config, card: int, ranks: int, levers: tuple[str, ...] = LEVERS) -> Plan:
-    """Try every strategy with every lever. Raises ValueError for an unknown lever or a batch that ranks cannot share."""
+    """Try every strategy with every lever. ValueError for an unknown lever or a batch that the ranks cannot share."""
     if unknown := set(levers) - set(LEVERS):
         raise ValueError(f"unknown lever {', '.join(sorted(unknown))}; the levers are {', '.join(LEVERS)}")
     share = derive_batches(config.data, ranks).per_rank
@@ -69,23 +71,16 @@ def make_plan(config: Config, card: int, ranks: int, levers: tuple[str, ...] = L
 def _settings(
     config: Config, ranks: int, levers: tuple[str, ...], kinds: tuple[Checkpointing, ...]
 ) -> Iterator[Setting]:
-    precisions = ("bf16", "fp32") if "bf16" in levers else ("fp32",)
-    if config.train.precision in ("fp32", "bf16"):
+    precisions: tuple[Precision, ...] = ("bf16", "fp32") if "bf16" in levers else ("fp32",)
+    if config.train.precision != "auto":
         precisions = (config.train.precision,)
-    strategies: tuple[Strategy, ...] = ("single",) if ranks == 1 else ("ddp",)
+    ways: list[tuple[Strategy, bool]] = [("single" if ranks == 1 else "ddp", False)]
     if "sharding" in levers and ranks > 1:
-        strategies += ("fsdp", "zero1", "zero2", "zero3")
-    for strategy in strategies:
-        for precision in precisions:
-            for kind in kinds:
-                yield Setting(strategy=strategy, ranks=ranks, precision=precision, checkpointing=kind)
+        ways += [("fsdp", False), ("zero1", False), ("zero2", False), ("zero3", False)]
     if "offload" in levers:
-        for strategy in ("zero2", "zero3")[: 1 if ranks == 1 else 2]:
-            for precision in precisions:
-                for kind in kinds:
-                    yield Setting(
-                        strategy=strategy, ranks=ranks, precision=precision, checkpointing=kind, offload=True
-                    )
+        ways += [("zero2", True)] if ranks == 1 else [("zero2", True), ("zero3", True)]
+    for (strategy, offload), precision, kind in itertools.product(ways, precisions, kinds):
+        yield Setting(strategy=strategy, ranks=ranks, precision=precision, checkpointing=kind, offload=offload)
 
 
 def _option(planned: Planned, setting: Setting, share: int, card: int, accumulate: bool) -> Option:

@@ -1,7 +1,7 @@
 """A plan for people (a table, what it consists of, the command) and for programs (JSON)."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -9,7 +9,7 @@ from rich.table import Table
 from genre_dist.planner import memory
 from genre_dist.planner.options import Option, Plan
 from genre_dist.planner.sizes import gb, mb
-from genre_dist.planner.trace import RECURRENT_VALUES
+from genre_dist.planner.trace import RECURRENT_VALUES, Trace
 
 
 def print_plan(plan: Plan, config_file: str) -> None:
@@ -32,19 +32,18 @@ def _model_lines(plan: Plan) -> list[str]:
         f"{gb(2 * sizes.trained)}: 16 bytes a trained parameter"
     )
     for kind, trace in planned.traces.items():
-        slopes = [memory.step_bytes(trace, _plain(p), 1001) - memory.step_bytes(trace, _plain(p), 1) for p in _PRECISIONS]
+        fp32, bf16 = (_growth(trace, precision) for precision in get_args(memory.Precision))
         lines.append(
-            f"activations       {mb(trace.activations)} a sample kept in fp32; the peak grows by {mb(slopes[0] / 1000)} "
-            f"in fp32, {mb(slopes[1] / 1000)} in bf16 (checkpointing {kind}, texts of {planned.tokens} tokens)"
+            f"activations       {mb(trace.activations)} a sample kept in fp32; the peak grows by {mb(fp32)} in fp32, "
+            f"{mb(bf16)} in bf16 (checkpointing {kind}, texts of {planned.tokens} tokens)"
         )
     return lines
 
 
-_PRECISIONS = ("fp32", "bf16")
-
-
-def _plain(precision: Any) -> memory.Setting:
-    return memory.Setting(strategy="ddp", ranks=1, precision=precision)
+def _growth(trace: Trace, precision: memory.Precision) -> float:
+    """Bytes by which a sample more raises the peak."""
+    setting = memory.Setting(strategy="ddp", ranks=1, precision=precision)
+    return (memory.step_bytes(trace, setting, 2000) - memory.step_bytes(trace, setting, 1000)) / 1000
 
 
 def _table(plan: Plan) -> Table:
@@ -52,17 +51,17 @@ def _table(plan: Plan) -> Table:
     columns = list(dict.fromkeys((o.setting.precision, o.setting.checkpointing) for o in plan.options))
     rows: dict[str, dict[tuple[str, str], Option]] = {}
     for option in plan.options:
-        name = option.setting.strategy + (", states on the CPU" if option.setting.offload else "")
+        name = option.setting.strategy + (", offload" if option.setting.offload else "")
         rows.setdefault(name, {})[option.setting.precision, option.setting.checkpointing] = option
     ranks = "rank" if plan.ranks == 1 else "ranks"
     table = Table(
         title=f"largest micro-batch (GB of the card) for {plan.share} samples a rank, {plan.ranks} {ranks} of "
-        f"{gb(plan.card)}",
+        f"{gb(plan.card)}; by precision and activation checkpointing",
         title_justify="left",
     )
     table.add_column("strategy")
     for precision, kind in columns:
-        table.add_column(f"{precision}\ncheckpointing\n{kind}", justify="right")
+        table.add_column(f"{precision}\n{kind}", justify="right")
     for name, found in rows.items():
         table.add_row(name, *(_cell(found[column], plan) for column in columns))
     return table
@@ -86,11 +85,11 @@ def _answer(plan: Plan, config_file: str) -> list[str]:
         ]
     held = ", ".join(f"{name} {gb(size)}" for name, size in best.parts.items() if size)
     return [
-        f"best: {describe(best)}, micro-batches of {best.micro_batch}: {gb(best.peak)} allocated at the peak ({held}; the "
-        f"rest is activations, copies and {mb(memory.WORKSPACE_BYTES)} of workspace), {gb(best.card)} of the card",
+        f"best: {describe(best)}, micro-batches of {best.micro_batch}: {gb(best.peak)} allocated at the peak ({held}; "
+        f"the rest is activations, copies and {mb(memory.WORKSPACE_BYTES)} of workspace), {gb(best.card)} of the card",
         f"assumed, not measured: {mb(memory.CONTEXT_BYTES)} for CUDA, cuDNN and NCCL, {memory.FRAGMENTATION:.0%} "
-        f"fragmentation, {mb(memory.WORKSPACE_BYTES)} workspace, {RECURRENT_VALUES} numbers a unit and token in recurrent "
-        "layers; `--measure` on a GPU compares the peak",
+        f"fragmentation, {mb(memory.WORKSPACE_BYTES)} workspace, {RECURRENT_VALUES} numbers a unit and token in "
+        "recurrent layers; `--measure` on a GPU compares the peak",
         "",
         f"    {command(plan, best, config_file)}",
     ]
@@ -100,7 +99,9 @@ def describe(option: Option) -> str:
     """An option in words."""
     setting = option.setting
     kind = "" if setting.checkpointing == "none" else f", checkpointing {setting.checkpointing}"
-    return f"{setting.strategy}, {setting.precision}{kind}" + (", states on the CPU" if setting.offload else "")
+    return f"{setting.strategy}, {setting.precision}{kind}" + (
+        ", optimizer states on the CPU" if setting.offload else ""
+    )
 
 
 def command(plan: Plan, option: Option, config_file: str) -> str:

@@ -52,7 +52,7 @@ def trace_step(model: GenreClassifier, image_size: int, tokens: int) -> Trace:
     """
     inputs = _inputs(model, image_size, tokens)
     if model.text is not None:
-        model.text.rnn.forward = _recurrent_stand_in(model.text.rnn)  # type: ignore[method-assign]
+        model.text.rnn.forward = _recurrent_stand_in(model.text.rnn)  # type: ignore[assignment]
     model.train()
     alive = _Alive([*model.parameters(), *model.buffers(), *(i for i in inputs if i is not None)])
     for parameter in model.parameters():
@@ -90,6 +90,9 @@ def _inputs(model: GenreClassifier, image_size: int, tokens: int) -> tuple[Tenso
     return images, texts, lengths
 
 
+COMPUTED, KEPT, FIXED, GRADIENT, OUTSIDE = range(5)  # kinds of storages; those outside are not counted
+
+
 class _Alive(TorchDispatchMode):
     """Notes after every operation how many bytes are alive: [computed, kept, fixed, gradients]."""
 
@@ -98,7 +101,7 @@ class _Alive(TorchDispatchMode):
         self.rows: list[tuple[int, ...]] = []
         self.largest_gradient = 0
         self._now = [0, 0, 0, 0]
-        self._kind: dict[int, int] = {tensor.untyped_storage()._cdata: -1 for tensor in known}  # -1: not counted
+        self._kind: dict[int, int] = {tensor.untyped_storage()._cdata: OUTSIDE for tensor in known}
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -114,10 +117,8 @@ class _Alive(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         if key in self._kind:
             return
-        if size % PRIME_BATCH:
-            kind = 2
-        else:
-            kind = 0 if tensor.dtype == torch.float32 and func._opname not in KEPT_FP32 else 1
+        halved = tensor.dtype == torch.float32 and func._opname not in KEPT_FP32
+        kind = FIXED if size % PRIME_BATCH else COMPUTED if halved else KEPT
         self._kind[key], self._sizes[key] = kind, size
         self._now[kind] += size
         weakref.finalize(storage, self._gone, key)
@@ -129,10 +130,10 @@ class _Alive(TorchDispatchMode):
         """Count a parameter's gradient among the gradients; several may lie in one storage."""
         assert parameter.grad is not None
         key = parameter.grad.untyped_storage()._cdata
-        if self._kind.get(key, 3) != 3:
+        if self._kind.get(key, GRADIENT) != GRADIENT:
             self._now[self._kind[key]] -= self._sizes[key]
-            self._now[3] += self._sizes[key]
-            self._kind[key] = 3
+            self._now[GRADIENT] += self._sizes[key]
+            self._kind[key] = GRADIENT
             self.largest_gradient = max(self.largest_gradient, self._sizes[key])
 
 
@@ -155,7 +156,7 @@ class _Recurrent(torch.autograd.Function):
 def _recurrent_stand_in(rnn: nn.RNNBase) -> Callable[[Tensor, Tensor], Tensor]:
     directions = 2 if rnn.bidirectional else 1
     kept_values = RECURRENT_VALUES * rnn.hidden_size * rnn.num_layers * directions
-    weights = [weight for weight in rnn.parameters()]
+    weights = list(rnn.parameters())
 
     def forward(inputs: Tensor, lengths: Tensor) -> Tensor:
         return _Recurrent.apply(inputs, kept_values, directions * rnn.hidden_size, *weights)  # [B, directions * H]
