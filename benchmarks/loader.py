@@ -26,7 +26,8 @@ from genre_dist.prepare.pack import pack
 from genre_dist.stream import ring
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.order import EpochOrder
-from genre_dist.stream.reader import ShardReader, load_tokens, pad
+from genre_dist.stream.reader import ShardReader
+from genre_dist.stream.sample import load_tokens, pad
 
 BATCH, SIZE = 64, 256
 

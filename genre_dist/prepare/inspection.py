@@ -18,7 +18,7 @@ from genre_dist.stream.decode import decode_jpeg
 from genre_dist.stream.index import FLAGS, RECORD, index_path
 from genre_dist.stream.manifest import SPLITS, Manifest, Shard
 from genre_dist.stream.order import steps_per_epoch
-from genre_dist.stream.reader import MEMBER_OF, load_genres, load_tokens, read_members
+from genre_dist.stream.sample import MEMBER_OF, load_genres, load_tokens, read_members
 
 BATCHES = (32, 64, 256, 1024)  # global batches for which inspect prints the steps of an epoch
 

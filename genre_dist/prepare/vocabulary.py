@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
-from genre_dist.stream.reader import UNKNOWN
+from genre_dist.stream.sample import UNKNOWN
 
 MOST_WORDS = 2_000_000
 """Different words counted at a time: about 250 MB."""

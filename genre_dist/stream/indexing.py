@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from genre_dist.atomic import atomic_file
 from genre_dist.stream.index import FLAGS, RECORD, index_path, save_array
 from genre_dist.stream.manifest import Manifest
-from genre_dist.stream.reader import MEMBER_OF, load_tokens
+from genre_dist.stream.sample import MEMBER_OF, load_tokens
 from genre_dist.stream.tar import Member, members, padded
 
 

@@ -85,27 +85,37 @@ class EpochOrder:
         One sample a lane, but for the last step of an epoch, where some lanes may have none.
         """
         assert 0 <= step < self.steps, f"step {step} of {self.steps}"
-        lanes = np.arange(first_lane, self.global_batch if last_lane is None else last_lane, dtype=np.int64)  # [lanes]
-        start, length = self._lanes(lanes)  # [lanes]
-        has_one = step < length
-        lanes, start, length = lanes[has_one], start[has_one], length[has_one]
+        last_lane = self.global_batch if last_lane is None else last_lane
+        start, length = self._lanes(np.arange(first_lane, last_lane, dtype=np.int64))  # [lanes]
         first = step // self.block * self.block  # where the step's block begins in every lane
-        size = np.minimum(self.block, length - first)  # [lanes] samples of the lane in that block
-        within = np.arange(self.block, dtype=np.int64)  # [block]
-        keys = hash64(self.seed, self.epoch, _BLOCK, lanes[:, None], first, within[None, :])  # [lanes, block]
-        keys[within[None, :] >= size[:, None]] = np.iinfo(np.uint64).max  # absent places sort last
-        shuffled = np.argsort(keys, axis=1, kind="stable")  # [lanes, block]
-        if self.by_length and len(lanes):
-            picked = self._picked_by_length(shuffled, start + first, size, step)
-        else:
-            picked = shuffled[:, step - first]  # [lanes]
-        return self._locate(start + first + picked)
+        size = np.clip(length - first, 0, self.block)  # [lanes] samples of the lane in that block
+        turns = self._turns(first_lane, last_lane, first, start, size)
+        turn = self._turn_by_size(step, size)[size] if self.by_length else step - first
+        picked = turns[np.arange(len(turns)), turn]  # [lanes]
+        has_one = step < length
+        return self._locate((start + first + picked)[has_one])
 
-    def _picked_by_length(self, shuffled: Int64, start: Int64, size: Int64, step: int) -> Int64:
-        """Which place of its block each lane takes at a step, int64 [lanes], if lengths count.
+    def _turns(self, first_lane: int, last_lane: int, first: int, start: Int64, size: Int64) -> NDArray[np.int32]:
+        """The places of the block that begins at `first`, in the order in which each lane takes them: [lanes, block].
 
-        Places are ranked by length and at random, the two ranks mixed by `by_length`; the order in which a block's
-        ranks are taken is drawn once for all lanes.
+        The same for all steps of a block, so the newest one of each range of lanes is kept.
+        """
+        block, turns = self._kept.get((first_lane, last_lane), (-1, None))
+        if turns is None or block != first:
+            lanes, within = np.arange(first_lane, last_lane), np.arange(self.block)
+            keys = hash64(self.seed, self.epoch, _BLOCK, lanes[:, None], first, within[None, :])  # [lanes, block]
+            keys[within[None, :] >= size[:, None]] = np.iinfo(np.uint64).max  # absent places sort last
+            shuffled = np.argsort(keys, axis=1, kind="stable")  # [lanes, block]
+            if self.by_length:
+                shuffled = self._ranked_by_length(shuffled, start + first, size)
+            turns = shuffled.astype(np.int32)
+            self._kept[first_lane, last_lane] = first, turns
+        return turns
+
+    def _ranked_by_length(self, shuffled: Int64, start: Int64, size: Int64) -> Int64:
+        """The places of a block in the order of their ranks, int64 [lanes, block], absent ones last.
+
+        Places are ranked by length and at random, the two ranks mixed by `by_length`.
         """
         assert self.lengths is not None, "by_length needs lengths"
         lanes, within = len(shuffled), np.arange(self.block, dtype=np.int64)
@@ -115,12 +125,19 @@ class EpochOrder:
         at_random = np.argsort(shuffled, axis=1)  # [lanes, block] rank of each place
         by_length = np.argsort(np.argsort(lengths * self.block + at_random, axis=1), axis=1)
         mixed = self.by_length * by_length + (1 - self.by_length) * at_random + absent * 4.0 * self.block
-        ranked = np.argsort(mixed, axis=1, kind="stable")  # [lanes, block] places, shortest first, absent ones last
-        first = step // self.block * self.block
-        turns = np.argsort(hash64(self.seed, self.epoch, _TURNS, first, within), kind="stable")  # [block]
-        # lanes differ in size by one at most; a lane leaves out the turns of places it has not
-        turn_of = {n: turns[turns < n][step - first] for n in np.unique(size).tolist()}
-        return ranked[np.arange(lanes), [turn_of[n] for n in size.tolist()]]
+        return np.argsort(mixed, axis=1, kind="stable")
+
+    def _turn_by_size(self, step: int, size: Int64) -> Int64:
+        """Which rank of its block a lane takes at a step, by the number of samples the lane has in the block.
+
+        The order in which ranks are taken is drawn once for all lanes; a lane leaves out those that it has not.
+        """
+        first, within = step // self.block * self.block, np.arange(self.block, dtype=np.int64)
+        order = np.argsort(hash64(self.seed, self.epoch, _TURNS, first, within), kind="stable")  # [block]
+        turn = np.zeros(self.block + 1, np.int64)
+        for n in np.unique(size[size > step - first]).tolist():  # lanes differ in size by one at most
+            turn[n] = order[order < n][step - first]
+        return turn
 
     def _lanes(self, lanes: Int64) -> tuple[Int64, Int64]:
         """Start and length of lanes in the sequence, int64 [lanes] each."""
@@ -136,6 +153,11 @@ class EpochOrder:
         slot = np.searchsorted(self._ends, turned, side="right")
         shard = self._shards[slot]
         return Rows(shard, turned - self._ends[slot] + self._sizes[shard])
+
+    @cached_property
+    def _kept(self) -> dict[tuple[int, int], tuple[int, NDArray[np.int32]]]:
+        """Range of lanes -> a block and the order in which its places are taken."""
+        return {}
 
     @cached_property
     def _sizes(self) -> Int64:

@@ -1,15 +1,11 @@
 """Samples from tars by place: one positioned read each, nothing kept but a few open files."""
 
-import io
-import json
 import os
-import re
 import resource
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +14,18 @@ from genre_dist.stream.decode import decode_jpeg
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.order import Rows
+from genre_dist.stream.sample import PADDING, check_tokens, load_genres, read_members, read_tokens
 from genre_dist.stream.slots import Arrays, Room, arrays, slot_bytes
-from genre_dist.stream.tar import members
 
-PADDING, UNKNOWN = 0, 1  # token ids of the first two words of every vocabulary
-MEMBER_OF = {"poster": "jpg", "overview": "tokens.npy"}  # extension of each member that a film may lack
+
+class Seconds(NamedTuple):
+    """Where the time for a batch went, summed over the processes that read it."""
+
+    read: float = 0.0
+    """Reading and parsing."""
+    decode: float = 0.0
+    idle: float = 0.0
+    """Waiting for a slot to fill: the readers are ahead of the trainer."""
 
 
 @dataclass
@@ -36,7 +39,14 @@ class Batch:
     tokens: NDArray[np.int32] | None  # [n, longest], padded with PADDING
     lengths: NDArray[np.int64] | None  # [n]
     faults: list[str] = field(default_factory=list)  # one line for each sample that could not be read
-    read_seconds: float = 0.0  # time spent on reading and decoding it, over all workers
+    seconds: Seconds = field(default_factory=Seconds)
+
+
+class Found(NamedTuple):
+    """Samples looked up in the index: all that reading them takes."""
+
+    shard: NDArray[np.int64]  # [n]
+    record: NDArray[np.void]  # RECORD [n]
 
 
 class ShardReader:
@@ -52,6 +62,7 @@ class ShardReader:
         self.has_images, self.has_texts = "poster" in wanted, "overview" in wanted
         self._words = int(manifest.text["words"])
         self._genre_of_id = {genre.id: number for number, genre in enumerate(manifest.genres)}
+        self._labels = lru_cache(maxsize=4096)(self._label_row)
         self._open = lru_cache(_most_open_files())(_OpenFile)  # an evicted file is closed when its last read ends
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -71,21 +82,25 @@ class ShardReader:
         """Lengths of the texts at these places as they will be read, from the index, int64 [n]."""
         return np.minimum(self.index.records(rows)["tokens"].astype(np.int64), self.max_tokens)
 
-    def longest(self, rows: Rows) -> int:
+    def find(self, rows: Rows) -> Found:
+        """Look samples up in the index."""
+        return Found(rows.shard, self.index.records(rows))
+
+    def longest(self, found: Found) -> int:
         """Width of the tokens of a batch: its longest text, at least 1."""
-        if not self.has_texts or not len(rows.row):
+        if not self.has_texts:
             return 1
-        return max(1, int(self.lengths(rows).max()))
+        return max(1, min(self.max_tokens, int(found.record["tokens"].max(initial=0))))
 
     def read(self, rows: Rows) -> Batch:
         """The samples at these places, in this order, in fresh memory."""
+        found = self.find(rows)
         room = self.room(len(rows.row))
-        filled = arrays(bytearray(slot_bytes(room)), 0, room, len(rows.row), self.longest(rows))
-        began = time.perf_counter()
-        faults = self.fill(rows, filled)
-        return self.batch(filled, faults, time.perf_counter() - began)
+        filled = arrays(bytearray(slot_bytes(room)), 0, room, len(rows.row), self.longest(found))
+        faults, seconds = self.fill(found, filled)
+        return self.batch(filled, faults, seconds)
 
-    def batch(self, filled: Arrays, faults: list[str], read_seconds: float) -> Batch:
+    def batch(self, filled: Arrays, faults: list[str], seconds: Seconds) -> Batch:
         """Filled arrays as a batch, without those the model does not take."""
         return Batch(
             ids=filled.ids,
@@ -95,47 +110,75 @@ class ShardReader:
             tokens=filled.tokens if self.has_texts else None,
             lengths=filled.lengths if self.has_texts else None,
             faults=faults,
-            read_seconds=read_seconds,
+            seconds=seconds,
         )
 
-    def fill(self, rows: Rows, out: Arrays) -> list[str]:
-        """Read the samples at these places into arrays that are already there; returns a line for each fault."""
-        records = self.index.records(rows)
-        out.ids[:] = records["id"]
+    def fill(self, found: Found, out: Arrays) -> tuple[list[str], Seconds]:
+        """Read samples into arrays that are already there; returns a line for each fault, and the time it took."""
+        began = time.perf_counter()
+        shards, record = found.shard.tolist(), found.record
+        out.ids[:] = record["id"]
         out.lengths[:], out.labels[:], out.weights[:], out.tokens[:] = 0, 0, 1, PADDING
-        faults = []
-        for number, (shard, film, offset, size) in enumerate(
-            zip(rows.shard.tolist(), *(records[name].tolist() for name in ("id", "offset", "size")), strict=True)
-        ):
+        films, offsets, sizes = (record[name].tolist() for name in ("id", "offset", "size"))
+        posters: list[memoryview | None] = [None] * len(films)
+        problems: dict[int, Exception] = {}
+        for number, (shard, film, offset, size) in enumerate(zip(shards, films, offsets, sizes, strict=True)):
             try:
-                self._fill_one(self._members(shard, film, offset, size), number, out)
+                posters[number] = self._fill_one(read_members(self._piece(shard, offset, size), film), number, out)
             except (ValueError, KeyError, OSError) as error:
-                out.weights[number], out.lengths[number], out.labels[number] = 0, 0, 0
-                out.tokens[number], out.images[number] = PADDING, 128
-                faults.append(self._describe(shard, film, offset, error))
-        return faults
+                problems[number] = error
+        self._check_words(out, problems)
+        read = time.perf_counter()
+        for number, poster in enumerate(posters):
+            if poster is not None and number not in problems:
+                try:
+                    decode_jpeg(poster, out.images[number])
+                except ValueError as error:
+                    problems[number] = error
+        for number in problems:
+            out.weights[number], out.lengths[number], out.labels[number] = 0, 0, 0
+            out.tokens[number], out.images[number] = PADDING, 128
+        faults = [self._describe(shards[n], films[n], offsets[n], problems[n]) for n in sorted(problems)]
+        return faults, Seconds(read - began, time.perf_counter() - read)
 
-    def _fill_one(self, parts: dict[str, memoryview], number: int, out: Arrays) -> None:
-        for genre in load_genres(parts["json"]):
-            if genre not in self._genre_of_id:
-                raise ValueError(f"the genre {genre} is not in the manifest")
-            out.labels[number, self._genre_of_id[genre]] = 1
+    def _fill_one(self, parts: dict[str, memoryview], number: int, out: Arrays) -> memoryview | None:
+        """Labels and text of one sample; returns its poster, not decoded yet."""
+        out.labels[number] = self._labels(load_genres(parts["json"]))
         if self.has_texts:
-            tokens = load_tokens(parts["tokens.npy"], self._words)[: self.max_tokens]
+            tokens = read_tokens(parts["tokens.npy"])
+            if len(tokens) > self.max_tokens:  # what is cut off is not seen by _check_words
+                check_tokens(tokens, self._words)
+                tokens = tokens[: self.max_tokens]
             if len(tokens) > out.tokens.shape[1]:
                 raise ValueError(f"{len(tokens)} tokens, more than the index has; the index is of another tar")
             out.tokens[number, : len(tokens)] = tokens
             out.lengths[number] = len(tokens)
-        if self.has_images:
-            decode_jpeg(parts["jpg"], out.images[number])
+        return parts["jpg"] if self.has_images else None
 
-    def _members(self, shard: int, film: int, offset: int, size: int) -> dict[str, memoryview]:
-        """A sample's members by extension."""
-        path = f"{self.manifest.folder}/{self.index.shards[shard].file}"
-        data = self._open(path).read(size, offset)
+    def _check_words(self, out: Arrays, problems: dict[int, Exception]) -> None:
+        """Find texts with a token outside the vocabulary; for a whole batch this costs what it costs for one text."""
+        if self.has_texts and out.tokens.size and out.tokens.view(np.uint32).max() >= self._words:
+            for number, text in enumerate(out.tokens):
+                try:
+                    check_tokens(text, self._words)
+                except ValueError as error:
+                    problems.setdefault(number, error)
+
+    def _label_row(self, genres: tuple[int, ...]) -> NDArray[np.float32]:
+        """Genre ids -> float32 [genres] of 0 and 1. Raises ValueError for one that the manifest does not have."""
+        row = np.zeros(len(self._genre_of_id), np.float32)
+        for genre in genres:
+            if genre not in self._genre_of_id:
+                raise ValueError(f"the genre {genre} is not in the manifest")
+            row[self._genre_of_id[genre]] = 1
+        return row
+
+    def _piece(self, shard: int, offset: int, size: int) -> bytes:
+        """A sample's piece of its tar."""
+        data = self._open(f"{self.manifest.folder}/{self.index.shards[shard].file}").read(size, offset)
         if len(data) < size:
             raise ValueError(f"the file ends {size - len(data)} bytes early; it is truncated")
-        return read_members(data, film)
+        return data
 
     def _describe(self, shard: int, film: int, offset: int, error: Exception) -> str:
         what = f"no member .{error.args[0]}" if isinstance(error, KeyError) else str(error)
@@ -160,56 +203,3 @@ class _OpenFile:
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
-
-
-def pad(texts: Iterable[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Token lists -> int32 [n, longest] padded with PADDING (at least one column), and their lengths, int64 [n]."""
-    texts = list(texts)
-    lengths = np.array([len(text) for text in texts], np.int64)
-    tokens = np.full((len(texts), max(1, lengths.max(initial=0))), PADDING, np.int32)
-    for row, text in zip(tokens, texts, strict=True):
-        row[: len(text)] = text
-    return tokens, lengths
-
-
-def read_members(data: bytes, film: int) -> dict[str, memoryview]:
-    """A sample's members by extension, from its piece of the tar. Raises ValueError if it is another film's piece."""
-    view, key, parts = memoryview(data), str(film), {}
-    for name, start, size, _ in members(data):
-        owner, _, extension = name.partition(".")
-        if owner != key:
-            raise ValueError(f"a member {name} lies where film {film} should; the index is of another tar")
-        parts[extension] = view[start : start + size]
-    return parts
-
-
-_PLAIN_TOKENS = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '<i4', 'fortran_order': False, 'shape': \((\d+),\), \} *\n", re.DOTALL
-)
-
-
-def load_tokens(data: bytes | memoryview, words: int) -> NDArray[np.int32]:
-    """A member .tokens.npy -> int32 [length], ids of a vocabulary of `words`. ValueError if it is anything else."""
-    plain = _PLAIN_TOKENS.match(data)  # np.load takes 40 us to parse this header, more than all other parsing here
-    if plain and len(data) == plain.end() + 4 * int(plain[1]):
-        array: Any = np.frombuffer(data, np.int32, offset=plain.end())
-    else:
-        try:
-            array = np.load(io.BytesIO(data), allow_pickle=False)
-        except Exception as error:  # for a damaged header NumPy raises errors of many kinds
-            raise ValueError(f"the tokens are no NumPy array ({error})") from None
-    if getattr(array, "ndim", None) != 1 or array.dtype != np.int32:
-        raise ValueError("the tokens are no int32 array of one dimension")
-    if len(array) and array.view(np.uint32).max() >= words:  # negative ones are large as unsigned
-        wrong = array[(array < 0) | (array >= words)][0]
-        raise ValueError(f"the token {wrong} is outside the vocabulary of {words} words")
-    return array
-
-
-def load_genres(data: bytes | memoryview) -> list[int]:
-    """The genre ids in a member .json. Raises ValueError if there are none."""
-    told = json.loads(bytes(data))
-    genres = told.get("genre_ids") if isinstance(told, dict) else None
-    if not isinstance(genres, list) or not all(isinstance(genre, int) for genre in genres):
-        raise ValueError("the member .json has no list of genre_ids")
-    return genres

@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 import numpy as np
 
 from genre_dist.stream.order import Rows
-from genre_dist.stream.reader import Batch, ShardReader
+from genre_dist.stream.reader import Batch, Found, Seconds, ShardReader
 from genre_dist.stream.slots import Arrays, anonymous_file, arrays
 from genre_dist.stream.worker import Done, Start, Task
 
@@ -84,12 +84,13 @@ class Ring:
 
     def _hand_out(self, slot: int, rows: Rows) -> "_Filling":
         """Give every worker its part of a batch: always the same lanes, so each reads on where it was."""
-        samples, longest = len(rows.row), self.reader.longest(rows)
+        found = self.reader.find(rows)
+        samples, longest = len(rows.row), self.reader.longest(found)
         filling = _Filling(slot, arrays(self.memory, slot, self.room, samples, longest))
         edges = np.linspace(0, samples, len(self.connections) + 1).astype(int)
         for connection, first, last in zip(self.connections, edges[:-1], edges[1:], strict=True):
             if last > first:
-                part = Rows(rows.shard[first:last], rows.row[first:last])
+                part = Found(found.shard[first:last], found.record[first:last])
                 try:
                     connection.send(Task(slot, part, samples, int(first), longest))
                 except (BrokenPipeError, ConnectionResetError):
@@ -112,7 +113,7 @@ class Ring:
                 filling = by_slot[done.slot]
                 filling.parts -= 1
                 filling.faults[done.first] = done.faults
-                filling.seconds += done.seconds
+                filling.seconds = Seconds(*map(sum, zip(filling.seconds, done.seconds, strict=True)))
 
     def _report_death(self, connection: Connection) -> None:
         process = self.processes[self.connections.index(connection)]
@@ -139,7 +140,7 @@ class _Filling:
         self.slot, self.arrays = slot, filled
         self.parts = 0
         self.faults: dict[int, list[str]] = {}  # by the sample a part begins with: in order, whoever is done first
-        self.seconds = 0.0
+        self.seconds = Seconds()
 
 
 def _start_worker(start: Start) -> tuple[subprocess.Popen[bytes], Connection]:

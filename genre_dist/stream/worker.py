@@ -4,14 +4,14 @@ It ends when its end of the pipe closes, so it never outlives the trainer, howev
 that a terminal or SLURM sends to the whole job: whether to go on is the trainer's decision.
 """
 
+import gc
 import mmap
 import signal
 import time
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
-from genre_dist.stream.order import Rows
-from genre_dist.stream.reader import ShardReader
+from genre_dist.stream.reader import Found, Seconds, ShardReader
 from genre_dist.stream.slots import Room, arrays, samples_of
 
 
@@ -28,7 +28,7 @@ class Task(NamedTuple):
     """Part of a batch to be read into a slot."""
 
     slot: int
-    rows: Rows
+    found: Found
     samples: int
     """Samples of the whole batch."""
     first: int
@@ -43,7 +43,7 @@ class Done(NamedTuple):
     slot: int
     first: int
     faults: list[str]
-    seconds: float
+    seconds: Seconds
 
 
 def main(descriptor: int) -> None:
@@ -54,16 +54,18 @@ def main(descriptor: int) -> None:
     try:
         start: Start = connection.recv()
         memory = mmap.mmap(start.memory, 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)  # no page faults later
+        gc.freeze()  # what was imported lives as long as the process: no need to look at it again and again
         while True:
+            waiting = time.perf_counter()
             task: Task = connection.recv()
-            began = time.perf_counter()
+            idle = time.perf_counter() - waiting
             whole = arrays(memory, task.slot, start.room, task.samples, task.longest)
-            part = slice(task.first, task.first + len(task.rows.row))
+            part = slice(task.first, task.first + len(task.found.shard))
             try:
-                faults = start.reader.fill(task.rows, samples_of(whole, part))
+                faults, seconds = start.reader.fill(task.found, samples_of(whole, part))
             except ValueError as error:  # the user's to mend: told by the trainer, not here
                 connection.send(error)
                 return
-            connection.send(Done(task.slot, task.first, faults, time.perf_counter() - began))
+            connection.send(Done(task.slot, task.first, faults, seconds._replace(idle=idle)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the trainer is gone, or has closed the ring

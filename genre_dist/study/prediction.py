@@ -9,7 +9,7 @@ import torch
 from genre_dist.prepare.posters import load_rgb, square
 from genre_dist.prepare.vocabulary import encode, tokenise
 from genre_dist.stream.images import whole
-from genre_dist.stream.reader import pad
+from genre_dist.stream.sample import pad
 from genre_dist.study.run import Run
 
 

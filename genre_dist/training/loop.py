@@ -16,7 +16,7 @@ from genre_dist.config import Config
 from genre_dist.configfile import save_config
 from genre_dist.parallel.world import World
 from genre_dist.stream.order import hash64
-from genre_dist.stream.reader import Batch
+from genre_dist.stream.reader import Batch, Seconds
 from genre_dist.training.checkpoint import Saved, load_checkpoint, newest_checkpoint, save_checkpoint
 from genre_dist.training.experiment import Experiment, set_up, summary
 from genre_dist.training.export import finished_step, save_model
@@ -151,8 +151,8 @@ def _train(
             )
             _note_faults(folder, micro_batches)
             done = position + 1
-            read = sum(batch.read_seconds for batch in micro_batches)
-            stopping = watch.step(done, epoch, result, waited, read)
+            reading = Seconds(*map(sum, zip(*(batch.seconds for batch in micro_batches), strict=True)))
+            stopping = watch.step(done, epoch, result, waited, reading)
             last = done == experiment.total_steps
             if done % evaluate_every == 0 and not last and not stopping:
                 watch.flush()

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import torch
 
+from genre_dist.stream.reader import Seconds
 from genre_dist.training.experiment import Experiment
 from genre_dist.training.step import StepResult
 from genre_dist.training.throughput import forward_flops, peak_flops, peak_memory_bytes
@@ -23,7 +24,7 @@ class Watch:
 
     def __init__(self, experiment: Experiment, record: Record | None) -> None:
         self.experiment, self.record = experiment, record
-        self.pending: tuple[int, int, StepResult, float, float, float] | None = None
+        self.pending: tuple[int, int, StepResult, float, Seconds, float] | None = None
         self.stop_asked = False
         self.bad: dict[int, int] = {}  # epoch -> samples that could not be read
         self.flops_per_sample: float | None = None
@@ -33,11 +34,11 @@ class Watch:
     def restart_clock(self) -> None:
         self.began = time.monotonic()
 
-    def step(self, done: int, epoch: int, result: StepResult, waited: float, read: float) -> bool:
+    def step(self, done: int, epoch: int, result: StepResult, waited: float, reading: Seconds) -> bool:
         """Note a step; returns whether any rank was asked to stop."""
         self.flush()
         now = time.monotonic()
-        self.pending = (done, epoch, result, waited, read, now - self.began)
+        self.pending = (done, epoch, result, waited, reading, now - self.began)
         self.began = now
         if self.experiment.world.device.type == "cpu":  # nothing runs ahead there
             self.flush()
@@ -49,7 +50,9 @@ class Watch:
             previous, self.pending = self.pending, None
             self._write(*previous)
 
-    def _write(self, done: int, epoch: int, result: StepResult, waited: float, read: float, seconds: float) -> None:
+    def _write(
+        self, done: int, epoch: int, result: StepResult, waited: float, reading: Seconds, seconds: float
+    ) -> None:
         total, samples, bad, stopping = result.totals.tolist()
         self.stop_asked = stopping > 0
         norm = float(result.grad_norm)
@@ -72,7 +75,9 @@ class Watch:
                 "samples_per_second": samples / seconds,
                 "step_seconds": seconds,
                 "data_wait": min(1.0, waited / seconds),
-                "read_seconds": read,  # of this rank's readers, in the background
+                "read_seconds": reading.read,  # of this rank's reader processes together, in the background
+                "decode_seconds": reading.decode,
+                "reader_idle_seconds": reading.idle,  # waiting for a free slot: reading keeps up
                 "mfu": self._mfu(samples / seconds),
                 "memory_bytes": peak_memory_bytes(self.experiment.world.device),
                 **{f"lr_{name}": rate for name, rate in rates.items() if "." not in name},

@@ -26,7 +26,7 @@ from genre_dist.stream.index import RECORD, index_path
 from genre_dist.stream.loader import TrainStream, evaluation_stream
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import Rows, evaluation_batches
-from genre_dist.stream.reader import Batch, ShardReader
+from genre_dist.stream.reader import Batch, Seconds, ShardReader
 from genre_dist.stream.tar import members
 
 BOTH = ("poster", "overview")
@@ -268,7 +268,7 @@ def places(source: ShardReader, size: int) -> list[Rows]:
 def kept(batch: Batch) -> Batch:
     """A batch that stays valid: its arrays are views of memory that is filled again."""
     arrays = {name: value.copy() for name, value in vars(batch).items() if isinstance(value, np.ndarray)}
-    return replace(batch, **arrays, read_seconds=0.0)
+    return replace(batch, **arrays, seconds=Seconds())
 
 
 def reader_processes() -> list[int]:
