@@ -3,7 +3,8 @@
 from argparse import Namespace
 from pathlib import Path
 
-from genre_dist.options import Verbs
+from genre_dist.options import Verbs, names
+from genre_dist.study.baselines import BASELINES
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -25,6 +26,23 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("--split", choices=["train", "val", "test"], default="test")
     verb.add_argument("--out", type=Path, default=Path("report"), help="where comparison.json goes")
     verb.set_defaults(run=_compare)
+
+    verb = verbs.add_parser(
+        "baseline",
+        help="classic models on the overviews: SVM and naive Bayes on words, tf-idf, vectors and n-grams",
+        description="Fit classic models on the texts of the train split and evaluate them on val and test as a neural "
+        "run is. One --kind goes into RUN itself, several (all by default) into a folder each below RUN; what is there "
+        "already is left alone.",
+    )
+    verb.add_argument("shards", metavar="SHARDS", type=Path)
+    verb.add_argument("--out", metavar="RUN", type=Path, required=True, help="the run's folder, or the runs'")
+    verb.add_argument("--kind", default="all", help=f"comma-separated: {', '.join(BASELINES)}; or all")
+    verb.add_argument("--catalogue", type=Path, help="take the texts as written from the catalogue that was packed")
+    verb.add_argument(
+        "--memory", type=float, default=4.0, help="GiB for features held; beyond it, SVMs learn from chunks by SGD"
+    )
+    verb.add_argument("--workers", type=int, help="genres fitted at the same time; all cores by default")
+    verb.set_defaults(run=_baseline)
 
 
 def _evaluate(arguments: Namespace) -> None:
@@ -49,3 +67,12 @@ def _compare(arguments: Namespace) -> None:
     from genre_dist.study.comparison import compare
 
     compare(arguments.folders, arguments.split, arguments.out)
+
+
+def _baseline(arguments: Namespace) -> None:
+    from genre_dist.study.baselines.baseline import baselines
+
+    kinds = tuple(BASELINES) if arguments.kind == "all" else names(arguments.kind)
+    if unknown := [kind for kind in kinds if kind not in BASELINES]:
+        raise ValueError(f"there is no baseline `{unknown[0]}`; there are {', '.join(BASELINES)}")
+    baselines(arguments.shards, arguments.out, kinds, arguments.catalogue, arguments.memory, arguments.workers)

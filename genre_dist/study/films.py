@@ -1,0 +1,115 @@
+"""Films one after the other, from shards or from a catalogue, for what looks at all of them. One is held at a time."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genre_dist.acquire.catalogue import poster_file, read_rows
+from genre_dist.genres import INDEX_OF_ID
+from genre_dist.prepare.choosing import COLUMNS, film_text
+from genre_dist.prepare.splits import split_of
+from genre_dist.prepare.vocabulary import load_words, tokenise
+from genre_dist.stream.index import SplitIndex
+from genre_dist.stream.manifest import SPLITS, Manifest
+from genre_dist.stream.order import Rows
+from genre_dist.stream.reader import load_genres, load_tokens, read_members
+
+
+class PackedFilm(NamedTuple):
+    """A film as the shards have it."""
+
+    id: int
+    split: str
+    genres: tuple[int, ...]
+    """Places in the manifest's list."""
+    tokens: NDArray[np.int32] | None  # [words] ids of the vocabulary; None: no text was packed
+    release_date: str
+    poster: bytes | None
+    fault: str | None = None
+    """Why it could not be read; then it has no genres and no words."""
+
+
+class Film(NamedTuple):
+    """A film with its words, wherever it came from."""
+
+    id: int
+    split: str
+    genres: tuple[int, ...]
+    text: str
+    """As it was written; known only from a catalogue."""
+    words: list[str] | None
+    """None: it has no text."""
+    release_date: str
+    """'', YYYY or YYYY-MM-DD."""
+    poster: bytes | None
+    fault: str | None = None
+
+
+def packed_films(
+    manifest: Manifest, splits: Sequence[str] = SPLITS, members: tuple[str, ...] = ()
+) -> Iterator[PackedFilm]:
+    """The films of some splits that have the members, in stored order; one that cannot be read has a `fault`."""
+    places = {genre.id: place for place, genre in enumerate(manifest.genres)}
+    words = int(manifest.text["words"])
+    for split in splits:
+        index = SplitIndex(manifest, split, members)
+        for number, size in enumerate(index.sizes):
+            records = index.records(Rows(np.full(size, number), np.arange(size)))
+            path = manifest.folder / index.shards[number].file
+            with open(path, "rb") as file:
+                for film, offset, length in zip(*(records[name].tolist() for name in _PLACE), strict=True):
+                    try:
+                        file.seek(offset)
+                        yield _packed(read_members(file.read(length), film), film, split, places, words)
+                    except (ValueError, KeyError) as error:
+                        what = f"no genre or member {error}" if isinstance(error, KeyError) else str(error)
+                        yield PackedFilm(
+                            film, split, (), _NO_WORDS, "", None, f"{path}: film {film} at byte {offset}: {what}"
+                        )
+
+
+_PLACE = ("id", "offset", "size")
+_NO_WORDS = np.empty(0, np.int32)
+
+
+def _packed(parts: dict[str, memoryview], film: int, split: str, places: dict[int, int], words: int) -> PackedFilm:
+    genres = tuple(places[genre] for genre in load_genres(parts["json"]))
+    tokens = load_tokens(parts["tokens.npy"], words) if "tokens.npy" in parts else None
+    date = json.loads(bytes(parts["json"])).get("release_date") or ""
+    return PackedFilm(film, split, genres, tokens, date, bytes(parts["jpg"]) if "jpg" in parts else None)
+
+
+def shard_films(manifest: Manifest) -> Iterator[Film]:
+    """All films of the shards. A word outside the vocabulary reads <unk>."""
+    words = list(load_words(manifest.folder / manifest.text["vocabulary"]))
+    for film in packed_films(manifest):
+        spelt = None if film.tokens is None else [words[token] for token in film.tokens.tolist()]
+        yield Film(film.id, film.split, film.genres, "", spelt, film.release_date, film.poster, film.fault)
+
+
+def catalogue_films(catalogue: Path, text: str, posters: bool = True) -> Iterator[Film]:
+    """All films of a catalogue, with their `text` (overview, title or both); those without a known genre have none."""
+    for row in read_rows(catalogue, COLUMNS):
+        film = int(row["tmdb_id"])
+        genres = tuple(INDEX_OF_ID[genre] for genre in row["genre_ids"] or () if genre in INDEX_OF_ID)
+        spelt = film_text(row, text)
+        poster, fault = None, None
+        if posters and row["poster_status"] == "ok":
+            try:
+                poster = poster_file(catalogue, film).read_bytes()
+            except OSError as error:
+                fault = f"film {film}: its poster cannot be read ({error})"
+        yield Film(
+            film,
+            split_of(film),
+            genres,
+            spelt,
+            tokenise(spelt) if spelt else None,
+            row["release_date"] or "",
+            poster,
+            fault,
+        )
