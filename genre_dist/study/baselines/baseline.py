@@ -95,15 +95,13 @@ def _run(run: Path, texts: Texts, kind: Kind, identity: dict[str, Any], memory: 
     linear, told = _fit(kind, plan, texts, memory, workers)
     fitted = time.monotonic()
     print(f"{run}: {kind.title}, {plan.columns:,} columns, {told['solver']}, fitted in {fitted - began:.1f} s")
-    for split in ("val", "test"):
+    for split in ("val", "test"):  # val first: thresholds are fitted on it
         if texts.manifest.samples(split, ("overview",)):
             evaluation = _evaluate(linear, plan, texts, split, genres)
-            save_evaluation(evaluation, run)
-            print_evaluation(evaluation.metrics)
+            print_evaluation(save_evaluation(evaluation, run))
     description = identity | {
         "title": kind.title,
         "columns": plan.columns,
-        "train_films": texts.manifest.samples("train", ("overview",)),
         **told,
         "fit_seconds": fitted - began,
         "seconds": time.monotonic() - began,
@@ -138,25 +136,31 @@ def _plan(kind: Kind, texts: Texts) -> Plan:
 
 def _fit(kind: Kind, plan: Plan, texts: Texts, memory: float, workers: int) -> tuple[Linear, dict[str, Any]]:
     """The model of a kind, and how it was fitted."""
-    genres = len(texts.manifest.genres)
+    told: dict[str, Any]
+    genres, films = len(texts.manifest.genres), texts.manifest.samples("train", ("overview",))
+    faults: set[str] = set()
 
     def labelled() -> Iterator[Labelled]:
         for chunk in texts.chunks("train", CHUNK):
             read = [film for film in chunk if film.fault is None]
+            faults.update(film.fault for film in chunk if film.fault)
             if read:
                 yield plan.transform(read), _labels(read, genres)
 
-    if kind.model == "naive_bayes":
-        return models.fit_naive_bayes(labelled(), plan.columns, genres), {"solver": "counts over chunks"}
     needed = plan.entries * (models.HELD_BYTES_PER_ENTRY + models.FITTED_BYTES_PER_ENTRY * workers)
-    if needed > memory * 2**30:
-        films = texts.manifest.samples("train", ("overview",))
-        linear = models.fit_svm_in_chunks(labelled, films, genres, workers)
-        return linear, {"solver": f"averaged SGD over chunks, {models.SGD_EPOCHS} passes"}
-    parts, labels = zip(*labelled(), strict=True)
-    whole = sp.vstack(parts, format="csr") if sp.issparse(parts[0]) else np.concatenate(parts)
-    linear, unconverged = models.fit_svm(whole, np.concatenate(labels), workers)
-    return linear, {"solver": "liblinear", "genres_not_converged": unconverged}
+    if kind.model == "naive_bayes":
+        linear, told = models.fit_naive_bayes(labelled(), plan.columns, genres), {"solver": "counts over chunks"}
+    elif needed > memory * 2**30:
+        linear, passes = models.fit_svm_in_chunks(labelled, films, genres, workers)
+        told = {"solver": f"averaged SGD over chunks, {passes} passes"}
+    else:
+        parts, labels = zip(*labelled(), strict=True)
+        whole = sp.vstack(parts, format="csr") if sp.issparse(parts[0]) else np.concatenate(parts)
+        linear, unconverged = models.fit_svm(whole, np.concatenate(labels), workers)
+        told = {"solver": "liblinear", "genres_not_converged": unconverged}
+    for fault in sorted(faults):
+        print(f"warning: left out of training: {fault}", file=sys.stderr)
+    return linear, told | {"train_films": films - len(faults), "train_films_left_out": len(faults)}
 
 
 def _labels(chunk: Chunk, genres: int) -> NDArray[np.bool_]:

@@ -21,7 +21,9 @@ Matrix: TypeAlias = Any
 Labelled: TypeAlias = tuple[Matrix, NDArray[np.bool_]]
 """Features [films, columns] and labels [films, genres] of a chunk."""
 
-SGD_EPOCHS = 5
+FEWEST_PASSES, MOST_PASSES = 5, 20
+SGD_STEPS = 1_000_000
+"""Films that gradient descent sees in all, within these numbers of passes; scikit-learn's rule of thumb."""
 HELD_BYTES_PER_ENTRY = 12
 """Of the features while a support vector machine is fitted: float64 and int32."""
 FITTED_BYTES_PER_ENTRY = 16
@@ -81,17 +83,19 @@ def fit_svm(features: Matrix, labels: NDArray[np.bool_], workers: int) -> tuple[
 
 
 def fit_svm_in_chunks(
-    epoch: Callable[[], Iterator[Labelled]], films: int, genres: int, workers: int, epochs: int = SGD_EPOCHS
-) -> Linear:
-    """A linear support vector machine for each genre, by averaged stochastic gradient descent over the chunks.
+    epoch: Callable[[], Iterator[Labelled]], films: int, genres: int, workers: int
+) -> tuple[Linear, int]:
+    """A linear support vector machine for each genre, by stochastic gradient descent over the chunks; also the passes.
 
-    The same objective as `fit_svm` with the plain instead of the squared hinge, whose steps do not run away on raw
-    counts. Held are three numbers per column and genre, and one chunk.
+    The weights are the average of the last pass. The objective is that of `fit_svm` with the plain hinge, whose steps
+    do not run away on raw counts. Held are three numbers per column and genre, and one chunk.
     """
-    models = [SGDClassifier(alpha=1 / films, average=True, random_state=genre) for genre in range(genres)]
+    passes = min(max(SGD_STEPS // films, FEWEST_PASSES), MOST_PASSES)
+    options = {"alpha": 1 / films, "average": films * (passes - 1)}
+    models = [SGDClassifier(random_state=genre, **options) for genre in range(genres)]
     positive = np.zeros(genres, np.int64)
     with ThreadPoolExecutor(workers) as pool:
-        for number in range(epochs):
+        for number in range(passes):
             for features, labels in epoch():
                 if number == 0:
                     positive += labels.sum(axis=0)
@@ -101,7 +105,7 @@ def fit_svm_in_chunks(
                         zip(models, labels.T, strict=True),
                     )
                 )
-    return _joined([(model.coef_[0], model.intercept_[0]) for model in models], positive, films)
+    return _joined([(model.coef_[0], model.intercept_[0]) for model in models], positive, films), passes
 
 
 def _joined(fitted: list[tuple[NDArray[Any], float]], positive: NDArray[np.int64], films: int) -> Linear:
