@@ -16,7 +16,7 @@ from genre_dist.prepare.vocabulary import load_words, tokenise
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import SPLITS, Manifest
 from genre_dist.stream.order import Rows
-from genre_dist.stream.reader import load_genres, load_tokens, read_members
+from genre_dist.stream.sample import load_genres, load_tokens, read_members
 
 
 class PackedFilm(NamedTuple):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, HashingVectorizer
 from sklearn.preprocessing import normalize
 
-from genre_dist.stream.reader import UNKNOWN
+from genre_dist.stream.sample import UNKNOWN
 from genre_dist.study.baselines.texts import Chunk
 
 HASHED_COLUMNS = 1 << 20

@@ -13,7 +13,7 @@ from genre_dist.prepare.vocabulary import encode, load_words
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.order import Rows
-from genre_dist.stream.reader import UNKNOWN
+from genre_dist.stream.sample import UNKNOWN
 from genre_dist.study.films import catalogue_films, packed_films
 
 MEMBERS = ("overview",)
