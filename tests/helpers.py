@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
 torch.set_num_threads(1)  # runs in the tests' own process compute as the ranks they are compared with
@@ -42,6 +43,13 @@ class TinyNetwork(nn.Module):
 
 def tiny_network() -> nn.Module:
     return TinyNetwork()
+
+
+def small_resnet() -> torchvision.models.ResNet:
+    """A ResNet of bottlenecks, as ResNet152 is, 8 channels wide; its features are [B, 2048] and cheap all the same."""
+    net = torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [2, 1, 1, 1], width_per_group=8)
+    net.fc = nn.Identity()  # type: ignore[assignment]
+    return net
 
 
 def options(shards: Path, run: Path, *more: object) -> list[str]:

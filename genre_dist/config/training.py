@@ -10,6 +10,9 @@ from genre_dist.config.rules import require
 class OptimConfig:
     """AdamW with one learning rate per part, warm-up, then a schedule."""
 
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """`adamw8bit` keeps AdamW's averages in 8 bits (Dettmers et al. 2022): 2 bytes a parameter instead of 8. It needs
+    bitsandbytes, and a strategy that holds whole parameters (single, ddp)."""
     text_lr: float = 1e-3
     """Peak learning rate of the text encoder."""
     poster_lr: float = 1e-4
@@ -57,6 +60,11 @@ class TrainConfig:
     """bf16 computes under autocast with fp32 parameters. `auto`: bf16 on a GPU that has it, else fp32."""
     channels_last: bool = True
     """Keep images and convolution weights as NHWC."""
+    activation_checkpointing: Literal["none", "stages", "blocks", "selective"] = "none"
+    """What the poster encoder computes again in the backward pass instead of keeping it: its stages, its blocks, or in
+    its blocks only what is cheap (norms and activations). Results stay the same."""
+    compile: bool = False
+    """Compile the poster encoder with torch.compile. It gains nothing without a GPU and is left out there."""
     eval_every_steps: int | None = None
     """Evaluate the val split every so many steps; null means at every epoch's end. Always at the end of the run."""
     log_every_steps: int = 1

@@ -15,6 +15,7 @@ from genre_dist.parallel.world import World
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.reader import ShardReader
+from genre_dist.training.levers import adamw, compile_note, pull_levers
 from genre_dist.training.loss import Loss, training_loss
 
 
@@ -107,14 +108,13 @@ def set_up(config: Config, world: World) -> Experiment:
     manifest = load_manifest(config.data.shards)
     stream = open_stream(config, manifest, world.size, world.rank)
     model = _build_on_all(config, manifest, world).to(world.device)
-    if config.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    pull_levers(model, config.train, world.device)
     groups = parameter_groups(model, config.optim)
     for group in groups:
         group["peak_lr"] = group["lr"]
     if not groups:
         raise ValueError("nothing to train: every part of the model is frozen")
-    optimizer = torch.optim.AdamW(groups, betas=config.optim.betas, fused=True)
+    optimizer = adamw(groups, config.optim)
     precision = choose_precision(config, world.device)
     return Experiment(
         config=config,
@@ -145,4 +145,6 @@ def summary(experiment: Experiment) -> str:
     ]
     if poster is not None:
         lines.append(f"poster encoder {config.model.poster.arch}, starting weights: {poster.weights_used}")
+    if note := compile_note(config.train, experiment.world.device):
+        lines.append(note)
     return "\n".join(lines)

@@ -1,0 +1,86 @@
+"""Settings that change what training costs, not what it computes."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import losses, options, rows, small_resnet
+
+from genre_dist.config import OptimConfig, TrainConfig
+from genre_dist.train import main
+from genre_dist.training.levers import compile_network, compile_note
+
+# BatchNorm looks at no batch: otherwise the size of a micro-batch would be part of the result
+RUN = (
+    *("--model.poster.arch", "helpers:small_resnet", "--model.poster.batch_norm", "eval"),
+    *("--data.global_batch", 8, "--data.micro_batch", 4, "--train.steps", 4, "--train.channels_last", "false"),
+    *("--optim.warmup_steps", 0, "--run.seed", 1, "--data.workers", 0),
+)
+
+
+@pytest.fixture(scope="module")
+def plain(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with no lever pulled."""
+    run = tmp_path_factory.mktemp("levers") / "plain"
+    assert main(options(sample_shards, run, *RUN)) == 0
+    return run
+
+
+@pytest.mark.parametrize(
+    "lever",
+    [
+        ("--train.activation_checkpointing", "blocks"),
+        ("--train.activation_checkpointing", "selective", "--train.channels_last", "true"),
+        ("--train.compile", "true", "--data.micro_batch", 8),
+    ],
+    ids=["blocks", "selective, channels_last", "compile, micro-batch"],
+)
+def test_a_run_has_the_same_losses(
+    lever: tuple[object, ...], plain: Path, sample_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(options(sample_shards, tmp_path / "run", *RUN, *lever)) == 0
+    assert losses(tmp_path / "run") == pytest.approx(losses(plain), rel=1e-4)
+    assert rows(tmp_path / "run", "val")[0]["loss"] == pytest.approx(rows(plain, "val")[0]["loss"], rel=1e-3)
+    # a compiler gains nothing without a GPU
+    assert ("train.compile is left out" in capsys.readouterr().out) == ("--train.compile" in lever)
+
+
+def test_on_a_gpu_nothing_is_left_out() -> None:
+    assert compile_note(TrainConfig(compile=True), torch.device("cuda")) is None
+
+
+@pytest.mark.parametrize("kind", ["none", "blocks"])
+def test_a_compiled_network_computes_the_same_and_keeps_its_names(kind: str) -> None:
+    from genre_dist.models.recompute import recompute_activations
+
+    told = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        net = small_resnet().train()
+        names = list(net.state_dict())
+        train = TrainConfig(activation_checkpointing=kind)  # type: ignore[arg-type]
+        if compiled:
+            compile_network(net, train, backend="eager")  # Dynamo without a code generator: no compiler is needed
+        recompute_activations(net, train.activation_checkpointing)
+        net(torch.randn(2, 3, 32, 32)).square().mean().backward()
+        assert list(net.state_dict()) == names
+        told.append({name: p.grad for name, p in net.named_parameters()} | dict(net.named_buffers()))
+    torch.testing.assert_close(*told)
+
+
+def test_recomputing_without_a_poster_encoder_is_refused(
+    sample_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = options(sample_shards, tmp_path / "run", "--train.activation_checkpointing", "stages")
+    assert main([*arguments, "--model.poster.arch", "none"]) == 2
+    assert "the model has no poster encoder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_8_bits_without_the_library_name_it(
+    sample_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert OptimConfig(optimizer="adamw8bit")
+    assert main(options(sample_shards, tmp_path / "run", "--optim.optimizer", "adamw8bit")) == 2
+    assert "pip install 'genre_dist[8bit]'" in capsys.readouterr().err
