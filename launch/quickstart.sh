@@ -43,7 +43,10 @@ say "6/6 both, end to end: the same start, nothing frozen"
 say "was it worth it?"
 genre-dist compare "$runs/combined_frozen" "$runs/end_to_end" "$runs/text" "$runs/poster" --out report/quickstart
 
-cat <<'NEXT'
+cat <<NEXT
+
+Open the report in a browser (it is one file and needs no network):
+  file://$PWD/report/quickstart/index.html
 
 Next:
   genre-dist predict runs/quickstart/end_to_end --poster catalogue/quickstart/posters/001/1.jpg --overview "A lone sheriff rides into a frontier town."

@@ -1,125 +1,271 @@
-"""Runs side by side, and whether their differences are more than chance."""
+"""Runs side by side: what each reaches, whether differences are more than chance, what they cost, where they differ."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from genre_dist.atomic import atomic_file
-
-RESAMPLES = 2000
-SHOWN = ("loss", "accuracy", "micro_f1", "macro_f1", "sample_f1", "mean_average_precision", "auc")
-
-
-class Difference(NamedTuple):
-    """How much better one run is than another, over resamples of the films."""
-
-    value: float
-    low: float
-    high: float
-    """95 % interval, from the 2.5th to the 97.5th percentile."""
-    p: float
-    """Two-sided: twice the share of resamples on the other side of zero."""
+from genre_dist.study.bootstrap import MEASURES, RESAMPLES, difference, holm, resampled
+from genre_dist.study.calibration import calibration
+from genre_dist.study.costs import read_cost
+from genre_dist.study.headline import headline, question_pair, strongest_pair
+from genre_dist.study.metrics import figures_of_named
+from genre_dist.study.report.page import write_report
+from genre_dist.study.results import Model, on_films, read_models
+from genre_dist.study.tables import markdown, print_comparison
+from genre_dist.study.theirs import END_TO_END, NOTE, PER_GENRE, PER_GENRE_COLUMNS, TEST
+from genre_dist.study.wins import Shown, show_films, wins_and_losses
 
 
-def compare(runs: Sequence[Path], split: str, out: Path) -> None:
-    """Print runs side by side, each difference in micro F1 to the first run with its interval; write comparison.json.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """What to compare and how."""
 
-    Raises ValueError if a run was not evaluated on the split, or on other films than the first.
+    split: str = "test"
+    resamples: int = RESAMPLES
+    seed: int = 0
+    """Of the resamples."""
+    shards: Path | None = None
+    """Where titles and posters come from; the runs' own by default."""
+    films: int = 6
+    """How many of the largest wins, and of the largest losses, are shown."""
+
+
+class FilmSet(NamedTuple):
+    """Films on which some models are looked at together."""
+
+    ids: NDArray[np.int64]
+    models: set[int]
+
+
+def compare(folders: Sequence[Path], out: Path, options: CompareOptions) -> dict[str, Any]:
+    """Compare evaluated runs; prints the tables and writes comparison.json, comparison.md and index.html.
+
+    RAM holds the predictions of the split, 95 bytes a film and run, and chunks of the resamples. Raises ValueError if
+    a run was not evaluated on the split or two of them have no film in common.
     """
-    told = {str(run): _read(run, split) for run in runs}
-    first = next(iter(told))
-    differences = {}
-    for name, (_, hits) in told.items():
-        if name != first:
-            _check_same_films(first, told[first][1], name, hits)
-            differences[name] = paired_bootstrap(hits, told[first][1])
-    _print(split, {name: metrics for name, (metrics, _) in told.items()}, first, differences)
+    models = read_models(folders, options.split)
+    told = compared(models, options)
+    shown, note = _show(models, told, options)
+    if note:
+        told["notes"].append(note)
+    for film in (film for side in ("wins", "losses") for film in told["films"].get(side, [])):
+        if film["tmdb_id"] in shown:
+            film["title"], film["year"] = shown[film["tmdb_id"]].title, shown[film["tmdb_id"]].year
     out.mkdir(parents=True, exist_ok=True)
     with atomic_file(out / "comparison.json", "w") as file:
-        json.dump(
-            {
-                "split": split,
-                "runs": {name: metrics for name, (metrics, _) in told.items()},
-                "micro_f1_difference_to": first,
-                "micro_f1_difference": {name: difference._asdict() for name, difference in differences.items()},
+        json.dump(told, file, indent=1, allow_nan=False)
+    with atomic_file(out / "comparison.md", "w") as file:
+        file.write(markdown(told))
+    write_report(out / "index.html", told, {film: one.poster for film, one in shown.items() if one.poster})
+    print_comparison(told)
+    return told
+
+
+def compared(models: Sequence[Model], options: CompareOptions) -> dict[str, Any]:
+    """The whole comparison as plain data, without titles and posters."""
+    sets = film_sets(models)
+    drawn = {key: _resample(models, films, options) for key, films in sets.items()}
+    shared = _shared(models)
+    rows = [_row(model, number, drawn, shared) for number, model in enumerate(models)]
+    differences = _differences(models, drawn)
+    pair = question_pair(models)
+    told: dict[str, Any] = {
+        "split": options.split,
+        "resamples": options.resamples,
+        "measures": list(MEASURES),
+        "genres": models[0].results[0].genres,
+        "shared_films": len(shared),
+        "notes": _notes(models, shared),
+        "models": rows,
+        "differences": differences,
+        "headline": headline(models, rows, differences, pair),
+        "strongest": strongest_pair(models, differences),
+        "films": {},
+        "study_2018": {
+            "note": NOTE,
+            "test": [row._asdict() for row in TEST],
+            "end_to_end": END_TO_END,
+            "per_genre_of_combined_frozen": {
+                genre: dict(zip(PER_GENRE_COLUMNS, values, strict=True)) for genre, values in PER_GENRE.items()
             },
-            file,
-            indent=1,
-        )
+        },
+    }
+    if pair is not None:
+        one, other = (models[number] for number in pair)
+        ids = np.intersect1d(one.ids, other.ids, assume_unique=True)
+        told["films"] = {"one": one.name, "other": other.name} | wins_and_losses(one, other, ids, options.films)
+    return told
 
 
-class Hits(NamedTuple):
-    """Per film: its id, and how many of its genres were found, wrongly named and missed at threshold 0.5."""
+def film_sets(models: Sequence[Model]) -> dict[bytes, FilmSet]:
+    """The sets of films that are needed: each model's own, what each two share, and what all share.
 
-    ids: NDArray[np.int64]  # [films]
-    counts: NDArray[np.float64]  # [films, 3]: true positives, false positives, false negatives
-
-
-def paired_bootstrap(one: Hits, other: Hits, resamples: int = RESAMPLES, seed: int = 0) -> Difference:
-    """The difference in micro F1, one minus other, over films drawn with replacement, the same films for both.
-
-    Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13 (percentile intervals).
+    Raises ValueError if two models share no film.
     """
-    random, films = np.random.default_rng(seed), len(one.ids)
-    drawn = np.empty(resamples)
-    for number in range(resamples):
-        films_drawn = random.integers(0, films, films)
-        drawn[number] = micro_f1(one.counts[films_drawn]) - micro_f1(other.counts[films_drawn])
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    tail = min((drawn <= 0).mean(), (drawn >= 0).mean())
-    return Difference(micro_f1(one.counts) - micro_f1(other.counts), float(low), float(high), min(1.0, 2 * float(tail)))
+    sets: dict[bytes, FilmSet] = {}
+
+    def need(ids: NDArray[np.int64], numbers: Sequence[int]) -> None:
+        sets.setdefault(ids.tobytes(), FilmSet(ids, set())).models.update(numbers)
+
+    for number, model in enumerate(models):
+        need(model.ids, [number])
+    for (i, one), (j, other) in combinations(enumerate(models), 2):
+        ids = np.intersect1d(one.ids, other.ids, assume_unique=True)
+        if not len(ids):
+            raise ValueError(f"{one.name} and {other.name} were evaluated on no common film: nothing to compare")
+        need(ids, [i, j])
+    need(_shared(models), range(len(models)))
+    return sets
 
 
-def micro_f1(counts: NDArray[np.float64]) -> float:
-    """2 TP / (2 TP + FP + FN) over all films and genres; 0 where nothing is named and nothing is to be found."""
-    found, wrong, missed = counts.sum(axis=0)
-    total = 2 * found + wrong + missed
-    return float(2 * found / total) if total else 0.0
+def _shared(models: Sequence[Model]) -> NDArray[np.int64]:
+    """The films that all models were evaluated on."""
+    shared = models[0].ids
+    for model in models[1:]:
+        shared = np.intersect1d(shared, model.ids, assume_unique=True)
+    if not len(shared):
+        raise ValueError("there is no film that all of these runs were evaluated on: compare fewer of them")
+    return shared
 
 
-def _read(run: Path, split: str) -> tuple[dict[str, Any], Hits]:
-    metrics, predictions = run / f"metrics-{split}.json", run / f"predictions-{split}.parquet"
-    if not (metrics.is_file() and predictions.is_file()):
-        raise ValueError(f"{run}: not evaluated on {split} yet; run `genre-dist evaluate {run} --split {split}`")
-    table = pq.read_table(predictions).sort_by("tmdb_id")
-    predicted = np.stack(table["logits"].to_numpy()) > 0
-    labels = np.stack(table["labels"].to_numpy())
-    counts = [predicted & labels, predicted & ~labels, ~predicted & labels]
-    hits = Hits(table["tmdb_id"].to_numpy(), np.stack([each.sum(axis=1) for each in counts], axis=1).astype(float))
-    return json.loads(metrics.read_text()), hits
+Drawn = dict[int, list[NDArray[np.float64]]]
+"""Model -> per seed its measures over the resamples, [1 + resamples, measures]."""
 
 
-def _check_same_films(first: str, wanted: Hits, name: str, found: Hits) -> None:
-    if not np.array_equal(wanted.ids, found.ids):
-        raise ValueError(
-            f"{name} was evaluated on {len(found.ids):,} films and {first} on {len(wanted.ids):,}, not the same "
-            "ones: only runs on the same films can be compared"
+def _resample(models: Sequence[Model], films: FilmSet, options: CompareOptions) -> Drawn:
+    scores = {
+        f"{number} {seed}": on_films(result, films.ids)
+        for number in sorted(films.models)
+        for seed, result in enumerate(models[number].results)
+    }
+    drawn = resampled(scores, options.resamples, options.seed)
+    return {
+        number: [drawn[f"{number} {seed}"] for seed in range(len(models[number].results))] for number in films.models
+    }
+
+
+def _figures(seeds: list[NDArray[np.float64]]) -> dict[str, Any]:
+    """Each measure: mean over the seeds with its interval over films, the seeds' spread and their values."""
+    mean = np.mean(seeds, axis=0)
+    told: dict[str, Any] = {}
+    for column, measure in enumerate(MEASURES):
+        figure = difference(mean[:, column])
+        if figure is None:
+            told[measure] = None
+            continue
+        values = [float(seed[0, column]) for seed in seeds]
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        told[measure] = {"value": figure.value, "low": figure.low, "high": figure.high, "sd": spread, "seeds": values}
+    return told
+
+
+def _row(model: Model, number: int, drawn: dict[bytes, Drawn], shared: NDArray[np.int64]) -> dict[str, Any]:
+    """All about one model alone."""
+    cost, curves = read_cost(model.results)
+    own = model.ids
+    probabilities = [on_films(result, own) for result in model.results]
+    return {
+        "name": model.name,
+        "title": model.title,
+        "kind": model.kind,
+        "runs": [str(result.folder) for result in model.results],
+        "films": len(own),
+        "left_out": model.results[0].metrics.get("left_out", 0),
+        "on_own_films": _figures(drawn[own.tobytes()][number]),
+        "on_shared_films": _figures(drawn[shared.tobytes()][number]),
+        "per_genre": _per_genre(model),
+        "calibration": calibration(
+            np.concatenate([scores.logits for scores in probabilities]),
+            np.concatenate([scores.labels for scores in probabilities]),
+        ),
+        "cost": None if cost is None else cost._asdict(),
+        "curves": curves._asdict(),
+    }
+
+
+def _per_genre(model: Model) -> dict[str, dict[str, Any]]:
+    """The study's table, at 0.5 and with fitted thresholds: means over the seeds, each on its own films."""
+    found = [result.metrics["per_genre"] for result in model.results]
+    fitted = [
+        figures_of_named(result.scores.logits > result.scores.thresholds, result.scores.labels, result.genres)
+        for result in model.results
+        if result.scores.thresholds is not None
+    ]
+    told = {}
+    for genre in model.results[0].genres:
+        row: dict[str, Any] = {"films": found[0][genre]["films"]}
+        for name in ("f1", "precision", "recall", "accuracy", "average_precision", "auc"):
+            row[name] = _mean([one[genre][name] for one in found])
+        for name in ("f1", "precision", "recall"):
+            row[f"{name}_fitted"] = _mean([one["per_genre"][genre][name] for one in fitted])
+        told[genre] = row
+    return told
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _differences(models: Sequence[Model], drawn: dict[bytes, Drawn]) -> list[dict[str, Any]]:
+    """Every pair of models, on the films they share: the later one in the list minus the earlier one."""
+    pairs: list[dict[str, Any]] = []
+    for (i, first), (j, later) in combinations(enumerate(models), 2):
+        ids = np.intersect1d(first.ids, later.ids, assume_unique=True)
+        here = drawn[ids.tobytes()]
+        one, other = np.mean(here[j], axis=0), np.mean(here[i], axis=0)
+        measures: dict[str, Any] = {}
+        for column, measure in enumerate(MEASURES):
+            found = difference(one[:, column], other[:, column])
+            measures[measure] = None if found is None else found._asdict()
+        pairs.append({"one": later.name, "other": first.name, "films": len(ids), "measures": measures})
+    for measure in MEASURES:
+        known = [pair["measures"][measure] for pair in pairs if pair["measures"][measure] is not None]
+        for row, adjusted in zip(known, holm([row["p"] for row in known]), strict=True):
+            row["p_holm"] = adjusted
+    return pairs
+
+
+def _notes(models: Sequence[Model], shared: NDArray[np.int64]) -> list[str]:
+    """What a reader has to know before believing the tables."""
+    notes = []
+    counts = {model.name: len(model.ids) for model in models}
+    if any(count != len(shared) for count in counts.values()):
+        notes.append(
+            "NOT ALL MODELS WERE EVALUATED ON THE SAME FILMS ("
+            + ", ".join(f"{name} {count:,}" for name, count in counts.items())
+            + "). Differences are on the films that both models of a pair have; "
+            f"{len(shared):,} films are common to all."
         )
-
-
-def _print(split: str, metrics: dict[str, dict[str, Any]], first: str, differences: dict[str, Difference]) -> None:
-    console = Console()
-    table = Table(f"{split} split", *(Path(name).name for name in metrics))
-    table.add_row("films", *(f"{told['films']:,}" for told in metrics.values()))
-    for key in SHOWN:
-        table.add_row(key, *(_number(told[key]) for told in metrics.values()))
-    for genre in next(iter(metrics.values()))["per_genre"]:
-        table.add_row(f"F1 {genre}", *(_number(told["per_genre"][genre]["f1"]) for told in metrics.values()))
-    console.print(table)
-    for name, difference in differences.items():
-        sure = "more than chance" if difference.low > 0 or difference.high < 0 else "may be chance"
-        console.print(
-            f"micro F1 of {Path(name).name} minus {Path(first).name}: {difference.value:+.4f} "
-            f"(95 % interval {difference.low:+.4f} to {difference.high:+.4f}, p {difference.p:.3f}): {sure}"
+    unfitted = [model.name for model in models if any(result.scores.thresholds is None for result in model.results)]
+    if unfitted:
+        notes.append(f"No thresholds for {', '.join(unfitted)}: `genre-dist evaluate RUN --split val` fits them.")
+    single = [model.name for model in models if len(model.results) == 1 and model.kind != "baseline"]
+    if single:
+        notes.append(
+            f"One seed only for {', '.join(single)}: the intervals cover the choice of films, not the luck of training."
         )
+    return notes
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _show(
+    models: Sequence[Model], told: dict[str, Any], options: CompareOptions
+) -> tuple[dict[int, Shown], str | None]:
+    """Titles and posters of the films told of; and a note if they could not be had."""
+    films = [film["tmdb_id"] for side in ("wins", "losses") for film in told["films"].get(side, [])]
+    configs = (result.config for model in models for result in model.results)
+    own = next((Path(config.data.shards) for config in configs if config is not None), None)
+    shards = options.shards or own
+    if not films or shards is None:
+        return {}, None
+    try:
+        return show_films(shards, options.split, films), None
+    except (ValueError, OSError) as error:
+        return {}, f"Titles and posters are missing ({error}); --shards FOLDER says where the shards are."

@@ -21,10 +21,15 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("--overview", help="the film's overview")
     verb.set_defaults(run=_predict)
 
-    verb = verbs.add_parser("compare", help="put runs side by side, with intervals for their differences")
-    verb.add_argument("folders", metavar="RUN", type=Path, nargs="+")
+    verb = verbs.add_parser("compare", help="put runs side by side, with intervals for all differences; a report")
+    verb.add_argument(
+        "folders", metavar="RUN", type=Path, nargs="+", help="NAME-seed0 NAME-seed1 ... count as one model"
+    )
     verb.add_argument("--split", choices=["train", "val", "test"], default="test")
-    verb.add_argument("--out", type=Path, default=Path("report"), help="where comparison.json goes")
+    verb.add_argument("--out", type=Path, default=Path("report"), help="for index.html, comparison.md, comparison.json")
+    verb.add_argument("--shards", type=Path, help="where titles and posters are, if not where the runs had them")
+    verb.add_argument("--resamples", type=int, default=2000, help="of the films, for the intervals")
+    verb.add_argument("--films", type=int, default=6, help="largest wins and losses to show")
     verb.set_defaults(run=_compare)
 
     verb = verbs.add_parser(
@@ -64,9 +69,19 @@ def _predict(arguments: Namespace) -> None:
 
 
 def _compare(arguments: Namespace) -> None:
-    from genre_dist.study.comparison import compare
+    from genre_dist.study.comparison import CompareOptions, compare
 
-    compare(arguments.folders, arguments.split, arguments.out)
+    compare(
+        arguments.folders,
+        arguments.out,
+        CompareOptions(
+            split=arguments.split,
+            resamples=arguments.resamples,
+            shards=arguments.shards,
+            films=arguments.films,
+        ),
+    )
+    print(f"the report: {arguments.out / 'index.html'}")
 
 
 def _baseline(arguments: Namespace) -> None:

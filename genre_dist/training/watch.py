@@ -80,6 +80,8 @@ class Watch:
                 "reader_idle_seconds": reading.idle,  # waiting for a free slot: reading keeps up
                 "mfu": self._mfu(samples / seconds),
                 "memory_bytes": peak_memory_bytes(self.experiment.world.device),
+                "ranks": self.experiment.world.size,
+                "device": self.experiment.world.device.type,
                 **{f"lr_{name}": rate for name, rate in rates.items() if "." not in name},
             }
         )

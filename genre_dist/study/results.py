@@ -1,0 +1,190 @@
+"""What evaluated runs left on disk, read back for comparing: predictions, thresholds, configuration, seeds."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from genre_dist.config import Config
+from genre_dist.configfile import load_config
+from genre_dist.study.bootstrap import Scores
+from genre_dist.study.thresholds import fit_thresholds, load_thresholds
+
+_SEED = re.compile(r"^(?P<name>.*?)[-_/.]?seed[-_]?(?P<seed>\d+)$", re.IGNORECASE)
+
+
+class Result(NamedTuple):
+    """One evaluated run, its films by rising id."""
+
+    folder: Path
+    ids: NDArray[np.int64]  # [films]
+    scores: Scores
+    metrics: dict[str, Any]
+    """metrics-SPLIT.json as it is."""
+    config: Config | None
+    """None for what is not trained by the loop, such as baselines."""
+    val_micro_f1: float | None
+    """On val, at the thresholds fitted there (at 0.5 if there are none)."""
+    baseline: dict[str, Any]
+    """What baseline.json says; empty for other runs."""
+
+    @property
+    def genres(self) -> list[str]:
+        return list(self.metrics["per_genre"])
+
+
+class Model(NamedTuple):
+    """One experiment: a run, or several of different seeds."""
+
+    name: str
+    results: tuple[Result, ...]
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """The films that every seed was evaluated on, rising."""
+        shared = self.results[0].ids
+        for result in self.results[1:]:
+            shared = np.intersect1d(shared, result.ids, assume_unique=True)
+        return shared
+
+    @property
+    def kind(self) -> str:
+        return kind_of(self.results[0].config)
+
+    @property
+    def title(self) -> str:
+        return str(self.results[0].baseline.get("title", self.name))
+
+    @property
+    def starts_warm(self) -> bool:
+        """Whether its encoders start from those of other runs."""
+        config = self.results[0].config
+        return config is not None and config.model.text.weights is not None
+
+    @property
+    def val_micro_f1(self) -> float | None:
+        """The mean over the seeds, None if one of them was not evaluated on val."""
+        values = [result.val_micro_f1 for result in self.results]
+        return None if None in values else float(np.mean([value for value in values if value is not None]))
+
+
+def kind_of(config: Config | None) -> str:
+    """What was trained, in a word or two."""
+    if config is None:
+        return "baseline"
+    model = config.model
+    if not model.uses_poster:
+        return "text"
+    if not model.uses_text:
+        return "poster"
+    if model.text.frozen and model.poster.frozen:
+        return "frozen"
+    partly = model.text.frozen or model.poster.frozen or model.poster.frozen_through
+    return "partly frozen" if partly else "end to end"
+
+
+def read_models(folders: Sequence[Path], split: str) -> list[Model]:
+    """Runs in the order given; those that differ only in a seed at the end (`name-seed0`, `name/seed1`) are one model.
+
+    Raises ValueError if a run was not evaluated on the split, its files are damaged, or runs do not fit together.
+    """
+    grouped: dict[str, list[Path]] = {}
+    for folder in dict.fromkeys(Path(str(folder).rstrip("/")) for folder in folders):
+        seeded = _SEED.match(str(folder))
+        grouped.setdefault(seeded["name"] if seeded else str(folder), []).append(folder)
+    names = _short_names(list(grouped))
+    models = [
+        Model(name, tuple(read_result(folder, split) for folder in group))
+        for name, group in zip(names, grouped.values(), strict=True)
+    ]
+    _check_genres(models)
+    return models
+
+
+def _short_names(paths: list[str]) -> list[str]:
+    """The last part of each path, or as much of it as tells them apart."""
+    for parts in range(1, 1 + max(path.count("/") + 1 for path in paths)):
+        names = ["/".join(path.split("/")[-parts:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return paths
+
+
+def read_result(folder: Path, split: str) -> Result:
+    """One run's evaluation on a split. Raises ValueError as `read_models`."""
+    told, predictions = folder / f"metrics-{split}.json", folder / f"predictions-{split}.parquet"
+    if not (told.is_file() and predictions.is_file()):
+        raise ValueError(f"{folder}: not evaluated on {split} yet; run `genre-dist evaluate {folder} --split {split}`")
+    metrics = _read_metrics(told)
+    genres = list(metrics["per_genre"])
+    ids, logits, labels = read_predictions(predictions, len(genres))
+    thresholds = load_thresholds(folder, genres)
+    val, val_told = folder / "predictions-val.parquet", folder / "metrics-val.json"
+    if thresholds is None and val.is_file():  # evaluated before thresholds were kept
+        thresholds = fit_thresholds(*read_predictions(val, len(genres))[1:])
+    on_val = _read_metrics(val_told) if val_told.is_file() else {}
+    config, baseline = folder / "config.yaml", folder / "baseline.json"
+    return Result(
+        folder=folder,
+        ids=ids,
+        scores=Scores(logits, labels, thresholds),
+        metrics=metrics,
+        config=load_config(config) if config.is_file() and not baseline.is_file() else None,
+        val_micro_f1=on_val.get("fitted", on_val).get("micro_f1"),
+        baseline=json.loads(baseline.read_text()) if baseline.is_file() else {},
+    )
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(path.read_text())
+        list(told["per_genre"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the metrics of an evaluation ({error!r}); evaluate the run again") from None
+    return told
+
+
+def read_predictions(path: Path, genres: int) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
+    """Film ids [films] rising, logits and labels [films, genres]. Raises ValueError if the file is not that."""
+    try:
+        table = pq.read_table(path, columns=["tmdb_id", "logits", "labels"])
+        ids = table["tmdb_id"].to_numpy()
+        logits, labels = (
+            table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(ids), genres)
+            for name in ("logits", "labels")
+        )
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: no predictions of {genres} genres ({error}); evaluate the run again") from None
+    if not np.isfinite(logits).all():
+        raise ValueError(f"{path}: some logits are not finite; the model's weights have run away")
+    order = np.argsort(ids)
+    if len(np.unique(ids)) < len(ids):
+        raise ValueError(f"{path}: some films are in it twice; evaluate the run again")
+    return ids[order], logits[order].astype(np.float32), labels[order].astype(bool)
+
+
+def _check_genres(models: Sequence[Model]) -> None:
+    first = models[0].results[0]
+    for result in (result for model in models for result in model.results):
+        if result.genres != first.genres:
+            raise ValueError(f"{result.folder} and {first.folder} have other genres: they cannot be compared")
+        _, here, there = np.intersect1d(result.ids, first.ids, assume_unique=True, return_indices=True)
+        differ = np.flatnonzero((result.scores.labels[here] != first.scores.labels[there]).any(axis=1))
+        if len(differ):
+            raise ValueError(
+                f"film {result.ids[here][differ[0]]} and {len(differ) - 1} others have other genres in {result.folder} "
+                f"than in {first.folder}: they were packed from different catalogues and cannot be compared"
+            )
+
+
+def on_films(result: Result, ids: NDArray[np.int64]) -> Scores:
+    """A run's scores on some of its films (rising ids, all of them its own)."""
+    rows = np.searchsorted(result.ids, ids)
+    logits, labels, thresholds = result.scores
+    return Scores(logits[rows], labels[rows], thresholds)

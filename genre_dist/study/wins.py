@@ -1,0 +1,110 @@
+"""The films on which one model gains or loses most against another, with their posters and titles from the shards."""
+
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from genre_dist.stream.index import SplitIndex
+from genre_dist.stream.manifest import load_manifest
+from genre_dist.stream.order import Rows
+from genre_dist.stream.reader import read_members
+from genre_dist.study.results import Model, on_films
+
+THUMBNAIL = (160, 240)  # pixels; posters are two wide to three high, and squashed in the shards
+
+
+class Shown(NamedTuple):
+    """How a film is shown."""
+
+    title: str
+    year: str
+    poster: bytes | None
+    """A small JPEG."""
+
+
+def wins_and_losses(one: Model, other: Model, ids: NDArray[np.int64], count: int) -> dict[str, list[dict[str, Any]]]:
+    """The films where `one` is furthest ahead of `other`, and furthest behind.
+
+    By the film's F1 of the genres that at least half of the seeds name, at their fitted thresholds; between equal ones
+    by log loss, a mean over the seeds.
+    """
+    sides = [_per_film(model, ids) for model in (one, other)]
+    labels, genres = on_films(one.results[0], ids).labels, one.results[0].genres
+    gain = _f1(sides[0].named, labels) - _f1(sides[1].named, labels)
+    order = np.lexsort((sides[1].loss - sides[0].loss, gain))  # rising gain in F1, then in log loss
+    told = {}
+    for name, sign, rows in (("wins", 1, order[::-1][:count]), ("losses", -1, order[:count])):
+        told[name] = [
+            {
+                "tmdb_id": int(ids[row]),
+                "gain_in_f1": float(gain[row]),
+                "genres": _names(genres, labels[row]),
+                "one": _names(genres, sides[0].named[row]),
+                "other": _names(genres, sides[1].named[row]),
+            }
+            for row in rows
+            if sign * gain[row] > 0
+        ]
+    return told
+
+
+class _Side(NamedTuple):
+    named: NDArray[np.bool_]  # [films, genres], by at least half of the seeds
+    loss: NDArray[np.float64]  # [films], log loss
+
+
+def _per_film(model: Model, ids: NDArray[np.int64]) -> _Side:
+    votes = np.zeros(on_films(model.results[0], ids).labels.shape)
+    loss = np.zeros(len(ids))
+    for result in model.results:
+        logits, labels, thresholds = on_films(result, ids)
+        votes += logits > (0 if thresholds is None else thresholds)
+        loss += (np.logaddexp(0, logits) - logits * labels).mean(1)
+    return _Side(votes >= len(model.results) / 2, loss / len(model.results))
+
+
+def _f1(named: NDArray[np.bool_], labels: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return 2 * (named & labels).sum(1) / np.maximum(named.sum(1) + labels.sum(1), 1)
+
+
+def _names(genres: list[str], chosen: NDArray[np.bool_]) -> list[str]:
+    return [genre for genre, taken in zip(genres, chosen, strict=True) if taken]
+
+
+def show_films(shards: Path, split: str, films: Iterable[int]) -> dict[int, Shown]:
+    """Title, year and poster of films, as far as the shards have them. Raises ValueError if there are no shards."""
+    manifest = load_manifest(shards)
+    index, wanted = SplitIndex(manifest, split, ()), np.array(sorted(set(films)), np.int64)
+    shown = {}
+    for number, size in enumerate(index.sizes):
+        records = index.records(Rows(np.full(size, number), np.arange(size)))
+        for record in records[np.isin(records["id"], wanted)]:
+            with open(manifest.folder / index.shards[number].file, "rb") as file:
+                file.seek(int(record["offset"]))
+                members = read_members(file.read(int(record["size"])), int(record["id"]))
+            told = json.loads(bytes(members["json"]))
+            squashed = manifest.image["fit"] == "squash"
+            poster = _thumbnail(bytes(members["jpg"]), squashed) if "jpg" in members else None
+            date = str(told.get("release_date") or "")
+            shown[int(record["id"])] = Shown(str(told.get("title") or record["id"]), date[:4], poster)
+    return shown
+
+
+def _thumbnail(data: bytes, squashed: bool) -> bytes | None:
+    """A small JPEG in a poster's own proportions; None for a poster that cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
+            picture = opened.convert("RGB")
+    except (OSError, SyntaxError, ValueError):
+        return None
+    width, height = THUMBNAIL
+    picture = picture.resize((width, height) if squashed else (width, width), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=78, optimize=True)
+    return file.getvalue()

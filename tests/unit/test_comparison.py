@@ -1,0 +1,270 @@
+"""What compare finds in evaluated runs, whatever left them: seeds, film sets, costs, words, and the files it writes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from study_runs import FROZEN, TEXT, WARM, drawn_labels, drawn_logits, write_evaluation, write_record, write_run
+
+from genre_dist import cli
+from genre_dist.genres import GENRE_NAMES
+from genre_dist.study.bootstrap import MEASURES
+from genre_dist.study.calibration import calibration
+from genre_dist.study.comparison import CompareOptions, compare, compared
+from genre_dist.study.costs import POINTS, read_record
+from genre_dist.study.results import read_models, read_result
+
+QUICK = CompareOptions(resamples=200)
+
+
+def write_plain(run: Path, skill: float, seed: int, films: int = 150, first: int = 0, label_seed: int = 0) -> Path:
+    """A folder with predictions and metrics alone, on the films `first` to `films` of an invented split."""
+    for split, shift in (("val", 1), ("test", 0)):
+        labels = drawn_labels(films, label_seed + shift)
+        logits = drawn_logits(labels, skill, seed)
+        write_evaluation(run, split, np.arange(first, films) + 1000, logits[first:], labels[first:])
+    return run
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory, sample_shards: Path) -> dict[str, Any]:
+    """Two experiments of two seeds on every second film, a text model and a baseline on all, compared."""
+    folder = tmp_path_factory.mktemp("runs")
+    runs = [
+        write_run(folder / f"{name}-seed{seed}", sample_shards, skill, 10 * skill + seed, options, every=2)
+        for name, skill, options in (("frozen", 1, FROZEN), ("warm", 3, WARM))
+        for seed in range(2)
+    ]
+    runs.append(write_run(folder / "text", sample_shards, 2, 30, TEXT))
+    baseline = write_run(folder / "svm", sample_shards, 1, 40)
+    (baseline / "config.yaml").unlink()
+    (baseline / "metrics.jsonl").unlink()
+    (baseline / "baseline.json").write_text(json.dumps({"title": "SVM, words", "fit_seconds": 3.0}))
+    return compare([*runs, baseline], folder / "report", QUICK) | {"folder": folder}
+
+
+def row(told: dict[str, Any], name: str) -> dict[str, Any]:
+    (found,) = [model for model in told["models"] if model["name"] == name]
+    return found
+
+
+# --- who is compared with whom, on which films
+
+
+def test_folders_that_differ_in_their_seed_are_one_model(told: dict[str, Any]) -> None:
+    assert [model["name"] for model in told["models"]] == ["frozen", "warm", "text", "svm"]
+    figures = row(told, "warm")["on_own_films"]["micro_f1"]
+    runs = [read_result(told["folder"] / f"warm-seed{seed}", "test").metrics["micro_f1"] for seed in range(2)]
+    assert figures["seeds"] == pytest.approx(runs)
+    assert figures["value"] == pytest.approx(np.mean(runs))
+    assert figures["sd"] == pytest.approx(np.std(runs, ddof=1))
+    assert row(told, "text")["on_own_films"]["micro_f1"]["sd"] is None
+
+
+def test_every_pair_has_an_interval_for_every_measure(told: dict[str, Any]) -> None:
+    pairs = {(pair["one"], pair["other"]) for pair in told["differences"]}
+    assert pairs == {("warm", "frozen"), ("text", "frozen"), ("svm", "frozen")} | {
+        ("text", "warm"),
+        ("svm", "warm"),
+        ("svm", "text"),
+    }
+    for pair in told["differences"]:
+        assert set(pair["measures"]) == set(MEASURES)
+        for found in pair["measures"].values():
+            assert found["low"] <= found["value"] <= found["high"]
+            assert 0 < found["p"] <= found["p_holm"] <= 1
+
+
+def test_pairs_are_compared_on_the_films_they_share_and_the_counts_are_told_loudly(told: dict[str, Any]) -> None:
+    films = {(pair["one"], pair["other"]): pair["films"] for pair in told["differences"]}
+    few, all_films = row(told, "warm")["films"], row(told, "text")["films"]
+    assert few == -(-all_films // 2)
+    assert films["svm", "text"] == all_films
+    assert {films[pair] for pair in films if pair != ("svm", "text")} == {few}
+    assert told["shared_films"] == few
+    assert told["notes"][0].startswith("NOT ALL MODELS WERE EVALUATED ON THE SAME FILMS")
+    assert f"text {all_films}" in told["notes"][0]
+
+
+def test_a_difference_of_seeds_is_the_difference_of_their_means(told: dict[str, Any]) -> None:
+    pair = told["differences"][0]
+    means = [row(told, name)["on_shared_films"]["mean_average_precision"]["value"] for name in ("warm", "frozen")]
+    assert pair["measures"]["mean_average_precision"]["value"] == pytest.approx(means[0] - means[1])
+
+
+def test_any_folder_with_predictions_and_metrics_can_be_compared(tmp_path: Path) -> None:
+    runs = [write_plain(tmp_path / name, skill, 1) for name, skill in (("a", 1.0), ("b", 2.0))]
+    told = compared(read_models(runs, "test"), QUICK)
+    assert [model["kind"] for model in told["models"]] == ["baseline", "baseline"]
+    assert told["headline"]["question"] == "Is b better than a?"
+    assert told["headline"]["verdict"] == "yes"
+    assert told["models"][0]["cost"] is None
+    assert not [note for note in told["notes"] if note.startswith("NOT ALL")]
+
+
+def test_thresholds_that_were_never_kept_are_fitted_from_the_predictions_on_val(tmp_path: Path) -> None:
+    run = write_plain(tmp_path / "a", 1.5, 1)
+    kept = read_result(run, "test").scores.thresholds
+    (run / "thresholds.json").unlink()
+    np.testing.assert_array_equal(read_result(run, "test").scores.thresholds, kept)
+    (run / "predictions-val.parquet").unlink()
+    assert read_result(run, "test").scores.thresholds is None
+    told = compared(read_models([run, write_plain(tmp_path / "b", 1.0, 2)], "test"), QUICK)
+    assert told["models"][0]["on_own_films"]["micro_f1_fitted"] is None
+    assert told["differences"][0]["measures"]["micro_f1_fitted"] is None
+    assert told["headline"]["measure"] == "micro_f1"
+    assert any(note.startswith("No thresholds for a") for note in told["notes"])
+
+
+# --- the answer
+
+
+def test_the_headline_answers_whether_end_to_end_was_worth_it(told: dict[str, Any]) -> None:
+    head = told["headline"]
+    assert head["question"] == "Was training end to end worth it?"
+    assert (head["one"], head["other"], head["verdict"]) == ("warm", "frozen", "yes")
+    assert head["low"] > 0
+    assert head["value"] == told["differences"][0]["measures"]["micro_f1_fitted"]["value"]
+    assert told["strongest"]["model"] == "warm"
+    assert told["strongest"]["baseline"] == "svm"
+
+
+def test_an_interval_with_zero_in_it_is_called_nothing_shown(tmp_path: Path, sample_shards: Path) -> None:
+    runs = [
+        write_run(tmp_path / name, sample_shards, 1.5, seed, options)
+        for seed, (name, options) in enumerate((("frozen", FROZEN), ("warm", WARM)))
+    ]
+    head = compared(read_models(runs, "test"), QUICK)["headline"]
+    assert head["low"] < 0 < head["high"]
+    assert head["answer"].startswith("Not shown: ")
+    turned = compared(read_models(runs[::-1], "test"), QUICK)["headline"]  # the order of the runs changes nothing
+    assert (turned["value"], turned["low"], turned["high"]) == pytest.approx((head["value"], head["low"], head["high"]))
+
+
+# --- costs, calibration, films
+
+
+def test_cost_and_curves_come_from_the_record(told: dict[str, Any]) -> None:
+    cost = row(told, "warm")["cost"]
+    assert cost["hours"] == pytest.approx(40 * 0.5 / 3600)
+    assert cost["device_hours"] == pytest.approx(2 * cost["hours"])
+    assert (cost["ranks"], cost["device"], cost["steps"], cost["samples"]) == (2, "cpu", 40, 640)
+    assert cost["samples_per_second"] == pytest.approx(32)
+    assert cost["peak_memory_bytes"] == 2**30
+    curves = row(told, "warm")["curves"]
+    assert [point[0] for point in curves["val_map"]] == [10, 20, 30, 40]
+    assert curves["val_map"][1][1] == pytest.approx(20 * 0.5 / 3600)
+    assert row(told, "svm")["cost"]["hours"] == pytest.approx(3 / 3600)
+
+
+def test_a_long_record_is_thinned_out_and_a_half_written_line_passed_over(tmp_path: Path) -> None:
+    write_record(tmp_path, steps=5000)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "train", "st')
+    cost, curves = read_record(tmp_path)
+    assert cost is not None
+    assert cost.steps == 5000
+    assert POINTS <= len(curves.train_loss) <= 2 * POINTS
+    assert read_record(tmp_path / "nowhere")[0] is None
+
+
+def test_steps_that_were_not_recorded_count_in_the_hours(tmp_path: Path) -> None:
+    write_record(tmp_path, steps=40)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)["step"] % 5 == 0]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(kept) + "\n")
+    cost, _ = read_record(tmp_path)
+    assert cost is not None
+    assert cost.hours == pytest.approx(40 * 0.5 / 3600)
+    assert cost.samples is None
+
+
+def test_calibration_by_hand() -> None:
+    logits = np.log(np.array([[0.9 / 0.1], [0.9 / 0.1], [0.3 / 0.7], [0.3 / 0.7]], np.float32))
+    told = calibration(logits, np.array([[1], [0], [0], [0]], bool))
+    assert told["expected_calibration_error"] == pytest.approx((2 * 0.4 + 2 * 0.3) / 4, abs=1e-6)
+    assert told["brier"] == pytest.approx((0.01 + 0.81 + 2 * 0.09) / 4, abs=1e-6)
+    assert [(point["pairs"], point["true"]) for point in told["curve"]] == [(2, 0), (2, 0.5)]
+
+
+def test_wins_and_losses_show_films_with_titles_and_what_each_model_named(told: dict[str, Any]) -> None:
+    films = told["films"]
+    assert (films["one"], films["other"]) == ("warm", "frozen")
+    assert len(films["wins"]) == 6
+    gains = [film["gain_in_f1"] for film in films["wins"]]
+    assert gains == sorted(gains, reverse=True)
+    assert min(gains) > 0
+    for film in films["wins"] + films["losses"]:
+        assert film["title"]
+        assert set(film["genres"]) | set(film["one"]) | set(film["other"]) <= set(GENRE_NAMES)
+        f1 = [
+            2 * len({*film["genres"]} & {*named}) / max(1, len(film["genres"]) + len(named))
+            for named in (film["one"], film["other"])
+        ]
+        assert film["gain_in_f1"] == pytest.approx(f1[0] - f1[1])
+
+
+# --- files and mistakes
+
+
+def test_the_files_tell_the_same(told: dict[str, Any]) -> None:
+    report = told["folder"] / "report"
+    written = json.loads((report / "comparison.json").read_text())
+    assert written == json.loads(json.dumps({key: value for key, value in told.items() if key != "folder"}))
+    text = (report / "comparison.md").read_text()
+    assert told["headline"]["answer"] in text
+    assert "2018 study: LSTM (overview)" in text
+    assert "| svm " in text
+    page = (report / "index.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == len(told["films"]["wins"]) + len(told["films"]["losses"])
+
+
+def test_shards_that_are_gone_cost_only_the_pictures(tmp_path: Path, sample_shards: Path) -> None:
+    runs = [write_run(tmp_path / name, sample_shards, skill, skill) for name, skill in (("a", 1), ("b", 2))]
+    told = compare(runs, tmp_path / "report", CompareOptions(resamples=50, shards=tmp_path / "gone"))
+    assert any("--shards" in note for note in told["notes"])
+    assert told["films"]["wins"]
+
+
+def remove_evaluation(run: Path) -> None:
+    (run / "predictions-test.parquet").unlink()
+
+
+def damage_predictions(run: Path) -> None:
+    (run / "predictions-test.parquet").write_bytes(b"PAR1 no")
+
+
+def damage_metrics(run: Path) -> None:
+    (run / "metrics-test.json").write_text("[]")
+
+
+def other_films(run: Path) -> None:
+    write_plain(run, 1.0, 2, films=400, first=300)
+
+
+def other_labels(run: Path) -> None:
+    write_plain(run, 1.0, 2, label_seed=7)
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (remove_evaluation, "genre-dist evaluate"),
+        (damage_predictions, "predictions-test.parquet"),
+        (damage_metrics, "metrics-test.json"),
+        (other_films, "no common film"),
+        (other_labels, "other genres"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_named_in_one_line(
+    harm: Any, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [write_plain(tmp_path / name, 1.0, seed) for seed, name in enumerate(("a", "b"))]
+    harm(runs[1])
+    assert cli.main(["compare", *map(str, runs), "--out", str(tmp_path / "report"), "--resamples", "20"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+    assert "b" in line
+    assert not (tmp_path / "report").exists()
