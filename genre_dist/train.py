@@ -49,7 +49,9 @@ def dry_run(config: Config) -> int:
 
 
 def _evaluate(experiment: Any, split: str, stop: Any, final: bool) -> dict[str, Any] | None:
+    from genre_dist.stream.reader import ShardReader
     from genre_dist.study.evaluation import evaluate, print_evaluation, save_evaluation
+    from genre_dist.study.shown_films import shown_films
 
     config = experiment.config
     evaluation = evaluate(
@@ -67,7 +69,11 @@ def _evaluate(experiment: Any, split: str, stop: Any, final: bool) -> dict[str, 
         return None
     if final:
         print_evaluation(save_evaluation(evaluation, Path(config.run.dir)))
-    return evaluation.metrics
+    tracking, members = config.tracking, config.model.members
+    if tracking.films == 0 or (tracking.wandb == "off" and not tracking.tensorboard):
+        return evaluation.metrics
+    reader = ShardReader(experiment.manifest, split, members, config.data.max_tokens)
+    return evaluation.metrics | {"films_shown": shown_films(evaluation, reader, tracking.films)}
 
 
 if __name__ == "__main__":

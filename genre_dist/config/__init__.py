@@ -13,7 +13,8 @@ from genre_dist.config.batches import Batches, derive_batches
 from genre_dist.config.data import DataConfig
 from genre_dist.config.loss import LossConfig
 from genre_dist.config.model import HeadsConfig, ModelConfig, PosterConfig, TextConfig
-from genre_dist.config.run import CheckpointConfig, ParallelConfig, RunConfig, TrackingConfig
+from genre_dist.config.run import CheckpointConfig, ParallelConfig, RunConfig
+from genre_dist.config.tracking import TrackingConfig
 from genre_dist.config.training import OptimConfig, TrainConfig
 
 __all__ = [
@@ -56,7 +57,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     """Folder and seed."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """W&B."""
+    """W&B and TensorBoard."""
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

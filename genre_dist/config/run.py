@@ -1,4 +1,4 @@
-"""How a run lives: its ranks, its folder, what it saves and where it is shown."""
+"""How a run lives: its ranks, its folder, what it saves."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -42,15 +42,3 @@ class RunConfig:
     """Delete what an earlier run left in `dir` and start from step 0."""
     max_minutes: float | None = None
     """Stop after this long as if asked to by a signal: checkpoint, exit code 75, to be continued."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackingConfig:
-    """Views of the record; metrics.jsonl is always written."""
-
-    wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """`auto`: online with a key, offline without."""
-    project: str = "genre_dist"
-    """W&B project."""
-    group: str | None = None
-    """W&B group, to compare runs side by side."""

@@ -17,6 +17,7 @@ from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.reader import ShardReader
 from genre_dist.training.levers import adamw, compile_note, pull_levers
 from genre_dist.training.loss import Loss, training_loss
+from genre_dist.training.views import check_views
 
 
 class Experiment(NamedTuple):
@@ -104,6 +105,7 @@ def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractC
 def set_up(config: Config, world: World) -> Experiment:
     """Everything before the first step. Raises ValueError for what does not fit together."""
     check_strategy(config, world.size)
+    check_views(config)
     batches = derive_batches(config.data, world.size)
     manifest = load_manifest(config.data.shards)
     stream = open_stream(config, manifest, world.size, world.rank)

@@ -21,6 +21,7 @@ from genre_dist.training.checkpoint import Saved, load_checkpoint, newest_checkp
 from genre_dist.training.experiment import Experiment, set_up, summary
 from genre_dist.training.export import finished_step, save_model
 from genre_dist.training.inputs import to_device, training_pixels
+from genre_dist.training.ranks import Meter, gather_ranks
 from genre_dist.training.schedule import lr_factor, set_learning_rates
 from genre_dist.training.step import train_step
 from genre_dist.training.stopping import PREEMPTED, Stopped, StopRequest
@@ -125,7 +126,7 @@ def _train(
         experiment, record, start, (start - 1) // stream.steps_per_epoch, stop, evaluate
     ):
         raise Stopped
-    watch = Watch(experiment, record)
+    watch, meter = Watch(experiment, record), Meter(world.device)
     experiment.model.train()
     batches = stream.batches(start)
     try:
@@ -151,6 +152,8 @@ def _train(
             )
             _note_faults(folder, micro_batches)
             done = position + 1
+            if done % config.tracking.ranks_every_steps == 0:
+                watch.ranks = gather_ranks(meter, world)
             reading = Seconds(*map(sum, zip(*(batch.seconds for batch in micro_batches), strict=True)))
             stopping = watch.step(done, epoch, result, waited, reading)
             last = done == experiment.total_steps
@@ -181,13 +184,13 @@ def _validate(
     except Stopped:
         return False
     if record is not None and told is not None:
-        record.write(_row("val", done, epoch, told))
+        record.write(_row("val", done, epoch, told), told)
     return True
 
 
 def _row(kind: str, step: int, epoch: int, told: dict[str, Any]) -> dict[str, Any]:
     return {"kind": kind, "step": step, "epoch": epoch, "data_wait": 0.0} | {
-        key: value for key, value in told.items() if key not in ("per_genre", "split", "threshold")
+        key: value for key, value in told.items() if key not in ("per_genre", "films_shown", "split", "threshold")
     }
 
 
@@ -223,7 +226,7 @@ def _finish(
             continue
         told = evaluate(experiment, split, stop, True)
         if record is not None and told is not None:
-            record.write(_row(split, done, epoch, told))
+            record.write(_row(split, done, epoch, told), told)
     if world.is_first:
         save_model(folder, experiment.model, experiment.manifest, done)
     world.barrier()

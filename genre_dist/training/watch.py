@@ -26,6 +26,7 @@ class Watch:
         self.experiment, self.record = experiment, record
         self.pending: tuple[int, int, StepResult, float, Seconds, float] | None = None
         self.stop_asked = False
+        self.ranks: dict[str, list[float]] | None = None  # for the next row
         self.bad: dict[int, int] = {}  # epoch -> samples that could not be read
         self.flops_per_sample: float | None = None
         self.peak = peak_flops(experiment.world.device, experiment.precision) * experiment.world.size
@@ -83,8 +84,10 @@ class Watch:
                 "ranks": self.experiment.world.size,
                 "device": self.experiment.world.device.type,
                 **{f"lr_{name}": rate for name, rate in rates.items() if "." not in name},
+                **(self.ranks or {}),
             }
         )
+        self.ranks = None
 
     def _check_bad(self, epoch: int, bad: int) -> None:
         self.bad[epoch] = self.bad.get(epoch, 0) + bad

@@ -1,16 +1,24 @@
 """metrics.jsonl is the record; the console and W&B are views of it."""
 
 import json
-import struct
-import zlib
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import yaml
+from wandb.proto.wandb_internal_pb2 import Record as StoredRecord
 
-from genre_dist.config import Config, RunConfig, TrackingConfig
-from genre_dist.training.tracking import Console, Record, open_record
+from genre_dist.config import Config, ModelConfig, PosterConfig, RunConfig, TextConfig, TrackingConfig
+from genre_dist.configfile import parse_config
+from genre_dist.training.tracking import Record, open_record
+from genre_dist.training.views import Console, Film, _run_id, check_views, job_type, numbers
+from genre_dist.training.wandb_files import history, records
+
+SWEEPS = Path(__file__).parents[2] / "configs" / "sweeps"
 
 
 class Seen:
@@ -18,10 +26,12 @@ class Seen:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.told: list[dict[str, Any]] = []
         self.closed = False
 
-    def show(self, row: dict[str, Any]) -> None:
+    def show(self, row: dict[str, Any], told: dict[str, Any]) -> None:
         self.rows.append(row)
+        self.told.append(told)
 
     def close(self) -> None:
         self.closed = True
@@ -112,8 +122,8 @@ def test_it_is_known_after_which_steps_the_split_was_evaluated(path: Path) -> No
 
 def test_the_console_shows_a_row_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(10)
-    console.show(train_row(3, loss=0.25))
-    console.show(val_row(3))
+    console.show(train_row(3, loss=0.25), {})
+    console.show(val_row(3), {})
     first, second = capsys.readouterr().out.splitlines()
     assert "step 3/10" in first
     assert "loss 0.2500" in first
@@ -128,74 +138,196 @@ def test_without_wandb_nothing_of_it_is_written(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_a_row_that_is_there_is_not_written_again(path: Path) -> None:
+    view = Seen()
+    record = Record(path, 3, 8, [view])
+    record.write(val_row(2))
+    record.write(val_row(4), {"per_genre": {}})
+    record.write(val_row(4))
+    record.close()
+    assert written(path) == [("train", 1), ("train", 2), ("val", 2), ("train", 3), ("val", 4)]
+    assert [row["step"] for row in view.rows] == [4]
+    assert view.told == [{"per_genre": {}}]
+
+
+# --- what views draw
+
+
+PER_GENRE = {"Drama": {"films": 3, "f1": 0.5, "average_precision": 0.4, "auc": None}}
+FILM = Film(603, np.full((4, 4, 3), 99, np.uint8), "a hacker learns", "Action", "Action 90%")
+
+
+def test_numbers_of_rows_ranks_and_genres_have_names_of_their_own() -> None:
+    row = train_row(3) | {"rank_memory_bytes": [5.0, 7.0]}
+    found = numbers(row, {})
+    assert found["train/loss"] == 0.5
+    assert (found["ranks/0/memory_bytes"], found["ranks/1/memory_bytes"]) == (5.0, 7.0)
+    assert "train/kind" not in found
+    found = numbers(val_row(3), {"per_genre": PER_GENRE})
+    assert found["val_genres/f1/Drama"] == 0.5
+    assert "val_genres/auc/Drama" not in found  # there is none
+
+
+@pytest.mark.parametrize(
+    ("text", "poster", "expected"),
+    [
+        (TextConfig(), PosterConfig(arch="none"), "text"),
+        (TextConfig(arch="none"), PosterConfig(), "poster"),
+        (TextConfig(frozen=True), PosterConfig(frozen=True), "frozen"),
+        (TextConfig(), PosterConfig(), "end_to_end"),
+        (TextConfig(frozen=True), PosterConfig(), "end_to_end"),
+    ],
+)
+def test_the_job_type_tells_what_is_compared(text: TextConfig, poster: PosterConfig, expected: str) -> None:
+    assert job_type(ModelConfig(text=text, poster=poster)) == expected
+
+
+def test_tensorboard_holds_the_same_and_hides_what_a_resumed_run_does_again(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = Config(tracking=TrackingConfig(wandb="off", tensorboard=True))
+    for start, end in ((0, 5), (3, 6)):
+        record = open_record(config, tmp_path, start, 6)
+        for step in range(start + 1, end + 1):
+            record.write(train_row(step, loss=step / 10 + start))
+        record.write(val_row(end), {"per_genre": PER_GENRE, "films_shown": [FILM]})
+        record.close()
+    told = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    losses = {event.step: event.value for event in told.Scalars("train/loss")}
+    assert losses == pytest.approx({1: 0.1, 2: 0.2, 3: 0.3, 4: 3.4, 5: 3.5, 6: 3.6})
+    assert [event.step for event in told.Scalars("val_genres/f1/Drama")] == [6]
+    assert [event.step for event in told.Images("val_films/603")] == [6]
+
+
+def test_tensorboard_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'genre_dist\[tensorboard\]'"):
+        check_views(Config(tracking=TrackingConfig(tensorboard=True)))
+
+
 # --- W&B, offline
 
 
-def datastore(path: Path) -> Iterator[bytes]:
-    """The records of a .wandb file: a 7-byte header, then a LevelDB log of 32 KiB blocks."""
-    data = path.read_bytes()
-    ident, magic, version = struct.unpack("<4sHB", data[:7])
-    assert (ident, magic, version) == (b":W&B", 0xBEE1, 0)
-    position, block, parts = 7, 32768, []
-    while position < len(data):
-        left = block - position % block
-        if left < 7:
-            assert not any(data[position : position + left]), "a block's trailer is not zero"
-            position += left
-            continue
-        checksum, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        piece = data[position + 7 : position + 7 + length]
-        assert len(piece) == length, "the last record is cut short"
-        assert checksum == zlib.crc32(piece, zlib.crc32(bytes([kind])))
-        assert kind in (1, 2, 3, 4)  # full, first, middle, last
-        assert bool(parts) == (kind in (3, 4))
-        parts.append(piece)
-        if kind in (1, 4):
-            yield b"".join(parts)
-            parts = []
-        position += 7 + length
-    assert not parts
-
-
-def history(folder: Path) -> list[dict[str, Any]]:
-    """The rows that W&B keeps of an offline run."""
-    from wandb.proto.wandb_internal_pb2 import Record as Stored
-
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+def stored(folder: Path, kind: str) -> list[Any]:
+    """The records of one kind in a run's offline segments."""
     found = []
-    for data in datastore(path):
-        stored = Stored()
-        stored.ParseFromString(data)
-        if stored.WhichOneof("record_type") == "history":
-            items = stored.history.item
-            found.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+    for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
+        for data in records(path.read_bytes()):
+            record = StoredRecord()
+            record.ParseFromString(data)
+            if record.WhichOneof("record_type") == kind:
+                found.append(getattr(record, kind))
     return found
 
 
-def test_an_offline_run_of_wandb_holds_the_same_losses_at_the_same_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A run's folder where W&B finds no key, so it is offline by itself."""
     import wandb
 
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))  # no key in ~/.netrc: offline by itself
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    config = Config(run=RunConfig(dir=str(tmp_path / "run")), tracking=TrackingConfig(project="test", group="group"))
     (tmp_path / "run").mkdir()
-    rows = [row for step in range(1, 401) for row in (train_row(step, loss=1 / step),)]
-    rows.insert(100, val_row(100))
-    try:
-        record = open_record(config, tmp_path / "run", 0, 400)
-        for row in rows:
-            record.write(row)
-        record.close()
-    finally:
-        wandb.teardown()
-    found = history(tmp_path / "run")
-    losses = {row["global_step"]: row["train/loss"] for row in found if "train/loss" in row}
+    yield tmp_path / "run"
+    wandb.teardown()
+
+
+def ended(record: Record) -> None:
+    """Close a record, and W&B's process with it, which writes the last of its file then."""
+    import wandb
+
+    record.close()
+    wandb.teardown()
+
+
+def steps_of(folder: Path, kind: str) -> list[int]:
+    return [row["global_step"] for row in history(folder) if f"{kind}/loss" in row]
+
+
+def test_an_offline_run_of_wandb_holds_the_same_losses_at_the_same_steps_after_a_resume_too(offline: Path) -> None:
+    config = Config(run=RunConfig(dir=str(offline)), tracking=TrackingConfig(project="test"))
+    record = open_record(config, offline, 0, 400)
+    for step in range(1, 301):
+        record.write(train_row(step, loss=1 / step))
+    record.write(val_row(300), {"per_genre": PER_GENRE, "films_shown": [FILM]})
+    ended(record)
+    assert steps_of(offline, "train") == list(range(1, 301))
+
+    # killed there, with what W&B had not yet written lost; the last checkpoint is of step 250
+    (segment,) = offline.glob("wandb/offline-run-*/run-*.wandb")
+    segment.write_bytes(segment.read_bytes()[: -segment.stat().st_size // 4])
+    lost_from = steps_of(offline, "train")[-1]
+    assert 100 < lost_from < 250  # otherwise the test shows less than it claims
+    record = open_record(config, offline, 250, 400)
+    for step in range(251, 401):
+        record.write(train_row(step, loss=1 / step))
+    record.write(val_row(300), {"per_genre": PER_GENRE, "films_shown": [FILM]})
+    record.write(val_row(400), {"per_genre": PER_GENRE})
+    record.write(val_row(400, "test"), {"per_genre": PER_GENRE})
+    ended(record)
+
+    assert steps_of(offline, "train") == list(range(1, 401))  # each once
+    losses = {row["global_step"]: row["train/loss"] for row in history(offline) if "train/loss" in row}
     assert losses == {step: pytest.approx(1 / step) for step in range(1, 401)}
-    (evaluated,) = [row for row in found if "val/loss" in row]
-    assert (evaluated["global_step"], evaluated["val/loss"], evaluated["val/macro_f1"]) == (100, 0.7, 0.2)
-    assert len(found) == len(rows)
-    assert (tmp_path / "run" / "wandb_id").read_text() in next((tmp_path / "run" / "wandb").glob("offline-run-*")).name
+    assert steps_of(offline, "val") == [300, 400]
+    assert steps_of(offline, "test") == [400]
+    first, *_ = [row for row in history(offline) if "val/loss" in row]
+    assert (first["val/macro_f1"], first["val_genres/f1/Drama"]) == (0.2, 0.5)
+    table = json.loads((next(offline.glob("wandb/*/files")) / first["val/films/path"]).read_text())
+    assert table["data"][0][0] == 603
+    assert table["data"][0][2:] == ["a hacker learns", "Action", "Action 90%"]
+    assert any("test/f1_by_genre" in name for row in history(offline) for name in row)
+    runs = stored(offline, "run")
+    assert {run.run_id for run in runs} == {(offline / "wandb_id").read_text()}  # one run in two segments
+    assert {(run.project, run.run_group, run.job_type) for run in runs} == {("test", "default", "end_to_end")}
+
+
+def test_records_are_read_up_to_where_a_file_is_cut_or_damaged(offline: Path) -> None:
+    record = open_record(Config(run=RunConfig(dir=str(offline))), offline, 0, 9)
+    for step in range(1, 10):
+        record.write(train_row(step))
+    ended(record)
+    (segment,) = offline.glob("wandb/offline-run-*/run-*.wandb")
+    data = segment.read_bytes()
+    whole = list(records(data))
+    for end in range(0, len(data), 97):
+        found = list(records(data[:end]))
+        assert found == whole[: len(found)]
+    assert len(list(records(data[:-1]))) == len(whole) - 1
+    middle = len(data) // 2
+    damaged = list(records(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]))
+    assert 0 < len(damaged) < len(whole)
+    assert damaged == whole[: len(damaged)]
+
+
+def test_under_a_sweep_the_agents_run_is_taken(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_RUN_ID", "trial7")
+    assert _run_id(offline) == "trial7"
+    monkeypatch.delenv("WANDB_SWEEP_ID")
+    monkeypatch.delenv("WANDB_RUN_ID")
+    assert _run_id(offline) == "trial7"  # continued by hand
+
+
+def test_the_sweeps_command_is_one_that_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The command that the agent builds of the file, with a stand-in for torchrun that prints what it is given."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    sweep = yaml.safe_load((SWEEPS / "learning_rates.yaml").read_text())
+    values = {name: {"value": its.get("value", its.get("min"))} for name, its in sweep["parameters"].items()}
+    macros = {"${env}": ["/usr/bin/env"], "${args}": create_sweep_command_args({"args": values})["args"]}
+    command = [word for part in create_sweep_command(sweep["command"]) for word in macros.get(part, [part])]
+    stand_in = tmp_path / "torchrun"
+    stand_in.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
+    stand_in.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "WANDB_RUN_ID": "trial7"}
+    words = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    monkeypatch.chdir(SWEEPS.parents[1])
+    config = parse_config(words[words.index("genre_dist.train") + 1 :]).config
+    assert config.run.dir == "runs/sweep/trial7"
+    assert (config.optim.text_lr, config.optim.poster_lr, config.optim.heads_lr) == (1e-4, 1e-5, 1e-4)
+    kind, _, name = sweep["metric"]["name"].partition("/")
+    assert name in val_row(1)
+    assert kind == "val"

@@ -1,0 +1,41 @@
+"""A few films of an evaluated split as people see them: poster, text, genres, prediction."""
+
+import numpy as np
+
+from genre_dist.prepare.vocabulary import load_words
+from genre_dist.stream.order import Rows
+from genre_dist.stream.reader import ShardReader
+from genre_dist.study.evaluation import Evaluation
+from genre_dist.training.views import Film
+
+LIKELY = 0.2
+"""Genres at least this probable are shown."""
+
+
+def shown_films(evaluation: Evaluation, reader: ShardReader, count: int) -> list[Film]:
+    """The first films of the split: always the same ones, and as films are stored in hash order, a random draw."""
+    sizes = reader.index.sizes
+    rows = Rows(np.repeat(np.arange(len(sizes)), sizes)[:count], np.concatenate([np.arange(n) for n in sizes])[:count])
+    batch = reader.read(rows)
+    names = [genre.name for genre in reader.manifest.genres]
+    words: list[str] = []
+    if batch.tokens is not None:
+        words = list(load_words(reader.manifest.folder / reader.manifest.text["vocabulary"]))
+    probabilities = 1 / (1 + np.exp(-evaluation.logits[:count].astype(np.float64)))  # [n, genres]
+    films = []
+    for n, film in enumerate(batch.ids.tolist()):
+        assert film == evaluation.ids[n]
+        likely = [g for g in np.argsort(-probabilities[n]) if probabilities[n, g] >= LIKELY]
+        text = None
+        if batch.tokens is not None and batch.lengths is not None:
+            text = " ".join(words[token] for token in batch.tokens[n, : batch.lengths[n]])
+        films.append(
+            Film(
+                id=film,
+                poster=None if batch.images is None else batch.images[n].copy(),
+                overview=text,
+                genres=", ".join(names[g] for g in np.flatnonzero(evaluation.labels[n])),
+                predicted=", ".join(f"{names[g]} {probabilities[n, g]:.0%}" for g in likely),
+            )
+        )
+    return films

@@ -1,0 +1,46 @@
+"""What every rank uses: memory and utilisation, gathered every so many steps."""
+
+import resource
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from genre_dist.parallel.world import World
+
+
+class Meter:
+    """This process's use of its CPU and GPU since it was last read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._clock, self._cpu = time.monotonic(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        """CPU in percent of one core, resident memory; on a GPU also its memory and utilisation in percent."""
+        clock, cpu = time.monotonic(), time.process_time()
+        told = {
+            "rank_cpu_percent": 100 * (cpu - self._cpu) / max(1e-9, clock - self._clock),
+            "rank_memory_bytes": float(_resident_bytes()),
+        }
+        self._clock, self._cpu = clock, cpu
+        if self.device.type == "cuda":
+            told["rank_gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated(self.device))
+            with suppress(ImportError, RuntimeError):  # utilisation is NVIDIA's library's to tell
+                told["rank_gpu_percent"] = float(torch.cuda.utilization(self.device))
+        return told
+
+
+def gather_ranks(meter: Meter, world: World) -> dict[str, list[float]] | None:
+    """Each number of every rank, in rank order, on rank 0; None elsewhere."""
+    gathered = world.gather(meter.read())
+    if gathered is None:
+        return None
+    return {key: [told[key] for told in gathered] for key in gathered[0] if all(key in told for told in gathered)}
+
+
+def _resident_bytes() -> int:
+    with suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,49 @@
+"""What an offline run of Weights & Biases has stored so far, read back from its files.
+
+A `.wandb` file is 7 bytes of header and a LevelDB log: blocks of 32 KiB, in them pieces with a checksum, a length and
+the place of the piece in its record (whole, first, middle, last). Records are protobuf messages of wandb.
+"""
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HEADER, BLOCK, PIECE = 7, 32768, 7
+WHOLE, FIRST, _, LAST = 1, 2, 3, 4
+
+
+def history(folder: Path) -> Iterator[dict[str, Any]]:
+    """The logged rows of all offline segments of a run in `folder`/wandb, oldest segment first.
+
+    A segment whose process was killed may end anywhere; it is read up to there.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
+        for data in records(path.read_bytes()):
+            record = Record()
+            record.ParseFromString(data)
+            if record.WhichOneof("record_type") == "history":
+                items = record.history.item
+                yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def records(data: bytes) -> Iterator[bytes]:
+    """The whole records of a `.wandb` file, up to the first that is cut short or damaged."""
+    position, parts = HEADER, b""
+    while position + PIECE <= len(data):
+        left = BLOCK - position % BLOCK
+        if left < PIECE:  # too little for a piece: padding
+            position += left
+            continue
+        checksum, length, kind = struct.unpack_from("<IHB", data, position)
+        piece = data[position + PIECE : position + PIECE + length]
+        if len(piece) < length or checksum != zlib.crc32(piece, zlib.crc32(bytes([kind]))):
+            return
+        parts = piece if kind in (WHOLE, FIRST) else parts + piece
+        if kind in (WHOLE, LAST):
+            yield parts
+        position += PIECE + length
