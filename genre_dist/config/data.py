@@ -36,8 +36,11 @@ class DataConfig:
     """Reader processes per rank; 0 reads in the training process."""
     prefetch: int = 2
     """Micro-batches read ahead of those in use: the bound on samples in flight."""
+    decode: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where posters are decoded. `auto`: on the CPU, or on the GPU if a rank has fewer than two cores; where a GPU
+    cannot, the CPU does it. The pixels of the two differ by rounding."""
     max_bad_fraction: float = 0.01
-    """Stop when more than this share of an epoch (and more than 8 samples) could not be read."""
+    """Stop when more than this share of an epoch, or of a split in evaluation, could not be read (and more than 8)."""
 
     def __post_init__(self) -> None:
         for name in ("global_batch", "image_size", "max_tokens", "block", "prefetch"):

@@ -1,8 +1,9 @@
 """The batches of one rank: for training from any position on, for evaluation every sample once."""
 
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 from genre_dist.stream import ring
 from genre_dist.stream.order import EpochOrder, Rows, evaluation_batches
 from genre_dist.stream.reader import Batch, ShardReader
+
+if TYPE_CHECKING:  # the stream needs no torch
+    from genre_dist.stream.device import DeviceFeed
 
 
 class TrainStream:
@@ -37,8 +41,9 @@ class TrainStream:
         by_length: float = 0.0,
         workers: int = 2,
         prefetch: int = 2,
+        feed: "DeviceFeed | None" = None,
     ) -> None:
-        self.reader = reader
+        self.reader, self._feed = reader, feed
         self._make = partial(
             EpochOrder,
             sizes=reader.index.sizes,
@@ -127,10 +132,11 @@ class TrainStream:
             workers=self._workers,
             prefetch=self._prefetch,
             hold=len(self._lanes),
+            pin=self._feed.pin if self._feed else None,
         )
         try:
             while True:
-                yield [next(micro) for _ in self._lanes]
+                yield [_finished(next(micro), self._feed) for _ in self._lanes]
         finally:
             micro.close()
 
@@ -153,12 +159,26 @@ def _nothing_to_train_on(reader: ShardReader, global_batch: int) -> str:
     )
 
 
+def _finished(batch: Batch, feed: "DeviceFeed | None") -> Batch:
+    return feed.finish(batch) if feed else batch
+
+
 def evaluation_stream(
-    reader: ShardReader, *, batch: int, world: int = 1, rank: int = 0, workers: int = 2, prefetch: int = 2
+    reader: ShardReader,
+    *,
+    batch: int,
+    world: int = 1,
+    rank: int = 0,
+    workers: int = 2,
+    prefetch: int = 2,
+    feed: "DeviceFeed | None" = None,
 ) -> Generator[Batch, None, None]:
     """One rank's part of a split, every sample once over all ranks, the same number of batches on each.
 
     A batch is valid until the next one is asked for.
     """
     places = evaluation_batches(reader.index.sizes, world, rank, batch)
-    return ring.batches(reader, places, samples=batch, workers=workers, prefetch=prefetch)
+    pin = feed.pin if feed else None
+    with closing(ring.batches(reader, places, samples=batch, workers=workers, prefetch=prefetch, pin=pin)) as batches:
+        for read in batches:
+            yield _finished(read, feed)

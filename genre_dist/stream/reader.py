@@ -5,17 +5,26 @@ import resource
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from genre_dist.stream.decode import decode_jpeg
+from genre_dist.stream.decode import check_jpeg, decode_jpeg, decoder
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.sample import PADDING, check_tokens, load_genres, read_members, read_tokens
 from genre_dist.stream.slots import Arrays, Room, arrays, slot_bytes
+
+if TYPE_CHECKING:  # the stream needs no torch
+    from torch import Tensor
+
+
+class Copied(Protocol):
+    """An event after which a copy is done; torch.cuda.Event is one."""
+
+    def synchronize(self) -> None: ...
 
 
 class Seconds(NamedTuple):
@@ -40,6 +49,9 @@ class Batch:
     lengths: NDArray[np.int64] | None  # [n]
     faults: list[str] = field(default_factory=list)  # one line for each sample that could not be read
     seconds: Seconds = field(default_factory=Seconds)
+    jpeg_bytes: NDArray[np.int32] | None = None  # [n] if `images` holds JPEGs: how many bytes each row has; 0: none
+    pixels: "Tensor | None" = None  # the images on a device that decoded them, uint8 [n, size, size, 3]
+    copied: Copied | None = None  # set by whoever copies the arrays in the background: they are needed until then
 
 
 class Found(NamedTuple):
@@ -56,10 +68,16 @@ class ShardReader:
     line in `Batch.faults` names the shard, the offset and the film.
     """
 
-    def __init__(self, manifest: Manifest, split: str, wanted: tuple[str, ...], max_tokens: int) -> None:
+    def __init__(
+        self, manifest: Manifest, split: str, wanted: tuple[str, ...], max_tokens: int, decode: bool = True
+    ) -> None:
+        """With decode=False batches carry the posters' JPEGs, for a device that decodes them."""
         self.manifest, self.split, self.wanted, self.max_tokens = manifest, split, wanted, max_tokens
+        self.decode = decode
         self.index = SplitIndex(manifest, split, wanted)
         self.has_images, self.has_texts = "poster" in wanted, "overview" in wanted
+        if self.has_images:
+            decoder()  # if there is none, then better now than in a worker
         self._words = int(manifest.text["words"])
         self._genre_of_id = {genre.id: number for number, genre in enumerate(manifest.genres)}
         self._labels = lru_cache(maxsize=4096)(self._label_row)
@@ -67,7 +85,7 @@ class ShardReader:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to a worker as what it was made from: open files stay here."""
-        return ShardReader, (self.manifest, self.split, self.wanted, self.max_tokens)
+        return ShardReader, (self.manifest, self.split, self.wanted, self.max_tokens, self.decode)
 
     def room(self, samples: int) -> Room:
         """The room a batch of this many samples needs."""
@@ -111,6 +129,7 @@ class ShardReader:
             lengths=filled.lengths if self.has_texts else None,
             faults=faults,
             seconds=seconds,
+            jpeg_bytes=None if self.decode or not self.has_images else filled.jpeg_bytes,
         )
 
     def fill(self, found: Found, out: Arrays) -> tuple[list[str], Seconds]:
@@ -129,10 +148,14 @@ class ShardReader:
                 problems[number] = error
         self._check_words(out, problems)
         read = time.perf_counter()
+        out.jpeg_bytes[:] = 0
         for number, poster in enumerate(posters):
             if poster is not None and number not in problems:
                 try:
-                    decode_jpeg(poster, out.images[number])
+                    if self.decode:
+                        decode_jpeg(poster, out.images[number])
+                    else:
+                        out.jpeg_bytes[number] = _keep_jpeg(poster, out.images[number])
                 except ValueError as error:
                     problems[number] = error
         for number in problems:
@@ -203,3 +226,12 @@ class _OpenFile:
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
+
+
+def _keep_jpeg(data: memoryview, out: NDArray[np.uint8]) -> int:
+    """Put a JPEG of the shape of `out` where its pixels would lie; returns its size. Raises ValueError for another."""
+    check_jpeg(data, out.shape)
+    if len(data) > out.size:
+        raise ValueError(f"a JPEG of {len(data)} bytes, more than its {out.size} pixels take; data.decode=cpu reads it")
+    out.reshape(-1)[: len(data)] = data
+    return len(data)

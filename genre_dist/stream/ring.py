@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing.connection import Connection, Pipe, wait
 
 import numpy as np
@@ -27,20 +27,31 @@ from genre_dist.stream.reader import Batch, Found, Seconds, ShardReader
 from genre_dist.stream.slots import Arrays, anonymous_file, arrays
 from genre_dist.stream.worker import Done, Start, Task
 
+Pin = Callable[[mmap.mmap], Callable[[], None]]
+"""Makes memory fit for copying to a device in the background; returns what undoes it."""
+
 
 def batches(
-    reader: ShardReader, places: Iterable[Rows], *, samples: int, workers: int, prefetch: int = 2, hold: int = 1
+    reader: ShardReader,
+    places: Iterable[Rows],
+    *,
+    samples: int,
+    workers: int,
+    prefetch: int = 2,
+    hold: int = 1,
+    pin: Pin | None = None,
 ) -> Generator[Batch, None, None]:
     """The batches at these places, in this order, each of at most `samples` samples.
 
-    A batch stays valid until `hold` later ones have been asked for. With workers=0 each is read when it is asked for,
-    in this process, with the same bytes. Raises ValueError for shards that cannot be read at all (a missing index),
-    RuntimeError if a worker dies.
+    A batch stays valid until `hold` later ones have been asked for and its `copied`, if set, is done. With workers=0
+    each is read when it is asked for, in this process, with the same bytes.
+
+    Raises ValueError for shards that cannot be read at all (a missing index), RuntimeError if a worker dies.
     """
     if workers == 0:
         yield from map(reader.read, places)
         return
-    ring = Ring(reader, samples, hold + prefetch, workers)
+    ring = Ring(reader, samples, hold + prefetch, workers, pin)
     try:
         yield from ring.run(iter(places), hold)
     finally:
@@ -50,8 +61,9 @@ def batches(
 class Ring:
     """Worker processes and the slots they fill."""
 
-    def __init__(self, reader: ShardReader, samples: int, slots: int, workers: int) -> None:
+    def __init__(self, reader: ShardReader, samples: int, slots: int, workers: int, pin: Pin | None = None) -> None:
         self.reader = reader
+        self.held: deque[tuple[int, Batch]] = deque()
         self.room = reader.room(samples)
         self.free = deque(range(slots))
         memory = anonymous_file(slots, self.room)
@@ -64,23 +76,31 @@ class Ring:
                 self.connections.append(connection)
         finally:
             os.close(memory)
+        self.unpin = pin(self.memory) if pin is not None else None
 
     def run(self, places: Iterator[Rows], hold: int) -> Generator[Batch, None, None]:
         """Yield batches in the order of their places, keeping every free slot at work."""
         waiting: deque[_Filling] = deque()
-        held: deque[int] = deque()
         while True:
-            while len(held) > hold - 1:
-                self.free.append(held.popleft())
+            self._take_back(hold - 1)
             while self.free and (rows := next(places, None)) is not None:
                 waiting.append(self._hand_out(self.free.popleft(), rows))
             if not waiting:
                 return
             self._wait_for(waiting)
             filling = waiting.popleft()
-            held.append(filling.slot)
             faults = [fault for first in sorted(filling.faults) for fault in filling.faults[first]]
-            yield self.reader.batch(filling.arrays, faults, filling.seconds)
+            batch = self.reader.batch(filling.arrays, faults, filling.seconds)
+            self.held.append((filling.slot, batch))
+            yield batch
+
+    def _take_back(self, hold: int) -> None:
+        """Free the slots of all but the last `hold` batches, each once nothing is copied from it any more."""
+        while len(self.held) > hold:
+            slot, batch = self.held.popleft()
+            if batch.copied is not None:
+                batch.copied.synchronize()
+            self.free.append(slot)
 
     def _hand_out(self, slot: int, rows: Rows) -> "_Filling":
         """Give every worker its part of a batch: always the same lanes, so each reads on where it was."""
@@ -123,6 +143,10 @@ class Ring:
 
     def close(self) -> None:
         """End the workers. The memory goes when the last batch that lies in it goes."""
+        self._take_back(0)
+        if self.unpin is not None:
+            self.unpin()
+            self.unpin = None
         for connection in self.connections:
             connection.close()
         for process in self.processes:

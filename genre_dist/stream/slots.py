@@ -35,7 +35,8 @@ class Arrays(NamedTuple):
     labels: NDArray[np.float32]  # [n, genres]
     weights: NDArray[np.float32]  # [n]
     tokens: NDArray[np.int32]  # [n, longest]
-    images: NDArray[np.uint8]  # [n, size, size, 3]
+    images: NDArray[np.uint8]  # [n, size, size, 3]; or JPEGs, each at the beginning of its picture's place
+    jpeg_bytes: NDArray[np.int32]  # [n] their sizes
 
 
 def slot_bytes(room: Room) -> int:
@@ -55,6 +56,7 @@ def arrays(memory: mmap.mmap | bytearray, slot: int, room: Room, samples: int, l
         "weights": ((samples,), np.float32),
         "tokens": ((samples, longest), np.int32),
         "images": ((samples, room.image_size, room.image_size, 3), np.uint8),
+        "jpeg_bytes": ((samples,), np.int32),
     }
     for name, size in _sizes(room).items():
         dims, dtype = wanted[name]
@@ -65,8 +67,7 @@ def arrays(memory: mmap.mmap | bytearray, slot: int, room: Room, samples: int, l
 
 def samples_of(whole: Arrays, part: slice) -> Arrays:
     """Some samples of a batch, as views."""
-    ids, lengths, labels, weights, tokens, images = whole
-    return Arrays(ids[part], lengths[part], labels[part], weights[part], tokens[part], images[part])
+    return Arrays(**{name: array[part] for name, array in whole._asdict().items()})
 
 
 def _sizes(room: Room) -> dict[str, int]:
@@ -79,6 +80,7 @@ def _sizes(room: Room) -> dict[str, int]:
         "weights": 4 * n,
         "tokens": 4 * n * max(1, room.max_tokens),
         "images": 3 * n * room.image_size**2,
+        "jpeg_bytes": 4 * n,
     }
     return {name: -(-size // ALIGNMENT) * ALIGNMENT for name, size in sizes.items()}
 

@@ -22,6 +22,7 @@ from torch import nn
 from genre_dist.atomic import atomic_file
 from genre_dist.config import DataConfig, derive_batches
 from genre_dist.parallel.world import World, start_world, stop_world
+from genre_dist.stream.device import device_feed
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import Manifest, load_manifest
@@ -35,6 +36,7 @@ from genre_dist.training.experiment import autocast_for, choose_precision
 from genre_dist.training.inputs import to_device, whole_pixels
 from genre_dist.training.loss import loss_sum
 from genre_dist.training.stopping import Stopped
+from genre_dist.training.watch import tolerated
 
 
 class Evaluation(NamedTuple):
@@ -62,7 +64,8 @@ def evaluate(
 
     Raises ValueError if there is no such film, Stopped if `stop` says so on any rank.
     """
-    reader = ShardReader(manifest, split, members, data.max_tokens)
+    feed = device_feed(world.device, data.decode if world.device.type == "cuda" else "auto")
+    reader = ShardReader(manifest, split, members, data.max_tokens, decode=feed is None or not feed.decodes)
     if reader.index.samples == 0:
         raise ValueError(f"{manifest.folder}: no film of the {split} split has {' and '.join(members)}")
     began = time.monotonic()
@@ -72,7 +75,13 @@ def evaluate(
     faults: list[str] = []
     loss = torch.zeros(1, device=world.device)
     stream = evaluation_stream(
-        reader, batch=micro_batch, world=world.size, rank=world.rank, workers=data.workers, prefetch=data.prefetch
+        reader,
+        batch=micro_batch,
+        world=world.size,
+        rank=world.rank,
+        workers=data.workers,
+        prefetch=data.prefetch,
+        feed=feed,
     )
     try:
         for batch in stream:
@@ -93,10 +102,11 @@ def evaluate(
     if not math.isfinite(total_loss):
         raise ValueError(f"the loss on the {split} split is {total_loss}: the model's weights have run away")
     gathered = world.gather((parts, faults))
+    for fault in (fault for _, rank_faults in gathered or () for fault in rank_faults):
+        print(f"warning: predicted from blanks: {fault}", file=sys.stderr, flush=True)
+    _refuse_too_many_bad(world, reader, len(faults), data.max_bad_fraction)
     if gathered is None:
         return None
-    for fault in (fault for _, rank_faults in gathered for fault in rank_faults):
-        print(f"warning: predicted from blanks: {fault}", file=sys.stderr, flush=True)
     seconds = time.monotonic() - began
     ids, logits, labels = (
         np.concatenate([part[k] for rank_parts, _ in gathered for part in rank_parts]) for k in range(3)
@@ -111,6 +121,16 @@ def evaluate(
         "samples_per_second": len(ids) / seconds,
     }
     return Evaluation(split, ids, logits, labels, told)
+
+
+def _refuse_too_many_bad(world: World, reader: ShardReader, bad: int, fraction: float) -> None:
+    """Raise ValueError on all ranks if so many films could not be read that the figures would mean little."""
+    total = int(world.sum(torch.tensor([float(bad)], device=world.device)).item())
+    if total > tolerated(reader.index.samples, fraction):
+        raise ValueError(
+            f"{total} films of the {reader.split} split could not be read, more than data.max_bad_fraction={fraction} "
+            f"allows. Check the shards with `genre-dist inspect {reader.manifest.folder} --verify`"
+        )
 
 
 def _all_ids(index: SplitIndex) -> NDArray[np.int64]:

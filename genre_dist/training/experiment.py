@@ -12,6 +12,7 @@ from genre_dist.config import Config, derive_batches
 from genre_dist.models.classifier import GenreClassifier, parameter_groups
 from genre_dist.parallel.strategy import Strategy, check_strategy, make_strategy
 from genre_dist.parallel.world import World
+from genre_dist.stream.device import DeviceFeed, device_feed
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.reader import ShardReader
@@ -36,11 +37,15 @@ class Experiment(NamedTuple):
     total_steps: int
 
 
-def open_stream(config: Config, manifest: Manifest, world_size: int, rank: int = 0) -> TrainStream:
+def open_stream(
+    config: Config, manifest: Manifest, world_size: int, rank: int = 0, feed: DeviceFeed | None = None
+) -> TrainStream:
     """The training batches of one rank."""
     data = config.data
     batches = derive_batches(data, world_size)
-    reader = ShardReader(manifest, "train", config.model.members, data.max_tokens)
+    reader = ShardReader(
+        manifest, "train", config.model.members, data.max_tokens, decode=feed is None or not feed.decodes
+    )
     return TrainStream(
         reader,
         global_batch=data.global_batch,
@@ -53,6 +58,7 @@ def open_stream(config: Config, manifest: Manifest, world_size: int, rank: int =
         by_length=data.by_length,
         workers=data.workers,
         prefetch=data.prefetch,
+        feed=feed,
     )
 
 
@@ -108,7 +114,7 @@ def set_up(config: Config, world: World) -> Experiment:
     check_views(config)
     batches = derive_batches(config.data, world.size)
     manifest = load_manifest(config.data.shards)
-    stream = open_stream(config, manifest, world.size, world.rank)
+    stream = open_stream(config, manifest, world.size, world.rank, device_feed(world.device, config.data.decode))
     model = _build_on_all(config, manifest, world).to(world.device)
     pull_levers(model, config.train, world.device)
     groups = parameter_groups(model, config.optim)

@@ -1,7 +1,7 @@
 """From a host batch to what the model takes, on the rank's device."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from genre_dist.config import DataConfig
 from genre_dist.stream import images
 from genre_dist.stream.crops import crop_boxes
+from genre_dist.stream.device import upload
 from genre_dist.stream.reader import Batch
 
 
@@ -52,22 +53,17 @@ def to_device(batch: Batch, device: torch.device, pixels: Pixels) -> Inputs:
     blank = len(batch.ids) == 0
     if blank:
         batch = _blank(batch)
-    moved = _mover(device)
+    raw, tokens, labels, weights = upload(batch, device)
+    assert labels is not None
+    assert weights is not None
     return Inputs(
-        images=None if batch.images is None else pixels(moved(batch.images), batch.ids),
-        tokens=None if batch.tokens is None else moved(batch.tokens).long(),
+        images=None if raw is None else pixels(raw, batch.ids),
+        tokens=None if tokens is None else tokens.long(),
         lengths=None if batch.lengths is None else torch.from_numpy(batch.lengths),
-        labels=moved(batch.labels),
-        weights=moved(batch.weights),
+        labels=labels,
+        weights=weights,
         blank=blank,
     )
-
-
-def _mover(device: torch.device) -> Callable[[NDArray[Any]], Tensor]:
-    """Copy arrays to the device without waiting for it."""
-    if device.type == "cuda":
-        return lambda array: torch.from_numpy(array).pin_memory().to(device, non_blocking=True)
-    return torch.from_numpy
 
 
 def _blank(batch: Batch) -> Batch:

@@ -15,6 +15,11 @@ ALWAYS_TOLERATED = 8
 """Bad samples an epoch may have whatever its size, before data.max_bad_fraction counts."""
 
 
+def tolerated(samples: int, fraction: float) -> float:
+    """How many of these samples may be bad."""
+    return max(ALWAYS_TOLERATED, fraction * samples)
+
+
 class Watch:
     """Turns steps into rows of the record, one step late so that the device never has to be waited for.
 
@@ -92,8 +97,7 @@ class Watch:
     def _check_bad(self, epoch: int, bad: int) -> None:
         self.bad[epoch] = self.bad.get(epoch, 0) + bad
         limit = self.experiment.config.data.max_bad_fraction
-        allowed = max(ALWAYS_TOLERATED, limit * self.experiment.stream.reader.index.samples)
-        if self.bad[epoch] > allowed:
+        if self.bad[epoch] > tolerated(self.experiment.stream.reader.index.samples, limit):
             raise ValueError(
                 f"{self.bad[epoch]} samples of epoch {epoch} could not be read, more than data.max_bad_fraction="
                 f"{limit} allows; faults.log in {self.experiment.config.run.dir} names them. Check the shards with "

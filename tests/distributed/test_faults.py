@@ -132,6 +132,19 @@ def test_too_many_damaged_samples_stop_the_run_and_what_was_done_stays(shards_co
     assert checkpoints(run)[-1] == f"step-{max(losses(run)):08d}"
 
 
+def test_too_many_damaged_films_in_evaluation_are_an_error_too(
+    shards_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = damage_posters(shards_copy, 9, "val")
+    run = tmp_path / "run"
+    assert main(options(shards_copy, run, "--data.global_batch", GLOBAL_BATCH, "--train.steps", 1)) == 2
+    told = capsys.readouterr().err
+    assert all(f"film {film} at byte" in told for _, film in damaged)
+    assert "error: 9 films of the val split could not be read, more than data.max_bad_fraction" in told
+    assert not (run / "metrics-val.json").exists()
+    assert checkpoints(run) == ["step-00000001"]  # what was trained stays
+
+
 def test_a_shard_that_is_cut_off_is_named_too(shards_copy: Path, tmp_path: Path) -> None:
     shard = load_manifest(shards_copy).shards_of("train")[0].file
     index = SplitIndex(load_manifest(shards_copy), "train", MEMBERS)
@@ -143,4 +156,5 @@ def test_a_shard_that_is_cut_off_is_named_too(shards_copy: Path, tmp_path: Path)
     (line,) = (run / "faults.log").read_text().splitlines()
     assert shard in line
     assert str(last) in line
+    assert f"at byte {offset}: the file ends" in line
     assert "truncated" in line

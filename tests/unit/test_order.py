@@ -161,6 +161,34 @@ def test_worlds_of_1_to_64_ranks_train_on_the_same_step(world: int) -> None:
         assert [sample for part in parts for sample in part] == listed(order.rows(step))
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 8, 24])
+@pytest.mark.parametrize("sizes", [[1], [23], [25], [1] * 40, [0, 7, 0], [2000]], ids=str)
+def test_one_shard_shards_of_one_film_and_fewer_films_than_lanes_are_shared_like_any_others(
+    sizes: list[int], world: int
+) -> None:
+    order, share = EpochOrder(sizes, global_batch=24, seed=3, epoch=1), 24 // world
+    taken_by_ranks = [
+        sample
+        for step in range(order.steps)
+        for rank in range(world)
+        for sample in listed(order.rows(step, rank * share, (rank + 1) * share))
+    ]
+    assert sorted(taken_by_ranks) == everything(sizes)
+    assert taken_by_ranks == taken(order)
+    assert order.steps == -(-sum(sizes) // 24)  # for every rank, also for one that has no film in it
+
+
+@law
+@given(orders(), st.data())
+def test_what_was_asked_before_does_not_matter(order: EpochOrder, data: st.DataObject) -> None:
+    """The order keeps what neighbouring steps share."""
+    for _ in range(4):
+        step = data.draw(st.integers(0, order.steps - 1))
+        first = data.draw(st.integers(0, order.global_batch - 1))
+        last = data.draw(st.integers(first, order.global_batch))
+        assert listed(order.rows(step, first, last)) == listed(replace(order).rows(step, first, last))
+
+
 @law
 @given(orders(), st.data())
 def test_cutting_a_ranks_part_into_micro_batches_changes_nothing(order: EpochOrder, data: st.DataObject) -> None:
