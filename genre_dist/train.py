@@ -27,13 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(config: Config) -> int:
     """Join the other ranks and train."""
-    from genre_dist.parallel.strategy import check_strategy
+    from genre_dist.parallel.strategy import check_strategy, strategy_name
     from genre_dist.parallel.world import start_world, stop_world, world_size
     from genre_dist.training.loop import run_training
 
     check_strategy(config, world_size())  # what is wrong whoever joins is told before anybody waits
     derive_batches(config.data, world_size())
-    world = start_world(config.parallel.timeout_seconds)
+    world = start_world(config.parallel.timeout_seconds, strategy_name(config, world_size()) not in ("single", "ddp"))
     code = run_training(config, world, _evaluate)
     stop_world(world)
     return code

@@ -10,8 +10,15 @@ from genre_dist.config.rules import require
 class ParallelConfig:
     """How the ranks share the work."""
 
-    strategy: Literal["auto", "single", "ddp"] = "auto"
-    """`auto`: single on one rank, ddp on several."""
+    strategy: Literal["auto", "single", "ddp", "fsdp", "zero1", "zero2", "zero3"] = "auto"
+    """`auto`: single on one rank, ddp on several. fsdp and zero3 spread weights, gradients and optimizer over the
+    ranks, zero2 gradients and optimizer, zero1 the optimizer; zero needs DeepSpeed."""
+    compress_gradients: bool = False
+    """ddp, fsdp: add gradients up in bf16, half the bytes between ranks, about three digits."""
+    offload_optimizer: bool = False
+    """zero: keep the optimizer's states and its work on the CPU."""
+    deepspeed_config: str | None = None
+    """zero: a JSON file of DeepSpeed settings laid over ours, see configs/deepspeed/."""
     timeout_seconds: int = 600
     """A collective that hangs this long ends the run with an error instead of waiting for ever."""
 

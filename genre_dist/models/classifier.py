@@ -58,7 +58,7 @@ class GenreClassifier(nn.Module):
         return torch.cat(encodings, dim=1)
 
 
-def parameter_groups(model: GenreClassifier, optim: OptimConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
     """Return the optimizer's groups: params, name, lr, weight_decay.
 
     Each part ('text', 'poster', 'heads') has its learning rate; its biases, norms and word vectors are a group of their

@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Heads(nn.ModuleList):
+class Heads(nn.Sequential):
     """`num_genres` separate MLPs: encoding -> hidden... -> 1, ReLU between.
 
     `kernel` says how they are computed: `separate` one by one, `batched` all genres in one product per layer (the same
     parameters, stacked at each call), `auto` batched on a GPU, where launching 19 x 3 small products costs more than
-    stacking, and separate elsewhere, where it does not.
+    stacking, and separate elsewhere, where it does not. (A Sequential, not a ModuleList: some versions of torch cannot
+    shard the latter.)
     """
 
     def __init__(
@@ -23,7 +24,7 @@ class Heads(nn.ModuleList):
         num_genres: int,
         kernel: Literal["auto", "separate", "batched"],
     ) -> None:
-        super().__init__(_mlp((encoding_size, *hidden, 1)) for _ in range(num_genres))
+        super().__init__(*(_mlp((encoding_size, *hidden, 1)) for _ in range(num_genres)))
         self.kernel = kernel
 
     def forward(self, encoding: Tensor) -> Tensor:

@@ -4,27 +4,31 @@ import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from genre_dist.parallel.tensors import all_finite, average_buffers, divide, send_from_first
 from genre_dist.parallel.world import World
 
 
 class Replicated:
-    """See `Strategy`. Rank 0's weights are sent to all ranks at the start."""
+    """See `Strategy`. Rank 0's weights are sent to all ranks at the start.
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, world: World) -> None:
+    `compress` sends gradients in bf16. `static_graph` promises DistributedDataParallel that every step uses the same
+    parameters in the same way, with one micro-batch a step.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, world: World, compress: bool = False, static_graph: bool = False
+    ) -> None:
         self.model, self.optimizer, self.world = model, optimizer, world
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._parallel: DistributedDataParallel | None = None
         if world.size > 1:
-            with torch.no_grad():
-                for tensor in (*model.parameters(), *model.buffers()):
-                    dist.broadcast(tensor, 0)
+            send_from_first(model, world)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # its new name is not in every torch we support
                 self._parallel = DistributedDataParallel(
@@ -33,7 +37,10 @@ class Replicated:
                     gradient_as_bucket_view=True,
                     # BatchNorm's buffers may differ between the ranks until sync_buffers averages them
                     broadcast_buffers=False,
+                    static_graph=static_graph,
                 )
+            if compress:
+                self._parallel.register_comm_hook(None, bf16_compress_hook)
 
     def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
         return nullcontext() if last or self._parallel is None else self._parallel.no_sync()
@@ -51,17 +58,31 @@ class Replicated:
         return norm
 
     def sync_buffers(self) -> None:
-        if self._parallel is None:
-            return
-        with torch.no_grad():
-            for buffer in self.model.buffers():
-                if buffer.is_floating_point():
-                    dist.all_reduce(buffer)
-                    buffer /= self.world.size
+        average_buffers(self.model, self.world)
+
+    def is_finite(self) -> bool:
+        return all_finite(self.model.state_dict().values())
 
     def state_dict(self) -> dict[str, Any]:
+        state = self.blank_state()
+        sizes = {
+            name: weight.nbytes + sum(moment.nbytes for moment in state["optimizer"].get(name, {}).values())
+            for name, weight in state["model"].items()
+        }
+        owners = divide(sizes, self.world.size)
+        return {
+            part: {name: value for name, value in tensors.items() if owners[name] == self.world.rank}
+            for part, tensors in state.items()
+        }
+
+    def blank_state(self) -> dict[str, Any]:
         model, optimizer = get_state_dict(self.model, self.optimizer)
-        return {"model": model, "optimizer": optimizer}
+        return {"model": model, "optimizer": optimizer["state"]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        set_state_dict(self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        groups = get_state_dict(self.model, self.optimizer)[1]["param_groups"]
+        optimizer = {"state": state["optimizer"], "param_groups": groups}
+        set_state_dict(self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=optimizer)
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}

@@ -1,12 +1,16 @@
 """What the training loop asks of a strategy, and the choice between them."""
 
+import importlib.util
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from genre_dist.config import Config
+from genre_dist.config import Config, derive_batches
+from genre_dist.parallel.deepspeed_config import engine_config, read_overrides
 from genre_dist.parallel.replicated import Replicated
 from genre_dist.parallel.world import World
 
@@ -14,15 +18,16 @@ from genre_dist.parallel.world import World
 class Strategy(Protocol):
     """One way to train a model on all ranks. The loop never asks which.
 
-    Every rank calls every method the same number of times in the same order.
+    Every rank calls every method, and `model`, the same number of times in the same order.
     """
 
     model: nn.Module
-    """The plain model: its parameters and names."""
+    """The plain model: its names, and what to call for predictions. Its parameters may be parts only."""
     optimizer: Optimizer
+    """Its groups' learning rates are those of the next step."""
 
     def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
-        """Surrounds forward and backward of a micro-batch; gradients are exchanged in the last one of a step."""
+        """Surrounds forward and backward of a micro-batch; gradients are complete after the last one of a step."""
 
     def forward(self, *inputs: Tensor | None) -> Tensor: ...
 
@@ -35,21 +40,77 @@ class Strategy(Protocol):
     def sync_buffers(self) -> None:
         """Make BatchNorm's running statistics the same on all ranks, before evaluating or saving."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Model and optimizer state keyed by parameter names, for torch.distributed.checkpoint."""
+    def is_finite(self) -> bool:
+        """Whether no weight or buffer that this rank holds is infinite or NaN."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's share of what a checkpoint holds; together the shares are the whole.
+
+        {"model": {name: tensor}, "optimizer": {name of a trained parameter: {"exp_avg": tensor, ...}}}, fp32 and keyed
+        by parameter names whatever the strategy.
+        """
+
+    def blank_state(self) -> dict[str, Any]:
+        """Tensors, structured like `state_dict`, for torch.distributed.checkpoint to read a whole checkpoint into."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what was read into `blank_state()`."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """All weights and buffers, whole and on the host, on rank 0; what other ranks get is of no use."""
+
+
+def strategy_name(config: Config, world_size: int) -> str:
+    """The strategy that runs, `auto` resolved."""
+    if config.parallel.strategy == "auto":
+        return "single" if world_size == 1 else "ddp"
+    return config.parallel.strategy
 
 
 def check_strategy(config: Config, world_size: int) -> None:
-    """Raise ValueError if the strategy cannot run on this many ranks."""
-    if config.parallel.strategy == "single" and world_size > 1:
+    """Raise ValueError if the strategy cannot run on this many ranks, here, or with these settings."""
+    parallel, name = config.parallel, strategy_name(config, world_size)
+    if name == "single" and world_size > 1:
         raise ValueError(
             f"parallel.strategy=single with {world_size} ranks: each would train alone; use ddp (or auto), or one rank"
         )
+    if name.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+        raise ValueError(
+            f"parallel.strategy={name} needs DeepSpeed, which is not installed: pip install 'genre_dist[deepspeed]', "
+            "or use fsdp, which spreads the same over the ranks without it"
+        )
+    if not name.startswith("zero") and (parallel.offload_optimizer or parallel.deepspeed_config):
+        setting = "offload_optimizer" if parallel.offload_optimizer else "deepspeed_config"
+        raise ValueError(
+            f"parallel.{setting} is DeepSpeed's: it needs parallel.strategy zero1, zero2 or zero3, not {name}"
+        )
+    if parallel.deepspeed_config is not None:
+        read_overrides(Path(parallel.deepspeed_config))
+    if name.startswith("zero") and parallel.compress_gradients:
+        raise ValueError(
+            f"parallel.compress_gradients is for ddp and fsdp; with {name} set communication_data_type in the JSON of "
+            "parallel.deepspeed_config"
+        )
 
 
-def make_strategy(config: Config, model: nn.Module, optimizer: Optimizer, world: World) -> Strategy:
-    """The strategy the configuration names, around a model on the world's device."""
+def make_strategy(
+    config: Config, model: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer], world: World, precision: str
+) -> Strategy:
+    """The strategy the configuration names, around a model on the world's device.
+
+    Raises ValueError as `check_strategy` does, and for what is wrong in `parallel.deepspeed_config`.
+    """
     check_strategy(config, world.size)
-    return Replicated(model, optimizer, world)
+    parallel, name = config.parallel, strategy_name(config, world.size)
+    batches = derive_batches(config.data, world.size)
+    if name == "fsdp":
+        from genre_dist.parallel.sharded import Sharded
+
+        return Sharded(model, make_optimizer, world, parallel.compress_gradients)
+    if name.startswith("zero"):
+        from genre_dist.parallel.zero import Zero
+
+        settings = engine_config(config, batches, precision, pin_memory=world.device.type == "cuda")
+        return Zero(model, make_optimizer(model), world, settings)
+    static = batches.accumulation == 1  # without accumulation all steps have the same graph
+    return Replicated(model, make_optimizer(model), world, parallel.compress_gradients, static)

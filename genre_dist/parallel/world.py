@@ -60,10 +60,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def start_world(timeout_seconds: int = 600) -> World:
+def start_world(timeout_seconds: int = 600, group: bool = False) -> World:
     """Join the ranks that torchrun started (or be alone) and take a device: this rank's GPU, or the CPU.
 
-    Collectives that hang for `timeout_seconds` end the process with an error.
+    Collectives that hang for `timeout_seconds` end the process with an error. `group` makes a process group for one
+    rank alone too, for libraries that cannot do without.
     """
     size, rank = world_size(), int(os.environ.get("RANK", "0"))
     if torch.cuda.is_available():
@@ -72,14 +73,18 @@ def start_world(timeout_seconds: int = 600) -> World:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-    if size > 1 and not dist.is_initialized():
-        dist.init_process_group(_backend(device), timeout=timedelta(seconds=timeout_seconds))
+    if (size > 1 or group) and not dist.is_initialized():
+        timeout = timedelta(seconds=timeout_seconds)
+        if size == 1:
+            dist.init_process_group(_backend(device), timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
+        else:
+            dist.init_process_group(_backend(device), timeout=timeout)
     return World(rank, size, device)
 
 
 def stop_world(world: World) -> None:
     """Leave together: a rank that tears its group down early can abort the others."""
-    if world.size > 1 and dist.is_initialized():
+    if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 

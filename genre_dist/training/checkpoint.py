@@ -1,8 +1,9 @@
 """Checkpoints that are whole or absent: written aside, marked complete, renamed; resume takes the newest whole one.
 
-The tensors are stored by torch.distributed.checkpoint under the parameters' names, so they load at any world size. It
-keeps its table of contents as a pickle; that is read here with an unpickler that knows the few harmless classes such a
-table consists of, and only tensors are stored, so nothing in a checkpoint can run code.
+The tensors are stored by torch.distributed.checkpoint under the parameters' names, so they load at any world size and
+with any strategy. Learning rates and the like follow from the configuration and the step. torch keeps its table of
+contents as a pickle; that is read here with an unpickler that knows the few harmless classes such a table consists of,
+and only tensors are stored, so nothing in a checkpoint can run code.
 """
 
 import json
@@ -76,7 +77,7 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
     world.barrier()
-    tensors = _only_tensors(strategy.state_dict())
+    tensors = strategy.state_dict()
     try:
         with _quiet():
             dcp.save(tensors, storage_writer=FileSystemWriter(partial), no_dist=world.size == 1)
@@ -114,8 +115,7 @@ def load_checkpoint(saved: Saved, strategy: Strategy, world: World) -> None:
 
     Raises ValueError if the checkpoint is of another model.
     """
-    state = strategy.state_dict()
-    tensors = _only_tensors(state)
+    tensors = strategy.blank_state()
     reader = _TensorReader(saved.path)
     try:
         _refuse_leftovers(tensors, reader.read_metadata())
@@ -126,8 +126,7 @@ def load_checkpoint(saved: Saved, strategy: Strategy, world: World) -> None:
             f"{saved.path} does not fit this model ({_reason(error)}); continue with the configuration it was made "
             "with, or pass --run.overwrite true to start again"
         ) from None
-    state["model"], state["optimizer"]["state"] = tensors["model"], tensors["optimizer"]
-    strategy.load_state_dict(state)
+    strategy.load_state_dict(tensors)
 
 
 @contextmanager
@@ -148,11 +147,6 @@ def _refuse_leftovers(tensors: dict[str, Any], metadata: Metadata) -> None:
 def _reason(error: BaseException) -> str:
     """The last line of torch's report: what happened on the first rank that failed."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-
-
-def _only_tensors(state: dict[str, Any]) -> dict[str, Any]:
-    """Learning rates and the like follow from the configuration and the step; only tensors are stored."""
-    return {"model": state["model"], "optimizer": state["optimizer"]["state"]}
 
 
 def _whole(path: Path) -> bool:

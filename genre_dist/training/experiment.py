@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from genre_dist.config import Config, derive_batches
 from genre_dist.models.classifier import GenreClassifier, parameter_groups
@@ -18,6 +20,7 @@ from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.reader import ShardReader
 from genre_dist.training.levers import adamw, compile_note, pull_levers
 from genre_dist.training.loss import Loss, training_loss
+from genre_dist.training.throughput import peak_flops, training_flops
 from genre_dist.training.views import check_views
 
 
@@ -35,6 +38,8 @@ class Experiment(NamedTuple):
     precision: str
     micro_batch: int
     total_steps: int
+    flops_per_sample: float
+    """Of a training step; 0 where the device's peak is unknown, to which they would be compared."""
 
 
 def open_stream(
@@ -92,6 +97,16 @@ def _build_on_all(config: Config, manifest: Manifest, world: World) -> GenreClas
     return model
 
 
+def make_optimizer(model: nn.Module, config: Config) -> Optimizer:
+    """AdamW over what is trained, each group with its peak learning rate. Raises ValueError if nothing is."""
+    groups = parameter_groups(model, config.optim)
+    if not groups:
+        raise ValueError("nothing to train: every part of the model is frozen")
+    for group in groups:
+        group["peak_lr"] = group["lr"]
+    return adamw(groups, config.optim)
+
+
 def total_steps(config: Config, steps_per_epoch: int) -> int:
     return config.train.steps or config.train.epochs * steps_per_epoch
 
@@ -117,25 +132,23 @@ def set_up(config: Config, world: World) -> Experiment:
     stream = open_stream(config, manifest, world.size, world.rank, device_feed(world.device, config.data.decode))
     model = _build_on_all(config, manifest, world).to(world.device)
     pull_levers(model, config.train, world.device)
-    groups = parameter_groups(model, config.optim)
-    for group in groups:
-        group["peak_lr"] = group["lr"]
-    if not groups:
-        raise ValueError("nothing to train: every part of the model is frozen")
-    optimizer = adamw(groups, config.optim)
     precision = choose_precision(config, world.device)
+    # counted before the model is spread: a forward pass on one rank would wait for the others for ever
+    known = peak_flops(world.device, precision) > 0
+    flops = training_flops(model, config, world.device) if known else 0.0
     return Experiment(
         config=config,
         world=world,
         manifest=manifest,
         stream=stream,
         model=model,
-        strategy=make_strategy(config, model, optimizer, world),
+        strategy=make_strategy(config, model, partial(make_optimizer, config=config), world, precision),
         loss=training_loss(config.loss, manifest, world.device),
         autocast=autocast_for(precision, world.device),
         precision=precision,
         micro_batch=batches.micro,
         total_steps=total_steps(config, stream.steps_per_epoch),
+        flops_per_sample=flops,
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor
 
 from genre_dist.atomic import atomic_file
 from genre_dist.stream.manifest import Manifest
@@ -26,11 +26,10 @@ def model_facts(manifest: Manifest, step: int) -> dict[str, Any]:
     }
 
 
-def save_model(run: Path, model: nn.Module, manifest: Manifest, step: int) -> None:
+def save_model(run: Path, weights: dict[str, Tensor], manifest: Manifest, step: int) -> None:
     """Write model.safetensors, model.json and the vocabulary into a run's folder."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     partial = run / f"{WEIGHTS}.tmp"
-    save_file(weights, partial, metadata={"format": "pt"})
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial, metadata={"format": "pt"})
     partial.replace(run / WEIGHTS)
     with atomic_file(run / WORDS) as file:
         file.write((manifest.folder / manifest.text["vocabulary"]).read_bytes())

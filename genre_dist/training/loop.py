@@ -196,8 +196,7 @@ def _row(kind: str, step: int, epoch: int, told: dict[str, Any]) -> dict[str, An
 
 def _save(experiment: Experiment, folder: Path, done: int) -> None:
     """Raises ValueError, and writes nothing, if a weight is not finite: such a run could not be continued."""
-    finite = all(bool(tensor.isfinite().all()) for tensor in experiment.model.state_dict().values())
-    if experiment.world.any(not finite):
+    if experiment.world.any(not experiment.strategy.is_finite()):
         raise ValueError(
             f"after step {done} some weights are not finite; stopped on all ranks, checkpoints hold earlier steps "
             "only. Lower the learning rates or lengthen optim.warmup_steps. Films of the step: "
@@ -227,8 +226,9 @@ def _finish(
         told = evaluate(experiment, split, stop, True)
         if record is not None and told is not None:
             record.write(_row(split, done, epoch, told), told)
+    weights = experiment.strategy.weights()
     if world.is_first:
-        save_model(folder, experiment.model, experiment.manifest, done)
+        save_model(folder, weights, experiment.manifest, done)
     world.barrier()
     _say(world, f"finished {folder}: model.safetensors, metrics.jsonl, metrics-val.json, metrics-test.json")
 

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from genre_dist.config import Config
+
 PEAK_TFLOPS = {
     # dense tensor-core bf16 (fp16 for V100 and T4, which have no bf16), from the vendor's data sheets
     "H200": 989.0,
@@ -51,6 +53,18 @@ def forward_flops(model: nn.Module, *inputs: torch.Tensor | None) -> float:
         if isinstance(layer, nn.RNNBase):
             flops += 2 * tokens * sum(weight.numel() for name, weight in layer.named_parameters() if "weight" in name)
     return flops
+
+
+def training_flops(model: nn.Module, config: Config, device: torch.device) -> float:
+    """Floating-point operations of one training sample with a text of 55 tokens: forward, and twice that backward."""
+    size = config.data.image_size
+    images = torch.zeros(1, 3, size, size, device=device) if config.model.uses_poster else None
+    tokens = torch.zeros(1, 55, dtype=torch.long, device=device) if config.model.uses_text else None
+    was_training = model.training
+    model.eval()
+    forward = forward_flops(model, images, tokens, None if tokens is None else torch.tensor([55]))
+    model.train(was_training)
+    return 3 * forward
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -3,12 +3,11 @@
 import time
 
 import numpy as np
-import torch
 
 from genre_dist.stream.reader import Seconds
 from genre_dist.training.experiment import Experiment
 from genre_dist.training.step import StepResult
-from genre_dist.training.throughput import forward_flops, peak_flops, peak_memory_bytes
+from genre_dist.training.throughput import peak_flops, peak_memory_bytes
 from genre_dist.training.tracking import Record
 
 ALWAYS_TOLERATED = 8
@@ -33,7 +32,6 @@ class Watch:
         self.stop_asked = False
         self.ranks: dict[str, list[float]] | None = None  # for the next row
         self.bad: dict[int, int] = {}  # epoch -> samples that could not be read
-        self.flops_per_sample: float | None = None
         self.peak = peak_flops(experiment.world.device, experiment.precision) * experiment.world.size
         self.restart_clock()
 
@@ -114,22 +112,4 @@ class Watch:
 
     def _mfu(self, samples_per_second: float) -> float:
         """Share of the devices' peak that is used; 0 where the peak is unknown, never a guess."""
-        if not self.peak:
-            return 0.0
-        if self.flops_per_sample is None:
-            self.flops_per_sample = _training_flops(self.experiment)
-        return samples_per_second * self.flops_per_sample / self.peak
-
-
-def _training_flops(experiment: Experiment) -> float:
-    """Floating-point operations of one training sample with a text of 55 tokens: forward, and twice that backward."""
-    config, device = experiment.config, experiment.world.device
-    size = config.data.image_size
-    images = torch.zeros(1, 3, size, size, device=device) if config.model.uses_poster else None
-    tokens = torch.zeros(1, 55, dtype=torch.long, device=device) if config.model.uses_text else None
-    lengths = None if tokens is None else torch.tensor([55])
-    was_training = experiment.model.training
-    experiment.model.eval()
-    forward = forward_flops(experiment.model, images, tokens, lengths)
-    experiment.model.train(was_training)
-    return 3 * forward
+        return samples_per_second * self.experiment.flops_per_sample / self.peak if self.peak else 0.0

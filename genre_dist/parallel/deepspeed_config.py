@@ -1,0 +1,94 @@
+"""DeepSpeed's configuration, made from ours; a JSON file may change what is DeepSpeed's own business."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from genre_dist.config import Batches, Config
+
+OURS = {
+    "train_batch_size": "data.global_batch",
+    "train_micro_batch_size_per_gpu": "data.micro_batch",
+    "gradient_accumulation_steps": "data.global_batch and data.micro_batch",
+    "gradient_clipping": "optim.clip_norm",
+    "optimizer": "optim",
+    "scheduler": "optim.schedule",
+    "fp16": "train.precision",
+    "bf16": "train.precision",
+    "amp": "train.precision",
+    "torch_autocast": "train.precision",
+    "zero_optimization.stage": "parallel.strategy",
+    "zero_optimization.offload_optimizer": "parallel.offload_optimizer",
+}
+"""What DeepSpeed calls a setting -> what we call it. A JSON file may not say it a second time."""
+THEIRS = (
+    "zero_optimization",
+    "communication_data_type",
+    "seq_parallel_communication_data_type",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+    "comms_logger",
+    "flops_profiler",
+    "aio",
+)
+"""Sections a file may have: none of them changes what is computed, but for the rounding of what is sent."""
+
+
+def engine_config(config: Config, batches: Batches, precision: str, pin_memory: bool) -> dict[str, Any]:
+    """The whole configuration of DeepSpeed's engine.
+
+    Raises ValueError if `parallel.deepspeed_config` cannot be read or holds what is not its to say.
+    """
+    parallel = config.parallel
+    zero: dict[str, Any] = {
+        "stage": int(parallel.strategy.removeprefix("zero")),
+        "overlap_comm": False,  # its streams race with gradients that accumulate over micro-batches
+        "memory_efficient_linear": False,
+    }
+    if parallel.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": pin_memory}
+    settings: dict[str, Any] = {
+        "train_batch_size": config.data.global_batch,
+        "train_micro_batch_size_per_gpu": batches.micro,
+        "gradient_accumulation_steps": batches.accumulation,
+        "gradient_clipping": config.optim.clip_norm or 0.0,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # ours is torch's AdamW, on the CPU too: nothing to compile
+        "steps_per_print": None,
+    }
+    if precision == "bf16":
+        # weights and BatchNorm's statistics stay fp32, and gradients are added up in fp32: no module is "safe"
+        safe: list[str] = []
+        settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": safe}
+    if parallel.deepspeed_config is not None:
+        settings = _laid_over(settings, read_overrides(Path(parallel.deepspeed_config)))
+    return settings
+
+
+def read_overrides(path: Path) -> dict[str, Any]:
+    """Read a JSON file of DeepSpeed settings. Raises ValueError that names the file and the key."""
+    where = f"parallel.deepspeed_config={path}"
+    try:
+        overrides = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{where} cannot be read as JSON: {error}") from None
+    if not isinstance(overrides, dict) or not isinstance(overrides.get("zero_optimization", {}), dict):
+        raise ValueError(f"{where}: expected an object of DeepSpeed settings")
+    for key in (*overrides, *(f"zero_optimization.{key}" for key in overrides.get("zero_optimization", {}))):
+        if key in OURS:
+            raise ValueError(f"{where}: {key} follows from {OURS[key]}; set that and leave it out of the file")
+        if key not in THEIRS and "." not in key:
+            raise ValueError(
+                f"{where}: {key} would change more than how the work is spread; allowed: {', '.join(THEIRS)}"
+            )
+    return overrides
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _laid_over(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,44 @@
+"""What the strategies have in common: sending a model's tensors, averaging its buffers, dividing what is saved."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from genre_dist.parallel.world import World
+
+
+@torch.no_grad()
+def send_from_first(model: nn.Module, world: World) -> None:
+    """Overwrite every rank's weights and buffers with those of rank 0, which alone reads files of weights."""
+    if world.size > 1:
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor, 0)
+
+
+@torch.no_grad()
+def average_buffers(model: nn.Module, world: World) -> None:
+    """Make BatchNorm's running statistics the mean of all ranks'."""
+    if world.size > 1:
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= world.size
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no number of the tensors, or of this rank's parts of them, is infinite or NaN."""
+    own = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
+    return all(bool(tensor.isfinite().all()) for tensor in own)
+
+
+def divide(sizes: dict[str, int], ranks: int) -> dict[str, int]:
+    """Give every name a rank, so that the ranks' sums of sizes are about equal; the same on every rank."""
+    loads = [0] * ranks
+    owners = {}
+    for name, size in sizes.items():
+        owners[name] = loads.index(min(loads))
+        loads[owners[name]] += size
+    return owners

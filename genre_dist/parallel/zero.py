@@ -1,0 +1,169 @@
+"""DeepSpeed's engine: ZeRO-1, 2 and 3 spread the optimizer, then the gradients, then the weights over the ranks.
+
+Checkpoints do not use DeepSpeed's own format, which knows one stage and one number of ranks: the fp32 weights and the
+moments are gathered tensor by tensor into the form all strategies share.
+"""
+
+import logging
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from genre_dist.models.heads import Heads
+from genre_dist.models.text import LastStates
+from genre_dist.parallel.tensors import all_finite, average_buffers, divide, send_from_first
+from genre_dist.parallel.world import World
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+
+
+class Zero:
+    """See `Strategy`. `settings` is DeepSpeed's configuration, from `engine_config`.
+
+    `optimizer` is the one given, which DeepSpeed drives with its own flat tensors. Raises ValueError for settings that
+    DeepSpeed refuses.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, world: World, settings: dict[str, Any]) -> None:
+        deepspeed = _import_deepspeed(world)
+        self.world, self.optimizer = world, optimizer
+        self._sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        send_from_first(model, world)
+        model = model.to(memory_format=torch.contiguous_format)  # DeepSpeed flattens weights as they lie
+        if settings["zero_optimization"]["stage"] == 3:
+            # both read the weights of modules inside them without calling these
+            deepspeed.utils.set_z3_leaf_modules(model, [Heads, LastStates], raise_if_not_found=False)
+        try:
+            self._engine = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=settings, dist_init_required=False
+            )[0]
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"DeepSpeed refuses its settings: {' '.join(str(error).split())[:300]}") from None
+        self.model = self._engine.module
+        self._clip_norm = settings["gradient_clipping"]
+        self._make_moments()
+
+    def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
+        self._engine.set_gradient_accumulation_boundary(last)
+        return nullcontext()
+
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        return self._engine(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        # the mean over the ranks that DeepSpeed takes is to be a sum, and the loss is divided by its count already
+        self._engine.backward(loss * self.world.size, scale_wrt_gas=False)
+
+    def step(self, clip_norm: float | None) -> Tensor:
+        assert (clip_norm or 0.0) == self._clip_norm, "DeepSpeed clips as it was configured"
+        self._engine.step()
+        return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self.world.device)
+
+    def sync_buffers(self) -> None:
+        average_buffers(self.model, self.world)
+
+    def is_finite(self) -> bool:
+        return all_finite((*self._flat_parameters(), *self.model.buffers()))
+
+    def state_dict(self) -> dict[str, Any]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        steps = max(float(self.optimizer.state[flat]["step"]) for flat in self._flat_parameters())
+        parameters = dict(self.model.named_parameters())
+        tensors = {name: 3 if parameter.requires_grad else 1 for name, parameter in parameters.items()}
+        owners = divide({name: tensors[name] * size for name, size in self._sizes.items()}, self.world.size)
+        model: dict[str, Tensor] = {}
+        moments: dict[str, dict[str, Tensor]] = {}
+        for name, parameter in parameters.items():  # all ranks gather every tensor, one keeps it
+            mine = owners[name] == self.world.rank
+            with self._whole(parameter):
+                if mine:
+                    model[name] = parameter.detach().cpu().clone()
+            if parameter.requires_grad:
+                found = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+                if mine:
+                    moments[name] = {key: value.cpu().clone() for key, value in found.items()}
+                    moments[name]["step"] = torch.tensor(steps)
+        if self.world.is_first:
+            model |= {name: buffer.detach().cpu().clone() for name, buffer in self.model.named_buffers()}
+        return {"model": model, "optimizer": moments}
+
+    def blank_state(self) -> dict[str, Any]:
+        model: dict[str, Tensor] = {}
+        moments: dict[str, dict[str, Tensor]] = {}
+        for name, parameter in self.model.named_parameters():
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            model[name] = torch.zeros(shape)
+            if parameter.requires_grad:
+                moments[name] = {key: torch.zeros(shape) for key in MOMENTS} | {"step": torch.tensor(0.0)}
+        model |= {name: torch.zeros_like(buffer, device="cpu") for name, buffer in self.model.named_buffers()}
+        return {"model": model, "optimizer": moments}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        steps = {float(moments["step"]) for moments in state["optimizer"].values()}
+        if len(steps) > 1:
+            raise ValueError("its parameters took different numbers of steps, and DeepSpeed counts them together")
+        for name, parameter in self.model.named_parameters():
+            value = state["model"][name].to(self.world.device)
+            with self._whole(parameter, changed=True):
+                parameter.copy_(value)
+            if parameter.requires_grad:  # then a rank has its part of it a second time, to compute with
+                safe_set_full_fp32_param(parameter, value)
+                for key in MOMENTS:
+                    moment = state["optimizer"][name][key].to(self.world.device)
+                    safe_set_full_optimizer_state(parameter, moment, key)
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(state["model"][name])
+        for flat in self._flat_parameters():
+            self.optimizer.state[flat]["step"].fill_(steps.copy().pop())
+
+    def weights(self) -> dict[str, Tensor]:
+        weights = {}
+        for name, parameter in self.model.named_parameters():
+            with self._whole(parameter):
+                if self.world.is_first:
+                    weights[name] = parameter.detach().cpu().clone()
+        return weights | {name: buffer.detach().cpu() for name, buffer in self.model.named_buffers()}
+
+    def _whole(self, parameter: nn.Parameter, changed: bool = False) -> AbstractContextManager[Any]:
+        """Inside, a parameter that is spread over the ranks is whole on all of them; rank 0's changes are kept."""
+        if not hasattr(parameter, "ds_id"):
+            return nullcontext()
+        from deepspeed.runtime.zero import GatheredParameters
+
+        return GatheredParameters([parameter], modifier_rank=0 if changed else None)
+
+    def _flat_parameters(self) -> list[Tensor]:
+        """This rank's parts of the trained parameters, flattened, as the optimizer has them."""
+        zero = self._engine.optimizer
+        return getattr(zero, "fp32_partitioned_groups_flat", None) or zero.single_partition_of_fp32_groups
+
+    def _make_moments(self) -> None:
+        """Give the optimizer its (zero) states before it first steps.
+
+        DeepSpeed notes where they lie once, after the first group's first step, when the other groups have none yet.
+        """
+        for flat in self._flat_parameters():
+            zeros = {key: torch.zeros_like(flat, requires_grad=False) for key in MOMENTS}
+            self.optimizer.state[flat] = {"step": torch.zeros((), device=flat.device)} | zeros
+        if hasattr(self._engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _import_deepspeed(world: World) -> Any:
+    """Import DeepSpeed for the world's device, quietly and without compiling anything."""
+    os.environ.setdefault("DS_ACCELERATOR", world.device.type)
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    # an extension for CPU ranks on one host, which DeepSpeed would compile for a minute at the first start
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

@@ -1,0 +1,147 @@
+"""Every strategy on every number of ranks learns what one process learns, and goes on from any other's checkpoint."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from helpers import Processes, losses, options, rows, tensors_of
+from safetensors.torch import load_file
+
+from genre_dist.train import main
+
+STEPS, MORE = 20, 24
+SPREAD = ("ddp", "fsdp", "zero1", "zero2", "zero3")
+NEXT = dict(zip(SPREAD, (*SPREAD[1:], SPREAD[0]), strict=True))  # by whom each one's run is continued
+RUN = (
+    *("--data.global_batch", 32, "--run.seed", 4, "--optim.schedule", "constant", "--optim.warmup_steps", 0),
+    *("--checkpoint.every_steps", "null", "--train.eval_every_steps", 16),
+    # AdamW turns rounding errors of gradients that are almost zero into whole steps: small ones keep the runs together
+    *("--optim.poster_lr", 1e-6, "--optim.text_lr", 1e-3, "--optim.heads_lr", 1e-3),
+)
+STORED = ("--model.poster.batch_norm", "eval", "--data.micro_batch", 4)  # accumulated 8, 4 and 2 times on 1, 2, 4 ranks
+SYNCHRONISED = ("--model.poster.batch_norm", "sync")  # the micro-batches of all ranks together: one a step
+
+
+def run_ranks(folder: Path, world: int, command_lines: list[list[str]]) -> None:
+    """Train run after run in the same ranks."""
+    folder.mkdir()
+    (folder / "runs.json").write_text(json.dumps(command_lines))
+    with Processes(folder / "log") as ranks:
+        ranks.start_ranks(world, [str(folder / "runs.json")], module="strategy_runs")
+        assert ranks.wait(240) == [0] * world, ranks.output()[-8000:]
+
+
+@pytest.fixture(scope="module")
+def alone(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Two runs of a single process: with stored statistics to step 24 and to step 20, and with synchronised ones."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name, steps, more in (("stored", STEPS, STORED), ("longer", MORE, STORED), ("sync", STEPS, SYNCHRONISED)):
+        micro = ("--data.micro_batch", 32) if name == "sync" else ()
+        assert main(options(sample_shards, folder / name, *RUN, *more, *micro, "--train.steps", steps)) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each strategy on two ranks."""
+    folder = tmp_path_factory.mktemp("two")
+    run_ranks(
+        folder / "ranks",
+        2,
+        [
+            options(sample_shards, folder / name, *RUN, *STORED, "--train.steps", STEPS, "--parallel.strategy", name)
+            for name in SPREAD
+        ],
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def four(two: Path, sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """On four ranks, each strategy from the start, and each continuing what another one did on two."""
+    folder = tmp_path_factory.mktemp("four")
+    lines = []
+    for name in SPREAD:
+        micro = ("--data.micro_batch", 8)
+        more = (*SYNCHRONISED, *micro, "--train.steps", STEPS, "--parallel.strategy", name)
+        lines.append(options(sample_shards, folder / name, *RUN, *more))
+    for name, other in NEXT.items():
+        shutil.copytree(two / name, folder / f"{name} then {other}")
+        more = (*STORED, "--train.steps", MORE, "--parallel.strategy", other)
+        lines.append(options(sample_shards, folder / f"{name} then {other}", *RUN, *more))
+    run_ranks(folder / "ranks", 4, lines)
+    return folder
+
+
+def assert_same_training(run: Path, reference: Path, steps: int) -> None:
+    ours, theirs = losses(run), losses(reference)
+    assert list(ours) == list(theirs) == list(range(1, steps + 1))
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), atol=1e-4, rtol=0)
+    norms = [[row["grad_norm"] for row in rows(folder)] for folder in (run, reference)]
+    np.testing.assert_allclose(*norms, rtol=1e-3)
+    weights, expected = load_file(run / "model.safetensors"), load_file(reference / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, atol=1e-4, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def assert_same_evaluations(run: Path, reference: Path) -> None:
+    for split in ("val", "test"):
+        ours, theirs = (pq.read_table(folder / f"predictions-{split}.parquet") for folder in (run, reference))
+        assert ours["tmdb_id"].to_pylist() == theirs["tmdb_id"].to_pylist()
+        np.testing.assert_allclose(ours["logits"].to_pylist(), theirs["logits"].to_pylist(), atol=1e-4)
+    assert [row["step"] for row in rows(run, "val")] == [row["step"] for row in rows(reference, "val")]
+
+
+def assert_same_checkpoint(run: Path, reference: Path, steps: int) -> None:
+    """Weights, buffers and the optimizer's moments, under the same names."""
+    ours, theirs = (tensors_of(folder / "checkpoints" / f"step-{steps:08d}") for folder in (run, reference))
+    assert ours.keys() == theirs.keys()
+    assert any(name.endswith("exp_avg_sq") for name in ours)
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, atol=1e-4, rtol=0, check_stride=False)
+
+
+def test_the_reference_learns_and_its_last_batches_are_uneven(alone: Path) -> None:
+    """Otherwise the tests below would show less than they claim."""
+    told = rows(alone / "longer")
+    assert told[-1]["loss"] < 0.97 * told[0]["loss"]
+    assert {row["samples"] % 32 for row in told} > {0}
+    moved = [load_file(alone / name / "model.safetensors") for name in ("stored", "longer")]
+    assert all(not torch.equal(moved[0][name], moved[1][name]) for name in moved[0] if name.endswith("weight"))
+
+
+@pytest.mark.parametrize("strategy", SPREAD)
+def test_two_ranks_that_accumulate_learn_what_one_process_learns(strategy: str, two: Path, alone: Path) -> None:
+    assert_same_training(two / strategy, alone / "stored", STEPS)
+    assert_same_evaluations(two / strategy, alone / "stored")
+    assert_same_checkpoint(two / strategy, alone / "stored", STEPS)
+
+
+@pytest.mark.parametrize("strategy", SPREAD)
+def test_four_ranks_with_synchronised_batch_norm_learn_what_one_process_learns(
+    strategy: str, four: Path, alone: Path
+) -> None:
+    assert_same_training(four / strategy, alone / "sync", STEPS)
+    assert_same_evaluations(four / strategy, alone / "sync")
+    assert_same_checkpoint(four / strategy, alone / "sync", STEPS)
+
+
+@pytest.mark.parametrize("strategy", SPREAD)
+def test_another_strategy_on_more_ranks_goes_on_from_a_checkpoint(strategy: str, four: Path, alone: Path) -> None:
+    run = four / f"{strategy} then {NEXT[strategy]}"
+    assert_same_training(run, alone / "longer", MORE)
+    assert_same_checkpoint(run, alone / "longer", MORE)
+
+
+@pytest.mark.parametrize("strategy", SPREAD)
+def test_one_process_goes_on_from_any_strategys_checkpoint(
+    strategy: str, two: Path, alone: Path, sample_shards: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(two / strategy, tmp_path / "run"))
+    assert main(options(sample_shards, run, *RUN, *STORED, "--train.steps", MORE)) == 0
+    assert_same_training(run, alone / "longer", MORE)
