@@ -29,11 +29,23 @@ class CheckpointConfig:
 
     every_steps: int | None = 500
     """Save every so many steps; null only at the end of the run."""
+    every_minutes: float | None = None
+    """Save also when so many minutes have passed since the last save; null never."""
     keep: int = 2
     """How many checkpoints stay on disk; older ones are removed after a newer one is whole."""
+    best_metric: (
+        Literal["loss", "accuracy", "micro_f1", "macro_f1", "sample_f1", "mean_average_precision", "auc"] | None
+    ) = None
+    """Save after every evaluation of the val split that is the best so far by this metric, and keep that checkpoint
+    beside the newest; `genre-dist export RUN --which best` takes it."""
+    asynchronous: bool = True
+    """Write checkpoints in the background: training stands still only while the state is copied to the host's RAM."""
 
     def __post_init__(self) -> None:
         require(self.every_steps is None or self.every_steps >= 1, "checkpoint.every_steps must be at least 1 or null")
+        require(
+            self.every_minutes is None or self.every_minutes > 0, "checkpoint.every_minutes must be positive or null"
+        )
         require(self.keep >= 1, "checkpoint.keep must be at least 1")
 
 

@@ -7,11 +7,15 @@ and only tensors are stored, so nothing in a checkpoint can run code.
 """
 
 import json
+import os
 import pickle
+import platform
+import secrets
 import shutil
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +23,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, StorageMeta
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from genre_dist.atomic import atomic_file
 from genre_dist.parallel.strategy import Strategy
@@ -61,53 +65,110 @@ class Saved(NamedTuple):
     """What was saved beside the tensors."""
 
 
-def save_checkpoint(
-    folder: Path, step: int, strategy: Strategy, facts: dict[str, Any], world: World, keep: int
-) -> Path:
-    """Write `folder/step-NNNNNNNN` (all ranks together) and remove all but the newest `keep`.
+def write_checkpoint(
+    folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any], world: World, token: str, group: Any = None
+) -> None:
+    """Write `folder/step-NNNNNNNN`, all ranks together, each its share of the state (see `Strategy.state_dict`).
 
-    Raises OSError if it cannot be written; older checkpoints stay.
+    The ranks talk over `group` (the default one without), so that this may happen beside the training. `token` makes
+    the name under which it is written aside unique. Raises OSError if it cannot be written.
     """
-    final = folder / f"step-{step:08d}"
-    strategy.sync_buffers()
-    if world.any(world.is_first and _whole(final)):
-        return final
-    partial = final.with_suffix(".partial")
-    if world.is_first:
-        shutil.rmtree(partial, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-    world.barrier()
-    tensors = strategy.state_dict()
+    final = checkpoint_path(folder, step)
+    partial = final.with_name(f"{final.name}.{token}.partial")
     try:
         with _quiet():
-            dcp.save(tensors, storage_writer=FileSystemWriter(partial), no_dist=world.size == 1)
-    except dcp.CheckpointException as error:  # no Exception by inheritance; raised on all ranks
+            writer = FileSystemWriter(partial)
+            dcp.save(state, storage_writer=writer, no_dist=world.size == 1, process_group=group)
+        if world.is_first:
+            _complete(partial, final, facts | {"step": step, "world": world.size})
+    except (dcp.CheckpointException, OSError) as error:  # the first is no Exception by inheritance; on all ranks
+        if world.is_first:
+            shutil.rmtree(partial, ignore_errors=True)
         raise OSError(f"{final} could not be written, older checkpoints stay: {_reason(error)}") from None
-    if world.is_first:
-        with atomic_file(partial / "facts.json", "w") as file:
-            json.dump(facts | {"step": step, "world": world.size}, file, indent=1)
-        sizes = {path.name: path.stat().st_size for path in partial.iterdir()}
-        with atomic_file(partial / COMPLETE, "w") as file:
-            json.dump(sizes, file)
+
+
+def _complete(partial: Path, final: Path, facts: dict[str, Any]) -> None:
+    """Mark what was written aside as whole and give it its name."""
+    with atomic_file(partial / "facts.json", "w") as file:
+        json.dump(facts, file, indent=1)
+    sizes = {path.name: path.stat().st_size for path in partial.iterdir()}
+    with atomic_file(partial / COMPLETE, "w") as file:
+        json.dump(sizes, file)
+    if not is_whole(final):
         shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        for old in sorted(path for path in folder.glob("step-*") if path.suffix != ".partial")[:-keep]:
+        with suppress(OSError):  # another saver of the same step was faster: its checkpoint is as good
+            partial.rename(final)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
+
+
+def new_token() -> str:
+    """A name for what this process writes aside: `<host>-<pid>-<random>`, see `remove_leftovers`."""
+    return f"{platform.node()[:64] or 'host'}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what savers that were killed left lying about.
+
+    Those of this host are known by their process; those of others are given an hour, as they may still be written.
+    """
+    for partial in folder.glob("step-*.partial"):
+        host, _, pid = partial.suffixes and partial.name.split(".", 1)[1].rpartition("-")[0].rpartition("-")
+        with suppress(OSError):
+            if host == (platform.node()[:64] or "host") and pid.isdigit():
+                alive = Path(f"/proc/{pid}").exists() if Path("/proc").is_dir() else True
+                stale = not alive
+            else:
+                newest = max((path.stat().st_mtime for path in (partial, *partial.iterdir())), default=0.0)
+                stale = time.time() - newest > 3600
+            if stale:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_old(folder: Path, keep: int, spared: int | None) -> None:
+    """Delete all checkpoints but the newest `keep` and that of the step `spared`."""
+    named = sorted(path for path in folder.glob("step-*") if path.suffix != ".partial")
+    for old in named[:-keep]:
+        if spared is None or old != checkpoint_path(folder, spared):
             shutil.rmtree(old, ignore_errors=True)
-        for cut_short in folder.glob("step-*.partial"):
-            shutil.rmtree(cut_short, ignore_errors=True)
-    world.barrier()
-    return final
 
 
 def newest_checkpoint(folder: Path) -> tuple[Saved | None, list[str]]:
     """The newest whole checkpoint, if any, and the names of newer ones that are damaged."""
     damaged: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
-        if _whole(path):
-            facts = json.loads((path / "facts.json").read_text())
-            return Saved(path, facts["step"], facts), damaged
+        if is_whole(path):
+            return read_saved(path), damaged
         damaged.append(path.name)
     return None, damaged
+
+
+def read_saved(path: Path) -> Saved:
+    facts = json.loads((path / "facts.json").read_text())
+    return Saved(path, facts["step"], facts)
+
+
+def load_weights(saved: Saved) -> dict[str, torch.Tensor]:
+    """The model's tensors of a checkpoint, read by this process alone, without the model.
+
+    Raises ValueError if it is damaged.
+    """
+    reader = _TensorReader(saved.path)
+    try:
+        stored = reader.read_metadata().state_dict_metadata
+        weights = {
+            name.removeprefix("model."): torch.empty(of.size, dtype=of.properties.dtype)
+            for name, of in stored.items()
+            if name.startswith("model.") and isinstance(of, TensorStorageMetadata)
+        }
+        with _quiet():
+            dcp.load({"model": weights}, storage_reader=reader, no_dist=True)
+    except (dcp.CheckpointException, RuntimeError, ValueError, OSError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{saved.path} cannot be read: {_reason(error)}") from None
+    return weights
 
 
 def load_checkpoint(saved: Saved, strategy: Strategy, world: World) -> None:
@@ -149,7 +210,7 @@ def _reason(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
-def _whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     """Whether a checkpoint is marked complete and all its files have the sizes noted then."""
     try:
         sizes = json.loads((path / COMPLETE).read_text())

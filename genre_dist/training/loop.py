@@ -17,11 +17,12 @@ from genre_dist.configfile import save_config
 from genre_dist.parallel.world import World
 from genre_dist.stream.order import hash64
 from genre_dist.stream.reader import Batch, Seconds
-from genre_dist.training.checkpoint import Saved, load_checkpoint, newest_checkpoint, save_checkpoint
+from genre_dist.training.checkpoint import Saved, load_checkpoint, newest_checkpoint
 from genre_dist.training.experiment import Experiment, set_up, summary
 from genre_dist.training.export import finished_step, save_model
 from genre_dist.training.inputs import to_device, training_pixels
 from genre_dist.training.ranks import Meter, gather_ranks
+from genre_dist.training.saving import Saver
 from genre_dist.training.schedule import lr_factor, set_learning_rates
 from genre_dist.training.step import train_step
 from genre_dist.training.stopping import PREEMPTED, Stopped, StopRequest
@@ -45,13 +46,15 @@ def run_training(config: Config, world: World, evaluate: Evaluator) -> int:
         return 0
     record = open_record(config, folder, start, experiment.total_steps) if world.is_first else None
     stop = StopRequest(folder, config.run.max_minutes)
+    saver = Saver(folder / "checkpoints", experiment.strategy, world, config.checkpoint, experiment.stream.identity())
     try:
-        _train(experiment, folder, start, record, stop, evaluate)
-        _finish(experiment, folder, record, stop, evaluate)
+        _train(experiment, folder, start, record, stop, saver, evaluate)
+        _finish(experiment, folder, record, stop, saver, evaluate)
     except Stopped:
         return PREEMPTED
     finally:
         stop.close()
+        saver.close()
         if record is not None:
             record.close()
     return 0
@@ -113,6 +116,7 @@ def _train(
     start: int,
     record: Record | None,
     stop: StopRequest,
+    saver: Saver,
     evaluate: Evaluator,
 ) -> None:
     """Steps `start` to the last: train, record, evaluate, save. Raises Stopped after saving if asked to stop."""
@@ -123,7 +127,7 @@ def _train(
     due = record is not None and start > 0 and start % evaluate_every == 0 and start not in record.validated
     # the run was stopped before or in this evaluation
     if world.any(due) and not _validate(
-        experiment, record, start, (start - 1) // stream.steps_per_epoch, stop, evaluate
+        experiment, record, start, (start - 1) // stream.steps_per_epoch, stop, saver, evaluate
     ):
         raise Stopped
     watch, meter = Watch(experiment, record), Meter(world.device)
@@ -148,6 +152,7 @@ def _train(
                 world,
                 config.optim.clip_norm,
                 stop.requested(),
+                saver.asks(),
                 experiment.loss,
             )
             _note_faults(folder, micro_batches)
@@ -159,11 +164,16 @@ def _train(
             last = done == experiment.total_steps
             if done % evaluate_every == 0 and not last and not stopping:
                 watch.flush()
-                stopping = not _validate(experiment, record, done, epoch, stop, evaluate)
+                stopping = not _validate(experiment, record, done, epoch, stop, saver, evaluate)
                 watch.restart_clock()
-            if last or stopping or (config.checkpoint.every_steps and done % config.checkpoint.every_steps == 0):
+            if last or stopping or watch.save_asked or saver.due(done):
                 watch.flush()
-                _save(experiment, folder, done)
+                began = time.monotonic()
+                _save(experiment, saver, done)
+                if last or stopping:
+                    saver.wait()
+                watch.stood_still += time.monotonic() - began
+                watch.save_asked = False
                 watch.restart_clock()
             if stopping and not last:
                 _say(world, f"asked to stop ({stop.reason or 'by another rank'}): saved after step {done}")
@@ -173,7 +183,13 @@ def _train(
 
 
 def _validate(
-    experiment: Experiment, record: Record | None, done: int, epoch: int, stop: StopRequest, evaluate: Evaluator
+    experiment: Experiment,
+    record: Record | None,
+    done: int,
+    epoch: int,
+    stop: StopRequest,
+    saver: Saver,
+    evaluate: Evaluator,
 ) -> bool:
     """Evaluate the val split into the record; False if it was given up because somebody asked to stop."""
     if experiment.manifest.samples("val", experiment.config.model.members) == 0:
@@ -185,6 +201,7 @@ def _validate(
         return False
     if record is not None and told is not None:
         record.write(_row("val", done, epoch, told), told)
+    saver.note_evaluation(done, told)
     return True
 
 
@@ -194,7 +211,7 @@ def _row(kind: str, step: int, epoch: int, told: dict[str, Any]) -> dict[str, An
     }
 
 
-def _save(experiment: Experiment, folder: Path, done: int) -> None:
+def _save(experiment: Experiment, saver: Saver, done: int) -> None:
     """Raises ValueError, and writes nothing, if a weight is not finite: such a run could not be continued."""
     if experiment.world.any(not experiment.strategy.is_finite()):
         raise ValueError(
@@ -202,18 +219,11 @@ def _save(experiment: Experiment, folder: Path, done: int) -> None:
             "only. Lower the learning rates or lengthen optim.warmup_steps. Films of the step: "
             + " ".join(map(str, experiment.stream.step_ids(done - 1)))
         )
-    save_checkpoint(
-        folder / "checkpoints",
-        done,
-        experiment.strategy,
-        experiment.stream.identity(),
-        experiment.world,
-        experiment.config.checkpoint.keep,
-    )
+    saver.save(done)
 
 
 def _finish(
-    experiment: Experiment, folder: Path, record: Record | None, stop: StopRequest, evaluate: Evaluator
+    experiment: Experiment, folder: Path, record: Record | None, stop: StopRequest, saver: Saver, evaluate: Evaluator
 ) -> None:
     """The end of a run: evaluate val and test, write their files, the weights and what is needed to use them."""
     world, done = experiment.world, experiment.total_steps
@@ -226,6 +236,8 @@ def _finish(
         told = evaluate(experiment, split, stop, True)
         if record is not None and told is not None:
             record.write(_row(split, done, epoch, told), told)
+        if split == "val":
+            saver.note_evaluation(done, told)
     weights = experiment.strategy.weights()
     if world.is_first:
         save_model(folder, weights, experiment.manifest, done)

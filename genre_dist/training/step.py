@@ -18,7 +18,7 @@ from genre_dist.training.loss import Loss, loss_sum
 class StepResult(NamedTuple):
     """What a step knows of itself over all ranks; tensors, so that nobody waits for the device before they are read."""
 
-    totals: Tensor  # [sum of losses, samples, bad samples, ranks asked to stop]
+    totals: Tensor  # [sum of losses, samples, bad samples, ranks asked to stop, ranks that ask to save]
     grad_norm: Tensor
 
 
@@ -30,6 +30,7 @@ def train_step(
     world: World,
     clip_norm: float | None,
     stop: bool,
+    save: bool = False,
     loss: Loss = loss_sum,
 ) -> StepResult:
     """Forward and backward over the rank's micro-batches, then one update of the weights.
@@ -38,7 +39,7 @@ def train_step(
     """
     samples = sum(float(batch.weights.sum()) for batch in micro_batches)
     bad = sum(len(batch.faults) for batch in micro_batches)
-    counts = world.sum(torch.tensor([samples, bad, float(stop)], device=world.device))  # [3]
+    counts = world.sum(torch.tensor([samples, bad, float(stop), float(save)], device=world.device))  # [4]
     count = counts[0].clamp(min=1)
     losses = torch.zeros(1, device=world.device)
     for number, batch in enumerate(micro_batches, 1):

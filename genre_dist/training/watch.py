@@ -29,8 +29,10 @@ class Watch:
     def __init__(self, experiment: Experiment, record: Record | None) -> None:
         self.experiment, self.record = experiment, record
         self.pending: tuple[int, int, StepResult, float, Seconds, float] | None = None
-        self.stop_asked = False
         self.ranks: dict[str, list[float]] | None = None  # for the next row
+        self.stop_asked = self.save_asked = False
+        self.stood_still = 0.0
+        """Seconds that training waited for checkpoints since the last row."""
         self.bad: dict[int, int] = {}  # epoch -> samples that could not be read
         self.peak = peak_flops(experiment.world.device, experiment.precision) * experiment.world.size
         self.restart_clock()
@@ -57,8 +59,8 @@ class Watch:
     def _write(
         self, done: int, epoch: int, result: StepResult, waited: float, reading: Seconds, seconds: float
     ) -> None:
-        total, samples, bad, stopping = result.totals.tolist()
-        self.stop_asked = stopping > 0
+        total, samples, bad, stopping, saving = result.totals.tolist()
+        self.stop_asked, self.save_asked = stopping > 0, saving > 0
         norm = float(result.grad_norm)
         loss = total / max(1.0, samples)
         if not (np.isfinite(loss) and np.isfinite(norm)):
@@ -82,6 +84,7 @@ class Watch:
                 "read_seconds": reading.read,  # of this rank's reader processes together, in the background
                 "decode_seconds": reading.decode,
                 "reader_idle_seconds": reading.idle,  # waiting for a free slot: reading keeps up
+                "checkpoint_seconds": self.stood_still,
                 "mfu": self._mfu(samples / seconds),
                 "memory_bytes": peak_memory_bytes(self.experiment.world.device),
                 "ranks": self.experiment.world.size,
@@ -91,6 +94,7 @@ class Watch:
             }
         )
         self.ranks = None
+        self.stood_still = 0.0
 
     def _check_bad(self, epoch: int, bad: int) -> None:
         self.bad[epoch] = self.bad.get(epoch, 0) + bad

@@ -3,9 +3,12 @@
 import json
 import os
 import pickle
+import platform
 import resource
 import shutil
 import signal
+import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +16,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import Processes, until
 from torch import nn
+from torch.distributed.checkpoint import FileSystemWriter
 
+from genre_dist.config import CheckpointConfig
 from genre_dist.parallel.replicated import Replicated
 from genre_dist.parallel.world import World
-from genre_dist.training.checkpoint import COMPLETE, load_checkpoint, newest_checkpoint, save_checkpoint
+from genre_dist.training.checkpoint import (
+    COMPLETE,
+    checkpoint_path,
+    load_checkpoint,
+    load_weights,
+    newest_checkpoint,
+    write_checkpoint,
+)
+from genre_dist.training.saving import Saver, read_best
 
 ALONE = World(0, 1, torch.device("cpu"))
 FACTS = {"seed": 3, "members": ["overview"]}
@@ -46,18 +60,23 @@ def train(strategy: Replicated, steps: int, seed: int = 0) -> list[float]:
     return losses
 
 
-def save(folder: Path, step: int, strategy: Replicated, keep: int = 2) -> Path:
-    return save_checkpoint(folder, step, strategy, FACTS, ALONE, keep)
+def save(folder: Path, step: int, strategy: Replicated, keep: int = 2, asynchronous: bool = False) -> Path:
+    config = CheckpointConfig(keep=keep, asynchronous=asynchronous)
+    saver = Saver(folder, strategy, ALONE, config, FACTS)
+    saver.save(step)
+    saver.wait()
+    return checkpoint_path(folder, step)
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_is_loaded_is_exactly_what_was_saved_and_trains_on_alike(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_what_is_loaded_is_exactly_what_was_saved_and_trains_on_alike(tmp_path: Path, asynchronous: bool) -> None:
     first = make_strategy()
     train(first, 3)
-    save(tmp_path, 3, first)
+    save(tmp_path, 3, first, asynchronous=asynchronous)
     second = make_strategy(seed=1)  # other weights, an optimizer that never took a step
     saved, damaged = newest_checkpoint(tmp_path)
     assert saved is not None
@@ -164,23 +183,58 @@ def test_a_kill_while_saving_leaves_nothing_that_counts(
             raise Killed
         return whole_file(path, mode)
 
-    def no_tensors(*arguments: object, **more: object) -> None:
-        (tmp_path / "step-00000002.partial").mkdir()
-        (tmp_path / "step-00000002.partial" / "__0_0.distcp").write_bytes(b"half")
+    def no_tensors(*arguments: object, storage_writer: FileSystemWriter, **more: object) -> None:
+        (Path(storage_writer.path)).mkdir()
+        (Path(storage_writer.path) / "__0_0.distcp").write_bytes(b"half")
         raise Killed
 
     whole_file = checkpoint.atomic_file
+    token = f"{platform.node()[:64] or 'host'}-{2**22 + 1}-abc"  # of a process that is no more
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "atomic_file", cut_short)
         if moment == "tensors":
             patch.setattr(checkpoint.dcp, "save", no_tensors)
         with pytest.raises(Killed):
-            save(tmp_path, 2, strategy)
-    saved, _ = newest_checkpoint(tmp_path)
+            write_checkpoint(tmp_path, 2, strategy.state_dict(), FACTS, ALONE, token)
+    assert len(names(tmp_path)) == 2
+    saved, damaged = newest_checkpoint(tmp_path)
     assert saved is not None
     assert saved.step == 1
+    assert [name.split(".")[0] for name in damaged] == ["step-00000002"]  # it is told
     save(tmp_path, 3, strategy)
     assert names(tmp_path) == ["step-00000001", "step-00000003"]  # what was left lying about is gone
+
+
+def save_for_ever(folder: Path) -> None:
+    strategy = make_strategy(width=400)
+    saver = Saver(folder, strategy, ALONE, CheckpointConfig(keep=3), FACTS)
+    for step in range(1, 10**6):
+        train(strategy, 1, seed=step)
+        saver.save(step)
+
+
+def test_after_kill_9_while_a_checkpoint_is_being_written_the_newest_whole_one_loads(tmp_path: Path) -> None:
+    here = str(Path(__file__).parent)
+    with Processes(tmp_path / "log") as child:
+        code = f"import sys, pathlib; sys.path.insert(0, {here!r}); import test_checkpoint as t; "
+        child.start([sys.executable, "-c", code + f"t.save_for_ever(pathlib.Path({str(tmp_path / 'saved')!r}))"])
+
+        def writing() -> bool:
+            assert child.children[0].poll() is None, child.output()
+            whole = newest_checkpoint(tmp_path / "saved")[0]
+            return whole is not None and any((tmp_path / "saved").glob("*.partial/*"))
+
+        until(writing, 60, "a half-written checkpoint after whole ones")
+        child.kill()
+    saved, _ = newest_checkpoint(tmp_path / "saved")
+    assert saved is not None
+    again, expected = make_strategy(width=400, seed=5), make_strategy(width=400)
+    load_checkpoint(saved, again, ALONE)
+    for step in range(1, saved.step + 1):
+        train(expected, 1, seed=step)
+    assert train(again, 1, seed=0) == train(expected, 1, seed=0)
+    save(tmp_path / "saved", saved.step + 1, again)
+    assert not list((tmp_path / "saved").glob("*.partial"))
 
 
 @contextmanager
@@ -204,6 +258,121 @@ def test_a_checkpoint_that_cannot_be_written_is_an_oserror_and_the_older_one_sta
     saved, _ = newest_checkpoint(tmp_path)
     assert saved is not None
     assert saved.step == 1
+
+
+def test_in_the_background_too_and_the_training_hears_of_it_when_it_saves_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strategy = make_strategy()
+    saver = Saver(tmp_path, strategy, ALONE, CheckpointConfig(keep=2), FACTS)
+    saver.save(1)
+    saver.wait()
+    with small_disk(1000):
+        saver.save(2)
+        with pytest.raises(OSError, match="step-00000002 could not be written"):
+            saver.save(3)
+    assert "warning" in capsys.readouterr().err  # people hear of it at once
+    saver.save(4)
+    saver.wait()
+    assert names(tmp_path) == ["step-00000001", "step-00000004"]
+
+
+def test_what_is_trained_while_a_checkpoint_is_written_is_not_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from genre_dist.training import checkpoint
+
+    strategy, expected = make_strategy(), make_strategy()
+    assert train(strategy, 2) == train(expected, 2)
+    saver = Saver(tmp_path, strategy, ALONE, CheckpointConfig(), FACTS)
+    trained, whole_save = threading.Event(), checkpoint.dcp.save
+
+    def save_later(*arguments: object, **more: object) -> object:
+        assert trained.wait(60)
+        return whole_save(*arguments, **more)
+
+    monkeypatch.setattr(checkpoint.dcp, "save", save_later)
+    saver.save(1)
+    train(strategy, 3)
+    trained.set()
+    saver.wait()
+    saved, _ = newest_checkpoint(tmp_path)
+    assert saved is not None
+    load_checkpoint(saved, strategy, ALONE)
+    assert train(strategy, 3) == train(expected, 3)
+
+
+def test_two_savers_of_one_step_leave_one_whole_checkpoint(tmp_path: Path) -> None:
+    strategy = make_strategy()
+    savers = [Saver(tmp_path, strategy, ALONE, CheckpointConfig(), FACTS) for _ in range(4)]
+    for step in (1, 2):
+        for saver in savers:
+            saver.save(step)
+    for saver in savers:
+        saver.wait()
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+    saved, damaged = newest_checkpoint(tmp_path)
+    assert saved is not None
+    assert (saved.step, damaged) == (2, [])
+    load_checkpoint(saved, make_strategy(seed=1), ALONE)
+
+
+# --- when, and which stay
+
+
+def test_every_so_many_steps_and_every_so_many_minutes(tmp_path: Path) -> None:
+    now = [0.0]
+    config = CheckpointConfig(every_steps=10, every_minutes=2)
+    saver = Saver(tmp_path, make_strategy(), ALONE, config, FACTS, clock=lambda: now[0])
+    assert [step for step in range(1, 31) if saver.due(step)] == [10, 20, 30]
+    now[0] = 119.0
+    assert not saver.asks()
+    now[0] = 120.0
+    assert saver.asks()
+    saver.save(7)
+    assert not saver.asks()
+    never = Saver(tmp_path, make_strategy(), ALONE, CheckpointConfig(every_steps=None), FACTS, clock=lambda: 1e9)
+    assert not never.asks()
+    assert not any(map(never.due, range(1, 1000)))
+    saver.wait()
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best"), [("micro_f1", [0.4, 0.7, 0.7, 0.6], 2), ("loss", [0.4, 0.2, None, 0.3], 2)]
+)
+def test_the_best_stays_beside_the_newest(tmp_path: Path, metric: str, values: list[float | None], best: int) -> None:
+    strategy = make_strategy()
+    saver = Saver(tmp_path, strategy, ALONE, CheckpointConfig(keep=1, every_steps=3, best_metric=metric), FACTS)
+    for step, value in enumerate(values, 1):
+        saver.note_evaluation(step, {metric: value})
+        if saver.due(step):
+            saver.save(step)
+    saver.save(5)
+    saver.wait()
+    assert names(tmp_path) == ["best.json", f"step-{best:08d}", "step-00000005"]
+    kept = read_best(tmp_path)
+    assert kept is not None
+    assert kept == (best, metric, 0.7 if metric == "micro_f1" else 0.2)
+    # a run that is continued knows it, and a later evaluation of a step that is saved already can be the best as well
+    again = Saver(tmp_path, strategy, ALONE, CheckpointConfig(keep=1, best_metric=metric), FACTS)
+    again.note_evaluation(5, {metric: 0.5})
+    assert read_best(tmp_path) == kept
+    again.note_evaluation(5, {metric: 0.1 if metric == "loss" else 0.9})
+    assert names(tmp_path) == ["best.json", "step-00000005"]
+
+
+def test_the_weights_can_be_read_without_the_model(tmp_path: Path) -> None:
+    strategy = make_strategy()
+    train(strategy, 1)
+    save(tmp_path, 1, strategy)
+    saved, _ = newest_checkpoint(tmp_path)
+    assert saved is not None
+    weights = load_weights(saved)
+    assert weights.keys() == strategy.model.state_dict().keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in strategy.model.state_dict().items())
+    next(saved.path.glob("*.distcp")).write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="step-00000001"):
+        load_weights(saved)
 
 
 class Evil:

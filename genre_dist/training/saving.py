@@ -1,0 +1,163 @@
+"""When a run saves and what it keeps: every so many steps and minutes, in the background, the newest and the best.
+
+A save stops the training only while the state is copied to the host's memory; a thread writes the copy, the ranks
+talking over a process group of their own. The next save, and the end of the run, wait for it.
+"""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch.distributed as dist
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+from genre_dist.atomic import atomic_file
+from genre_dist.config import CheckpointConfig
+from genre_dist.parallel.strategy import Strategy
+from genre_dist.parallel.world import World
+from genre_dist.training.checkpoint import (
+    checkpoint_path,
+    is_whole,
+    new_token,
+    remove_leftovers,
+    remove_old,
+    write_checkpoint,
+)
+
+BEST = "best.json"
+WAIT_AT_THE_END_SECONDS = 60.0
+
+
+class Best(NamedTuple):
+    """The evaluation that was best so far."""
+
+    step: int
+    metric: str
+    value: float
+
+
+class Saver:
+    """Saves a strategy's state into a folder, all ranks together.
+
+    `facts` are stored in every checkpoint. Every rank calls every method equally often, in the same order, unless it
+    says otherwise.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        strategy: Strategy,
+        world: World,
+        config: CheckpointConfig,
+        facts: dict[str, Any],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.folder, self.strategy, self.world, self.config, self.facts = folder, strategy, world, config, facts
+        self.best = read_best(folder) if world.is_first else None
+        if self.best is not None and self.best.metric != config.best_metric:
+            self.best = None
+        self._best_step: int | None = None
+        self._clock, self._last = clock, clock()
+        self._group = dist.new_group(backend="gloo") if config.asynchronous and world.size > 1 else None
+        pinned = world.device.type == "cuda"
+        self._stager = DefaultStager(StagingOptions(pinned, False, False, pinned)) if config.asynchronous else None
+        self._thread: threading.Thread | None = None
+        self._error: OSError | None = None
+
+    def asks(self) -> bool:
+        """Whether it is time to save, by rank 0's clock. Any rank may call it at any time."""
+        minutes = self.config.every_minutes
+        return minutes is not None and self.world.is_first and self._clock() - self._last >= 60 * minutes
+
+    def due(self, step: int) -> bool:
+        """Whether to save after this step: its number says so, or it is the best so far. Any rank at any time."""
+        every = self.config.every_steps
+        return self._best_step == step or (every is not None and step % every == 0)
+
+    def save(self, step: int) -> None:
+        """Save what the strategy holds after `step`; returns when it is copied, or, not asynchronous, when it is whole.
+
+        Raises OSError if this checkpoint or, asynchronous, the one before could not be written.
+        """
+        self.wait()
+        self._last = self._clock()
+        self.strategy.sync_buffers()
+        if self._has(step):
+            return
+        if self.world.is_first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.folder)
+        token = self.world.broadcast(new_token() if self.world.is_first else None)
+        state = self.strategy.state_dict()
+        if self._stager is not None:
+            state = cast(dict[str, Any], self._stager.stage(state))
+        self._thread = threading.Thread(target=self._write, args=(step, state, token), daemon=True)
+        self._thread.start()
+        if self._stager is None:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save under way, if any. Raises OSError on all ranks if it could not be written."""
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread, error, self._error = None, self._error, None
+        if self.world.any(error is not None):
+            raise error or OSError("the checkpoint could not be written on another rank")
+
+    def note_evaluation(self, step: int, told: dict[str, Any] | None) -> None:
+        """Note an evaluation (known to rank 0) after `step`: if it is the best so far, that step is kept, or due."""
+        metric, better = self.config.best_metric, False
+        if metric is None:
+            return
+        if told is not None and told.get(metric) is not None:
+            value, sign = float(told[metric]), -1 if metric == "loss" else 1
+            better = self.best is None or sign * value > sign * self.best.value
+            if better:
+                self.best = Best(step, metric, value)
+        if self.world.any(better):
+            self._best_step = step
+            self.wait()
+            if self._has(step):
+                self._tidy(step)
+
+    def close(self) -> None:
+        """Let a save under way come to its end, if it does so soon. Any rank may call it at any time."""
+        if self._thread is not None:
+            self._thread.join(WAIT_AT_THE_END_SECONDS)
+        if self._stager is not None:
+            self._stager.close()
+
+    def _has(self, step: int) -> bool:
+        return self.world.any(self.world.is_first and is_whole(checkpoint_path(self.folder, step)))
+
+    def _write(self, step: int, state: dict[str, Any], token: str) -> None:
+        try:
+            write_checkpoint(self.folder, step, state, self.facts, self.world, token, self._group)
+            self._tidy(step)
+        except Exception as error:  # whatever it is belongs to the training's thread
+            self._error = error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}")
+            if self.world.is_first and self._stager is not None:  # it is raised only when the next one is due
+                print(f"warning: {error}", file=sys.stderr, flush=True)
+
+    def _tidy(self, step: int) -> None:
+        """On rank 0, once the step's checkpoint is whole: note it if it is the best, and delete old ones."""
+        if self.world.is_first:
+            if self.best is not None and self.best.step == step:
+                with atomic_file(self.folder / BEST, "w") as file:
+                    json.dump(self.best._asdict(), file)
+            best = read_best(self.folder)
+            remove_old(self.folder, self.config.keep, None if best is None else best.step)
+
+
+def read_best(folder: Path) -> Best | None:
+    """Which checkpoint of a folder is the best, if one is kept as such and is whole."""
+    try:
+        best = Best(**json.loads((folder / BEST).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return best if is_whole(checkpoint_path(folder, best.step)) else None
