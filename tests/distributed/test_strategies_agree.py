@@ -36,8 +36,8 @@ def run_ranks(folder: Path, world: int, command_lines: list[list[str]]) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Two runs of a single process: with stored statistics to step 24 and to step 20, and with synchronised ones."""
+def alone(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of a single process: with stored statistics to step 20 and to step 24, and with synchronised ones."""
     folder = tmp_path_factory.mktemp("alone")
     for name, steps, more in (("stored", STEPS, STORED), ("longer", MORE, STORED), ("sync", STEPS, SYNCHRONISED)):
         micro = ("--data.micro_batch", 32) if name == "sync" else ()

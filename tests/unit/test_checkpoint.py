@@ -206,7 +206,7 @@ def test_a_kill_while_saving_leaves_nothing_that_counts(
 
 
 def save_for_ever(folder: Path) -> None:
-    strategy = make_strategy(width=400)
+    strategy = make_strategy(width=200)
     saver = Saver(folder, strategy, ALONE, CheckpointConfig(keep=3), FACTS)
     for step in range(1, 10**6):
         train(strategy, 1, seed=step)
@@ -228,7 +228,7 @@ def test_after_kill_9_while_a_checkpoint_is_being_written_the_newest_whole_one_l
         child.kill()
     saved, _ = newest_checkpoint(tmp_path / "saved")
     assert saved is not None
-    again, expected = make_strategy(width=400, seed=5), make_strategy(width=400)
+    again, expected = make_strategy(width=200, seed=5), make_strategy(width=200)
     load_checkpoint(saved, again, ALONE)
     for step in range(1, saved.step + 1):
         train(expected, 1, seed=step)
