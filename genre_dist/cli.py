@@ -9,6 +9,7 @@ from genre_dist.planner import verbs as planner
 from genre_dist.prepare import verbs as prepare
 from genre_dist.stream import verbs as stream
 from genre_dist.study import verbs as study
+from genre_dist.training import verbs as training
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +29,7 @@ def _parser() -> ArgumentParser:
         "Training itself: torchrun --nproc_per_node=N -m genre_dist.train",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for room in (acquire, prepare, stream, planner, study):
+    for room in (acquire, prepare, stream, planner, training, study):
         room.add_verbs(verbs)
     return parser
 

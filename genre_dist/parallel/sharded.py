@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from genre_dist.parallel.tensors import all_finite, average_buffers, send_from_first
 from genre_dist.parallel.world import World
 
-LARGE, SMALL = 0.5, 0.01
+LARGE, SMALL = 0.75, 0.01
 """Shares of a network's weights: a chain of modules with more is cut further, one with less is no unit of its own."""
 
 
