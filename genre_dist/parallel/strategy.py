@@ -86,6 +86,15 @@ def check_strategy(config: Config, world_size: int) -> None:
         )
     if parallel.deepspeed_config is not None:
         read_overrides(Path(parallel.deepspeed_config))
+    if name not in ("single", "ddp") and config.optim.optimizer != "adamw":
+        raise ValueError(
+            f"optim.optimizer={config.optim.optimizer} needs whole parameters, which {name} cuts up: use ddp, or "
+            f"adamw, whose states {name} spreads over the ranks"
+        )
+    if name == "zero3" and config.train.compile:
+        raise ValueError(
+            "train.compile with zero3: its weights come and go inside the compiled network; use fsdp, or do not compile"
+        )
     if name.startswith("zero") and parallel.compress_gradients:
         raise ValueError(
             f"parallel.compress_gradients is for ddp and fsdp; with {name} set communication_data_type in the JSON of "
