@@ -56,7 +56,7 @@ def _evaluate(experiment: Any, split: str, stop: Any, final: bool) -> dict[str, 
     config = experiment.config
     evaluation = evaluate(
         experiment.model,
-        experiment.manifest,
+        experiment.encodings or experiment.manifest,
         split,
         config.model.members,
         config.data,

@@ -13,6 +13,7 @@ from genre_dist.config.batches import Batches, derive_batches
 from genre_dist.config.data import DataConfig
 from genre_dist.config.loss import LossConfig
 from genre_dist.config.model import HeadsConfig, ModelConfig, PosterConfig, TextConfig
+from genre_dist.config.rules import require
 from genre_dist.config.run import CheckpointConfig, ParallelConfig, RunConfig
 from genre_dist.config.tracking import TrackingConfig
 from genre_dist.config.training import OptimConfig, TrainConfig
@@ -58,6 +59,27 @@ class Config:
     """Folder and seed."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """W&B and TensorBoard."""
+
+    def __post_init__(self) -> None:
+        reason = self.why_not_encoded_once
+        require(
+            self.train.cache_encodings != "on" or reason is None,
+            f"train.cache_encodings=on: {reason or 'an encoder is trained, so its encodings change'}",
+        )
+
+    @property
+    def why_not_encoded_once(self) -> str | None:
+        """Why the films' encodings may change from step to step; None: they never do; empty: encoders are trained."""
+        model, strategy = self.model, self.parallel.strategy
+        if (model.uses_text and not model.text.frozen) or (model.uses_poster and not model.poster.frozen):
+            return ""
+        if model.uses_poster and not self.data.shows_whole_posters:
+            return (
+                "posters are cropped or mirrored at random; data.crop_scale [1, 1] and data.flip false show them whole"
+            )
+        if strategy in ("fsdp", "zero3"):
+            return f"parallel.strategy={strategy} spreads the frozen encoders over the ranks; ddp does not"
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

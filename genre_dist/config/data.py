@@ -53,3 +53,8 @@ class DataConfig:
         low, high = self.crop_ratio
         require(0 < low <= high, f"data.crop_ratio must be 0 < low <= high, got {self.crop_ratio}")
         require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction must be in [0, 1]")
+
+    @property
+    def shows_whole_posters(self) -> bool:
+        """Training sees posters as evaluation does: no crop, no mirror."""
+        return self.crop_scale == (1.0, 1.0) and not self.flip

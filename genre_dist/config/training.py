@@ -65,6 +65,9 @@ class TrainConfig:
     its blocks only what is cheap (norms and activations). Results stay the same."""
     compile: bool = False
     """Compile the poster encoder with torch.compile. It gains nothing without a GPU and is left out there."""
+    cache_encodings: Literal["auto", "on", "off"] = "auto"
+    """With all encoders frozen and posters shown whole (data.crop_scale [1, 1], no flip), compute every film's encoding
+    once, beside the run's folder, and train the heads on those. `on`: an error where that cannot be."""
     eval_every_steps: int | None = None
     """Evaluate the val split every so many steps; null means at every epoch's end. Always at the end of the run."""
     log_every_steps: int = 1

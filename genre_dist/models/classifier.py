@@ -37,12 +37,18 @@ class GenreClassifier(nn.Module):
         encoding_size = sum(part.encoding_size for part in (self.text, self.poster) if part is not None)
         self.heads = Heads(encoding_size, config.heads.hidden, num_genres, config.heads.kernel)
 
-    def forward(self, images: Tensor | None, tokens: Tensor | None, lengths: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor | None,
+        tokens: Tensor | None,
+        lengths: Tensor | None,
+        encodings: Tensor | None = None,
+    ) -> Tensor:
         """Map normalised images [B, 3, S, S], tokens int [B, T] and lengths int64 [B] to logits [B, num_genres].
 
-        What the model does not use may be None.
+        What the model does not use may be None. With `encodings` [B, E], made by `encode`, only the heads compute.
         """
-        return self.heads(self.encode(images, tokens, lengths))
+        return self.heads(self.encode(images, tokens, lengths) if encodings is None else encodings)
 
     def encode(self, images: Tensor | None, tokens: Tensor | None, lengths: Tensor | None) -> Tensor:
         """Map a batch, as `forward` takes it, to the joined encodings [B, E]: the text's, then the poster's."""

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.stream import ring
+from genre_dist.stream.encodings import Reader
 from genre_dist.stream.order import EpochOrder, Rows, evaluation_batches
-from genre_dist.stream.reader import Batch, ShardReader
+from genre_dist.stream.reader import Batch
 
 if TYPE_CHECKING:  # the stream needs no torch
     from genre_dist.stream.device import DeviceFeed
@@ -29,7 +30,7 @@ class TrainStream:
 
     def __init__(
         self,
-        reader: ShardReader,
+        reader: Reader,
         *,
         global_batch: int,
         micro_batch: int,
@@ -149,7 +150,7 @@ class TrainStream:
             position += 1
 
 
-def _nothing_to_train_on(reader: ShardReader, global_batch: int) -> str:
+def _nothing_to_train_on(reader: Reader, global_batch: int) -> str:
     folder, samples = reader.manifest.folder, reader.index.samples
     if samples == 0:
         return f"{folder}: no film of the train split has {' and '.join(reader.wanted)}; pack more films"
@@ -164,7 +165,7 @@ def _finished(batch: Batch, feed: "DeviceFeed | None") -> Batch:
 
 
 def evaluation_stream(
-    reader: ShardReader,
+    reader: Reader,
     *,
     batch: int,
     world: int = 1,

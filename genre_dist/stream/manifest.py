@@ -61,6 +61,8 @@ class Manifest:
     left_out: dict[str, int]
     """Films that were not packed, by reason."""
     shards: tuple[Shard, ...]
+    encoding: dict[str, Any] | None = None
+    """Of shards of encodings: `size` (numbers a film), `key`, `source` (fingerprint of the shards they are made of)."""
 
     def shards_of(self, split: str) -> tuple[Shard, ...]:
         """The shards of a split in stored order. Raises ValueError for a split that does not exist."""
@@ -74,7 +76,12 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the data: the same for the same shards, genres and vocabulary, wherever they lie."""
+        """Identifies the data: the same for the same shards, genres and vocabulary, wherever they lie.
+
+        Shards of encodings are identified by those they are made of: a run can be continued with them or without.
+        """
+        if self.encoding is not None:
+            return str(self.encoding["source"])
         told = self.to_dict()
         parts = [told["genres"], told["text"].get("vocabulary_sha256"), [shard.sha256 for shard in self.shards]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -82,6 +89,8 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         told = dataclasses.asdict(self)
         del told["folder"]
+        if self.encoding is None:
+            del told["encoding"]
         told["genres"] = [genre._asdict() for genre in self.genres]
         return {"format": "genre_dist shards", "schema": SCHEMA} | told
 

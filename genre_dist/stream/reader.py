@@ -48,6 +48,7 @@ class Batch:
     tokens: NDArray[np.int32] | None  # [n, longest], padded with PADDING
     lengths: NDArray[np.int64] | None  # [n]
     faults: list[str] = field(default_factory=list)  # one line for each sample that could not be read
+    encodings: NDArray[np.float32] | None = None  # [n, E] in place of images and tokens, from shards of encodings
     seconds: Seconds = field(default_factory=Seconds)
     jpeg_bytes: NDArray[np.int32] | None = None  # [n] if `images` holds JPEGs: how many bytes each row has; 0: none
     pixels: "Tensor | None" = None  # the images on a device that decoded them, uint8 [n, size, size, 3]

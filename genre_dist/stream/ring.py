@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 
 import numpy as np
 
+from genre_dist.stream.encodings import EncodingReader, Reader
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import Batch, Found, Seconds, ShardReader
 from genre_dist.stream.slots import Arrays, anonymous_file, arrays
@@ -32,7 +33,7 @@ Pin = Callable[[mmap.mmap], Callable[[], None]]
 
 
 def batches(
-    reader: ShardReader,
+    reader: Reader,
     places: Iterable[Rows],
     *,
     samples: int,
@@ -48,7 +49,7 @@ def batches(
 
     Raises ValueError for shards that cannot be read at all (a missing index), RuntimeError if a worker dies.
     """
-    if workers == 0:
+    if workers == 0 or isinstance(reader, EncodingReader):  # encodings are read faster than passed on
         yield from map(reader.read, places)
         return
     ring = Ring(reader, samples, hold + prefetch, workers, pin)

@@ -23,11 +23,11 @@ from genre_dist.atomic import atomic_file
 from genre_dist.config import DataConfig, derive_batches
 from genre_dist.parallel.world import World, start_world, stop_world
 from genre_dist.stream.device import device_feed
+from genre_dist.stream.encodings import open_reader
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.order import Rows
-from genre_dist.stream.reader import ShardReader
 from genre_dist.study.metrics import figures_of_named, metrics
 from genre_dist.study.run import Run, load_run
 from genre_dist.study.thresholds import FILE as THRESHOLDS
@@ -65,7 +65,7 @@ def evaluate(
     Raises ValueError if there is no such film, Stopped if `stop` says so on any rank.
     """
     feed = device_feed(world.device, data.decode if world.device.type == "cuda" else "auto")
-    reader = ShardReader(manifest, split, members, data.max_tokens, decode=feed is None or not feed.decodes)
+    reader = open_reader(manifest, split, members, data.max_tokens, decode=feed is None or not feed.decodes)
     if reader.index.samples == 0:
         raise ValueError(f"{manifest.folder}: no film of the {split} split has {' and '.join(members)}")
     began = time.monotonic()
@@ -89,7 +89,7 @@ def evaluate(
                 raise Stopped
             inputs = to_device(batch, world.device, whole_pixels(data))
             with torch.inference_mode(), autocast():
-                logits = model(inputs.images, inputs.tokens, inputs.lengths)
+                logits = model(*inputs.for_model)
             if len(batch.ids):
                 # a film that could not be read keeps its row: it is predicted from blanks, and counted
                 loss += loss_sum(logits, inputs.labels, torch.ones_like(inputs.weights))

@@ -15,9 +15,9 @@ from genre_dist.models.classifier import GenreClassifier, parameter_groups
 from genre_dist.parallel.strategy import Strategy, check_strategy, make_strategy
 from genre_dist.parallel.world import World
 from genre_dist.stream.device import DeviceFeed, device_feed
+from genre_dist.stream.encodings import open_reader
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import Manifest, load_manifest
-from genre_dist.stream.reader import ShardReader
 from genre_dist.training.levers import adamw, compile_note, pull_levers
 from genre_dist.training.loss import Loss, training_loss
 from genre_dist.training.throughput import peak_flops, training_flops
@@ -40,6 +40,8 @@ class Experiment(NamedTuple):
     total_steps: int
     flops_per_sample: float
     """Of a training step; 0 where the device's peak is unknown, to which they would be compared."""
+    encodings: Manifest | None = None
+    """Shards of encodings to read in place of the manifest's, where the encoders are frozen."""
 
 
 def open_stream(
@@ -48,7 +50,7 @@ def open_stream(
     """The training batches of one rank."""
     data = config.data
     batches = derive_batches(data, world_size)
-    reader = ShardReader(
+    reader = open_reader(
         manifest, "train", config.model.members, data.max_tokens, decode=feed is None or not feed.decodes
     )
     return TrainStream(

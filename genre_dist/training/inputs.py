@@ -24,13 +24,22 @@ class Inputs(NamedTuple):
     labels: Tensor  # float32 [n, genres]
     weights: Tensor  # float32 [n]
     blank: bool  # no sample at all: one blank sample of weight 0
+    encodings: Tensor | None = None  # float32 [n, E], in place of images and tokens
+
+    @property
+    def for_model(self) -> tuple[Tensor | None, ...]:
+        """What the model's forward takes."""
+        media = (self.images, self.tokens, self.lengths)
+        return media if self.encodings is None else (*media, self.encodings)
 
 
 Pixels = Callable[[Tensor, NDArray[np.int64]], Tensor]
 
 
 def training_pixels(data: DataConfig, seed: int, epoch: int) -> Pixels:
-    """Crops (and mirrors) drawn by (seed, epoch, film)."""
+    """Crops (and mirrors) drawn by (seed, epoch, film), or the whole poster if the configuration says so."""
+    if data.shows_whole_posters:
+        return whole_pixels(data)
 
     def pixels(raw: Tensor, ids: NDArray[np.int64]) -> Tensor:
         boxes = crop_boxes(ids, seed, epoch, data.crop_scale, data.crop_ratio, data.flip)
@@ -63,6 +72,7 @@ def to_device(batch: Batch, device: torch.device, pixels: Pixels) -> Inputs:
         labels=labels,
         weights=weights,
         blank=blank,
+        encodings=None if batch.encodings is None else torch.from_numpy(batch.encodings).to(device),
     )
 
 
@@ -75,4 +85,5 @@ def _blank(batch: Batch) -> Batch:
         images=None if images_shape is None else np.full((1, *images_shape), 128, np.uint8),
         tokens=None if batch.tokens is None else np.zeros((1, 1), np.int32),
         lengths=None if batch.lengths is None else np.zeros(1, np.int64),
+        encodings=None if batch.encodings is None else np.zeros((1, batch.encodings.shape[1]), np.float32),
     )

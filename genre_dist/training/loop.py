@@ -18,6 +18,7 @@ from genre_dist.parallel.world import World
 from genre_dist.stream.order import hash64
 from genre_dist.stream.reader import Batch, Seconds
 from genre_dist.training.checkpoint import Saved, load_checkpoint, newest_checkpoint
+from genre_dist.training.encodings import with_encodings
 from genre_dist.training.experiment import Experiment, set_up, summary
 from genre_dist.training.export import finished_step, save_model
 from genre_dist.training.inputs import to_device, training_pixels
@@ -48,6 +49,9 @@ def run_training(config: Config, world: World, evaluate: Evaluator) -> int:
     stop = StopRequest(folder, config.run.max_minutes)
     saver = Saver(folder / "checkpoints", experiment.strategy, world, config.checkpoint, experiment.stream.identity())
     try:
+        experiment, told = with_encodings(experiment, stop)
+        if told:
+            _say(world, told)
         _train(experiment, folder, start, record, stop, saver, evaluate)
         _finish(experiment, folder, record, stop, saver, evaluate)
     except Stopped:

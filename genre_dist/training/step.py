@@ -46,7 +46,7 @@ def train_step(
         inputs = prepare(batch)
         with strategy.micro_batch(last=number == len(micro_batches)):
             with autocast(), no_statistics(strategy.model) if inputs.blank else nullcontext():
-                logits = strategy.forward(inputs.images, inputs.tokens, inputs.lengths)
+                logits = strategy.forward(*inputs.for_model)
             batch_loss = loss(logits, inputs.labels, inputs.weights)
             strategy.backward(batch_loss / count)
         losses += batch_loss.detach()

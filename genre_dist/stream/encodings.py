@@ -1,0 +1,127 @@
+"""Shards of encodings: what frozen encoders make of the films, read in place of posters and overviews.
+
+The same tars, index and manifest as other shards, with a member `<id>.encoding.npy` (float32) for the media, and the
+same samples in the same places: so the same order. A film whose media could not be read is there with the encoding of
+blanks and the reason in its .json.
+"""
+
+import io
+import json
+import os
+import time
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genre_dist.stream import tar
+from genre_dist.stream.index import SplitIndex, save_array
+from genre_dist.stream.manifest import Manifest
+from genre_dist.stream.order import Rows
+from genre_dist.stream.reader import Batch, Seconds, ShardReader
+from genre_dist.stream.sample import read_members
+
+MEMBER = "encoding.npy"
+
+
+class EncodingReader:
+    """Reads the samples of one split of encoded shards. As `ShardReader`, but in the trainer's process only."""
+
+    def __init__(self, manifest: Manifest, split: str, wanted: tuple[str, ...], max_tokens: int) -> None:
+        assert manifest.encoding is not None
+        self.manifest, self.split, self.wanted, self.max_tokens = manifest, split, wanted, max_tokens
+        self.index = SplitIndex(manifest, split, wanted)
+        self.has_images, self.has_texts = False, "overview" in wanted
+        self._width = int(manifest.encoding["size"])
+        self._genre_of_id = {genre.id: number for number, genre in enumerate(manifest.genres)}
+        self._open = lru_cache(256)(_OpenFile)
+
+    def lengths(self, rows: Rows) -> NDArray[np.int64]:
+        """Lengths of the texts the encodings were made from, int64 [n]."""
+        return np.minimum(self.index.records(rows)["tokens"].astype(np.int64), self.max_tokens)
+
+    def read(self, rows: Rows) -> Batch:
+        """The samples at these places, in this order.
+
+        Raises ValueError naming the shard if an encoding cannot be read: it can be made again, so it is no fault of the
+        film's.
+        """
+        began = time.perf_counter()
+        records = self.index.records(rows)
+        batch = Batch(
+            ids=records["id"].copy(),
+            labels=np.zeros((len(records), len(self.manifest.genres)), np.float32),
+            weights=np.ones(len(records), np.float32),
+            images=None,
+            tokens=None,
+            lengths=None,
+            encodings=np.empty((len(records), self._width), np.float32),
+        )
+        places = zip(rows.shard.tolist(), *(records[name].tolist() for name in ("id", "offset", "size")), strict=True)
+        for number, (shard, film, offset, size) in enumerate(places):
+            path = str(self.manifest.folder / self.index.shards[shard].file)
+            try:
+                self._fill(read_members(self._open(path).read(size, offset), film), number, batch)
+            except (ValueError, KeyError, OSError) as error:
+                raise ValueError(
+                    f"{path}: the encoding of film {film} cannot be read ({error}); delete {self.manifest.folder}, "
+                    "it is made again"
+                ) from None
+        batch.seconds = Seconds(read=time.perf_counter() - began)
+        return batch
+
+    def _fill(self, parts: dict[str, memoryview], number: int, batch: Batch) -> None:
+        assert batch.encodings is not None
+        told = json.loads(bytes(parts["json"]))
+        values = parts[MEMBER]
+        start = len(values) - 4 * self._width  # after the head that np.save writes
+        if start <= 0 or bytes(values[:6]) != b"\x93NUMPY":
+            raise ValueError(f"no float32 array of {self._width}")
+        batch.encodings[number] = np.frombuffer(values[start:], np.float32)
+        if fault := told.get("fault"):
+            batch.weights[number] = 0
+            batch.faults.append(fault)
+        else:
+            for genre in told["genre_ids"]:
+                batch.labels[number, self._genre_of_id[genre]] = 1
+
+
+class _OpenFile:
+    """A file descriptor that closes itself."""
+
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def read(self, size: int, offset: int) -> bytes:
+        return os.pread(self._descriptor, size, offset)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+
+Reader = ShardReader | EncodingReader
+
+
+def open_reader(
+    manifest: Manifest, split: str, wanted: tuple[str, ...], max_tokens: int, decode: bool = True
+) -> Reader:
+    """The reader that a manifest's shards take."""
+    if manifest.encoding is not None:
+        return EncodingReader(manifest, split, wanted, max_tokens)
+    return ShardReader(manifest, split, wanted, max_tokens, decode)
+
+
+def encoded_sample(film: int, genre_ids: list[int], encoding: NDArray[np.float32], fault: str | None) -> bytes:
+    """The members of one film as a piece of a tar: json, encoding.npy. encoding: float32 [E]."""
+    about = {"tmdb_id": film, "genre_ids": genre_ids} | ({"fault": fault} if fault else {})
+    pieces = []
+    for extension, data in (("json", json.dumps(about).encode()), (MEMBER, _saved(encoding))):
+        pieces += [tar.header(f"{film}.{extension}", len(data)), data, bytes(tar.padded(len(data)) - len(data))]
+    return b"".join(pieces)
+
+
+def _saved(encoding: NDArray[np.float32]) -> bytes:
+    buffer = io.BytesIO()
+    save_array(encoding, buffer)
+    return buffer.getvalue()
