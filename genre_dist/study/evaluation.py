@@ -23,7 +23,7 @@ from genre_dist.atomic import atomic_file
 from genre_dist.config import DataConfig, derive_batches
 from genre_dist.parallel.world import World, start_world, stop_world
 from genre_dist.stream.device import device_feed
-from genre_dist.stream.encodings import open_reader
+from genre_dist.stream.encodings import Reader, open_reader
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import Manifest, load_manifest
@@ -123,7 +123,7 @@ def evaluate(
     return Evaluation(split, ids, logits, labels, told)
 
 
-def _refuse_too_many_bad(world: World, reader: ShardReader, bad: int, fraction: float) -> None:
+def _refuse_too_many_bad(world: World, reader: Reader, bad: int, fraction: float) -> None:
     """Raise ValueError on all ranks if so many films could not be read that the figures would mean little."""
     total = int(world.sum(torch.tensor([float(bad)], device=world.device)).item())
     if total > tolerated(reader.index.samples, fraction):
