@@ -71,26 +71,32 @@ def fetch_poster(work: Work, film: int, path: str) -> tuple[int, str]:
 
     Raises FetchError if it cannot be had, StoppedError, or OSError when the disk is full.
     """
-    url = f"{work.options.image_url.rstrip('/')}/{work.options.size}/{path.lstrip('/')}"
+    body = download_poster(work.web, work.options.image_url, work.options.size, path)
+    return write_poster(work.options.out, film, io.BytesIO(body))
+
+
+def download_poster(web: http.Web, image_url: str, size: str, path: str) -> bytes:
+    """A poster's file. Raises FetchError if it cannot be had, or StoppedError."""
+    url = f"{image_url.rstrip('/')}/{size}/{path.lstrip('/')}"
 
     def once() -> bytes:
         headers = {"Accept-Encoding": "identity"}
-        with work.web.session.get(url, stream=True, timeout=http.TIMEOUT_SECONDS, headers=headers) as response:
+        with web.session.get(url, stream=True, timeout=http.TIMEOUT_SECONDS, headers=headers) as response:
             response.raise_for_status()
-            body = _body(work, response)
+            body = _body(web, response)
         _check_image(body)
         return body
 
-    return write_poster(work.options.out, film, io.BytesIO(work.web.patiently(once)))
+    return web.patiently(once)
 
 
-def _body(work: Work, response: requests.Response) -> bytes:
+def _body(web: http.Web, response: requests.Response) -> bytes:
     """The whole body. Raises TransientError if it is empty, cut off, too large or too slow."""
     deadline = time.monotonic() + LONGEST_SECONDS
     body = bytearray()
     while chunk := response.raw.read1(CHUNK_BYTES):
         body += chunk
-        if work.web.stopping.is_set():
+        if web.stopping.is_set():
             raise StoppedError
         if len(body) > LARGEST_BYTES:
             raise FetchError(f"larger than {LARGEST_BYTES >> 20} MiB")

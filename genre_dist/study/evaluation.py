@@ -151,7 +151,7 @@ def evaluate_run(run_folder: Path, split: str, shards: Path | None = None) -> No
     run = load_run(run_folder, world.device)
     data, members = run.config.data, run.config.model.members
     manifest = load_manifest(shards or data.shards)
-    _check_same_labels(run, manifest)
+    check_same_labels(run, manifest)
     micro_batch = derive_batches(
         dataclasses.replace(data, global_batch=data.global_batch * world.size), world.size
     ).micro
@@ -165,7 +165,8 @@ def evaluate_run(run_folder: Path, split: str, shards: Path | None = None) -> No
     stop_world(world)
 
 
-def _check_same_labels(run: Run, manifest: Manifest) -> None:
+def check_same_labels(run: Run, manifest: Manifest) -> None:
+    """Raise ValueError if shards have other genres, or another vocabulary, than the model was trained with."""
     if run.genres != [genre.name for genre in manifest.genres]:
         raise ValueError(f"{manifest.folder}: its genres are not those the model was trained on")
     trained_on = run.facts["text"]["vocabulary_sha256"]

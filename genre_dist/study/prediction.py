@@ -1,53 +1,107 @@
-"""One film: its genres ranked."""
+"""Films' genres from what is known of them: a poster, an overview, or both."""
 
+from collections.abc import Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from genre_dist.acquire.fetch_posters import download_poster
+from genre_dist.acquire.tmdb import Tmdb
+from genre_dist.acquire.web import FetchError, Web
 from genre_dist.prepare.posters import load_rgb, square
 from genre_dist.prepare.vocabulary import encode, tokenise
 from genre_dist.stream.images import whole
 from genre_dist.stream.sample import pad
 from genre_dist.study.run import Run
 
+POSTER_SIZE = "w342"
+
+
+class Film(NamedTuple):
+    """What is known of a film; a poster as a file, or its bytes."""
+
+    poster: Path | bytes | None
+    overview: str | None
+
 
 class Prediction(NamedTuple):
-    """A genre and how probable the model finds it."""
+    """A genre, how probable the model finds it, and whether that is above the genre's threshold."""
 
     genre: str
     probability: float
+    named: bool
 
 
-def predict(run: Run, poster: Path | None, overview: str | None, device: torch.device) -> list[Prediction]:
-    """Genres by falling probability.
+def predict(run: Run, thresholds: NDArray[np.float64] | None, film: Film, device: torch.device) -> list[Prediction]:
+    """Genres by falling probability, named at the fitted thresholds, or at one half where none were fitted.
 
     Raises ValueError if an input the model was trained on is missing, or the poster is no image.
     """
     uses = run.config.model
-    needed = {"--poster": (uses.uses_poster, poster), "--overview": (uses.uses_text, overview)}
+    needed = {"--poster": (uses.uses_poster, film.poster), "--overview": (uses.uses_text, film.overview)}
     for option, (used, given) in needed.items():
         if used and given is None:
             raise ValueError(f"this model was trained on {' and '.join(uses.members)}; pass {option} as well")
+    pixels = [_pixels(run, film.poster)] if uses.uses_poster and film.poster is not None else []
+    logits = predict_logits(run, pixels, [film.overview or ""], device)[0]
+    named = logits > (0 if thresholds is None else thresholds)
+    told = [
+        Prediction(genre, float(1 / (1 + np.exp(-np.float64(logit)))), bool(above))
+        for genre, logit, above in zip(run.genres, logits, named, strict=True)
+    ]
+    return sorted(told, key=lambda one: -one.probability)
+
+
+def predict_logits(
+    run: Run, pixels: Sequence[NDArray[np.uint8]], overviews: Sequence[str], device: torch.device
+) -> NDArray[np.float32]:
+    """Logits [films, genres] of films that have all the model needs; `pixels` as `film_pixels` gives them."""
     images = tokens = lengths = None
-    if uses.uses_poster and poster is not None:
-        images = whole(torch.from_numpy(_pixels(run, poster)[None]).to(device), run.config.data.image_size)
-    if uses.uses_text and overview is not None:
-        text, length = pad([encode(tokenise(overview), run.words)[: run.config.data.max_tokens]])
+    if run.config.model.uses_poster:
+        images = whole(torch.from_numpy(np.stack(pixels)).to(device), run.config.data.image_size)
+    if run.config.model.uses_text:
+        most = run.config.data.max_tokens
+        text, length = pad([encode(tokenise(overview), run.words)[:most] for overview in overviews])
         tokens, lengths = torch.from_numpy(text).long().to(device), torch.from_numpy(length)
     with torch.inference_mode():
-        probabilities = torch.sigmoid(run.model(images, tokens, lengths))[0].tolist()
-    ranked = sorted(zip(run.genres, probabilities, strict=True), key=lambda pair: -pair[1])
-    return [Prediction(genre, probability) for genre, probability in ranked]
+        return run.model(images, tokens, lengths).float().cpu().numpy()
 
 
-def _pixels(run: Run, poster: Path) -> np.ndarray:
+def film_pixels(run: Run, films: Sequence[Film], pool: Executor) -> list[NDArray[np.uint8] | str]:
+    """Each film's poster in the shape the shards had, uint8 [size, size, 3], or what is wrong with it."""
+
+    def one(film: Film) -> NDArray[np.uint8] | str:
+        try:
+            return "no poster" if film.poster is None else _pixels(run, film.poster)
+        except ValueError as error:
+            return str(error)
+
+    return list(pool.map(one, films))
+
+
+def film_of_tmdb(number: int, key: str, api_url: str, image_url: str) -> tuple[str, Film]:
+    """A film's title, and its poster and overview, from TMDB. Raises ValueError if TMDB does not give them."""
+    web = Web(rate=40, concurrency=1)
+    try:
+        told = Tmdb(web, key, api_url).movie(number)
+        path = told.get("poster_path")
+        poster = download_poster(web, image_url, POSTER_SIZE, path) if path else None
+    except FetchError as error:
+        raise ValueError(f"film {number} cannot be had from TMDB: {error}") from None
+    return str(told.get("title") or number), Film(poster, told.get("overview") or None)
+
+
+def _pixels(run: Run, poster: Path | bytes) -> NDArray[np.uint8]:
     """The poster in the shape the shards had, uint8 [size, size, 3]."""
-    if not poster.is_file():
+    name = poster if isinstance(poster, Path) else "the poster"
+    if isinstance(poster, Path) and not poster.is_file():
         raise ValueError(f"{poster}: no such poster")
     try:
-        pixels, _ = load_rgb(poster.read_bytes())
+        pixels, _ = load_rgb(poster.read_bytes() if isinstance(poster, Path) else poster)
     except ValueError as error:
-        raise ValueError(f"{poster}: {error}") from None
+        raise ValueError(f"{name}: {error}") from None
     return square(pixels, run.facts["image"]["size"], run.facts["image"]["fit"])

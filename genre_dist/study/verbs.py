@@ -15,10 +15,24 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("--shards", type=Path, help="other shards than the run was trained on")
     verb.set_defaults(run=_evaluate)
 
-    verb = verbs.add_parser("predict", help="rank the genres of one film")
+    verb = verbs.add_parser(
+        "predict",
+        help="genres of one film, or of many (under torchrun: on several ranks)",
+        description="One film: by --poster and --overview, or by --tmdb_id. Many: --catalogue FOLDER, or --table FILE "
+        "(tmdb_id, overview) with --posters FOLDER (ID.jpg, .png, .webp), into a folder of Parquet parts, --out. Run "
+        "again, it goes on.",
+    )
     verb.add_argument("folder", metavar="RUN", type=Path)
     verb.add_argument("--poster", type=Path, help="an image file")
     verb.add_argument("--overview", help="the film's overview")
+    verb.add_argument("--tmdb_id", type=int, help="a film of TMDB; its key from TMDB_API_KEY or --key_file")
+    verb.add_argument("--key_file", type=Path, help="holds the API key or bearer token")
+    verb.add_argument("--api_url", default="https://api.themoviedb.org/3", help="TMDB's API, or a mirror of it")
+    verb.add_argument("--image_url", default="https://image.tmdb.org/t/p", help="TMDB's posters, or a mirror of them")
+    verb.add_argument("--catalogue", type=Path, help="predict all films of a catalogue")
+    verb.add_argument("--table", type=Path, help="predict all films of a table: Parquet, CSV or JSON lines")
+    verb.add_argument("--posters", type=Path, help="the table's posters")
+    verb.add_argument("--out", type=Path, help="folder for the predictions of many films")
     verb.set_defaults(run=_predict)
 
     verb = verbs.add_parser("compare", help="put runs side by side, with intervals for all differences; a report")
@@ -49,6 +63,19 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("--workers", type=int, help="genres fitted at the same time; all cores by default")
     verb.set_defaults(run=_baseline)
 
+    verb = verbs.add_parser(
+        "explain", help="what on posters and in overviews speaks for a genre, and what each is worth"
+    )
+    verb.add_argument("folder", metavar="RUN", type=Path)
+    verb.add_argument("--out", type=Path, default=Path("explanation"), help="for index.html, PNGs and explanation.json")
+    verb.add_argument("--split", choices=["train", "val", "test"], default="test")
+    verb.add_argument("--films", default="", metavar="ID,ID", help="films to explain; the surest ones by default")
+    verb.add_argument("--count", type=int, default=8, help="how many films, if none are named")
+    verb.add_argument("--genres", type=int, default=2, help="genres explained for each film")
+    verb.add_argument("--shards", type=Path, help="other shards than the run was trained on")
+    verb.add_argument("--no_ablation", action="store_true", help="leave out what each medium is worth")
+    verb.set_defaults(run=_explain)
+
 
 def _evaluate(arguments: Namespace) -> None:
     from genre_dist.study.evaluation import evaluate_run
@@ -57,15 +84,33 @@ def _evaluate(arguments: Namespace) -> None:
 
 
 def _predict(arguments: Namespace) -> None:
+    if arguments.catalogue or arguments.table or arguments.posters or arguments.out:
+        from genre_dist.study.predict_many import predict_many, source_of
+
+        if arguments.out is None:
+            raise ValueError("where should the predictions go? --out FOLDER")
+        source = source_of(arguments.catalogue, arguments.table, arguments.posters)
+        return predict_many(arguments.folder, source, arguments.out)
+    return _predict_one(arguments)
+
+
+def _predict_one(arguments: Namespace) -> None:
     import torch
 
-    from genre_dist.study.prediction import predict
+    from genre_dist.acquire.tmdb import read_key
+    from genre_dist.study.prediction import Film, film_of_tmdb, predict
     from genre_dist.study.run import load_run
+    from genre_dist.study.thresholds import load_thresholds
 
+    film = Film(arguments.poster, arguments.overview)
+    if arguments.tmdb_id is not None:
+        key = read_key(arguments.key_file)
+        title, film = film_of_tmdb(arguments.tmdb_id, key, arguments.api_url, arguments.image_url)
+        print(title)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = load_run(arguments.folder, device)
-    for genre, probability in predict(run, arguments.poster, arguments.overview, device):
-        print(f"{probability:7.2%}  {genre}")
+    for one in predict(run, load_thresholds(arguments.folder, run.genres), film, device):
+        print(f"{one.probability:7.2%}  {one.genre}{'  named' if one.named else ''}")
 
 
 def _compare(arguments: Namespace) -> None:
@@ -91,3 +136,21 @@ def _baseline(arguments: Namespace) -> None:
     if unknown := [kind for kind in kinds if kind not in BASELINES]:
         raise ValueError(f"there is no baseline `{unknown[0]}`; there are {', '.join(BASELINES)}")
     baselines(arguments.shards, arguments.out, kinds, arguments.catalogue, arguments.memory, arguments.workers)
+
+
+def _explain(arguments: Namespace) -> None:
+    from genre_dist.study.explanation import ExplainOptions, explain
+
+    given = names(arguments.films)
+    if wrong := [film for film in given if not film.isdigit()]:
+        raise ValueError(f"--films takes ids of films such as 603,604, not `{wrong[0]}`")
+    options = ExplainOptions(
+        split=arguments.split,
+        films=tuple(int(film) for film in given),
+        count=arguments.count,
+        genres=arguments.genres,
+        shards=arguments.shards,
+        ablation=not arguments.no_ablation,
+    )
+    explain(arguments.folder, arguments.out, options)
+    print(f"the explanation: {arguments.out / 'index.html'}")

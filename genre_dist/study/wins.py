@@ -13,7 +13,7 @@ from PIL import Image
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import Rows
-from genre_dist.stream.reader import read_members
+from genre_dist.stream.sample import read_members
 from genre_dist.study.results import Model, on_films
 
 THUMBNAIL = (160, 240)  # pixels; posters are two wide to three high, and squashed in the shards

@@ -146,7 +146,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[tuple[str,
     capsys.readouterr()
     assert cli.main(["predict", *arguments]) == 0
     lines = [line.strip().split("%", 1) for line in capsys.readouterr().out.splitlines()]
-    return [(genre.strip(), float(share) / 100) for share, genre in lines]
+    return [(genre.removesuffix("  named").strip(), float(share) / 100) for share, genre in lines]
 
 
 def test_a_film_is_predicted_from_poster_and_overview_as_it_was_evaluated(
