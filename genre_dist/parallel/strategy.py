@@ -103,9 +103,16 @@ def check_strategy(config: Config, world_size: int) -> None:
 
 
 def make_strategy(
-    config: Config, model: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer], world: World, precision: str
+    config: Config,
+    model: nn.Module,
+    make_optimizer: Callable[[nn.Module], Optimizer],
+    world: World,
+    precision: str,
+    splits: bool = False,
 ) -> Strategy:
     """The strategy the configuration names, around a model on the world's device.
+
+    `splits`: micro-batches may be cut smaller on the way.
 
     Raises ValueError as `check_strategy` does, and for what is wrong in `parallel.deepspeed_config`.
     """
@@ -121,5 +128,5 @@ def make_strategy(
 
         settings = engine_config(config, batches, precision, pin_memory=world.device.type == "cuda")
         return Zero(model, make_optimizer(model), world, settings)
-    static = batches.accumulation == 1  # without accumulation all steps have the same graph
+    static = batches.accumulation == 1 and not splits  # without accumulation all steps have the same graph
     return Replicated(model, make_optimizer(model), world, parallel.compress_gradients, static)

@@ -12,12 +12,13 @@ from genre_dist.models.classifier import GenreClassifier, parameter_groups
 from genre_dist.parallel.replicated import Replicated
 from genre_dist.parallel.world import World
 from genre_dist.planner.memory import Checkpointing, Setting, peak_bytes
-from genre_dist.planner.model import Planned, Vocabulary, checkpoint_activations
+from genre_dist.planner.model import Planned, Vocabulary
 from genre_dist.planner.options import Plan
 from genre_dist.planner.sizes import gb
 from genre_dist.stream.reader import Batch
 from genre_dist.training.experiment import autocast_for
 from genre_dist.training.inputs import to_device, whole_pixels
+from genre_dist.training.levers import pull_levers
 from genre_dist.training.step import train_step
 
 
@@ -66,10 +67,8 @@ def make_step(
     vectors = None if vocabulary.dim is None else np.zeros((vocabulary.words, vocabulary.dim), np.float32)
     size = config.data.image_size
     model = GenreClassifier(config.model, vocabulary.genres, size, vocabulary.words, vectors, load_weights=False)
-    checkpoint_activations(model, checkpointing)
     model = cast(GenreClassifier, model.to(world.device))
-    if config.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    pull_levers(model, replace(config.train, activation_checkpointing=checkpointing), world.device)
     model.train()
     strategy = Replicated(model, torch.optim.AdamW(parameter_groups(model, config.optim), fused=True), world)
     autocast = autocast_for(precision, world.device)

@@ -13,7 +13,7 @@ import numpy as np
 from genre_dist.planner.trace import Trace
 
 Strategy = Literal["single", "ddp", "fsdp", "zero1", "zero2", "zero3"]
-Checkpointing = Literal["none", "stages", "blocks"]
+Checkpointing = Literal["none", "selective", "stages", "blocks"]  # in the order of the time they cost
 Precision = Literal["fp32", "bf16"]
 
 CONTEXT_BYTES = int(0.6e9)
@@ -22,8 +22,9 @@ WORKSPACE_BYTES = int(0.25e9)
 """Assumed: scratch memory of convolutions and matrix products, inside of torch's allocator."""
 FRAGMENTATION = 0.06
 """Assumed: memory that torch's allocator holds beside what is in use, as a share of it."""
-ZERO_BUCKET_BYTES = 2 * 4 * 50_000_000
-"""Assumed: DeepSpeed's two buffers of gradients on their way, 50 million numbers each; at most the gradients."""
+ZERO_BUCKET_BYTES = 4 * 500_000_000
+"""DeepSpeed's buffer of gradients on their way, ZeRO-1 and 2: its default reduce_bucket_size, taken whole for any
+model; a smaller one can be set in parallel.deepspeed_config."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +70,9 @@ def static_bytes(sizes: Sizes, setting: Setting) -> dict[str, float]:
     if setting.strategy in ("fsdp", "zero1", "zero2", "zero3"):
         states *= spread
     if setting.strategy.startswith("zero"):
-        # DeepSpeed keeps an fp32 copy of its part of the weights beside them, and buckets of gradients on their way
+        # DeepSpeed keeps an fp32 copy of its part of the weights beside them
         states += sizes.trained * spread
-        extra += min(ZERO_BUCKET_BYTES, 2 * sizes.trained)
+        extra += ZERO_BUCKET_BYTES if setting.strategy != "zero3" else min(ZERO_BUCKET_BYTES, sizes.trained)
     if setting.offload:
         states = 0.0
     return {

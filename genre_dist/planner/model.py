@@ -1,17 +1,17 @@
 """The model of a configuration on the meta device: sizes and traces, without weights, data or RAM."""
 
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from genre_dist.config import Config
 from genre_dist.genres import GENRES
 from genre_dist.models.classifier import GenreClassifier, count_parameters
+from genre_dist.models.recompute import recompute_activations
+from genre_dist.parallel.sharded import units
 from genre_dist.planner.memory import Checkpointing, Sizes
 from genre_dist.planner.trace import Trace, trace_step
 from genre_dist.stream.manifest import load_manifest
@@ -58,7 +58,8 @@ def plan_model(
     traces = {}
     for kind in checkpointing:
         traced = meta_model(config, vocabulary, on_gpu)  # tracing leaves hooks behind
-        checkpoint_activations(traced, kind)
+        if kind != "none" and not _recomputes(traced, kind):
+            continue
         traces[kind] = trace_step(traced, config.data.image_size, tokens)
     return Planned(vocabulary, count_parameters(model), sizes, traces, tokens)
 
@@ -100,24 +101,26 @@ def model_sizes(model: GenreClassifier) -> Sizes:
     # the heads' copies are in the trace where they are stacked
     stacked = {id(p) for p in model.heads.parameters()} if model.heads.kernel == "batched" else set()
     copied = [p for p in trained if p.ndim > 1 and id(p) not in embeddings and id(p) not in stacked]
-    parts = [part for name, part in model.named_children() if name != "poster"]
-    if model.poster is not None:
-        parts += [child for child in model.poster.network.children() if any(True for _ in child.parameters())]
-    units = sorted((sum(p.nbytes for p in part.parameters()) for part in parts), reverse=True)
+    gathered, counted = [], set()  # a unit holds what no unit inside it holds
+    for unit in units(model):
+        own = [p for p in unit.parameters() if id(p) not in counted]
+        counted |= {id(p) for p in own}
+        gathered.append(sum(p.nbytes for p in own))
     return Sizes(
         trained=sum(p.nbytes for p in trained),
         frozen=sum(p.nbytes for p in model.parameters() if not p.requires_grad),
         buffers=sum(b.nbytes for b in model.buffers()),
         copied=sum(p.nbytes for p in copied),
-        units=tuple(units),
+        units=tuple(sorted(gathered, reverse=True)),
     )
 
 
-def checkpoint_activations(model: GenreClassifier, kind: Checkpointing) -> None:
-    """Recompute the activations of the poster's stages, or of each block in them, in the backward pass."""
-    if model.poster is None or model.poster.frozen or kind == "none":
-        return
-    stages = [child for child in model.poster.network.children() if len(list(child.children())) > 1]
-    chosen = stages if kind == "stages" else [block for stage in stages for block in stage.children()]
-    for module in chosen:
-        module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+def _recomputes(model: GenreClassifier, kind: Checkpointing) -> bool:
+    """Make a model recompute its activations; False if it has no poster encoder that can and is trained."""
+    if model.poster is None or model.poster.frozen:
+        return False
+    try:
+        recompute_activations(model.poster.network, kind)
+    except ValueError:
+        return False
+    return True

@@ -3,9 +3,10 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import get_args
+from typing import cast, get_args
 
 from genre_dist.config import Config, derive_batches
+from genre_dist.parallel.strategy import strategy_name
 from genre_dist.planner.memory import (
     Checkpointing,
     Precision,
@@ -62,7 +63,7 @@ def make_plan(config: Config, card: int, ranks: int, levers: tuple[str, ...] = L
     planned = plan_model(config, kinds)
     options = tuple(
         _option(planned, setting, share, card, "accumulation" in levers)
-        for setting in _settings(config, ranks, levers, kinds)
+        for setting in _settings(config, ranks, levers, tuple(planned.traces))
     )
     best = min((option for option in options if option.fits), key=lambda option: _cost(option, share), default=None)
     return Plan(config=config, ranks=ranks, card=card, share=share, planned=planned, options=options, best=best)
@@ -113,12 +114,19 @@ def _cost(option: Option, share: int) -> tuple[object, ...]:
     )
 
 
-def planned_micro_batch(config: Config, card: int, ranks: int, setting: Setting) -> int:
+def planned_micro_batch(config: Config, card: int, ranks: int, precision: str) -> int:
     """The largest micro-batch for a run as it is configured, with texts as long as they may be.
 
     1 if even that does not fit: the run then says so itself. Raises ValueError if the model cannot be planned.
     """
     share = derive_batches(config.data, ranks).per_rank
+    setting = Setting(
+        strategy=cast(Strategy, strategy_name(config, ranks)),
+        ranks=ranks,
+        precision="bf16" if precision == "bf16" else "fp32",
+        checkpointing=config.train.activation_checkpointing,
+        offload=config.parallel.offload_optimizer,
+    )
     planned = plan_model(config, (setting.checkpointing,), tokens=config.data.max_tokens)
     found = largest_micro_batch(planned.traces, planned.sizes, setting, share, card)
     return found[0] if found else 1

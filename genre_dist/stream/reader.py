@@ -3,7 +3,7 @@
 import os
 import resource
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -53,6 +53,15 @@ class Batch:
     jpeg_bytes: NDArray[np.int32] | None = None  # [n] if `images` holds JPEGs: how many bytes each row has; 0: none
     pixels: "Tensor | None" = None  # the images on a device that decoded them, uint8 [n, size, size, 3]
     copied: Copied | None = None  # set by whoever copies the arrays in the background: they are needed until then
+
+
+def part_of(batch: Batch, part: slice) -> Batch:
+    """Some samples of a batch, as views; its faults are told once, with the first part."""
+    arrays: dict[str, Any] = {
+        name: None if (value := getattr(batch, name)) is None else value[part]
+        for name in ("ids", "labels", "weights", "images", "tokens", "lengths", "encodings", "jpeg_bytes", "pixels")
+    }
+    return replace(batch, **arrays, faults=batch.faults if part.start == 0 else [], copied=None)
 
 
 class Found(NamedTuple):

@@ -40,6 +40,8 @@ class Experiment(NamedTuple):
     total_steps: int
     flops_per_sample: float
     """Of a training step; 0 where the device's peak is unknown, to which they would be compared."""
+    splits: bool = False
+    """Micro-batches may be cut smaller on the way."""
     encodings: Manifest | None = None
     """Shards of encodings to read in place of the manifest's, where the encoders are frozen."""
 
@@ -125,8 +127,11 @@ def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractC
     return partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def set_up(config: Config, world: World) -> Experiment:
-    """Everything before the first step. Raises ValueError for what does not fit together."""
+def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
+    """Everything before the first step. Raises ValueError for what does not fit together.
+
+    `splits`: micro-batches may be cut smaller on the way.
+    """
     check_strategy(config, world.size)
     check_views(config)
     batches = derive_batches(config.data, world.size)
@@ -144,13 +149,14 @@ def set_up(config: Config, world: World) -> Experiment:
         manifest=manifest,
         stream=stream,
         model=model,
-        strategy=make_strategy(config, model, partial(make_optimizer, config=config), world, precision),
+        strategy=make_strategy(config, model, partial(make_optimizer, config=config), world, precision, splits),
         loss=training_loss(config.loss, manifest, world.device),
         autocast=autocast_for(precision, world.device),
         precision=precision,
         micro_batch=batches.micro,
         total_steps=total_steps(config, stream.steps_per_epoch),
         flops_per_sample=flops,
+        splits=splits,
     )
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from genre_dist.config import Config
 from genre_dist.configfile import save_config
 from genre_dist.parallel.world import World
 from genre_dist.stream.order import hash64
 from genre_dist.stream.reader import Batch, Seconds
+from genre_dist.training.backoff import Backoff, may_split, planned_config
 from genre_dist.training.checkpoint import Saved, load_checkpoint, newest_checkpoint
 from genre_dist.training.encodings import with_encodings
 from genre_dist.training.experiment import Experiment, set_up, summary
@@ -39,7 +39,7 @@ def run_training(config: Config, world: World, evaluate: Evaluator) -> int:
 
     Raises ValueError for what the user has to change, and for a loss that is not finite.
     """
-    experiment = set_up(config, world)
+    experiment = set_up(planned_config(config, world), world, may_split(config, world))
     folder = Path(config.run.dir)
     start = _resume(experiment, folder)
     if world.any(world.is_first and start == finished_step(folder) == experiment.total_steps):
@@ -80,8 +80,11 @@ def _resume(experiment: Experiment, folder: Path) -> int:
         load_checkpoint(saved, experiment.strategy, world)
         _say(world, f"continuing {folder} after step {saved.step} of {total} ({saved.path.name})")
     if world.is_first:  # only now: a run that is refused leaves the folder as it was
-        # a copy that deletes the run it belongs to would be a trap
-        save_config(replace(config, run=replace(config.run, overwrite=False)), folder / "config.yaml")
+        # a copy that deletes the run it belongs to would be a trap; another GPU may take other micro-batches
+        copy = replace(config, run=replace(config.run, overwrite=False))
+        if experiment.splits:
+            copy = replace(copy, data=replace(config.data, micro_batch="auto"))
+        save_config(copy, folder / "config.yaml")
         (folder / "STOP").unlink(missing_ok=True)
     return 0 if saved is None else saved.step
 
@@ -135,6 +138,7 @@ def _train(
     ):
         raise Stopped
     watch, meter = Watch(experiment, record), Meter(world.device)
+    backoff = Backoff(experiment, folder)
     experiment.model.train()
     batches = stream.batches(start)
     try:
@@ -143,22 +147,22 @@ def _train(
             micro_batches = next(batches)
             waited = time.monotonic() - asked
             epoch = position // stream.steps_per_epoch
-            torch.manual_seed(int(hash64(config.run.seed, position, world.rank)[0] >> np.uint64(1)))  # for dropout
+            seed = int(hash64(config.run.seed, position, world.rank)[0] >> np.uint64(1))
             set_learning_rates(strategy.optimizer, lr_factor(position, experiment.total_steps, config.optim))
-            prepare = partial(
-                to_device, device=world.device, pixels=training_pixels(config.data, config.run.seed, epoch)
-            )
-            result = train_step(
+            take = partial(
+                train_step,
                 strategy,
-                micro_batches,
-                prepare,
-                experiment.autocast,
-                world,
-                config.optim.clip_norm,
-                stop.requested(),
-                saver.asks(),
-                experiment.loss,
+                prepare=partial(
+                    to_device, device=world.device, pixels=training_pixels(config.data, config.run.seed, epoch)
+                ),
+                autocast=experiment.autocast,
+                world=world,
+                clip_norm=config.optim.clip_norm,
+                stop=stop.requested(),
+                save=saver.asks(),
+                loss=experiment.loss,
             )
+            result = backoff.step(micro_batches, take, seed)
             _note_faults(folder, micro_batches)
             done = position + 1
             if done % config.tracking.ranks_every_steps == 0:

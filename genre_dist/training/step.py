@@ -10,7 +10,7 @@ from torch import Tensor
 from genre_dist.models.batchnorm import no_statistics
 from genre_dist.parallel.strategy import Strategy
 from genre_dist.parallel.world import World
-from genre_dist.stream.reader import Batch
+from genre_dist.stream.reader import Batch, part_of
 from genre_dist.training.inputs import Inputs
 from genre_dist.training.loss import Loss, loss_sum
 
@@ -20,6 +20,10 @@ class StepResult(NamedTuple):
 
     totals: Tensor  # [sum of losses, samples, bad samples, ranks asked to stop, ranks that ask to save]
     grad_norm: Tensor
+
+
+class OutOfMemoryTogetherError(Exception):
+    """Some rank ran out of memory in a careful step; gradients are dropped, weights as they were, on all ranks."""
 
 
 def train_step(
@@ -32,23 +36,44 @@ def train_step(
     stop: bool,
     save: bool = False,
     loss: Loss = loss_sum,
+    careful: bool = False,
 ) -> StepResult:
     """Forward and backward over the rank's micro-batches, then one update of the weights.
 
     The gradient is that of (sum of all samples' losses over all ranks) / (number of samples over all ranks).
+
+    A `careful` step exchanges nothing before all ranks are through their micro-batches; it raises
+    OutOfMemoryTogetherError on all of them if one of them ran out of memory.
     """
     samples = sum(float(batch.weights.sum()) for batch in micro_batches)
     bad = sum(len(batch.faults) for batch in micro_batches)
     counts = world.sum(torch.tensor([samples, bad, float(stop), float(save)], device=world.device))  # [4]
     count = counts[0].clamp(min=1)
     losses = torch.zeros(1, device=world.device)
-    for number, batch in enumerate(micro_batches, 1):
+
+    def passes(batch: Batch, last: bool) -> None:
         inputs = prepare(batch)
-        with strategy.micro_batch(last=number == len(micro_batches)):
+        with strategy.micro_batch(last=last):
             with autocast(), no_statistics(strategy.model) if inputs.blank else nullcontext():
                 logits = strategy.forward(*inputs.for_model)
             batch_loss = loss(logits, inputs.labels, inputs.weights)
             strategy.backward(batch_loss / count)
-        losses += batch_loss.detach()
+        losses.add_(batch_loss.detach())
+
+    if careful:
+        failed = False
+        try:
+            for batch in micro_batches:
+                passes(batch, last=False)
+        except torch.OutOfMemoryError:
+            failed = True
+        if world.any(failed):
+            strategy.optimizer.zero_grad(set_to_none=True)
+            raise OutOfMemoryTogetherError
+        if world.size > 1:
+            passes(part_of(micro_batches[0], slice(0, 0)), last=True)  # a blank sample, which carries the exchange
+    else:
+        for number, batch in enumerate(micro_batches, 1):
+            passes(batch, last=number == len(micro_batches))
     norm = strategy.step(clip_norm)
     return StepResult(torch.cat([world.sum(losses), counts]), norm)

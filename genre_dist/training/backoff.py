@@ -1,0 +1,127 @@
+"""Micro-batches that fit: the planner's to begin with, halved on all ranks together when memory runs out.
+
+Ranks must run out of memory together, or those that did not wait for the others for ever. So in *careful* steps nothing
+is exchanged until every rank is through its micro-batches: then they agree, and a blank sample of weight 0 carries the
+exchange of gradients. A step that failed is taken again from its beginning with the same samples in smaller pieces.
+Careful steps give up computing beside communicating, so several ranks take them only at the start and after halving; a
+single rank is always careful, it costs nothing there.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from genre_dist.atomic import atomic_file
+from genre_dist.config import Config, derive_batches
+from genre_dist.parallel.strategy import strategy_name
+from genre_dist.parallel.world import World
+from genre_dist.stream.reader import Batch, part_of
+from genre_dist.training.experiment import Experiment, choose_precision
+from genre_dist.training.step import OutOfMemoryTogetherError, StepResult
+
+CAREFUL_STEPS = 20
+NOTE = "micro_batch"
+"""File in a run's folder: the largest micro-batch that is still to be tried there."""
+
+
+def may_split(config: Config, world: World) -> bool:
+    """Whether micro-batches are this module's to choose: on GPUs, with `data.micro_batch: auto`."""
+    return config.data.micro_batch == "auto" and world.device.type == "cuda"
+
+
+def planned_config(config: Config, world: World) -> Config:
+    """On a GPU, `data.micro_batch: auto` as a number: the planner's, at most what an earlier start found to fit.
+
+    The same on all ranks. Elsewhere, and for a model the planner cannot follow, the configuration as it is.
+    """
+    if not may_split(config, world):
+        return config
+    from genre_dist.planner.options import planned_micro_batch
+
+    card = torch.cuda.get_device_properties(world.device).total_memory
+    try:
+        own = planned_micro_batch(config, card, world.size, choose_precision(config, world.device))
+    except ValueError:
+        return config
+    note = Path(config.run.dir) / NOTE
+    if note.is_file() and not config.run.overwrite:
+        own = min(own, int(note.read_text()))
+    share = derive_batches(config.data, world.size).per_rank
+    least = min(world.broadcast(world.gather(own)))
+    micro = max(n for n in range(1, least + 1) if share % n == 0)
+    return replace(config, data=replace(config.data, micro_batch=micro))
+
+
+class Backoff:
+    """Takes steps, in smaller and smaller pieces if it must be."""
+
+    def __init__(self, experiment: Experiment, folder: Path) -> None:
+        config, self.world = experiment.config, experiment.world
+        self.experiment, self.folder = experiment, folder
+        self.piece = experiment.micro_batch
+        synchronised = config.model.poster.batch_norm == "sync" and config.model.uses_poster
+        exchanges_inside = strategy_name(config, self.world.size) not in ("single", "ddp") or synchronised
+        self.can_repeat = self.world.size == 1 or not exchanges_inside
+        self.careful_steps = CAREFUL_STEPS
+
+    def step(self, micro_batches: list[Batch], take: Callable[..., StepResult], seed: int) -> StepResult:
+        """Take a step, `take(micro_batches, careful=...)`, with this seed for dropout.
+
+        ValueError if not even single samples fit, or where ranks cannot agree to take it again."""
+        if not self.experiment.splits:
+            torch.manual_seed(seed)
+            return take(micro_batches)
+        careful = self.can_repeat and (self.world.size == 1 or self.careful_steps > 0)
+        self.careful_steps -= 1
+        while True:
+            buffers = [buffer.clone() for buffer in self.experiment.model.buffers()] if careful else []
+            pieces = [
+                piece for batch in micro_batches for piece in split(batch, self.experiment.micro_batch, self.piece)
+            ]
+            problem = None
+            try:
+                torch.manual_seed(seed)
+                result: StepResult | None = take(pieces, careful=careful)
+            except OutOfMemoryTogetherError:  # dealt with below: an exception's frames hold on to tensors
+                result = None
+            except torch.OutOfMemoryError as error:
+                result, problem = None, str(error).partition(". ")[0]
+            if result is not None:
+                for batch in micro_batches:  # its memory is needed until the last piece is copied
+                    batch.copied = pieces[-1].copied
+                return result
+            self._halve()
+            if problem is not None:
+                raise ValueError(
+                    f"out of memory ({problem}); the other ranks could not be told. Start again: the run goes on from "
+                    f"its newest checkpoint with micro-batches of {self.piece}"
+                )
+            with torch.no_grad():
+                for buffer, before in zip(self.experiment.model.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
+
+    def _halve(self) -> None:
+        """The next smaller size of pieces, noted for the next start. ValueError if there is none."""
+        if self.piece == 1:
+            raise ValueError(
+                "out of memory with micro-batches of one sample; `genre-dist plan` shows what fits: bf16, "
+                "train.activation_checkpointing, a sharding strategy, or a smaller data.image_size"
+            )
+        whole = self.experiment.micro_batch
+        self.piece = max(n for n in range(1, self.piece // 2 + 1) if whole % n == 0)
+        self.careful_steps = CAREFUL_STEPS
+        if self.world.device.type == "cuda":
+            torch.cuda.empty_cache()
+        with atomic_file(self.folder / NOTE, "w") as file:
+            file.write(str(self.piece))
+        if self.world.is_first:
+            print(f"out of memory: micro-batches of {self.piece} from now on", flush=True)
+
+
+def split(batch: Batch, whole: int, piece: int) -> list[Batch]:
+    """A micro-batch of up to `whole` samples in whole/piece parts, the last ones perhaps empty, as views."""
+    if piece == whole:
+        return [batch]
+    return [part_of(batch, slice(first, first + piece)) for first in range(0, whole, piece)]
