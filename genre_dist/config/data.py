@@ -15,8 +15,8 @@ class DataConfig:
     global_batch: int = 64
     """Samples per optimizer step over all ranks together."""
     micro_batch: int | Literal["auto"] = "auto"
-    """Samples per forward pass on one rank. `auto`: on a GPU the largest divisor of the rank's share that the planner finds
-    to fit, halved on all ranks if memory runs out; elsewhere the largest divisor up to 32."""
+    """Samples per forward pass on one rank. `auto`: the largest divisor of the rank's share that the planner finds to
+    fit the GPU, halved on all ranks if memory runs out; without a GPU, the largest up to 32."""
     last_batch: Literal["keep", "drop"] = "keep"
     """The samples left over at the end of an epoch: a smaller step, or left out (others each epoch)."""
     image_size: int = 224

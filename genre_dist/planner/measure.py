@@ -2,21 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import numpy as np
 import torch
 
 from genre_dist.config import Config
-from genre_dist.models.classifier import GenreClassifier, parameter_groups
-from genre_dist.parallel.replicated import Replicated
+from genre_dist.models.classifier import GenreClassifier
+from genre_dist.parallel.strategy import make_strategy
 from genre_dist.parallel.world import World
 from genre_dist.planner.memory import Checkpointing, Setting, peak_bytes
 from genre_dist.planner.model import Planned, Vocabulary
 from genre_dist.planner.options import Plan
 from genre_dist.planner.sizes import gb
 from genre_dist.stream.reader import Batch
-from genre_dist.training.experiment import autocast_for
+from genre_dist.training.experiment import autocast_for, make_optimizer
 from genre_dist.training.inputs import to_device, whole_pixels
 from genre_dist.training.levers import pull_levers
 from genre_dist.training.step import train_step
@@ -44,8 +45,9 @@ def measured_peak(config: Config, planned: Planned, setting: Setting, micro_batc
     world = World(0, 1, torch.device("cuda", torch.cuda.current_device()))
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(world.device)
-    step = make_step(config, planned.vocabulary, setting.checkpointing, setting.precision, micro_batch, world)
-    micro_batches = 2 if setting.accumulates else 1
+    step = make_step(config, planned.vocabulary, setting.checkpointing, setting.precision, world)
+    batch = invented_batch(config, planned.vocabulary, micro_batch, planned.tokens)
+    micro_batches = [batch] * (2 if setting.accumulates else 1)
     step(micro_batches)
     torch.cuda.synchronize(world.device)
     torch.cuda.reset_peak_memory_stats(world.device)
@@ -55,35 +57,21 @@ def measured_peak(config: Config, planned: Planned, setting: Setting, micro_batc
 
 
 def make_step(
-    config: Config,
-    vocabulary: Vocabulary,
-    checkpointing: Checkpointing,
-    precision: str,
-    micro_batch: int,
-    world: World,
-    tokens: int = 55,
-) -> Callable[[int], None]:
-    """A function that takes one training step of so many micro-batches of invented samples, on the world's device."""
+    config: Config, vocabulary: Vocabulary, checkpointing: Checkpointing, precision: str, world: World
+) -> Callable[[list[Batch]], None]:
+    """A function that takes one training step of some micro-batches, with a new model on the world's device."""
     vectors = None if vocabulary.dim is None else np.zeros((vocabulary.words, vocabulary.dim), np.float32)
     size = config.data.image_size
     model = GenreClassifier(config.model, vocabulary.genres, size, vocabulary.words, vectors, load_weights=False)
     model = cast(GenreClassifier, model.to(world.device))
     pull_levers(model, replace(config.train, activation_checkpointing=checkpointing), world.device)
     model.train()
-    strategy = Replicated(model, torch.optim.AdamW(parameter_groups(model, config.optim), fused=True), world)
+    strategy = make_strategy(config, model, partial(make_optimizer, config=config), world, precision)
     autocast = autocast_for(precision, world.device)
-    batch = invented_batch(config, vocabulary, micro_batch, tokens)
+    prepare = partial(to_device, device=world.device, pixels=whole_pixels(config.data))
 
-    def step(micro_batches: int) -> None:
-        train_step(
-            strategy,
-            [batch] * micro_batches,
-            lambda taken: to_device(taken, world.device, whole_pixels(config.data)),
-            autocast,
-            world,
-            config.optim.clip_norm,
-            False,
-        )
+    def step(micro_batches: list[Batch]) -> None:
+        train_step(strategy, micro_batches, prepare, autocast, world, config.optim.clip_norm, stop=False)
 
     return step
 

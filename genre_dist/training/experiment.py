@@ -138,11 +138,11 @@ def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
     manifest = load_manifest(config.data.shards)
     stream = open_stream(config, manifest, world.size, world.rank, device_feed(world.device, config.data.decode))
     model = _build_on_all(config, manifest, world).to(world.device)
-    pull_levers(model, config.train, world.device)
     precision = choose_precision(config, world.device)
     # counted before the model is spread: a forward pass on one rank would wait for the others for ever
     known = peak_flops(world.device, precision) > 0
     flops = training_flops(model, config, world.device) if known else 0.0
+    pull_levers(model, config.train, world.device)
     return Experiment(
         config=config,
         world=world,
