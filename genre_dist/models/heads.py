@@ -45,7 +45,7 @@ class Heads(nn.Sequential):
             else:
                 weight = torch.stack([layer.weight for layer in layers])  # [G, out, in]
                 values = torch.baddbmm(bias[:, None], F.relu(values), weight.transpose(1, 2))  # [G, B, out]
-        return values.squeeze(2).T
+        return values.squeeze(2).T.clone()  # no view: FSDP hangs its hooks on what a module returns
 
 
 def _mlp(widths: tuple[int, ...]) -> nn.Sequential:

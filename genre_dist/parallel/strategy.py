@@ -95,6 +95,10 @@ def check_strategy(config: Config, world_size: int) -> None:
         raise ValueError(
             "train.compile with zero3: its weights come and go inside the compiled network; use fsdp, or do not compile"
         )
+    if name == "zero3" and config.model.heads.kernel == "batched":
+        raise ValueError(
+            "model.heads.kernel=batched with zero3: it gives weights up that stacked ones still need; leave it at auto"
+        )
     if name.startswith("zero") and parallel.compress_gradients:
         raise ValueError(
             f"parallel.compress_gradients is for ddp and fsdp; with {name} set communication_data_type in the JSON of "

@@ -10,11 +10,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from genre_dist.models.heads import Heads
-from genre_dist.models.text import LastStates
 from genre_dist.parallel.tensors import all_finite, average_buffers, divide, send_from_first
 from genre_dist.parallel.world import World
 
@@ -35,8 +35,7 @@ class Zero:
         send_from_first(model, world)
         model = model.to(memory_format=torch.contiguous_format)  # DeepSpeed flattens weights as they lie
         if settings["zero_optimization"]["stage"] == 3:
-            # both read the weights of modules inside them without calling these
-            deepspeed.utils.set_z3_leaf_modules(model, [Heads, LastStates], raise_if_not_found=False)
+            model.apply(_compute_separately)
         try:
             self._engine = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=settings, dist_init_required=False
@@ -105,8 +104,6 @@ class Zero:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
         steps = {float(moments["step"]) for moments in state["optimizer"].values()}
         if len(steps) > 1:
             raise ValueError("its parameters took different numbers of steps, and DeepSpeed counts them together")
@@ -115,10 +112,9 @@ class Zero:
             with self._whole(parameter, changed=True):
                 parameter.copy_(value)
             if parameter.requires_grad:  # then a rank has its part of it a second time, to compute with
-                safe_set_full_fp32_param(parameter, value)
+                self._set_part(parameter, value)
                 for key in MOMENTS:
-                    moment = state["optimizer"][name][key].to(self.world.device)
-                    safe_set_full_optimizer_state(parameter, moment, key)
+                    self._set_part(parameter, state["optimizer"][name][key].to(self.world.device), key)
         for name, buffer in self.model.named_buffers():
             buffer.copy_(state["model"][name])
         for flat in self._flat_parameters():
@@ -131,6 +127,25 @@ class Zero:
                 if self.world.is_first:
                     weights[name] = parameter.detach().cpu().clone()
         return weights | {name: buffer.detach().cpu() for name, buffer in self.model.named_buffers()}
+
+    def _set_part(self, parameter: nn.Parameter, whole: Tensor, key: str | None = None) -> None:
+        """Set this rank's part of the weight that the optimizer works on, or of its moment `key`."""
+        from deepspeed import utils
+
+        if not hasattr(parameter, "ds_id"):
+            if key is None:
+                utils.safe_set_full_fp32_param(parameter, whole)
+            else:
+                utils.safe_set_full_optimizer_state(parameter, whole, key)
+            return
+        own: Tensor = getattr(parameter, "ds_tensor")  # noqa: B009 (DeepSpeed adds it)
+        size = own.numel()  # parts are equal, the last ones padded (which the setters above forget)
+        padded = F.pad(whole.flatten(), (0, size * self.world.size - whole.numel()))
+        part = padded.narrow(0, size * self.world.rank, size)
+        if key is None:
+            utils.safe_set_local_fp32_param(parameter, part)
+        else:
+            utils.safe_set_local_optimizer_state(parameter, part, key)
 
     def _whole(self, parameter: nn.Parameter, changed: bool = False) -> AbstractContextManager[Any]:
         """Inside, a parameter that is spread over the ranks is whole on all of them; rank 0's changes are kept."""
@@ -155,6 +170,12 @@ class Zero:
             self.optimizer.state[flat] = {"step": torch.zeros((), device=flat.device)} | zeros
         if hasattr(self._engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _compute_separately(module: nn.Module) -> None:
+    """Batched heads would keep views of weights that ZeRO-3 gives up before the backward pass needs them."""
+    if isinstance(module, Heads):
+        module.kernel = "separate"
 
 
 def _import_deepspeed(world: World) -> Any:

@@ -88,7 +88,8 @@ def evaluate(
             if world.any(stop()):
                 raise Stopped
             inputs = to_device(batch, world.device, whole_pixels(data))
-            with torch.inference_mode(), autocast():
+            # not inference_mode: weights that a strategy gathers here may be used again in training
+            with torch.no_grad(), autocast():
                 logits = model(*inputs.for_model)
             if len(batch.ids):
                 # a film that could not be read keeps its row: it is predicted from blanks, and counted

@@ -23,6 +23,11 @@ RUN = (
     *("--optim.poster_lr", 1e-6, "--optim.text_lr", 1e-3, "--optim.heads_lr", 1e-3),
 )
 STORED = ("--model.poster.batch_norm", "eval", "--data.micro_batch", 4)  # accumulated 8, 4 and 2 times on 1, 2, 4 ranks
+PARTS = {  # what a strategy has to take care of, besides
+    "fsdp": ("--model.heads.kernel", "batched"),  # reads the weights of modules that it does not call
+    "zero2": ("--train.precision", "bf16"),
+    "zero3": ("--model.poster.frozen", "true", "--model.text.frozen", "true"),  # the heads' inputs have no gradient
+}
 SYNCHRONISED = ("--model.poster.batch_norm", "sync")  # the micro-batches of all ranks together: one a step
 
 
@@ -39,9 +44,13 @@ def run_ranks(folder: Path, world: int, command_lines: list[list[str]]) -> None:
 def alone(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of a single process: with stored statistics to step 20 and to step 24, and with synchronised ones."""
     folder = tmp_path_factory.mktemp("alone")
-    for name, steps, more in (("stored", STEPS, STORED), ("longer", MORE, STORED), ("sync", STEPS, SYNCHRONISED)):
-        micro = ("--data.micro_batch", 32) if name == "sync" else ()
-        assert main(options(sample_shards, folder / name, *RUN, *more, *micro, "--train.steps", steps)) == 0
+    for name, steps, more in (
+        ("stored", STEPS, STORED),
+        ("longer", MORE, STORED),
+        ("sync", STEPS, (*SYNCHRONISED, "--data.micro_batch", 32)),
+        *((f"{name} alone", 6, (*STORED, *more)) for name, more in PARTS.items()),
+    ):
+        assert main(options(sample_shards, folder / name, *RUN, *more, "--train.steps", steps)) == 0
     return folder
 
 
@@ -49,14 +58,10 @@ def alone(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def two(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Each strategy on two ranks."""
     folder = tmp_path_factory.mktemp("two")
-    run_ranks(
-        folder / "ranks",
-        2,
-        [
-            options(sample_shards, folder / name, *RUN, *STORED, "--train.steps", STEPS, "--parallel.strategy", name)
-            for name in SPREAD
-        ],
-    )
+    runs = [(name, ("--train.steps", STEPS, "--parallel.strategy", name)) for name in SPREAD]
+    runs += [(f"{name} part", ("--train.steps", 6, "--parallel.strategy", name, *more)) for name, more in PARTS.items()]
+    lines = [options(sample_shards, folder / name, *RUN, *STORED, *more) for name, more in runs]
+    run_ranks(folder / "ranks", 2, lines)
     return folder
 
 
@@ -122,6 +127,16 @@ def test_two_ranks_that_accumulate_learn_what_one_process_learns(strategy: str, 
     assert_same_checkpoint(two / strategy, alone / "stored", STEPS)
 
 
+@pytest.mark.parametrize("strategy", PARTS)
+def test_frozen_parts_batched_heads_and_bf16_change_nothing_of_that(strategy: str, two: Path, alone: Path) -> None:
+    run, reference = two / f"{strategy} part", alone / f"{strategy} alone"
+    tolerance = 5e-3 if strategy == "zero2" else 1e-4  # bf16 has three digits
+    np.testing.assert_allclose(list(losses(run).values()), list(losses(reference).values()), atol=tolerance, rtol=0)
+    if strategy != "zero2":
+        assert_same_training(run, reference, 6)
+        assert_same_checkpoint(run, reference, 6)
+
+
 @pytest.mark.parametrize("strategy", SPREAD)
 def test_four_ranks_with_synchronised_batch_norm_learn_what_one_process_learns(
     strategy: str, four: Path, alone: Path
@@ -138,10 +153,24 @@ def test_another_strategy_on_more_ranks_goes_on_from_a_checkpoint(strategy: str,
     assert_same_checkpoint(run, alone / "longer", MORE)
 
 
-@pytest.mark.parametrize("strategy", SPREAD)
-def test_one_process_goes_on_from_any_strategys_checkpoint(
-    strategy: str, two: Path, alone: Path, sample_shards: Path, tmp_path: Path
-) -> None:
-    run = Path(shutil.copytree(two / strategy, tmp_path / "run"))
-    assert main(options(sample_shards, run, *RUN, *STORED, "--train.steps", MORE)) == 0
-    assert_same_training(run, alone / "longer", MORE)
+@pytest.fixture(scope="module")
+def one(two: Path, sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A single rank goes on from two ranks: plain, and with strategies that would spread what there is."""
+    folder = tmp_path_factory.mktemp("one")
+    lines = []
+    for name, more in (
+        ("fsdp", ("--parallel.strategy", "single")),
+        ("zero3", ("--parallel.strategy", "single")),
+        ("ddp", ("--parallel.strategy", "fsdp")),
+        ("zero1", ("--parallel.strategy", "zero2", "--parallel.offload_optimizer", "true")),
+    ):
+        shutil.copytree(two / name, folder / name)
+        lines.append(options(sample_shards, folder / name, *RUN, *STORED, "--train.steps", MORE, *more))
+    run_ranks(folder / "ranks", 1, lines)
+    return folder
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "zero3", "ddp", "zero1"])
+def test_one_rank_goes_on_from_any_strategys_checkpoint(strategy: str, one: Path, alone: Path) -> None:
+    assert_same_training(one / strategy, alone / "longer", MORE)
+    assert_same_checkpoint(one / strategy, alone / "longer", MORE)
