@@ -1,77 +1,127 @@
-"""How near the loader comes to the speed of JPEG decoding itself, and how webdataset does on the same shards.
+"""How near the loader comes to the speed of JPEG decoding itself, and how the field's loaders do on the same films.
 
-    python benchmarks/loader.py [--quick]
+    python benchmarks/loader.py [--quick] [--json FILE] [--cache FOLDER]
 
-Everything runs alternately in one process on the same images, decoded by the same decoder to the same uint8 arrays,
-with the same number of worker processes. The limit is decoding in place from the page cache and nothing else.
+Each measurement is a process of its own (loader_contenders.py); one of each in turn, round after round, on the same
+images, decoded by the same decoder to the same arrays, with the same number of workers. The limit is decoding in place
+from the page cache and nothing else. The peers are installed into environments under --cache, once; one that cannot be
+had is left out with the reason. --quick has no peers but webdataset and ImageFolder.
+
+With it, alone or in the full run: memory and planning (loader_scale.py), quality of shuffling (shuffle.py).
 """
 
+import argparse
 import json
-import multiprocessing
-import tarfile
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
+import loader_data
+import loader_scale
 import numpy as np
-import simplejpeg
-import torch
-import webdataset
-from common import Row, measured, options, report
+import shuffle
+from common import Row, measured, report
 
 from genre_dist.acquire.sample import make_sample
-from genre_dist.genres import INDEX_OF_ID
 from genre_dist.prepare.pack import pack
-from genre_dist.stream import ring
-from genre_dist.stream.manifest import Manifest
-from genre_dist.stream.order import EpochOrder
-from genre_dist.stream.reader import ShardReader
-from genre_dist.stream.sample import load_tokens, pad
 
-BATCH, SIZE = 64, 256
+CONTENDERS = Path(__file__).with_name("loader_contenders.py")
+PACKED_BY = {"mosaicml-streaming": "mds", "litdata": "litdata"}
+Rates = dict[str, list[dict[str, float]]]
 
 
 def main() -> None:
-    arguments = options(__doc__ or "")
-    films, rounds = (1000, 2) if arguments.quick else (4000, 5)
-    with tempfile.TemporaryDirectory() as folder:
-        make_sample(films, 0, Path(folder, "catalogue"), (342, 513))
-        manifest = pack(Path(folder, "catalogue"), Path(folder, "shards"), size=SIZE, shard_size=250, workers=2)
-        own = write_with_webdataset(manifest, Path(folder, "own"))
+    arguments = _options()
+    films, rounds = (600, 2) if arguments.quick else (4000, 5)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_sample(films, 0, folder / "catalogue", (342, 513))
+        pack(folder / "catalogue", folder / "shards", size=256, shard_size=250, workers=2)
+        pythons = interpreters(folder, [] if arguments.quick else list(loader_data.PEERS), arguments.cache)
         rows = []
-        for workers in (0, 1, 2):
-            rows += compare(workers, rounds, loaders(manifest, own))
+        for workers in (0, 2) if arguments.quick else (0, 1, 2):
+            rows += compare(folder, pythons, workers, rounds)
+        if not arguments.quick:
+            rows += resuming(folder, pythons, rounds)
+    rows += loader_scale.rows(arguments.quick) + shuffle.rows(arguments.quick)
     report(rows, arguments.json)
 
 
-Loader = Callable[[int], float]
-"""workers -> samples per second over an epoch, the start of the workers left out."""
+def interpreters(folder: Path, peers: list[str], cache: Path) -> dict[str, str]:
+    """The contenders that can be had, each with its interpreter; their formats are written."""
+    pythons = dict.fromkeys(("decode limit", "genre_dist", "webdataset, these shards"), sys.executable)
+    loader_data.write_webdataset(folder)
+    loader_data.write_imagefolder(folder)
+    pythons |= dict.fromkeys(("webdataset, its own shards", "ImageFolder"), sys.executable)
+    for peer in peers:
+        python = loader_data.environment(peer, cache)
+        if isinstance(python, str):
+            print(f"{peer} is left out: {python}", file=sys.stderr)
+            continue
+        try:
+            if peer == "megatron-energon":
+                loader_data.write_energon(folder, python)
+            else:
+                script = str(CONTENDERS.with_name("loader_data.py"))
+                command = [str(python), script, PACKED_BY[peer], str(folder)]
+                subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+        except subprocess.SubprocessError as error:
+            said = str(getattr(error, "stderr", "") or error).strip().splitlines()
+            print(f"{peer} is left out, its format could not be written: {said[-1]}", file=sys.stderr)
+            continue
+        pythons[peer] = str(python)
+    return pythons
 
 
-def loaders(manifest: Manifest, own: list[str]) -> dict[str, Loader]:
-    shards = [str(manifest.folder / shard.file) for shard in manifest.shards_of("train")]
-    return {
-        "decode limit": lambda workers: decode_limit(shards, max(1, workers)),
-        "genre_dist": lambda workers: this_project(manifest, workers),
-        "webdataset, these shards": lambda workers: stock_webdataset(shards, workers),
-        "webdataset, its own shards": lambda workers: stock_webdataset(own, workers),
-    }
+def run(python: str, *arguments: str) -> dict[str, float]:
+    """One contender, once."""
+    command = [python, str(CONTENDERS), *arguments]
+    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=600)
+    told: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
+    return told
 
 
-def compare(workers: int, rounds: int, contenders: dict[str, Loader]) -> list[Row]:
-    """Each in turn, round after round; rates, and ratios within each round."""
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
+def compare(folder: Path, pythons: dict[str, str], workers: int, rounds: int) -> list[Row]:
+    """Rates, time to the first batch and memory of all, and ratios within each round."""
+    told: Rates = {name: [] for name in pythons}
     for _ in range(rounds):
-        for name, run in contenders.items():
-            rates[name].append(run(workers))
-    rows = [measured(f"{name}, {workers} workers", values, "samples/s") for name, values in rates.items()]
-    ours = np.array(rates["genre_dist"])
-    share = measured(f"genre_dist over the decode limit, {workers} workers", ours / rates["decode limit"], "ratio")
-    peers = [values for name, values in rates.items() if name.startswith("webdataset")]
-    lead = measured(f"genre_dist over the better webdataset, {workers} workers", ours / np.max(peers, axis=0), "ratio")
+        for name, python in pythons.items():
+            told[name].append(run(python, name, str(folder), str(workers)))
+    rates = {name: np.array([run["rate"] for run in runs]) for name, runs in told.items()}
+    case = f"{workers} workers"
+    rows = [measured(f"{name}, {case}", values.tolist(), "samples/s") for name, values in rates.items()]
+    for name, runs in told.items():
+        if "first" in runs[0]:
+            rows.append(measured(f"{name}, {case}: time to first batch", [run["first"] for run in runs], "s"))
+            rows.append(measured(f"{name}, {case}: memory (PSS)", [run["mib"] for run in runs], "MiB"))
+    ours = rates["genre_dist"]
+    share = measured(f"genre_dist over the decode limit, {case}", (ours / rates["decode limit"]).tolist(), "ratio")
     rows.append(with_goal(share, 0.95) if workers else share)
-    rows.append(with_goal(lead, 2.0 if workers == 2 else 1.0))
+    peers = {name: values for name, values in rates.items() if name not in ("genre_dist", "decode limit")}
+    best = max(peers, key=lambda name: float(np.median(peers[name])))
+    lead = measured(f"genre_dist over the best peer ({best}), {case}", (ours / peers[best]).tolist(), "ratio")
+    return [*rows, with_goal(lead, 2.0 if workers == 2 else 1.0)]
+
+
+def resuming(folder: Path, pythons: dict[str, str], rounds: int, workers: int = 2) -> list[Row]:
+    """Time to the first batch of a stream that goes on in the middle and at the end of an epoch, over a fresh one."""
+    names = [name for name in ("genre_dist", "webdataset, these shards", *PACKED_BY) if name in pythons]
+    cases = [(name, where) for name in names for where in ("fresh", "middle", "end")]
+    seconds: dict[tuple[str, str], list[float]] = {case: [] for case in cases}
+    for _ in range(rounds):
+        for name, where in cases:
+            told = run(pythons[name], name, str(folder), str(workers), "--resume", where)
+            seconds[name, where].append(told["first"])
+    rows = []
+    for name in names:
+        fresh = np.array(seconds[name, "fresh"])
+        for where in ("middle", "end"):
+            claim = f"{name}: first batch resumed at the {where} of an epoch over a fresh start"
+            row = measured(claim, (np.array(seconds[name, where]) / fresh).tolist(), "ratio")
+            if name == "genre_dist":
+                row = Row(**vars(row) | {"goal": "<= 1.2", "holds": row.value <= 1.2})
+            rows.append(row)
     return rows
 
 
@@ -79,82 +129,13 @@ def with_goal(row: Row, least: float) -> Row:
     return Row(**vars(row) | {"goal": f">= {least}", "holds": row.value >= least})
 
 
-def this_project(manifest: Manifest, workers: int) -> float:
-    reader = ShardReader(manifest, "train", ("poster", "overview"), 256)
-    order = EpochOrder(reader.index.sizes, BATCH, 0, 0)
-    places = [order.rows(step) for step in range(order.steps)]
-    return rate(ring.batches(reader, places, samples=BATCH, workers=workers), lambda batch: len(batch.ids))
-
-
-def stock_webdataset(urls: list[str], workers: int) -> float:
-    def decoded(sample: dict[str, bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        labels = np.zeros(len(INDEX_OF_ID), np.float32)
-        labels[[INDEX_OF_ID[genre] for genre in json.loads(sample["json"])["genre_ids"]]] = 1
-        image = simplejpeg.decode_jpeg(sample["jpg"], colorspace="RGB")
-        return image, load_tokens(sample["tokens.npy"], 1 << 30), labels
-
-    def collated(samples: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, ...]:
-        images, texts, labels = zip(*samples, strict=True)
-        return tuple(torch.from_numpy(part) for part in (np.stack(images), *pad(texts), np.stack(labels)))
-
-    data = webdataset.WebDataset(urls, shardshuffle=False).map(decoded).batched(BATCH, collation_fn=collated)
-    loader = torch.utils.data.DataLoader(data, batch_size=None, num_workers=workers)
-    return rate(iter(loader), lambda batch: len(batch[0]))
-
-
-def rate(batches: object, size: Callable[[object], int]) -> float:
-    """Samples per second after the first batch, which waits for the workers to start."""
-    iterator = iter(batches)  # type: ignore[call-overload]
-    next(iterator)
-    began, samples = time.perf_counter(), 0
-    for batch in iterator:
-        samples += size(batch)
-    return samples / (time.perf_counter() - began)
-
-
-def decode_limit(shards: list[str], workers: int) -> float:
-    """Images per second of `workers` processes that only decode, each its share, into one buffer."""
-    context = multiprocessing.get_context("spawn")
-    start, results = context.Barrier(workers), context.Queue()
-    processes = [
-        context.Process(target=_decode_share, args=(shards[number::workers], start, results))
-        for number in range(workers)
-    ]
-    for process in processes:
-        process.start()
-    told = [results.get(timeout=300) for _ in processes]
-    for process in processes:
-        process.join()
-    return sum(images / seconds for images, seconds in told)
-
-
-def _decode_share(shards: list[str], start: object, results: object) -> None:
-    posters = []
-    for shard in shards:
-        with tarfile.open(shard) as tar:
-            posters += [tar.extractfile(member).read() for member in tar if member.name.endswith(".jpg")]  # type: ignore[union-attr]
-    out = np.empty((SIZE, SIZE, 3), np.uint8)
-    simplejpeg.decode_jpeg(posters[0], buffer=out)
-    start.wait()  # type: ignore[attr-defined]
-    began = time.perf_counter()
-    for poster in posters:
-        simplejpeg.decode_jpeg(poster, colorspace="RGB", buffer=out)
-    results.put((len(posters), time.perf_counter() - began))  # type: ignore[attr-defined]
-
-
-def write_with_webdataset(manifest: Manifest, folder: Path) -> list[str]:
-    """The same samples written by webdataset's own writer (a PAX header for every member)."""
-    folder.mkdir()
-    paths = []
-    for shard in manifest.shards_of("train"):
-        path = str(folder / shard.file)
-        with webdataset.TarWriter(path) as writer:
-            for sample in webdataset.WebDataset(str(manifest.folder / shard.file), shardshuffle=False):
-                writer.write(
-                    {key: value for key, value in sample.items() if not key.startswith("__") or key == "__key__"}
-                )
-        paths.append(path)
-    return paths
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="within a minute: fewer films, no peers to install")
+    parser.add_argument("--json", type=Path, help="write the rows here as well")
+    cache = Path(tempfile.gettempdir(), "genre_dist-peers")
+    parser.add_argument("--cache", type=Path, default=cache, help="where the peers' environments are kept")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ class SplitIndex:
         shard = self.shards[number]
         path = index_path(self.folder / shard.file)
         try:
-            records = np.load(path, mmap_mode="r", allow_pickle=False)
+            # as a plain array: NumPy's memmap costs microseconds at every access
+            records = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{path}: the shard's index cannot be read ({error}); {_REMEDY}") from None
         if records.dtype != RECORD or records.shape != (shard.samples,):

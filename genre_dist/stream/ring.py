@@ -20,8 +20,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing.connection import Connection, Pipe, wait
 
-import numpy as np
-
 from genre_dist.stream.encodings import EncodingReader, Reader
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import Batch, Found, Seconds, ShardReader
@@ -108,12 +106,13 @@ class Ring:
         found = self.reader.find(rows)
         samples, longest = len(rows.row), self.reader.longest(found)
         filling = _Filling(slot, arrays(self.memory, slot, self.room, samples, longest))
-        edges = np.linspace(0, samples, len(self.connections) + 1).astype(int)
-        for connection, first, last in zip(self.connections, edges[:-1], edges[1:], strict=True):
+        workers = len(self.connections)
+        for number, connection in enumerate(self.connections):
+            first, last = number * samples // workers, (number + 1) * samples // workers
             if last > first:
                 part = Found(found.shard[first:last], found.record[first:last])
                 try:
-                    connection.send(Task(slot, part, samples, int(first), longest))
+                    connection.send(Task(slot, part, samples, first, longest))
                 except (BrokenPipeError, ConnectionResetError):
                     self._report_death(connection)
                 filling.parts += 1

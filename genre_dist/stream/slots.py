@@ -6,6 +6,7 @@ The pages are used again and again; making and copying a fresh array for every b
 queues.
 """
 
+import math
 import mmap
 import os
 from typing import NamedTuple
@@ -60,7 +61,7 @@ def arrays(memory: mmap.mmap | bytearray, slot: int, room: Room, samples: int, l
     }
     for name, size in _sizes(room).items():
         dims, dtype = wanted[name]
-        views[name] = np.frombuffer(memory, dtype, int(np.prod(dims)), start).reshape(dims)
+        views[name] = np.frombuffer(memory, dtype, math.prod(dims), start).reshape(dims)
         start += size
     return Arrays(**views)
 
