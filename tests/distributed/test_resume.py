@@ -164,6 +164,19 @@ def test_on_another_number_of_ranks_it_goes_on_with_the_same_films_and_losses(
 # --- one rank, in this process
 
 
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
+def test_by_the_clock_it_saves_too_and_tells_how_long_training_stood_still(
+    asynchronous: str, sample_shards: Path, tmp_path: Path
+) -> None:
+    often = ("--checkpoint.every_steps", "null", "--checkpoint.every_minutes", "1e-9", "--checkpoint.keep", 9)
+    more = ("--model.poster.arch", "none", "--train.steps", 3, "--checkpoint.asynchronous", asynchronous)
+    assert main(options(sample_shards, tmp_path / "run", *RUN, *often, *more)) == 0
+    assert checkpoints(tmp_path / "run") == [f"step-{step:08d}" for step in (1, 2, 3)]
+    stood_still = [row["checkpoint_seconds"] for row in rows(tmp_path / "run")]
+    assert stood_still[0] == 0
+    assert min(stood_still[1:]) > 0
+
+
 @pytest.fixture(scope="module")
 def short(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of 4 steps on one rank."""
