@@ -5,6 +5,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 
 from genre_dist.acquire import verbs as acquire
+from genre_dist.cluster import verbs as cluster
 from genre_dist.planner import verbs as planner
 from genre_dist.prepare import verbs as prepare
 from genre_dist.stream import verbs as stream
@@ -29,7 +30,7 @@ def _parser() -> ArgumentParser:
         "Training itself: torchrun --nproc_per_node=N -m genre_dist.train",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for room in (acquire, prepare, stream, planner, training, study):
+    for room in (acquire, prepare, stream, planner, training, study, cluster):
         room.add_verbs(verbs)
     return parser
 

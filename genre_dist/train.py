@@ -3,7 +3,8 @@
     torchrun --nproc_per_node=4 -m genre_dist.train --config configs/end_to_end.yaml --data.shards shards/default
 
 Without arguments it trains the default experiment on the default shards. Started again on the same `run.dir`, it
-continues. Exit codes: 0 finished, 2 something for the user to change, 75 stopped early and to be continued.
+continues. Exit codes: 0 finished, 2 something for the user to change, 70 a rank hung, 75 stopped early and to be
+continued. torchrun itself ends with 1 instead of any of these; under it the code is in the run's folder too.
 """
 
 import sys
@@ -13,15 +14,20 @@ from typing import Any
 
 from genre_dist.config import Config, derive_batches
 from genre_dist.configfile import parse_config
+from genre_dist.parallel.launcher import note_exit_code, settle, settled
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train, and turn the user's mistakes into one line and exit code 2."""
+    if (code := settled()) is not None:
+        return code
     try:
         parsed = parse_config(sys.argv[1:] if argv is None else argv)
         return dry_run(parsed.config) if parsed.dry_run else train(parsed.config)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, ValueError):  # another attempt may read and write what this one could not, but no more
+            settle(2)
         return 2
 
 
@@ -30,11 +36,24 @@ def train(config: Config) -> int:
     from genre_dist.parallel.strategy import check_strategy, strategy_name
     from genre_dist.parallel.world import start_world, stop_world, world_size
     from genre_dist.training.loop import run_training
+    from genre_dist.training.stopping import PREEMPTED
 
     check_strategy(config, world_size())  # what is wrong whoever joins is told before anybody waits
     derive_batches(config.data, world_size())
     world = start_world(config.parallel.timeout_seconds, strategy_name(config, world_size()) not in ("single", "ddp"))
-    code = run_training(config, world, _evaluate)
+    folder = Path(config.run.dir)
+    if world.is_first:
+        note_exit_code(folder, None)
+    try:
+        code = run_training(config, world, _evaluate)
+    except ValueError:
+        if world.is_first:
+            note_exit_code(folder, 2)
+        raise
+    if world.is_first:
+        note_exit_code(folder, code)
+    if code == PREEMPTED:
+        settle(code)
     stop_world(world)
     return code
 
@@ -63,7 +82,7 @@ def _evaluate(experiment: Any, split: str, stop: Any, final: bool) -> dict[str, 
         experiment.micro_batch,
         experiment.world,
         experiment.autocast,
-        stop.requested,
+        stop.interrupted,
     )
     if evaluation is None:
         return None

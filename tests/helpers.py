@@ -133,9 +133,15 @@ class Processes:
                 MASTER_PORT=port,
             )
 
-    def start_torchrun(self, world: int, arguments: Sequence[str], module: str = "genre_dist.train") -> None:
+    def start_torchrun(
+        self, world: int, arguments: Sequence[str], module: str = "genre_dist.train", launcher: Sequence[str] = ()
+    ) -> None:
         """Start a run as a user does."""
-        self.start([TORCHRUN, "--standalone", f"--nproc_per_node={world}", "-m", module, *arguments])
+        self.start([TORCHRUN, "--standalone", f"--nproc_per_node={world}", *launcher, "-m", module, *arguments])
+
+    def over(self) -> bool:
+        """Whether a child has ended."""
+        return any(child.poll() is not None for child in self.children)
 
     def wait(self, seconds: float = 90) -> list[int]:
         """The children's exit codes; a hang is a failure that shows what they said."""

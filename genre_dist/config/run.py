@@ -20,7 +20,11 @@ class ParallelConfig:
     deepspeed_config: str | None = None
     """zero: a JSON file of DeepSpeed settings laid over ours, see configs/deepspeed/."""
     timeout_seconds: int = 600
-    """A collective that hangs this long ends the run with an error instead of waiting for ever."""
+    """A rank that waits for the others this long prints where it is and ends with exit code 70, not waiting for ever.
+    Longer than the longest work of one rank alone (loading a checkpoint, compiling, writing the model)."""
+
+    def __post_init__(self) -> None:
+        require(self.timeout_seconds >= 1, "parallel.timeout_seconds must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,4 +64,5 @@ class RunConfig:
     overwrite: bool = False
     """Delete what an earlier run left in `dir` and start from step 0."""
     max_minutes: float | None = None
-    """Stop after this long as if asked to by a signal: checkpoint, exit code 75, to be continued."""
+    """Stop after this long as if asked to by a signal: checkpoint, exit code 75, to be continued. An evaluation under
+    way is finished first."""

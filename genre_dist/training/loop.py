@@ -39,14 +39,23 @@ def run_training(config: Config, world: World, evaluate: Evaluator) -> int:
 
     Raises ValueError for what the user has to change, and for a loss that is not finite.
     """
+    stop = StopRequest(Path(config.run.dir), config.run.max_minutes)  # from here on: setting up may take minutes
+    try:
+        return _set_up_and_train(config, world, stop, evaluate)
+    except Stopped:
+        return PREEMPTED
+    finally:
+        stop.close()
+
+
+def _set_up_and_train(config: Config, world: World, stop: StopRequest, evaluate: Evaluator) -> int:
     experiment = set_up(planned_config(config, world), world, may_split(config, world))
     folder = Path(config.run.dir)
-    start = _resume(experiment, folder)
+    start = _resume(experiment, folder, stop)
     if world.any(world.is_first and start == finished_step(folder) == experiment.total_steps):
         _say(world, f"{folder} is finished: all {start} steps are done (--run.overwrite true starts it again)")
         return 0
     record = open_record(config, folder, start, experiment.total_steps) if world.is_first else None
-    stop = StopRequest(folder, config.run.max_minutes)
     saver = Saver(folder / "checkpoints", experiment.strategy, world, config.checkpoint, experiment.stream.identity())
     try:
         experiment, told = with_encodings(experiment, stop)
@@ -54,17 +63,14 @@ def run_training(config: Config, world: World, evaluate: Evaluator) -> int:
             _say(world, told)
         _train(experiment, folder, start, record, stop, saver, evaluate)
         _finish(experiment, folder, record, stop, saver, evaluate)
-    except Stopped:
-        return PREEMPTED
     finally:
-        stop.close()
         saver.close()
         if record is not None:
             record.close()
     return 0
 
 
-def _resume(experiment: Experiment, folder: Path) -> int:
+def _resume(experiment: Experiment, folder: Path, stop: StopRequest) -> int:
     """Prepare the run's folder and load its newest whole checkpoint; returns the steps already done."""
     config, world, total = experiment.config, experiment.world, experiment.total_steps
     checkpoints = folder / "checkpoints"
@@ -85,7 +91,8 @@ def _resume(experiment: Experiment, folder: Path) -> int:
         if experiment.splits:
             copy = replace(copy, data=replace(config.data, micro_batch="auto"))
         save_config(copy, folder / "config.yaml")
-        (folder / "STOP").unlink(missing_ok=True)
+        stop.forget_left_over()
+    world.barrier()  # no rank may take an old STOP file for a new one
     return 0 if saved is None else saved.step
 
 

@@ -1,7 +1,8 @@
 """Asking a run to stop: SIGTERM, SIGUSR1 (SLURM's warning), SIGINT, a STOP file in the run's folder, a time budget.
 
 A request is only noted here. The loop asks at every step and every evaluation batch, all ranks agree, a checkpoint is
-written, and the process exits with `PREEMPTED`, which a SLURM script turns into a requeue.
+written, and the process exits with `PREEMPTED`, which a SLURM script turns into a requeue. A time budget is asked for
+between steps only: an evaluation longer than the budget would otherwise be begun at every start and never finished.
 """
 
 import signal
@@ -12,6 +13,7 @@ from types import FrameType
 
 PREEMPTED = 75
 """Exit code of a run that stopped early and can be continued (EX_TEMPFAIL of sysexits.h)."""
+BUDGET = "run.max_minutes"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -27,17 +29,27 @@ class StopRequest:
     ) -> None:
         self.reason: str | None = None
         self._file = run / "STOP"
+        self._left_over = self._file.exists()
         self._clock = clock
         self._deadline = None if max_minutes is None else clock() + 60 * max_minutes
         self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def requested(self) -> bool:
-        """Whether this process was asked to stop."""
-        if self.reason is None and self._file.exists():
-            self.reason = f"the file {self._file}"
+        """Whether this process was asked to stop, or its time is spent."""
         if self.reason is None and self._deadline is not None and self._clock() >= self._deadline:
-            self.reason = "run.max_minutes"
-        return self.reason is not None
+            self.reason = BUDGET
+        return self.interrupted() or self.reason is not None
+
+    def interrupted(self) -> bool:
+        """Whether it was asked to stop whatever it is doing, an evaluation too."""
+        if self.reason in (None, BUDGET) and self._file.exists():
+            self.reason = f"the file {self._file}"
+        return self.reason not in (None, BUDGET)
+
+    def forget_left_over(self) -> None:
+        """Remove the STOP file that ended an earlier start of the run, but none that is newer than this object."""
+        if self._left_over:
+            self._file.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Give the signals back to whoever had them."""
@@ -45,6 +57,6 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.reason is not None:
+        if number == signal.SIGINT and self.reason not in (None, BUDGET):
             raise KeyboardInterrupt
         self.reason = signal.Signals(number).name

@@ -36,6 +36,18 @@ def test_a_stop_file_in_the_runs_folder_is_a_request(stop: StopRequest, tmp_path
     assert str(tmp_path / "STOP") in str(stop.reason)
 
 
+def test_an_old_stop_file_is_removed_and_a_new_one_is_not(tmp_path: Path) -> None:
+    for old in (True, False):
+        (tmp_path / "STOP").unlink(missing_ok=True)
+        if old:
+            (tmp_path / "STOP").touch()
+        stop = StopRequest(tmp_path)
+        (tmp_path / "STOP").touch()
+        stop.forget_left_over()
+        stop.close()
+        assert stop.interrupted() != old
+
+
 def test_only_a_second_ctrl_c_interrupts_at_once(stop: StopRequest) -> None:
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGTERM)  # a scheduler may say it again
@@ -55,6 +67,18 @@ def test_the_time_budget_is_a_request_once_it_is_spent(tmp_path: Path) -> None:
         assert stop.reason == "run.max_minutes"
         now = 0.0
         assert stop.requested()
+    finally:
+        stop.close()
+
+
+def test_a_spent_time_budget_does_not_interrupt_an_evaluation_but_a_signal_still_does(tmp_path: Path) -> None:
+    stop = StopRequest(tmp_path, max_minutes=0)
+    try:
+        assert stop.requested()
+        assert not stop.interrupted()
+        os.kill(os.getpid(), signal.SIGINT)  # the first one: noted, no KeyboardInterrupt
+        assert stop.interrupted()
+        assert stop.reason == "SIGINT"
     finally:
         stop.close()
 

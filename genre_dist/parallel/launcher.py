@@ -1,0 +1,54 @@
+"""What torchrun does not do by itself: it ends with 1 whatever its ranks end with, and restarts ranks that had every
+reason to end. So a run notes how it ended, for job scripts and for the ranks of a restart.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from genre_dist.atomic import atomic_file
+
+EXIT_CODE = "exit_code"
+"""The file in a run's folder with the exit code of its last start; absent while it runs, or if it was killed."""
+
+
+def launched_by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def settled() -> int | None:
+    """The exit code that this launch ended with for good, if it did; such a run is not to be tried again.
+
+    torchrun restarts its ranks after any exit code but 0 (`--max-restarts`). To stop early was no failure, and what the
+    user has to change is the same in the next attempt.
+    """
+    note = _note_of_launch()
+    if note is not None:
+        with suppress(OSError, ValueError):
+            return int(note.read_text())
+    return None
+
+
+def settle(code: int) -> None:
+    """Let no rank of this launch, on this node, be tried again after a restart."""
+    note = _note_of_launch()
+    if note is not None:
+        with suppress(OSError), atomic_file(note, "w") as file:  # without it there are only needless attempts
+            file.write(f"{code}\n")
+
+
+def note_exit_code(run: Path, code: int | None) -> None:
+    """Under torchrun: write the run's exit code into its folder, or (None) remove what an earlier start left there."""
+    if not launched_by_torchrun():
+        return
+    if code is None:
+        (run / EXIT_CODE).unlink(missing_ok=True)
+    elif run.is_dir():
+        with atomic_file(run / EXIT_CODE, "w") as file:
+            file.write(f"{code}\n")
+
+
+def _note_of_launch() -> Path | None:
+    """A file in the folder that torchrun makes for each launch, one on every node."""
+    reply = os.environ.get("TORCHELASTIC_ERROR_FILE")  # LAUNCH/attempt_N/LOCAL_RANK/error.json
+    return Path(reply).parents[2] / EXIT_CODE if reply and len(Path(reply).parents) > 2 else None

@@ -1,0 +1,150 @@
+"""`genre-dist doctor` says what is wrong and how to mend it, for people and for programs."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from helpers import Processes
+from torchvision.models import ResNet152_Weights
+
+from genre_dist.cli import main
+from genre_dist.cluster import doctor, machine, software
+from genre_dist.cluster.finding import Finding
+
+
+class Usage(NamedTuple):
+    total: int
+    free: int
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **named: Any) -> None:
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(machine.urllib.request, "urlopen", refuse)
+
+
+def examine(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, dict[str, str]]]:
+    code = main(["doctor", "--json", *arguments])
+    told = json.loads(capsys.readouterr().out)
+    assert told["fit"] == (code == 0)
+    return code, {row["name"]: row for row in told["findings"]}
+
+
+def test_a_machine_that_is_fit(sample_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = examine(["--shards", str(sample_shards), "--runs", str(tmp_path / "runs")], capsys)
+    assert code == 0, found
+    wanted = "Python torch CUDA NCCL DeepSpeed decoders disk,shared memory,open files,network SLURM shards weights"
+    assert set(found) >= {name for part in wanted.split(",") for name in ([part] if part in found else part.split())}
+    assert "films" in found["shards"]["told"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_wrong_comes_with_the_way_to_mend_it_and_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--shards", str(tmp_path / "nothing"), "--runs", str(tmp_path)]
+    code, found = examine(arguments, capsys)
+    assert code == 1
+    assert found["shards"]["status"] == "wrong"
+    assert "genre-dist pack" in found["shards"]["told"]
+    assert main(["doctor", *arguments]) == 1
+    assert "1 to mend" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("free", "status"), [(1, "wrong"), (10, "note"), (100, "ok")])
+def test_free_disk(free: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: Usage(0, free * machine.GIB))
+    assert machine.check_disk(tmp_path / "runs" / "later").status == status
+
+
+@pytest.mark.parametrize(("ranks", "status"), [(1, "note"), (8, "wrong")])
+def test_the_shared_memory_docker_gives_by_default_is_too_little_for_several_gpus(
+    ranks: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: Usage(64 * 2**20, 64 * 2**20))
+    finding = machine.check_shm(tmp_path, ranks)
+    assert finding.status == status
+    assert "--shm-size" in finding.fix
+
+
+def test_few_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda which: (256, 4096))
+    assert machine.check_open_files() == Finding("open files", "wrong", "at most 256", "ulimit -n 4096")
+
+
+def test_a_chosen_network_that_does_not_exist() -> None:
+    finding = machine.check_network(2, {"NCCL_SOCKET_IFNAME": "ib7"})
+    assert finding.status == "wrong"
+    assert "lo 127.0.0.1" in finding.told
+    assert machine.check_network(2, {"GLOO_SOCKET_IFNAME": "lo"}).status == "ok"
+    assert machine.check_network(2, {"NCCL_SOCKET_IFNAME": "^docker", "GLOO_SOCKET_IFNAME": "lo"}).status == "ok"
+
+
+@pytest.mark.parametrize(("nodes", "status"), [(1, "note"), (2, "wrong")])
+def test_a_machine_whose_name_leads_to_itself_cannot_be_met_by_others(
+    nodes: int, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.socket, "gethostbyname", lambda name: "127.0.1.1")
+    finding = machine.check_network(nodes, {})
+    assert finding.status == status
+    assert "GLOO_SOCKET_IFNAME" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("variables", "status", "named"),
+    [
+        ({}, "ok", "not in a job"),
+        ({"SLURM_GPUS_ON_NODE": "4", "SLURM_NTASKS_PER_NODE": "1"}, "ok", "4 GPUs"),
+        ({"SLURM_GPUS_ON_NODE": "4", "SLURM_NTASKS_PER_NODE": "4"}, "wrong", "4 tasks"),
+        ({"SLURM_TASKS_PER_NODE": "1(x2)"}, "note", "0 GPUs"),
+    ],
+)
+def test_a_slurm_job(variables: dict[str, str], status: str, named: str) -> None:
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"} | variables if variables else {}
+    finding = machine.check_slurm(job)
+    assert finding.status == status
+    assert named in finding.told
+
+
+def test_a_gpu_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0")
+    monkeypatch.setattr(software.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(software.torch.version, "cuda", None)
+    finding = software.check_cuda()
+    assert finding.status == "wrong"
+    assert "without CUDA" in finding.fix
+
+
+def test_weights_that_are_neither_here_nor_in_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    finding = machine.check_weights()
+    assert finding.status == "note"
+    assert "model.poster.weights" in finding.fix
+
+
+def test_an_old_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(software, "PYTHON", (sys.version_info[0] + 1, 0))
+    assert software.check_python().status == "wrong"
+
+
+def test_under_torchrun_the_ranks_measure_their_all_reduce(
+    sample_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "hub" / "checkpoints" / ResNet152_Weights.DEFAULT.url.rpartition("/")[2]
+    weights.parent.mkdir(parents=True)
+    weights.touch()  # no look at the network
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with Processes(tmp_path / "log") as ranks:
+        arguments = ["doctor", "--json", "--shards", str(sample_shards), "--runs", str(tmp_path)]
+        ranks.start_torchrun(2, arguments, module="genre_dist.cli")
+        assert ranks.wait() == [0], ranks.output()
+        output = ranks.output()
+    told = json.loads(output[output.index("{") : output.rindex("}") + 1])
+    (row,) = [row for row in told["findings"] if row["name"] == "all-reduce"]
+    assert "2 ranks" in row["told"]
+    assert doctor.MEGABYTES == 64
+    assert sum(row["name"] == "Python" for row in told["findings"]) == 1
