@@ -174,11 +174,11 @@ def hanging_network() -> nn.Module:
 
 
 class SlowAtFirst(helpers.TinyNetwork):
-    """A network that takes a second for a step in the first start of a SLURM job, and no time in later ones."""
+    """A network that takes two seconds for a step in the first start of a SLURM job, and no time in later ones."""
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
-            time.sleep(1)
+            time.sleep(2)
         return super().forward(images)
 
 

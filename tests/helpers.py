@@ -80,6 +80,11 @@ def checkpoints(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").glob("*"))
 
 
+def saved(run: Path) -> bool:
+    """Whether a whole checkpoint is there."""
+    return any(name.removeprefix("step-").isdecimal() for name in checkpoints(run))
+
+
 def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
     """Wait for a condition, by polling, at most so long."""
     deadline = time.monotonic() + seconds

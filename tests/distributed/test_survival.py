@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 from chaos import RUN, STEPS, Ranks, said, short_run
-from helpers import Processes, descendants, last_step, losses, options, step_reached, until
+from helpers import Processes, descendants, last_step, losses, options, saved, step_reached, until
 
 HUNG = 70
 
@@ -30,7 +30,7 @@ def test_after_the_death_of_a_rank_torchrun_starts_the_group_again_from_the_last
     arguments = options(sample_shards, run, *RUN, "--checkpoint.every_steps", 3)
     with Processes(tmp_path / "log") as ranks:
         ranks.start_torchrun(2, arguments, launcher=("--max-restarts=3",))
-        until(lambda: step_reached(run, 5) or ranks.over(), 90, "step 5")
+        until(lambda: saved(run) or ranks.over(), 90, "a checkpoint")
         os.kill(rank_processes(ranks.children[0].pid)[1], signal.SIGKILL)
         until(lambda: "continuing" in ranks.output() or ranks.over(), 90, "the restart")
         resumed = int(ranks.output().split("after step ")[1].split()[0])

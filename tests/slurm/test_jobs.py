@@ -11,7 +11,7 @@ import pytest
 import yaml
 from chaos import RUN
 from daemons import NODES, Slurm
-from helpers import losses, options, rows, step_reached, until
+from helpers import losses, options, rows, saved, step_reached, until
 
 TRAIN = ("--gpus-per-node=1", "launch/slurm/train.sbatch")
 
@@ -35,10 +35,10 @@ def finished(slurm: Slurm, job: str, project: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def limited(sample_shards: Path, project: Path, submit: Callable[..., str]) -> tuple[str, Path]:
-    """A job too long for its time limit, submitted at once because it takes a minute."""
+    """A job too long for its time limit, submitted at once: SLURM counts in minutes."""
     run = project / "limited"
     more = ("--model.poster.arch", "chaos:slow_at_first", "--checkpoint.every_steps", "null")
-    return submit("--nodes=2", "--time=2", "--signal=B:USR1@80", *TRAIN, *training(sample_shards, run, *more)), run
+    return submit("--nodes=2", "--time=3", "--signal=B:USR1@100", *TRAIN, *training(sample_shards, run, *more)), run
 
 
 @pytest.fixture(scope="module")
@@ -62,21 +62,10 @@ def test_a_killed_rank_starts_the_group_again_inside_the_job(
 ) -> None:
     run = project / "killed"
     job = submit("--nodes=2", *TRAIN, *training(sample_shards, run))
-    until(lambda: step_reached(run, 5), 90, "step 5")
+    until(lambda: saved(run), 90, "a checkpoint")
     os.kill(slurm.ranks(job)[1], signal.SIGKILL)
     assert finished(slurm, job, project)["Restarts"] == "0"
     assert f"continuing {run}" in said(project)
-    assert losses(run) == losses(quiet)
-
-
-def test_the_time_limit_is_a_preemption_and_the_job_goes_on_by_itself(
-    quiet: Path, limited: tuple[str, Path], slurm: Slurm, project: Path
-) -> None:
-    job, run = limited
-    assert int(finished(slurm, job, project)["Restarts"]) >= 1
-    told = said(project)
-    assert "back into the queue" in told
-    assert f"continuing {run} after step" in told
     assert losses(run) == losses(quiet)
 
 
@@ -139,6 +128,17 @@ def test_a_study_is_a_chain_of_jobs_in_one_group(
         assert config["tracking"]["group"] == "tiny"
         assert rows(project / "runs" / "tiny" / stage, "test")
     assert json.loads((project / "report" / "tiny" / "comparison.json").read_text())
+
+
+def test_the_time_limit_is_a_preemption_and_the_job_goes_on_by_itself(
+    quiet: Path, limited: tuple[str, Path], slurm: Slurm, project: Path
+) -> None:
+    job, run = limited
+    assert int(finished(slurm, job, project)["Restarts"]) >= 1
+    told = said(project)
+    assert "back into the queue" in told
+    assert f"continuing {run} after step" in told
+    assert losses(run) == losses(quiet)
 
 
 def test_a_job_whose_node_is_lost_goes_on_when_there_is_one_again(
