@@ -12,6 +12,7 @@ import yaml
 from chaos import RUN
 from daemons import NODES, Slurm
 from helpers import losses, options, rows, saved, step_reached, until
+from torchvision.models import ResNet152_Weights
 
 TRAIN = ("--gpus-per-node=1", "launch/slurm/train.sbatch")
 
@@ -87,7 +88,23 @@ def test_what_the_user_has_to_change_fails_the_job_and_is_not_queued_again(
     job = submit(*TRAIN, *training(sample_shards, project / "mistaken", "--train.stepz", 3))
     told = slurm.wait(job)
     assert (told["JobState"], told["Restarts"]) == ("FAILED", "0")
-    assert said(project).count("train.steps`?") <= 1 or "did you mean" in said(project)
+    told_once = (project / "out" / f"genre_dist-{job}.out").read_text()
+    assert told_once.count("did you mean") == 1  # torchrun's restarts do not repeat it
+
+
+def test_the_doctor_looks_at_a_job_from_inside(
+    slurm: Slurm, sample_shards: Path, project: Path, submit: Callable[..., str]
+) -> None:
+    weights = project / "hub" / "checkpoints" / ResNet152_Weights.DEFAULT.url.rpartition("/")[2]
+    weights.parent.mkdir(parents=True)
+    weights.touch()  # no look at the network
+    command = ("launch/slurm/command.sbatch", "genre-dist", "doctor", "--json", "--shards", sample_shards)
+    job = submit("--gpus-per-node=2", "--cpus-per-task=3", "--job-name=doctor", *command, TORCH_HOME=str(project))
+    assert slurm.wait(job)["JobState"] == "FAILED"  # GPUs were promised, and torch sees none
+    told = (project / "out" / f"doctor-{job}.out").read_text()
+    found = {row["name"]: row for row in json.loads(told[told.index("{") :])["findings"]}
+    assert found["SLURM"]["told"] == f"job {job}: 1 nodes, 2 GPUs on this one, 3 cores a task"
+    assert [name for name, row in found.items() if row["status"] == "wrong"] == ["CUDA"]
 
 
 def test_an_array_packs_and_the_merge_follows_by_itself(
