@@ -5,10 +5,12 @@
 All rows are computed by the planner, on no GPU; `benchmarks/gpu.py` compares the planner with one.
 """
 
+from typing import get_args
+
 from common import Row, options, report
 
 from genre_dist.config import Config, DataConfig, ModelConfig, PosterConfig, TextConfig
-from genre_dist.planner.memory import Setting, card_bytes, largest_micro_batch, peak_bytes
+from genre_dist.planner.memory import Checkpointing, Setting, card_bytes, largest_micro_batch, peak_bytes
 from genre_dist.planner.model import plan_model
 from genre_dist.planner.options import make_plan
 from genre_dist.planner.report import describe
@@ -25,7 +27,7 @@ def main() -> None:
             text=TextConfig(frozen=frozen), poster=PosterConfig(arch=arch, weights="none", frozen=frozen)
         )
         config = Config(model=model, data=DataConfig(shards="nowhere", global_batch=BATCH))
-        planned = plan_model(config, ("none",))
+        planned = plan_model(config, ("none",) if arguments.quick else get_args(Checkpointing))
         for precision in ("fp32", "bf16"):
             setting = Setting(strategy="single", ranks=1, precision=precision)  # type: ignore[arg-type]
             needs = card_bytes(peak_bytes(planned.traces, planned.sizes, setting, BATCH)) / 2**30
@@ -40,7 +42,7 @@ def main() -> None:
         if arguments.quick:
             continue
         for card in CARDS:
-            best = make_plan(config, card * 2**30, 1).best
+            best = make_plan(config, card * 2**30, 1, planned=planned).best
             if best is not None:
                 claim, told = f"computed: {name} on {card} GB: {describe(best)}", f"micro-batch {best.micro_batch}"
                 rows.append(Row(claim=claim, value=best.card / 2**30, unit="GiB of the card", spread=told))

@@ -54,13 +54,18 @@ class Plan:
     best: Option | None
 
 
-def make_plan(config: Config, card: int, ranks: int, levers: tuple[str, ...] = LEVERS) -> Plan:
-    """Try every strategy with every lever. ValueError for an unknown lever or a batch that the ranks cannot share."""
+def make_plan(
+    config: Config, card: int, ranks: int, levers: tuple[str, ...] = LEVERS, planned: Planned | None = None
+) -> Plan:
+    """Try every strategy with every lever. ValueError for an unknown lever or a batch that the ranks cannot share.
+
+    `planned`: what an earlier plan of the same model found.
+    """
     if unknown := set(levers) - set(LEVERS):
         raise ValueError(f"unknown lever {', '.join(sorted(unknown))}; the levers are {', '.join(LEVERS)}")
     share = derive_batches(config.data, ranks).per_rank
     kinds: tuple[Checkpointing, ...] = get_args(Checkpointing) if "checkpointing" in levers else ("none",)
-    planned = plan_model(config, kinds)
+    planned = planned or plan_model(config, kinds)
     options = tuple(
         _option(planned, setting, share, card, "accumulation" in levers)
         for setting in _settings(config, ranks, levers, tuple(planned.traces))
