@@ -1,0 +1,1 @@
+"""The pages for people: one HTML file each, with everything in it."""

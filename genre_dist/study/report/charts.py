@@ -1,0 +1,97 @@
+"""Where things lie in a chart, in per cent of its width and height: the templates draw them. Pure."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) between low and high, about so many."""
+    span = max(high - low, 1e-9)
+    raw = span / wanted
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(number * step, 10) for number in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def forest(rows: Sequence[Row], zero: bool, label: Callable[[float], str]) -> Row:
+    """Values with intervals on one axis: each row gets `at`, `from` and `to`, in per cent; `zero` puts zero on it.
+
+    Rows have `value`, and `low` and `high` where there is an interval.
+    """
+    ends = [float(row[name]) for row in rows for name in ("low", "high", "value") if name in row] + [0.0] * zero
+    low, high = min(ends), max(ends)
+    margin = 0.04 * max(high - low, 0.01)
+    low, high = low - margin, high + margin
+
+    def place(value: float) -> float:
+        return round(100 * (value - low) / (high - low), 2)
+
+    drawn = [
+        row
+        | {
+            "at": place(row["value"]),
+            "from": place(row["low"] if "low" in row else row["value"]),
+            "to": place(row["high"] if "high" in row else row["value"]),
+        }
+        for row in rows
+    ]
+    return {
+        "rows": drawn,
+        "zero": place(0.0) if zero else None,
+        "ticks": [{"at": place(value), "text": label(value)} for value in ticks(low, high, 4)],
+    }
+
+
+def lines(series: Sequence[Row], column: int, label: Callable[[float], str]) -> Row | None:
+    """Curves over steps (column 0) or hours (column 1). A series has `name`, `style` and `points` [step, hours, value].
+
+    Each gets `path`, its points in a square of 1000; None where no series has two points.
+    """
+    series = [one for one in series if len(one["points"]) > 1]
+    if not series:
+        return None
+    xs = [point[column] for one in series for point in one["points"]]
+    ys = [point[2] for one in series for point in one["points"]]
+    right, low, high = max(xs) or 1.0, min(ys), max(ys)
+    margin = 0.05 * max(high - low, 1e-3)
+    low, high = low - margin, high + margin
+
+    def across(value: float) -> float:
+        return round(1000 * value / right, 1)
+
+    def down(value: float) -> float:
+        return round(1000 * (high - value) / (high - low), 1)
+
+    return {
+        "series": [
+            one
+            | {
+                "path": " ".join(f"{across(point[column])},{down(point[2])}" for point in one["points"]),
+                "data": [
+                    [across(point[column]), down(point[2]), round(point[column], 4), round(point[2], 4)]
+                    for point in one["points"]
+                ],
+            }
+            for one in series
+        ],
+        "x": [{"at": across(value) / 10, "text": label(value)} for value in ticks(0, right, 4)],
+        "y": [{"at": down(value) / 10, "text": f"{value:g}"} for value in ticks(low, high, 4)],
+    }
+
+
+def reliability(curve: Sequence[Row]) -> list[Row]:
+    """Points of a reliability curve in a square of 100, with a radius by how many pairs they stand for."""
+    most = max((point["pairs"] for point in curve), default=1)
+    return [
+        point
+        | {
+            "x": round(100 * point["predicted"], 2),
+            "y": round(100 - 100 * point["true"], 2),
+            "r": round(1.6 + 2.4 * math.log1p(point["pairs"]) / math.log1p(most), 2),
+        }
+        for point in curve
+    ]

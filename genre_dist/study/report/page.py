@@ -1,0 +1,187 @@
+"""The comparison as one HTML file that asks nothing of any network."""
+
+import base64
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from genre_dist import __version__
+from genre_dist.atomic import atomic_file
+from genre_dist.study import tables
+from genre_dist.study.headline import LABELS, points
+from genre_dist.study.report import charts
+from genre_dist.study.theirs import NOTE
+
+CURVES = {"train_loss": "Training loss", "val_micro_f1": "Val micro F1 at 0.5", "val_map": "Val mAP"}
+KINDS = {
+    "end to end": "nothing frozen",
+    "frozen": "encoders frozen",
+    "partly frozen": "partly frozen",
+    "text": "overview only",
+    "poster": "poster only",
+    "baseline": "baseline",
+}
+FORESTS = ("micro_f1_fitted", "micro_f1", "macro_f1_fitted", "sample_f1_fitted", "mean_average_precision", "auc")
+
+
+def render(template: str, **context: Any) -> str:
+    """A page from a template of this folder; style and script are put into it."""
+    environment = Environment(
+        loader=PackageLoader("genre_dist.study.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "abs": abs,
+        "picture": picture,
+        "breakable": lambda text: Markup("_<wbr>").join(text.split("_")),
+        "points": points,
+        "interval": tables.interval,
+        "percent": lambda value: "\N{EN DASH}" if value is None else f"{100 * value:.1f}",
+    }
+    parts = {name: Markup((files(__package__) / "templates" / name).read_text()) for name in ("style.css", "script.js")}
+    return environment.get_template(template).render(
+        style=parts["style.css"], script=parts["script.js"], version=__version__, **context
+    )
+
+
+def picture(data: bytes, kind: str = "jpeg") -> str:
+    """An image as a data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def write_report(path: Path, told: dict[str, Any], posters: Mapping[int, bytes]) -> None:
+    """Write a comparison as a page; `posters` are small JPEGs by film id."""
+    html = render(
+        "comparison.html",
+        told=told,
+        posters=posters,
+        labels=LABELS,
+        kinds=KINDS,
+        models=_models(told),
+        shown=tables.SHOWN,
+        answer=_answer(told),
+        standings=_standings(told),
+        pairs=_pairs(told),
+        p_value=partial(tables.p_value, resamples=told["resamples"]),
+        curves=_curves(told),
+        reliability=charts.reliability,
+        cost_columns=tables.COST_COLUMNS,
+        cost_cells=tables.cost_cells,
+        strongest=tables.strongest_words(told["strongest"]) if told["strongest"] else None,
+    )
+    with atomic_file(path, "w") as file:
+        file.write(html)
+
+
+def _models(told: dict[str, Any]) -> list[dict[str, Any]]:
+    """The models with how their lines are drawn: the two of the headline stand out."""
+    head = told["headline"]
+    styles = {head.get("one"): "one", head.get("other"): "other"}
+    return [row | {"style": styles.get(row["name"], "rest")} for row in told["models"]]
+
+
+def _answer(told: dict[str, Any]) -> dict[str, Any] | None:
+    """The headline's pair in every measure, in points."""
+    head = told["headline"]
+    for pair in told["differences"]:
+        sign = {(pair["one"], pair["other"]): 1, (pair["other"], pair["one"]): -1}.get((head["one"], head["other"]))
+        if sign is not None:
+            rows = [
+                _told(_signed(found, sign), LABELS[measure]) | {"main": measure == head["measure"]}
+                for measure, found in pair["measures"].items()
+                if found is not None and not measure.startswith("accuracy")
+            ]
+            return charts.forest(rows, zero=True, label=_tick)
+    return None
+
+
+def _standing(row: dict[str, Any], measure: str) -> dict[str, Any]:
+    figure = row["on_shared_films"][measure]
+    words = f"{row['name']}: {figure['value']:.3f}\n95 % interval {figure['low']:.3f} to {figure['high']:.3f}"
+    if figure["sd"] is not None:
+        words += f"\n{len(figure['seeds'])} seeds: {', '.join(f'{value:.3f}' for value in figure['seeds'])}"
+    return figure | {"name": row["name"], "style": row["style"], "text": f"{figure['value']:.3f}", "tip": words}
+
+
+def _told(row: dict[str, Any], name: str) -> dict[str, Any]:
+    """A difference with the words beside it."""
+    words = f"{name}: {points(row['value'])} points\n95 % interval {points(row['low'])} to {points(row['high'])}"
+    text = Markup("<b>{}</b> {} to {}").format(*(points(row[key]) for key in ("value", "low", "high")))
+    return row | {"name": name, "text": text, "tip": words}
+
+
+def _tick(value: float) -> str:
+    return f"{100 * value:+g}".replace("-", "\N{MINUS SIGN}") if value else "0"
+
+
+def _signed(row: dict[str, Any], sign: int) -> dict[str, Any]:
+    ends = sorted((sign * row["low"], sign * row["high"]))
+    return row | {"value": sign * row["value"], "low": ends[0], "high": ends[1]}
+
+
+def _standings(told: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Per measure every model's figure with its interval on the films all share, best first; at 0.5 also the study's."""
+    found = {}
+    for measure in FORESTS:
+        rows = [
+            _standing(row, measure)
+            for row in _models(told)
+            if row["on_shared_films"][measure] is not None
+        ]
+        if not rows:
+            continue
+        if measure == "micro_f1":
+            rows += [
+                {
+                    "name": f"2018: {row['model']}",
+                    "value": row["micro_f1"],
+                    "text": f"{row['micro_f1']:.3f}",
+                    "tip": f"{row['model']}: {row['micro_f1']:.3f}\n{NOTE}",
+                    "theirs": True,
+                }
+                for row in told["study_2018"]["test"]
+            ]
+        rows.sort(key=lambda row: -row["value"])
+        found[measure] = charts.forest(rows, zero=False, label=lambda value: f"{value:g}")
+    return found
+
+
+def _pairs(told: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Per measure every pair of models, the larger above the smaller, the largest difference first."""
+    found = {}
+    for measure in FORESTS:
+        rows = []
+        for pair in told["differences"]:
+            row = pair["measures"][measure]
+            if row is not None:
+                names = (pair["one"], pair["other"]) if row["value"] >= 0 else (pair["other"], pair["one"])
+                signed = _signed(row, 1 if row["value"] >= 0 else -1)
+                told_row = _told(signed, f"{names[0]} over {names[1]}") | {"sure": signed["low"] > 0}
+                rows.append(told_row | {"one": names[0], "other": names[1], "films": pair["films"]})
+        if rows:
+            rows.sort(key=lambda row: -row["value"])
+            found[measure] = charts.forest(rows, zero=True, label=_tick)
+    return found
+
+
+def _curves(told: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each curve of learning, over steps and over time."""
+    found = []
+    for name, title in CURVES.items():
+        series = [{"name": row["name"], "style": row["style"], "points": row["curves"][name]} for row in _models(told)]
+        axes: dict[str, tuple[int, Callable[[float], str]]] = {
+            "steps": (0, lambda value: f"{value:,.0f}"),
+            "time": (1, lambda value: tables.hours(value) if value else "0"),
+        }
+        drawn = {axis: charts.lines(series, column, label) for axis, (column, label) in axes.items()}
+        if drawn["steps"] is not None:
+            found.append({"name": name, "title": title, "axes": drawn})
+    return found
