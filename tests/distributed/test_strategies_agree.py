@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from genre_dist.train import main
 
+pytestmark = pytest.mark.timeout(600)  # the fixtures are many runs
+
 STEPS, MORE = 20, 24
 SPREAD = ("ddp", "fsdp", "zero1", "zero2", "zero3")
 NEXT = dict(zip(SPREAD, (*SPREAD[1:], SPREAD[0]), strict=True))  # by whom each one's run is continued
@@ -37,7 +39,7 @@ def run_ranks(folder: Path, world: int, command_lines: list[list[str]]) -> None:
     (folder / "runs.json").write_text(json.dumps(command_lines))
     with Processes(folder / "log") as ranks:
         ranks.start_ranks(world, [str(folder / "runs.json")], module="strategy_runs")
-        assert ranks.wait(240) == [0] * world, ranks.output()[-8000:]
+        assert ranks.wait(400) == [0] * world, ranks.output()[-8000:]
 
 
 @pytest.fixture(scope="module")
