@@ -11,10 +11,14 @@ With it, alone or in the full run: memory and planning (loader_scale.py), qualit
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
 import tempfile
+import time
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import loader_data
@@ -25,6 +29,7 @@ from common import Row, measured, report
 
 from genre_dist.acquire.sample import make_sample
 from genre_dist.prepare.pack import pack
+from genre_dist.stream.decode import DECODERS
 
 CONTENDERS = Path(__file__).with_name("loader_contenders.py")
 PACKED_BY = {"mosaicml-streaming": "mds", "litdata": "litdata"}
@@ -39,7 +44,7 @@ def main() -> None:
         make_sample(films, 0, folder / "catalogue", (342, 513))
         pack(folder / "catalogue", folder / "shards", size=256, shard_size=250, workers=2)
         pythons = interpreters(folder, [] if arguments.quick else list(loader_data.PEERS), arguments.cache)
-        rows = []
+        rows = decoders(folder, rounds)
         for workers in (0, 2) if arguments.quick else (0, 1, 2):
             rows += compare(folder, pythons, workers, rounds)
         if not arguments.quick:
@@ -123,6 +128,21 @@ def resuming(folder: Path, pythons: dict[str, str], rounds: int, workers: int = 
                 row = Row(**vars(row) | {"goal": "<= 1.2", "holds": row.value <= 1.2})
             rows.append(row)
     return rows
+
+
+def decoders(folder: Path, rounds: int) -> list[Row]:
+    """Each decoder into a given buffer, by CPU time; interleaved."""
+    posters = [sample["jpg"] for sample in itertools.islice(loader_data.samples(folder), 200)]
+    out = np.empty((256, 256, 3), np.uint8)
+    there = {name: make(import_module(name)) for name, make in DECODERS.items() if find_spec(name.partition(".")[0])}
+    rates: dict[str, list[float]] = {name: [] for name in there}
+    for _ in range(1 + rounds):
+        for name, decode in there.items():
+            began = time.thread_time()
+            for poster in posters:
+                decode(poster, out)
+            rates[name].append(len(posters) / (time.thread_time() - began))
+    return [measured(f"decoding by {name}, one core", values[1:], "images/s") for name, values in rates.items()]
 
 
 def with_goal(row: Row, least: float) -> Row:

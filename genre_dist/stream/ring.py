@@ -143,10 +143,15 @@ class Ring:
 
     def close(self) -> None:
         """End the workers. The memory goes when the last batch that lies in it goes."""
-        self._take_back(0)
-        if self.unpin is not None:
-            self.unpin()
-            self.unpin = None
+        try:
+            self._take_back(0)
+            if self.unpin is not None:
+                self.unpin()
+                self.unpin = None
+        finally:
+            self._end_workers()
+
+    def _end_workers(self) -> None:
         for connection in self.connections:
             connection.close()
         for process in self.processes:
