@@ -97,12 +97,12 @@ def catalogue_films(catalogue: Path, text: str, posters: bool = True) -> Iterato
         film = int(row["tmdb_id"])
         genres = tuple(INDEX_OF_ID[genre] for genre in row["genre_ids"] or () if genre in INDEX_OF_ID)
         spelt = film_text(row, text)
-        poster, fault = None, None
+        poster = None
         if posters and row["poster_status"] == "ok":
             try:
                 poster = poster_file(catalogue, film).read_bytes()
-            except OSError as error:
-                fault = f"film {film}: its poster cannot be read ({error})"
+            except OSError:
+                poster = b""  # as unreadable as a damaged one
         yield Film(
             film,
             split_of(film),
@@ -111,5 +111,4 @@ def catalogue_films(catalogue: Path, text: str, posters: bool = True) -> Iterato
             tokenise(spelt) if spelt else None,
             row["release_date"] or "",
             poster,
-            fault,
         )

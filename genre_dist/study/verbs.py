@@ -56,6 +56,7 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("shards", metavar="SHARDS", type=Path)
     verb.add_argument("--out", metavar="RUN", type=Path, required=True, help="the run's folder, or the runs'")
     verb.add_argument("--kind", default="all", help=f"comma-separated: {', '.join(BASELINES)}; or all")
+    verb.add_argument("--folders", action="store_true", help="a folder below RUN also for a single kind")
     verb.add_argument("--catalogue", type=Path, help="take the texts as written from the catalogue that was packed")
     verb.add_argument(
         "--memory", type=float, default=4.0, help="GiB for features held; beyond it, SVMs learn from chunks by SGD"
@@ -75,6 +76,19 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("--shards", type=Path, help="other shards than the run was trained on")
     verb.add_argument("--no_ablation", action="store_true", help="leave out what each medium is worth")
     verb.set_defaults(run=_explain)
+
+    verb = verbs.add_parser(
+        "study",
+        help="the whole chain by one command: baselines, text, poster, frozen, end to end, and the comparison",
+        description="Run the stages of a study's YAML one after the other. Run again, it skips what is done and goes "
+        "on with what is not. Exit code 75: stopped early, to be continued by the same command.",
+    )
+    verb.add_argument("--config", type=Path, required=True, help="such as configs/study.yaml")
+    verb.add_argument("--out", type=Path, required=True, help="for a folder a stage and seed, and the report")
+    verb.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="change the study: seeds=[0] overrides.train.epochs=3"
+    )
+    verb.set_defaults(run=_study)
 
 
 def _evaluate(arguments: Namespace) -> None:
@@ -135,7 +149,10 @@ def _baseline(arguments: Namespace) -> None:
     kinds = tuple(BASELINES) if arguments.kind == "all" else names(arguments.kind)
     if unknown := [kind for kind in kinds if kind not in BASELINES]:
         raise ValueError(f"there is no baseline `{unknown[0]}`; there are {', '.join(BASELINES)}")
-    baselines(arguments.shards, arguments.out, kinds, arguments.catalogue, arguments.memory, arguments.workers)
+    folders = {kind: arguments.out / kind for kind in kinds}
+    if len(kinds) == 1 and not arguments.folders:
+        folders = {kinds[0]: arguments.out}
+    baselines(arguments.shards, folders, arguments.catalogue, arguments.memory, arguments.workers)
 
 
 def _explain(arguments: Namespace) -> None:
@@ -154,3 +171,9 @@ def _explain(arguments: Namespace) -> None:
     )
     explain(arguments.folder, arguments.out, options)
     print(f"the explanation: {arguments.out / 'index.html'}")
+
+
+def _study(arguments: Namespace) -> int:
+    from genre_dist.study.chain.running import run_study
+
+    return run_study(arguments.config, arguments.out, arguments.set)

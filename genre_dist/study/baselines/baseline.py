@@ -9,7 +9,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,23 +41,22 @@ class Plan(NamedTuple):
 
 
 def baselines(
-    shards: Path, out: Path, kinds: Sequence[str], catalogue: Path | None, memory: float, workers: int | None
+    shards: Path, folders: Mapping[str, Path], catalogue: Path | None, memory: float, workers: int | None
 ) -> None:
-    """Fit and evaluate baselines: one kind in `out` itself, several in a folder each below it. What is done is skipped.
+    """Fit and evaluate baselines, each kind into its folder; what is done is skipped.
 
-    Memory in GiB bounds the features held. Raises ValueError for shards without a text, or without the word vectors
-    that a kind asked for by itself needs.
+    Memory in GiB bounds the features held. Without word vectors in the shards, the kind that needs them is left out of
+    several. Raises ValueError if it is the only one, and for shards without a text.
     """
     manifest = load_manifest(shards)
     for split in ("train", "test"):
         if manifest.samples(split, ("overview",)) == 0:
             raise ValueError(f"{shards}: no film of the {split} split has a text; pack more films")
     texts = Texts(manifest, catalogue)
-    for name in kinds:
-        run = out if len(kinds) == 1 else out / name
+    for name, run in folders.items():
         if BASELINES[name].features == "vectors" and manifest.text["vectors"] is None:
             message = f"{name} needs word vectors and {shards} was packed without; pack with --vectors FILE"
-            if len(kinds) == 1:
+            if len(folders) == 1:
                 raise ValueError(message)
             print(f"{run}: left out: {message}", file=sys.stderr)
             continue

@@ -1,0 +1,199 @@
+"""From a study to its tasks: what is run for each, in which folder, and how to see that it is done."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from genre_dist.acquire.catalogue import movies_file
+from genre_dist.config import Config, derive_batches
+from genre_dist.configfile import load_config, parse_config
+from genre_dist.stream.manifest import FILE as MANIFEST
+from genre_dist.stream.manifest import load_manifest
+from genre_dist.study.baselines.baseline import FILE as BASELINE
+from genre_dist.study.chain.schema import StagePlan, Study, flat
+from genre_dist.training.export import FACTS
+
+REPORT = ("comparison.json", "index.html")
+
+
+class Task(NamedTuple):
+    """One process of the chain."""
+
+    name: str
+    command: Callable[[], list[str]]
+    """Of one process, asked for when its turn comes; several ranks are started by torchrun."""
+    processes: int
+    run: Path | None
+    """A training run's folder; None for what is no training."""
+    done: Callable[[], bool]
+    """Asked when its turn comes. Raises ValueError if what is there belongs to another study."""
+
+
+class Stage(NamedTuple):
+    """A training run of one seed."""
+
+    name: str
+    run: Path
+    options: list[str]
+    """Of genre_dist.train."""
+    config: Config
+    processes: int
+
+
+def tasks(study: Study, folder: Path, out: Path, group: str) -> list[Task]:
+    """The chain of a study in its order; `folder` is where its YAML lies.
+
+    Raises ValueError, as training would, for a stage whose configuration is wrong.
+    """
+    runs = [stage(study, folder, out, group, name, seed) for seed in study.seeds for name in study.stages]
+    shards = Path(study.data.shards)
+    return [
+        *_data(study),
+        *([_explore(shards, out / "explore")] if study.explore else []),
+        *([_baselines(shards, out / "baselines", study.baselines)] if study.baselines else []),
+        *(
+            Task(
+                each.run.name,
+                partial(list, [sys.executable, "-m", "genre_dist.train", *each.options]),
+                each.processes,
+                each.run,
+                _trained(each, shards),
+            )
+            for each in runs
+        ),
+        _compare(study, [each.run for each in runs], out),
+    ]
+
+
+def stage(study: Study, folder: Path, out: Path, group: str, name: str, seed: int) -> Stage:
+    """A stage's options as they are given to training, and the configuration they mean."""
+    plan: StagePlan = study.stages[name]
+    run = out / f"{name}-seed{seed}"
+    settings = {"tracking.group": group} | flat(study.overrides) | flat(plan.overrides)
+    for encoder, source in plan.weights.items():
+        settings[f"model.{encoder}.weights"] = str(out / f"{source}-seed{seed}" / "model.safetensors")
+    settings |= {"data.shards": study.data.shards, "run.dir": str(run), "run.seed": seed}
+    options = ["--config", str(folder / plan.config)]
+    for key, value in settings.items():
+        options += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    processes = plan.processes or study.processes
+    try:
+        if not (folder / plan.config).is_file():
+            raise ValueError(f"{folder / plan.config}: no such configuration file")
+        config = parse_config(options).config
+        derive_batches(config.data, processes)
+        for encoder in plan.weights:
+            if getattr(config.model, encoder).arch == "none":
+                raise ValueError(f"weights.{encoder}: the stage has no {encoder} encoder")
+    except ValueError as error:
+        raise ValueError(f"stages.{name}: {error}") from None
+    return Stage(name, run, options, config, processes)
+
+
+def _verb(*arguments: str) -> Callable[[], list[str]]:
+    return partial(list, [sys.executable, "-m", "genre_dist.cli", *arguments])
+
+
+def _data(study: Study) -> Iterator[Task]:
+    data = study.data
+    if data.catalogue is None:
+        return
+    catalogue, shards = Path(data.catalogue), Path(data.shards)
+
+    def packed() -> bool:
+        return (shards / MANIFEST).is_file()
+
+    if data.sample:
+        command = _verb("sample", "--films", str(data.sample), "--seed", "0", "--out", data.catalogue)
+        yield Task("films", command, 1, None, lambda: packed() or movies_file(catalogue).is_file())
+    options = [part for key, value in data.pack.items() for part in (f"--{key}", str(value))]
+    yield Task("shards", _verb("pack", "--catalogue", data.catalogue, "--out", data.shards, *options), 1, None, packed)
+
+
+def _explore(shards: Path, out: Path) -> Task:
+    def done() -> bool:
+        return _says(out / "explore.json", "data_fingerprint", load_manifest(shards).fingerprint)
+
+    return Task("explore", _verb("explore", str(shards), "--out", str(out)), 1, None, done)
+
+
+def _baselines(shards: Path, out: Path, kinds: tuple[str, ...]) -> Task:
+    def done() -> bool:
+        manifest = load_manifest(shards)
+        possible = [kind for kind in kinds if kind != "svm_vectors" or manifest.text["vectors"]]
+        return all(_says(out / kind / BASELINE, "data_fingerprint", manifest.fingerprint) for kind in possible)
+
+    command = _verb("baseline", str(shards), "--out", str(out), "--folders", "--kind", ",".join(kinds))
+    return Task("baselines", command, 1, None, done)
+
+
+def _trained(stage: Stage, shards: Path) -> Callable[[], bool]:
+    def done() -> bool:
+        if not (stage.run / "config.yaml").is_file():
+            return False
+        there = load_config(stage.run / "config.yaml")
+        if difference := differing(there, stage.config):
+            key, old, new = difference
+            raise ValueError(
+                f"{stage.run} was trained with {key}={old}, the study asks for {new}: change the study, choose another "
+                "--out, or remove the folder"
+            )
+        same_length = (there.train.steps, there.train.epochs) == (stage.config.train.steps, stage.config.train.epochs)
+        return same_length and _says(stage.run / FACTS, "data_fingerprint", load_manifest(shards).fingerprint)
+
+    return done
+
+
+def _compare(study: Study, runs: list[Path], out: Path) -> Task:
+    report = out / "report"
+
+    def compared() -> list[Path]:
+        """A baseline may have been left out."""
+        baselines = [out / "baselines" / kind for kind in study.baselines]
+        return [*(run for run in baselines if (run / BASELINE).is_file()), *runs]
+
+    def command() -> list[str]:
+        return _verb("compare", *map(str, compared()), "--split", study.split, "--out", str(report))()
+
+    def done() -> bool:
+        made = [path.stat().st_mtime_ns for path in map(report.joinpath, REPORT) if path.is_file()]
+        used = [(run / f"metrics-{study.split}.json").stat().st_mtime_ns for run in compared()]
+        return len(made) == len(REPORT) and min(made) > max(used)
+
+    return Task("report", command, 1, None, done)
+
+
+def _says(path: Path, key: str, value: Any) -> bool:
+    """Whether a JSON file is there and has this value; such files are written last."""
+    try:
+        return bool(json.loads(path.read_text())[key] == value)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+_WITHOUT_EFFECT = {
+    "data": {"shards", "workers", "prefetch", "micro_batch", "max_bad_fraction"},
+    "train": {"steps", "epochs", "log_every_steps", "eval_every_steps"},
+}
+"""Settings in which a run that is there may differ: they change no figure, or training itself knows what to do."""
+
+
+def differing(there: Config, wanted: Config) -> tuple[str, Any, Any] | None:
+    """The first setting by which two configurations would train something else, with both values."""
+    for section in ("data", "model", "optim", "train"):
+        old, new = (flat(dataclasses.asdict(getattr(config, section))) for config in (there, wanted))
+        for key, value in new.items():
+            if key not in _WITHOUT_EFFECT.get(section, ()) and _comparable(key, old[key]) != _comparable(key, value):
+                return f"{section}.{key}", old[key], value
+    if there.run.seed != wanted.run.seed:
+        return "run.seed", there.run.seed, wanted.run.seed
+    return None
+
+
+def _comparable(key: str, value: Any) -> Any:
+    """A file of weights is the same by whatever path it is named."""
+    return Path(value).resolve() if key.endswith("weights") and isinstance(value, str) else value
