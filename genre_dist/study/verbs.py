@@ -46,6 +46,17 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("--films", type=int, default=6, help="largest wins and losses to show")
     verb.set_defaults(run=_compare)
 
+    verb = verbs.add_parser("explore", help="look at the films of shards or a catalogue: numbers, figures, a page")
+    verb.add_argument("source", metavar="SHARDS_OR_CATALOGUE", type=Path)
+    verb.add_argument("--out", metavar="DIR", type=Path, required=True, help="for index.html, explore.json and PNGs")
+    verb.add_argument(
+        "--text", choices=["overview", "title", "both"], default="overview", help="a catalogue's text to look at"
+    )
+    verb.add_argument(
+        "--poster_share", type=float, default=1.0, help="share of the posters looked at, drawn by film id"
+    )
+    verb.set_defaults(run=_explore)
+
     verb = verbs.add_parser(
         "baseline",
         help="classic models on the overviews: SVM and naive Bayes on words, tf-idf, vectors and n-grams",
@@ -141,6 +152,18 @@ def _compare(arguments: Namespace) -> None:
         ),
     )
     print(f"the report: {arguments.out / 'index.html'}")
+
+
+def _explore(arguments: Namespace) -> None:
+    from genre_dist.study.explore.exploring import explore
+
+    counts = explore(arguments.source, arguments.out, arguments.text, arguments.poster_share)
+    print(f"{arguments.source}: {counts.films.sum():,} films")
+    for what, films in counts.told.items():
+        print(f"  {films:,} {what}")
+    for fault in counts.faults:
+        print(f"  {fault}")
+    print(f"the page: {arguments.out / 'index.html'}")
 
 
 def _baseline(arguments: Namespace) -> None:

@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+FILE = "baseline.json"
+"""The description in a baseline's folder; written last."""
+
 
 class Kind(NamedTuple):
     """A baseline: what it sees and what learns from it."""

@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
 from genre_dist.stream.manifest import load_manifest
-from genre_dist.study.baselines import BASELINES, Kind, features, models
+from genre_dist.study.baselines import BASELINES, FILE, Kind, features, models
 from genre_dist.study.baselines.models import Labelled, Linear, Matrix
 from genre_dist.study.baselines.texts import Chunk, Texts
 from genre_dist.study.evaluation import Evaluation, print_evaluation, save_evaluation
 from genre_dist.study.metrics import metrics
 
-FILE = "baseline.json"
 CHUNK = 2048
 """Films whose features are made at a time."""
 

@@ -2,10 +2,11 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -55,7 +56,7 @@ class Study:
     data: DataPlan
     """Shards, and what they are made of."""
     stages: dict[str, StagePlan]
-    """Training runs in their order, by name."""
+    """Training runs in their order, by name; null takes one out."""
     seeds: tuple[int, ...] = (0,)
     """Every stage runs once for each, in a folder NAME-seedN."""
     processes: int = 1
@@ -99,7 +100,7 @@ def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     if not path.is_file():
         raise ValueError(f"{path}: no such study")
     try:
-        told = yaml.safe_load(path.read_text())
+        told = yaml.load(path.read_text(), _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     told = _mapping(told, str(path))
@@ -107,11 +108,23 @@ def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
         key, equals, value = change.partition("=")
         if not equals:
             raise ValueError(f"--set takes KEY=VALUE, such as seeds=[0], not `{change}`")
-        _set(told, key, yaml.safe_load(value))
+        _set(told, key, yaml.load(value, _Loader))
     try:
         return _study(told)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which only true and false are truth values, as in the experiments' files: `wandb: off` is a word."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|false)$"), list("tf"))
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -130,7 +143,9 @@ def _study(told: dict[str, Any]) -> Study:
     values["data"] = DataPlan(**_fields(DataPlan, values["data"], "data."))
     stages = _mapping(values["stages"], "stages")
     values["stages"] = {
-        str(name): StagePlan(**_fields(StagePlan, stage, f"stages.{name}.")) for name, stage in stages.items()
+        str(name): StagePlan(**_fields(StagePlan, stage, f"stages.{name}."))
+        for name, stage in stages.items()
+        if stage is not None  # taken out by --set
     }
     if values.get("baselines") == "all":
         del values["baselines"]
@@ -168,7 +183,9 @@ def _fields(cls: type, told: Any, prefix: str) -> dict[str, Any]:
     missing = [
         name
         for name, item in fields.items()
-        if name not in told and item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if told.get(name) is None
+        and item.default is dataclasses.MISSING
+        and item.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise ValueError(f"{prefix}{missing[0]} is missing")

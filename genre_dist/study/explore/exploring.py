@@ -47,7 +47,7 @@ def explore(source: Path, out: Path, text: str, poster_share: float) -> Counts:
         out.mkdir(parents=True, exist_ok=True)
         drawing = progress.add_task("drawing", total=None)
         files = draw(told, out, lambda name: progress.update(drawing, description=f"drawing {name}", advance=1))
-    write_page(out / "index.html", told, files)
+    write_page(out / "index.html", told, files, counts.faults)
     with atomic_file(out / NUMBERS, "w") as file:
         json.dump(told, file, indent=1)
     return counts

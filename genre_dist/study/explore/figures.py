@@ -73,9 +73,10 @@ def _lengths(told: dict[str, Any]) -> Figure:
     figure, axes = plt.subplots(figsize=(7, 3.5))
     axes.bar(np.arange(len(bins)) * 5, bins, width=5, align="edge", color=QUIET, edgecolor="white")
     top = axes.get_ylim()[1]
-    for least in THRESHOLDS:
+    for place, least in enumerate(THRESHOLDS):
         axes.axvline(least, color=COLOUR, lw=1)
-        axes.text(least + 1, top, f"{told['at_least'][str(least)]:,}\n≥ {least}", va="top", fontsize=8, color=COLOUR)
+        words = f"{told['at_least'][str(least)]:,} of {least} words or more"
+        axes.text(least + 1, top * (1.22 - 0.07 * place), words, va="top", fontsize=8, color=COLOUR)
     axes.set_xlabel(f"words of a text, in fives; the last bar is {LENGTHS_SHOWN} and more")
     axes.set_ylabel("films")
     sns.despine(figure)
@@ -130,7 +131,9 @@ def _boxes(told: dict[str, Any], measure: str, unit: str) -> Figure:
     names = ("whislo", "q1", "med", "q3", "whishi")
     boxes = [dict(zip(names, row.values(), strict=True)) | {"label": name, "fliers": []} for name, row in known]
     figure, axes = plt.subplots(figsize=(7, 6))
-    axes.bxp(boxes, orientation="horizontal", patch_artist=True, boxprops={"facecolor": QUIET}, medianprops={"color": COLOUR})
+    axes.bxp(
+        boxes, orientation="horizontal", patch_artist=True, boxprops={"facecolor": QUIET}, medianprops={"color": COLOUR}
+    )
     axes.set_xlabel(f"{unit}; box: middle half of the posters, whiskers: middle 90 %")
     sns.despine(figure)
     return figure

@@ -29,7 +29,8 @@ def findings(counts: Counts) -> dict[str, Any]:
         "films_by_split": dict(zip(SPLITS, counts.films.tolist(), strict=True)),
         "left_out": {what: counts.told[what] for what in ("without a known genre", "unreadable")},
         "genres": {
-            name: {"films": int(row.sum()), "share": _ratio(row.sum(), films)} | dict(zip(SPLITS, row.tolist(), strict=True))
+            name: {"films": int(row.sum()), "share": _ratio(row.sum(), films)}
+            | dict(zip(SPLITS, row.tolist(), strict=True))
             for name, row in zip(counts.genres, counts.by_genre, strict=True)
         },
         "genres_per_film": {

@@ -1,0 +1,176 @@
+"""A study's YAML: every mistake is named before anything runs; what is done is skipped, what differs is refused."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from genre_dist.cli import _parser
+from genre_dist.configfile import save_config
+from genre_dist.stream.manifest import load_manifest
+from genre_dist.study.chain.running import started_as
+from genre_dist.study.chain.schema import Study, load_study
+from genre_dist.study.chain.tasks import Task, differing, stage, tasks
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+STUDIES = ("study.yaml", "study_small.yaml", "study_films.yaml")
+SMALL = CONFIGS / "study_small.yaml"
+
+
+def chain(study: Study, out: Path = Path("out")) -> list[Task]:
+    return tasks(study, CONFIGS, out, "group")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_studies_we_ship_run_the_whole_chain(name: str) -> None:
+    study = load_study(CONFIGS / name, ["seeds=[4]"])  # reading a configuration takes its time
+    planned = chain(study)
+    found = [task.name for task in planned]
+    assert found[:3] == ["films", "shards", "explore"] if study.data.sample else found[:2] == ["shards", "explore"]
+    assert found[-1] == "report"
+    for way in ("text", "poster", "combined_frozen", "end_to_end_warm", "end_to_end"):
+        assert any(name.startswith(way) and name.endswith("-seed4") for name in found), way
+    for task in planned:
+        if task.run is None and task.name != "report":  # training's options were parsed, these not yet
+            _parser().parse_args(task.command()[3:])
+    assert load_study(CONFIGS / name).seeds in ((0,), (0, 1, 2))
+
+
+def test_every_stage_runs_once_for_each_seed() -> None:
+    few = ["seeds=[5, 2]", "stages.combined_frozen=null", "stages.end_to_end_warm=null", "stages.end_to_end=null"]
+    trained = [task.name for task in chain(load_study(SMALL, few)) if task.run]
+    assert trained == ["text-seed5", "poster-seed5", "text-seed2", "poster-seed2"]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_frozen_and_warm_start_alike_and_differ_in_what_is_frozen_and_in_learning_rates(name: str) -> None:
+    study = load_study(CONFIGS / name)
+    frozen, warm = (
+        dataclasses.asdict(stage(study, CONFIGS, Path("out"), "g", way, 1).config)
+        for way in ("combined_frozen", "end_to_end_warm")
+    )
+    assert [frozen["model"][part]["frozen"] for part in ("text", "poster")] == [True, True]
+    assert [warm["model"][part]["frozen"] for part in ("text", "poster")] == [False, False]
+    assert frozen["model"]["text"]["weights"].endswith("seed1/model.safetensors")
+    for config in (frozen, warm):
+        for part in ("text", "poster"):
+            del config["model"][part]["frozen"]
+        for rate in ("text_lr", "poster_lr"):
+            del config["optim"][rate]
+        del config["model"]["text"]["dropout"]  # none in an encoder that is frozen: it stays in eval mode
+        del config["run"]["dir"]
+    assert frozen == warm
+
+
+def test_a_stage_takes_the_weights_of_its_own_seed_and_its_overrides_win() -> None:
+    changes = ["seeds=[3]", "overrides.optim.heads_lr=0.5", "stages.text.overrides.optim.heads_lr=0.25"]
+    study = load_study(SMALL, changes)
+    text, warm = (stage(study, CONFIGS, Path("o"), "g", name, 3).config for name in ("text", "end_to_end_warm"))
+    assert (text.optim.heads_lr, warm.optim.heads_lr) == (0.25, 0.5)
+    assert warm.model.text.weights == str(Path("o/text-seed3/model.safetensors"))
+    assert warm.model.poster.weights == str(Path("o/poster-seed3/model.safetensors"))
+    assert (warm.run.seed, warm.run.dir, warm.tracking.group) == (3, "o/end_to_end_warm-seed3", "g")
+
+
+def test_off_is_a_word_and_not_a_truth_value() -> None:
+    study = load_study(SMALL, ["overrides.tracking.wandb=off", "explore=false"])
+    assert stage(study, CONFIGS, Path("o"), "g", "text", 0).config.tracking.wandb == "off"
+    assert study.explore is False
+
+
+def test_several_ranks_are_started_by_torchrun() -> None:
+    task = Task("poster-seed0", lambda: ["python", "-m", "genre_dist.train"], 2, Path("run"), lambda: False)
+    launcher = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    assert started_as(task) == [*launcher, "-m", "genre_dist.train"]
+    assert started_as(task._replace(processes=1)) == ["python", "-m", "genre_dist.train"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("stage.text.processes=2", "`stage`; did you mean `stages`?"),
+        ("data.shard=x", "`data.shard`; did you mean `shards`?"),
+        ("stages.text.override=x", "did you mean `overrides`?"),
+        ("stages.text.overrides.model.text.hiden=3", "did you mean `model.text.hidden`?"),
+        ("overrides.model.text.hidden=many", "model.text.hidden"),
+        ("stages.end_to_end.weights.text=texts", "`texts` is no stage before it"),
+        ("stages.end_to_end.weights.texts=text", "did you mean `text`?"),
+        ("stages.poster.weights.text=text", "has no text encoder"),
+        ("stages.text.config=text_lstn.yaml", "no such configuration file"),
+        ("stages.text.processes=7", "stages.text: 7 ranks cannot share"),
+        ("stages=[]", "stages is a section"),
+        ("seeds=[]", "seeds must differ"),
+        ("seeds=3", "seeds is a list"),
+        ("processes=two", "processes is of type int"),
+        ("explore=1", "explore is of type bool"),
+        ("baselines=[svm_bow, svm_tfdif]", "did you mean `svm_tfidf`?"),
+        ("split=testing", "split must be one of"),
+        ("data.catalogue=null", "data.catalogue is missing"),
+        ("data.shards=null", "data.shards is missing"),
+        ("seeds", "KEY=VALUE"),
+    ],
+)
+def test_a_mistake_is_named(change: str, named: str) -> None:
+    few = ["stages.combined_frozen=null", "stages.end_to_end_warm=null"]
+    with pytest.raises(ValueError, match=r".") as error:
+        chain(load_study(SMALL, [*few, change]))
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["a: [", "- 1", ""])
+def test_a_file_that_is_no_study_is_named(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=str(path)):
+        load_study(path)
+    with pytest.raises(ValueError, match="no such study"):
+        load_study(tmp_path / "nowhere.yaml")
+
+
+def test_a_run_is_done_when_it_is_whole_and_of_the_same_settings_and_data(sample_shards: Path, tmp_path: Path) -> None:
+    def text(*changes: str) -> Task:
+        few = [f"stages.{name}=null" for name in ("poster", "combined_frozen", "end_to_end_warm", "end_to_end")]
+        study = load_study(SMALL, [f"data.shards={sample_shards}", *few, *changes])
+        return next(task for task in chain(study, tmp_path) if task.name == "text-seed0")
+
+    run = tmp_path / "text-seed0"
+    assert not text().done()
+    run.mkdir()
+    study = load_study(SMALL, [f"data.shards={sample_shards}"])
+    config = stage(study, CONFIGS, tmp_path, "g", "text", 0).config
+    save_config(config, run / "config.yaml")
+    assert not text().done()  # begun, not exported
+    fingerprint = load_manifest(sample_shards).fingerprint
+    (run / "model.json").write_text(json.dumps({"data_fingerprint": fingerprint}))
+    assert text().done()
+    assert text("overrides.data.workers=4", "overrides.train.log_every_steps=9").done()  # without effect
+    assert not text("overrides.train.epochs=9").done()  # to be trained on
+    with pytest.raises(ValueError, match=r"model\.text\.hidden=48, the study asks for 64"):
+        text("overrides.model.text.hidden=64").done()
+    (run / "model.json").write_text(json.dumps({"data_fingerprint": "of other shards"}))
+    assert not text().done()
+
+
+def test_a_file_of_weights_is_the_same_by_whatever_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = load_study(SMALL)
+    one = stage(study, CONFIGS, Path("out"), "g", "combined_frozen", 0).config
+    other = stage(study, CONFIGS, tmp_path / "out", "g", "combined_frozen", 0).config
+    assert differing(one, other) is None
+    elsewhere = stage(study, CONFIGS, tmp_path / "elsewhere", "g", "combined_frozen", 0).config
+    assert differing(one, elsewhere) is not None
+
+
+def test_nested_and_dotted_settings_mean_the_same(tmp_path: Path) -> None:
+    told = yaml.safe_load(SMALL.read_text())
+    dotted, nested = tmp_path / "dotted.yaml", tmp_path / "nested.yaml"
+    for path, overrides in (
+        (dotted, {"model.text.hidden": 9, "model.text.layers": 2}),
+        (nested, {"model": {"text": {"hidden": 9, "layers": 2}}}),
+    ):
+        path.write_text(yaml.safe_dump(told | {"overrides": overrides}, sort_keys=False))
+    first, second = (stage(load_study(path), CONFIGS, Path("o"), "g", "text", 0).config for path in (dotted, nested))
+    assert first == second
