@@ -18,7 +18,7 @@ from genre_dist.config import Config, DataConfig, derive_batches
 from genre_dist.configfile import load_config, parse_config, save_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FILES = sorted(CONFIGS.glob("*.yaml"))
+FILES = [path for path in sorted(CONFIGS.glob("*.yaml")) if not path.stem.startswith("study")]  # those are chains
 
 
 def flat(told: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
