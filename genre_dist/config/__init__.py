@@ -73,6 +73,8 @@ class Config:
         model, strategy = self.model, self.parallel.strategy
         if (model.uses_text and not model.text.frozen) or (model.uses_poster and not model.poster.frozen):
             return ""
+        if model.unfreezes:
+            return "they are unfrozen later (model.*.unfreeze_at)"
         if model.uses_poster and not self.data.shows_whole_posters:
             return (
                 "posters are cropped or mirrored at random; data.crop_scale [1, 1] and data.flip false show them whole"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from genre_dist.config.rules import require
+from genre_dist.config.rules import is_point, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class TextConfig:
     """Train the word vectors too. Shards packed without vectors always train them."""
     frozen: bool = False
     """No gradient, eval mode for good, computed under no_grad."""
+    unfreeze_at: int | str | None = None
+    """With `frozen`: only up to here, a step (200) or an epoch (2ep), counted from 0; it trains from there on."""
     weights: str | None = None
     """A `model.safetensors` of another run, whose text encoder to start from."""
 
@@ -33,6 +35,11 @@ class TextConfig:
         for name in ("hidden", "layers", "embedding_dim"):
             require(getattr(self, name) >= 1, f"model.text.{name} must be at least 1, got {getattr(self, name)}")
         require(0 <= self.dropout < 1, f"model.text.dropout must be in [0, 1), got {self.dropout}")
+        require(
+            self.unfreeze_at is None or (self.frozen and is_point(self.unfreeze_at)),
+            f"model.text.unfreeze_at={self.unfreeze_at} must be a step (200) or an epoch (2ep) that ends "
+            "model.text.frozen",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +56,10 @@ class PosterConfig:
     frozen_through: str | None = None
     """Freeze only up to and including this module, in order of definition: `layer3` of a ResNet (the study trained only
     its last stage), `features.23` of VGG16 (all but the last three convolutions)."""
+    unfreeze_at: int | str | dict[str, int | str] | None = None
+    """With `frozen` or `frozen_through`: only up to here, a step (200) or an epoch (2ep), counted from 0. Gradually:
+    `{layer3: 200, layer2: 2ep, none: 3ep}` keeps it frozen through layer3 from step 200 on, through layer2 from epoch 2
+    on, and trains all of it from epoch 3 on."""
     batch_norm: Literal["train", "eval", "sync"] = "train"
     """BatchNorm uses the micro-batch's statistics, the stored ones, or those of all ranks together."""
 
@@ -57,6 +68,21 @@ class PosterConfig:
             not (self.frozen and self.frozen_through),
             "model.poster.frozen freezes everything; drop it or model.poster.frozen_through",
         )
+        require(
+            self.unfreeze_at is None or self.frozen or self.frozen_through is not None,
+            "model.poster.unfreeze_at needs something frozen: set model.poster.frozen or model.poster.frozen_through",
+        )
+        require(
+            all(is_point(point) for point in self.unfreezing.values()),
+            f"model.poster.unfreeze_at={self.unfreeze_at} must have steps (200) or epochs (2ep)",
+        )
+
+    @property
+    def unfreezing(self) -> dict[str, int | str]:
+        """`unfreeze_at` as what stays frozen through which module, or `none`, from when on."""
+        if self.unfreeze_at is None:
+            return {}
+        return self.unfreeze_at if isinstance(self.unfreeze_at, dict) else {"none": self.unfreeze_at}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +121,11 @@ class ModelConfig:
     @property
     def uses_poster(self) -> bool:
         return self.poster.arch != "none"
+
+    @property
+    def unfreezes(self) -> bool:
+        """Whether something that is frozen at the start trains later."""
+        return self.text.unfreeze_at is not None or self.poster.unfreeze_at is not None
 
     @property
     def members(self) -> tuple[str, ...]:

@@ -5,6 +5,8 @@ from typing import Literal
 
 from genre_dist.config.rules import require
 
+Metric = Literal["loss", "accuracy", "micro_f1", "macro_f1", "sample_f1", "mean_average_precision", "auc"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -70,6 +72,22 @@ class TrainConfig:
     once, beside the run's folder, and train the heads on those. `on`: an error where that cannot be."""
     eval_every_steps: int | None = None
     """Evaluate the val split every so many steps; null means at every epoch's end. Always at the end of the run."""
+    stop_metric: Metric | None = None
+    """Stop early when this number of the val rows has not improved in `stop_patience` evaluations. The run then ends as
+    one that has done all its steps, and its last row says why."""
+    stop_patience: int = 3
+    """Evaluations without improvement that end the run."""
+    stop_min_delta: float = 0.0
+    """An improvement is more than this."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights, 0.999 say: it is what is evaluated and exported. At step t the
+    decay is at most (1 + t) / (10 + t), so that a short run forgets its start."""
+    deterministic: bool = False
+    """Take only algorithms that give the same bits every time; slower on a GPU."""
+    profile_steps: str | None = None
+    """`10:15` traces steps 10 to 15 into the run's folder `profile`, a Chrome trace for each rank."""
+    memory_snapshot: bool = False
+    """On a GPU: write what fills its memory after the profiled steps, and when it runs out."""
     log_every_steps: int = 1
     """Write every so many steps to metrics.jsonl (numbers are read one step late, so it costs nothing)."""
 
@@ -81,3 +99,19 @@ class TrainConfig:
             "train.eval_every_steps must be at least 1 or null",
         )
         require(self.log_every_steps >= 1, "train.log_every_steps must be at least 1")
+        require(self.stop_patience >= 1, f"train.stop_patience must be at least 1, got {self.stop_patience}")
+        require(self.stop_min_delta >= 0, "train.stop_min_delta must not be negative")
+        require(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            f"train.ema_decay must be between 0 and 1 or null, got {self.ema_decay}",
+        )
+        first, last = self.profiled or (1, 1)
+        require(1 <= first <= last, f"train.profile_steps must be FIRST:LAST, got {self.profile_steps}")
+
+    @property
+    def profiled(self) -> tuple[int, int] | None:
+        """First and last step of `profile_steps`, counted from 1; (0, 0) if they cannot be read."""
+        if self.profile_steps is None:
+            return None
+        first, _, last = self.profile_steps.partition(":")
+        return (int(first), int(last)) if first.isdecimal() and last.isdecimal() else (0, 0)

@@ -48,14 +48,23 @@ class PosterEncoder(nn.Module):
         self.weights_used = _load(self.network, config, classifier) if load_weights else "not loaded"
         if config.batch_norm == "sync":
             synchronise_batch_norm(self.network)
-        still = _freeze(self.network, config)
-        if config.batch_norm == "eval":
-            still += [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self._still = tuple(still)  # a tuple hides them from nn.Module's own bookkeeping
+        norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._still_norms = tuple(norms if config.batch_norm == "eval" else ())  # a tuple hides them from nn.Module
+        self.freeze(config.frozen, config.frozen_through)
         self.train()
 
+    def freeze(self, everything: bool, through: str | None) -> None:
+        """Freeze the encoder, or only up to and including a module; the rest trains from the next `train()` on.
+
+        Raises ValueError if there is no such module.
+        """
+        self.frozen = everything
+        self.network.requires_grad_(not everything)
+        still = [] if everything or through is None else _freeze_through(self.network, through)
+        self._still = (*still, *self._still_norms)
+
     def train(self, mode: bool = True) -> Self:
-        """Set the training mode, except that what is frozen stays in eval mode for good."""
+        """Set the training mode, except that what is frozen stays in eval mode."""
         super().train(mode and not self.frozen)
         for module in self._still:
             module.training = False
@@ -242,14 +251,8 @@ def load_state(network: nn.Module, state: State, file: str, what: str, suspect: 
 # --- freezing
 
 
-def _freeze(network: nn.Module, config: PosterConfig) -> list[nn.Module]:
-    """Turn off the gradients of what the config freezes; return the modules that have to stay in eval mode."""
-    if config.frozen:
-        network.requires_grad_(False)
-        return []
-    if config.frozen_through is None:
-        return []
-    name = config.frozen_through
+def _freeze_through(network: nn.Module, name: str) -> list[nn.Module]:
+    """Turn off the gradients up to and including a module; return the modules that have to stay in eval mode."""
     modules = dict(network.named_modules())
     if not name or name not in modules:
         children = [candidate for candidate in modules if candidate]

@@ -94,7 +94,6 @@ class TextEncoder(nn.Module):
             # without vectors: torch's own N(0, 1); a tenth of it left the LSTM untrained after 700 steps
             if vectors is not None:
                 self.embedding.weight.copy_(torch.from_numpy(np.asarray(vectors, dtype=np.float32)))
-                self.embedding.weight.requires_grad_(config.train_embedding)
             self.embedding.weight[PADDING_ID] = 0
         mode = config.arch.upper()
         self.rnn = LastStates(
@@ -106,12 +105,18 @@ class TextEncoder(nn.Module):
             dropout=config.dropout,
             bidirectional=config.bidirectional,
         )
-        if self.frozen:
-            self.requires_grad_(False)
+        self._train_embedding = vectors is None or config.train_embedding
+        self.freeze(config.frozen)
         self.train()
 
+    def freeze(self, frozen: bool) -> None:
+        """Freeze the encoder, or train it from the next `train()` on, its word vectors if they are to be trained."""
+        self.frozen = frozen
+        self.requires_grad_(not frozen)
+        self.embedding.requires_grad_(not frozen and self._train_embedding)
+
     def train(self, mode: bool = True) -> Self:
-        """Set the training mode, except that a frozen encoder stays in eval mode for good."""
+        """Set the training mode, except that a frozen encoder stays in eval mode."""
         return super().train(mode and not self.frozen)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -25,22 +25,29 @@ class Replicated:
         self, model: nn.Module, optimizer: Optimizer, world: World, compress: bool = False, static_graph: bool = False
     ) -> None:
         self.model, self.optimizer, self.world = model, optimizer, world
-        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._compress, self._static_graph = compress, static_graph
         self._parallel: DistributedDataParallel | None = None
-        if world.size > 1:
-            send_from_first(model, world)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # its new name is not in every torch we support
-                self._parallel = DistributedDataParallel(
-                    model,
-                    device_ids=[world.device.index] if world.device.type == "cuda" else None,
-                    gradient_as_bucket_view=True,
-                    # BatchNorm's buffers may differ between the ranks until sync_buffers averages them
-                    broadcast_buffers=False,
-                    static_graph=static_graph,
-                )
-            if compress:
-                self._parallel.register_comm_hook(None, bf16_compress_hook)
+        send_from_first(model, world)
+        self.trained_changed()
+
+    def trained_changed(self) -> None:
+        self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if self.world.size == 1:
+            return
+        self._parallel = None  # the old one's hooks go with it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # its new name is not in every torch we support
+            self._parallel = DistributedDataParallel(
+                self.model,
+                device_ids=[self.world.device.index] if self.world.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+                # BatchNorm's buffers may differ between the ranks until sync_buffers averages them
+                broadcast_buffers=False,
+                init_sync=False,
+                static_graph=self._static_graph,
+            )
+        if self._compress:
+            self._parallel.register_comm_hook(None, bf16_compress_hook)
 
     def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
         return nullcontext() if last or self._parallel is None else self._parallel.no_sync()

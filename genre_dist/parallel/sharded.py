@@ -62,6 +62,9 @@ class Sharded:
         self.optimizer.zero_grad(set_to_none=True)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
+    def trained_changed(self) -> None:
+        raise NotImplementedError("check_strategy refuses a model that unfreezes")
+
     def sync_buffers(self) -> None:
         average_buffers(self.model, self.world)
 

@@ -37,6 +37,9 @@ class Strategy(Protocol):
     def step(self, clip_norm: float | None) -> Tensor:
         """Clip, update the weights, forget the gradients; returns the whole gradient's norm before clipping."""
 
+    def trained_changed(self) -> None:
+        """Called after gradients of parameters were turned on or off; the optimizer knows all that ever train."""
+
     def sync_buffers(self) -> None:
         """Make BatchNorm's running statistics the same on all ranks, before evaluating or saving."""
 
@@ -98,6 +101,15 @@ def check_strategy(config: Config, world_size: int) -> None:
     if name == "zero3" and config.model.heads.kernel == "batched":
         raise ValueError(
             "model.heads.kernel=batched with zero3: it gives weights up that stacked ones still need; leave it at auto"
+        )
+    if name not in ("single", "ddp") and config.model.unfreezes:
+        raise ValueError(
+            f"model.*.unfreeze_at with {name}: what is trained is laid out over the ranks once, at the start; use ddp, "
+            "or two runs, the second from the first one's weights"
+        )
+    if name == "zero3" and config.train.ema_decay is not None:
+        raise ValueError(
+            "train.ema_decay with zero3: DeepSpeed keeps the weights where they cannot be averaged; use zero2 or fsdp"
         )
     if name.startswith("zero") and parallel.compress_gradients:
         raise ValueError(

@@ -62,6 +62,9 @@ class Zero:
         self._engine.step()
         return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self.world.device)
 
+    def trained_changed(self) -> None:
+        raise NotImplementedError("check_strategy refuses a model that unfreezes")
+
     def sync_buffers(self) -> None:
         average_buffers(self.model, self.world)
 

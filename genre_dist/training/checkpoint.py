@@ -152,7 +152,7 @@ def read_saved(path: Path) -> Saved:
 
 
 def load_weights(saved: Saved) -> dict[str, torch.Tensor]:
-    """The model's tensors of a checkpoint, read by this process alone, without the model.
+    """The model's tensors of a checkpoint, averaged ones if it has them, read by this process alone.
 
     Raises ValueError if it is damaged.
     """
@@ -164,8 +164,10 @@ def load_weights(saved: Saved) -> dict[str, torch.Tensor]:
             for name, of in stored.items()
             if name.startswith("model.") and isinstance(of, TensorStorageMetadata)
         }
+        averaged = {name: tensor for name, tensor in weights.items() if f"ema.{name}" in stored}
+        trained = {name: tensor for name, tensor in weights.items() if name not in averaged}
         with _quiet():
-            dcp.load({"model": weights}, storage_reader=reader, no_dist=True)
+            dcp.load({"model": trained, "ema": averaged}, storage_reader=reader, no_dist=True)
     except (dcp.CheckpointException, RuntimeError, ValueError, OSError, pickle.UnpicklingError) as error:
         raise ValueError(f"{saved.path} cannot be read: {_reason(error)}") from None
     return weights

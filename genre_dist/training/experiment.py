@@ -18,6 +18,8 @@ from genre_dist.stream.device import DeviceFeed, device_feed
 from genre_dist.stream.encodings import open_reader
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import Manifest, load_manifest
+from genre_dist.training.ema import Averaged
+from genre_dist.training.freezing import thaw_all_that_ever_trains
 from genre_dist.training.levers import adamw, compile_note, pull_levers
 from genre_dist.training.loss import Loss, training_loss
 from genre_dist.training.throughput import peak_flops, training_flops
@@ -143,13 +145,18 @@ def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
     known = peak_flops(world.device, precision) > 0
     flops = training_flops(model, config, world.device) if known else 0.0
     pull_levers(model, config.train, world.device)
+    if config.model.unfreezes:
+        thaw_all_that_ever_trains(model, config.model)
+    strategy = make_strategy(config, model, partial(make_optimizer, config=config), world, precision, splits)
+    if config.train.ema_decay is not None:
+        strategy = Averaged(strategy, config.train.ema_decay, world)
     return Experiment(
         config=config,
         world=world,
         manifest=manifest,
         stream=stream,
         model=model,
-        strategy=make_strategy(config, model, partial(make_optimizer, config=config), world, precision, splits),
+        strategy=strategy,
         loss=training_loss(config.loss, manifest, world.device),
         autocast=autocast_for(precision, world.device),
         precision=precision,

@@ -4,6 +4,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,16 +19,21 @@ from genre_dist.stream.order import hash64
 from genre_dist.stream.reader import Batch, Seconds
 from genre_dist.training.backoff import Backoff, may_split, planned_config
 from genre_dist.training.checkpoint import Saved, load_checkpoint, newest_checkpoint
+from genre_dist.training.determinism import deterministic
+from genre_dist.training.early_stopping import why_stop
+from genre_dist.training.ema import evaluated
 from genre_dist.training.encodings import with_encodings
 from genre_dist.training.experiment import Experiment, set_up, summary
 from genre_dist.training.export import finished_step, save_model
+from genre_dist.training.freezing import follow_freezing
 from genre_dist.training.inputs import to_device, training_pixels
+from genre_dist.training.profiling import Profiler
 from genre_dist.training.ranks import Meter, gather_ranks
 from genre_dist.training.saving import Saver
 from genre_dist.training.schedule import lr_factor, set_learning_rates
 from genre_dist.training.step import train_step
 from genre_dist.training.stopping import PREEMPTED, Stopped, StopRequest
-from genre_dist.training.tracking import Record, open_record
+from genre_dist.training.tracking import Record, open_record, read_rows
 from genre_dist.training.watch import Watch
 
 Evaluator = Callable[[Experiment, str, StopRequest, bool], dict[str, Any] | None]
@@ -52,7 +58,7 @@ def _set_up_and_train(config: Config, world: World, stop: StopRequest, evaluate:
     experiment = set_up(planned_config(config, world), world, may_split(config, world))
     folder = Path(config.run.dir)
     start = _resume(experiment, folder, stop)
-    if world.any(world.is_first and start == finished_step(folder) == experiment.total_steps):
+    if world.any(world.is_first and _is_finished(experiment, folder, start)):
         _say(world, f"{folder} is finished: all {start} steps are done (--run.overwrite true starts it again)")
         return 0
     record = open_record(config, folder, start, experiment.total_steps) if world.is_first else None
@@ -61,8 +67,9 @@ def _set_up_and_train(config: Config, world: World, stop: StopRequest, evaluate:
         experiment, told = with_encodings(experiment, stop)
         if told:
             _say(world, told)
-        _train(experiment, folder, start, record, stop, saver, evaluate)
-        _finish(experiment, folder, record, stop, saver, evaluate)
+        with deterministic(config.train.deterministic):
+            done = _train(experiment, folder, start, record, stop, saver, evaluate)
+            _finish(experiment, folder, done, record, stop, saver, evaluate)
     finally:
         saver.close()
         if record is not None:
@@ -83,6 +90,8 @@ def _resume(experiment: Experiment, folder: Path, stop: StopRequest) -> int:
         _say(world, summary(experiment))
     else:
         _refuse_another_run(experiment, folder, saved)
+        # the optimizer's states are those of what the last step trained
+        _freeze(experiment, max(0, saved.step - 1))
         load_checkpoint(saved, experiment.strategy, world)
         _say(world, f"continuing {folder} after step {saved.step} of {total} ({saved.path.name})")
     if world.is_first:  # only now: a run that is refused leaves the folder as it was
@@ -94,6 +103,14 @@ def _resume(experiment: Experiment, folder: Path, stop: StopRequest) -> int:
         stop.forget_left_over()
     world.barrier()  # no rank may take an old STOP file for a new one
     return 0 if saved is None else saved.step
+
+
+def _is_finished(experiment: Experiment, folder: Path, start: int) -> bool:
+    """Whether the run has come to its end, by its number of steps or early."""
+    if start != finished_step(folder):
+        return False
+    rows = read_rows(folder / "metrics.jsonl")
+    return start == experiment.total_steps or why_stop(rows, experiment.config.train) is not None
 
 
 def _prepare_folder(folder: Path, overwrite: bool) -> str | None:
@@ -132,11 +149,14 @@ def _train(
     stop: StopRequest,
     saver: Saver,
     evaluate: Evaluator,
-) -> None:
-    """Steps `start` to the last: train, record, evaluate, save. Raises Stopped after saving if asked to stop."""
+) -> int:
+    """Steps `start` to the last: train, record, evaluate, save. Returns the steps done: all, or fewer if stopped early.
+
+    Raises Stopped after saving if asked to stop.
+    """
     config, world, stream, strategy = experiment.config, experiment.world, experiment.stream, experiment.strategy
     if start >= experiment.total_steps:
-        return
+        return start
     evaluate_every = config.train.eval_every_steps or stream.steps_per_epoch
     due = record is not None and start > 0 and start % evaluate_every == 0 and start not in record.validated
     # the run was stopped before or in this evaluation
@@ -144,16 +164,19 @@ def _train(
         experiment, record, start, (start - 1) // stream.steps_per_epoch, stop, saver, evaluate
     ):
         raise Stopped
-    watch, meter = Watch(experiment, record), Meter(world.device)
+    if start > 0 and _why_end(experiment, record):
+        return start
+    watch, meter, profiler = Watch(experiment, record), Meter(world.device), Profiler(config.train, folder, world)
     backoff = Backoff(experiment, folder)
     experiment.model.train()
-    batches = stream.batches(start)
-    try:
+    with closing(stream.batches(start)) as batches, profiler.watching():
         for position in range(start, experiment.total_steps):
             asked = time.monotonic()
             micro_batches = next(batches)
             waited = time.monotonic() - asked
             epoch = position // stream.steps_per_epoch
+            _freeze(experiment, position)
+            profiler.before_step(position + 1)
             seed = int(hash64(config.run.seed, position, world.rank)[0] >> np.uint64(1))
             set_learning_rates(strategy.optimizer, lr_factor(position, experiment.total_steps, config.optim))
             take = partial(
@@ -172,6 +195,7 @@ def _train(
             result = backoff.step(micro_batches, take, seed)
             _note_faults(folder, micro_batches)
             done = position + 1
+            profiler.after_step(done)
             if done % config.tracking.ranks_every_steps == 0:
                 watch.ranks = gather_ranks(meter, world)
             reading = Seconds(*map(sum, zip(*(batch.seconds for batch in micro_batches), strict=True)))
@@ -180,6 +204,7 @@ def _train(
             if done % evaluate_every == 0 and not last and not stopping:
                 watch.flush()
                 stopping = not _validate(experiment, record, done, epoch, stop, saver, evaluate)
+                last = not stopping and _why_end(experiment, record) is not None
                 watch.restart_clock()
             if last or stopping or watch.save_asked or saver.due(done):
                 watch.flush()
@@ -193,8 +218,27 @@ def _train(
             if stopping and not last:
                 _say(world, f"asked to stop ({stop.reason or 'by another rank'}): saved after step {done}")
                 raise Stopped
-    finally:
-        batches.close()
+            if last:
+                break
+    return done
+
+
+def _freeze(experiment: Experiment, position: int) -> None:
+    follow_freezing(
+        experiment.model,
+        experiment.strategy,
+        experiment.config.model,
+        position,
+        experiment.stream.steps_per_epoch,
+    )
+
+
+def _why_end(experiment: Experiment, record: Record | None) -> str | None:
+    """Why the run should end early, if it should: rank 0's word, on every rank."""
+    train = experiment.config.train
+    if train.stop_metric is None:
+        return None
+    return experiment.world.broadcast(None if record is None else why_stop(record.kept, train))
 
 
 def _validate(
@@ -211,7 +255,8 @@ def _validate(
         return True
     experiment.strategy.sync_buffers()
     try:
-        told = evaluate(experiment, "val", stop, False)
+        with evaluated(experiment.strategy):
+            told = evaluate(experiment, "val", stop, False)
     except Stopped:
         return False
     if record is not None and told is not None:
@@ -238,17 +283,24 @@ def _save(experiment: Experiment, saver: Saver, done: int) -> None:
 
 
 def _finish(
-    experiment: Experiment, folder: Path, record: Record | None, stop: StopRequest, saver: Saver, evaluate: Evaluator
+    experiment: Experiment,
+    folder: Path,
+    done: int,
+    record: Record | None,
+    stop: StopRequest,
+    saver: Saver,
+    evaluate: Evaluator,
 ) -> None:
     """The end of a run: evaluate val and test, write their files, the weights and what is needed to use them."""
-    world, done = experiment.world, experiment.total_steps
+    world = experiment.world
     epoch = (done - 1) // experiment.stream.steps_per_epoch
     experiment.strategy.sync_buffers()
     for split in ("val", "test"):
         if experiment.manifest.samples(split, experiment.config.model.members) == 0:
             _say(world, f"no film of the {split} split has what the model needs; not evaluated")
             continue
-        told = evaluate(experiment, split, stop, True)
+        with evaluated(experiment.strategy):
+            told = evaluate(experiment, split, stop, True)
         if record is not None and told is not None:
             record.write(_row(split, done, epoch, told), told)
         if split == "val":
@@ -256,6 +308,9 @@ def _finish(
     weights = experiment.strategy.weights()
     if world.is_first:
         save_model(folder, weights, experiment.manifest, done)
+    if record is not None and done < experiment.total_steps:
+        reason = why_stop(record.kept, experiment.config.train)
+        record.write({"kind": "end", "step": done, "epoch": epoch, "reason": reason})
     world.barrier()
     _say(world, f"finished {folder}: model.safetensors, metrics.jsonl, metrics-val.json, metrics-test.json")
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ class Record:
     def __init__(self, path: Path, resume_step: int, total_steps: int, views: list[View]) -> None:
         self.views = views
         finished = resume_step == total_steps
-        self.kept = _keep(path, lambda row: row["step"] <= resume_step - (finished and row["kind"] != "train"))
+        self.kept = _keep(
+            path,
+            lambda row: row["kind"] != "end" and row["step"] <= resume_step - (finished and row["kind"] != "train"),
+        )
         self.written = {(row["kind"], row["step"]) for row in self.kept}
         self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (closed in close)
 
@@ -65,15 +68,21 @@ def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str
     """Drop the other rows and return these; a last line cut short by a kill goes too."""
     if not path.exists():
         return []
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):
-            row = json.loads(line)
-            if wanted(row):
-                kept.append((line, row))
+    kept = [(line, row) for line, row in _rows(path) if wanted(row)]
     with atomic_file(path, "w") as file:
         file.writelines(f"{line}\n" for line, _ in kept)
     return [row for _, row in kept]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a record, without a last one that a kill cut short."""
+    return [row for _, row in _rows(path)] if path.exists() else []
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):
+            yield line, json.loads(line)
 
 
 def _plain(value: Any) -> Any:

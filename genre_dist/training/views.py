@@ -109,6 +109,11 @@ class WandB:
         shown: Row = dict(numbers(row, told)) | {"global_step": row["step"], "epoch": row["epoch"]}
         if told.get("films_shown"):
             shown[f"{kind}/films"] = self._table(told["films_shown"])
+            shown[f"{kind}/posters"] = [
+                self.wandb.Image(film.poster, caption=f"{film.genres} | predicted: {film.predicted}")
+                for film in told["films_shown"]
+                if film.poster is not None
+            ]
         if kind == "test" and told.get("per_genre"):
             table = self.wandb.Table(["genre", "F1"], [[name, its["f1"]] for name, its in told["per_genre"].items()])
             shown["test/f1_by_genre"] = self.wandb.plot.bar(table, "genre", "F1", title="F1 by genre, test")

@@ -131,11 +131,7 @@ def _standings(told: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Per measure every model's figure with its interval on the films all share, best first; at 0.5 also the study's."""
     found = {}
     for measure in FORESTS:
-        rows = [
-            _standing(row, measure)
-            for row in _models(told)
-            if row["on_shared_films"][measure] is not None
-        ]
+        rows = [_standing(row, measure) for row in _models(told) if row["on_shared_films"][measure] is not None]
         if not rows:
             continue
         if measure == "micro_f1":

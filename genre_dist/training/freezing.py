@@ -1,0 +1,63 @@
+"""What is frozen when: a pure function of the step, so that a resumed run freezes as one never stopped."""
+
+from typing import NamedTuple
+
+from genre_dist.config import ModelConfig
+from genre_dist.config.rules import in_steps
+from genre_dist.models.classifier import GenreClassifier
+from genre_dist.parallel.strategy import Strategy
+
+
+class Frozen(NamedTuple):
+    """What of a model is frozen: the text encoder, the poster encoder, or that up to and including a module."""
+
+    text: bool
+    poster: bool
+    poster_through: str | None
+
+
+def frozen_at(config: ModelConfig, step: int, steps_per_epoch: int) -> Frozen:
+    """What is frozen in a step, counted from 0."""
+    text, poster, through = config.text.frozen, config.poster.frozen, config.poster.frozen_through
+    if config.text.unfreeze_at is not None:
+        text = step < in_steps(config.text.unfreeze_at, steps_per_epoch)
+    begun = [
+        (in_steps(point, steps_per_epoch), order, name)
+        for order, (name, point) in enumerate(config.poster.unfreezing.items())
+        if in_steps(point, steps_per_epoch) <= step
+    ]
+    if begun:
+        name = max(begun)[2]
+        poster, through = False, None if name == "none" else name
+    return Frozen(text, poster, through)
+
+
+def freeze(model: GenreClassifier, frozen: Frozen) -> bool:
+    """Freeze a model so; returns whether that changed anything. Raises ValueError for a module that does not exist."""
+    before = [parameter.requires_grad for parameter in model.parameters()]
+    if model.text is not None:
+        model.text.freeze(frozen.text)
+    if model.poster is not None:
+        model.poster.freeze(frozen.poster, frozen.poster_through)
+    model.train(model.training)  # what thaws goes with the rest
+    return before != [parameter.requires_grad for parameter in model.parameters()]
+
+
+def thaw_all_that_ever_trains(model: GenreClassifier, config: ModelConfig) -> None:
+    """Freeze only what stays frozen for good: the optimizer is made for the rest.
+
+    Raises ValueError if the poster encoder lacks a module that `unfreeze_at` names.
+    """
+    for name in config.poster.unfreezing:
+        if model.poster is not None and name != "none":
+            model.poster.freeze(False, name)
+    end = frozen_at(config, 10**12, 10**6)
+    freeze(model, end)
+
+
+def follow_freezing(
+    model: GenreClassifier, strategy: Strategy, config: ModelConfig, step: int, steps_per_epoch: int
+) -> None:
+    """Freeze what is frozen in a step, counted from 0."""
+    if config.unfreezes and freeze(model, frozen_at(config, step, steps_per_epoch)):
+        strategy.trained_changed()

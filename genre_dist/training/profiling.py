@@ -1,0 +1,71 @@
+"""Looking into steps on demand: a Chrome trace, and on a GPU a snapshot of its memory, also when it runs out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from genre_dist.config import TrainConfig
+from genre_dist.parallel.world import World
+
+MOST_EVENTS = 200_000
+"""Allocations and frees that a memory snapshot goes back."""
+
+
+class Profiler:
+    """Traces the steps that `train.profile_steps` names, each rank its own, into the run's folder `profile`.
+
+    The traces open in Perfetto (ui.perfetto.dev) or chrome://tracing, the snapshots in pytorch.org/memory_viz.
+    """
+
+    def __init__(self, train: TrainConfig, folder: Path, world: World) -> None:
+        self.first, self.last = train.profiled or (0, 0)
+        self.folder, self.world = folder / "profile", world
+        self.snapshots = train.memory_snapshot and world.device.type == "cuda"
+        self._running: profile | None = None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Surrounds the training; if the GPU runs out of memory, what filled it is written first."""
+        if self.snapshots:
+            torch.cuda.memory._record_memory_history(max_entries=MOST_EVENTS, stacks="python")
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            self.snapshot("out-of-memory")
+            raise
+        finally:
+            self._stop()
+            if self.snapshots:
+                torch.cuda.memory._record_memory_history(enabled=None)
+
+    def before_step(self, number: int) -> None:
+        """Start with the first profiled step; steps count from 1, as in the record."""
+        if self.first and number == self.first:
+            activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (self.world.device.type == "cuda")]
+            self._running = profile(activities=activities, record_shapes=True)
+            self._running.start()
+
+    def after_step(self, number: int) -> None:
+        """Write the trace after the last profiled step."""
+        if self._running is not None and number == self.last:
+            self._stop()
+            self.snapshot(f"steps-{self.first}-{self.last}")
+
+    def snapshot(self, what: str) -> None:
+        """Write what is in the GPU's memory and what put it there."""
+        if self.snapshots:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            torch.cuda.memory._dump_snapshot(str(self.folder / f"memory-{what}-rank-{self.world.rank}.pickle"))
+
+    def _stop(self) -> None:
+        running: Any = self._running
+        if running is not None:
+            self._running = None
+            running.stop()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            name = f"trace-steps-{self.first}-{self.last}-rank-{self.world.rank}.json"
+            running.export_chrome_trace(str(self.folder / name))
