@@ -9,11 +9,14 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from genre_dist.storage import Place, exists, opened
+
+AnyPlace = TypeVar("AnyPlace", bound=Place)
 SCHEMA = pa.schema(
     [
         pa.field("tmdb_id", pa.int64(), nullable=False),
@@ -38,17 +41,17 @@ COPY_CHUNK_BYTES = 1 << 20
 HOW_TO_MAKE_ONE = "make one with `genre-dist import`, `genre-dist fetch` or `genre-dist sample`"
 
 
-def movies_file(catalogue: Path) -> Path:
+def movies_file(catalogue: AnyPlace) -> AnyPlace:
     """Where a catalogue keeps its rows."""
-    return catalogue / "movies.parquet"
+    return cast(AnyPlace, catalogue / "movies.parquet")
 
 
-def poster_file(catalogue: Path, tmdb_id: int) -> Path:
+def poster_file(catalogue: AnyPlace, tmdb_id: int) -> AnyPlace:
     """Where a catalogue keeps one film's poster; a thousand folders, so that none grows too large to list.
 
     The name always ends in `.jpg`, but an imported file may hold PNG or WebP: decode by content, not by name.
     """
-    return catalogue / "posters" / f"{tmdb_id % 1000:03d}" / f"{tmdb_id}.jpg"
+    return cast(AnyPlace, catalogue / "posters" / f"{tmdb_id % 1000:03d}" / f"{tmdb_id}.jpg")
 
 
 def partial_file(target: Path) -> Path:
@@ -120,7 +123,7 @@ class CatalogueWriter:
             self.partial.unlink(missing_ok=True)
 
 
-def read_rows(catalogue: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+def read_rows(catalogue: Place, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """The catalogue's films in file order, as dicts of `columns` (all of SCHEMA by default), read batch by batch.
 
     Raises ValueError, at once, if there is no catalogue, it cannot be read, or it lacks one of the columns.
@@ -142,17 +145,17 @@ def _stream(file: pq.ParquetFile, names: list[str]) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-def count_rows(catalogue: Path) -> int:
+def count_rows(catalogue: Place) -> int:
     """How many films the catalogue has, read from the file's footer. ValueError as for `read_rows`."""
     with _open(catalogue) as file:
         return int(file.metadata.num_rows)
 
 
-def _open(catalogue: Path) -> pq.ParquetFile:
+def _open(catalogue: Place) -> pq.ParquetFile:
     path = movies_file(catalogue)
-    if not path.is_file():
+    if not exists(path):
         raise ValueError(f"no catalogue in {catalogue} (there is no {path}); {HOW_TO_MAKE_ONE}")
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path if isinstance(path, Path) else opened(path))
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} cannot be read as Parquet ({error}); {HOW_TO_MAKE_ONE}") from error

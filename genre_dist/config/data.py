@@ -11,7 +11,7 @@ class DataConfig:
     """Which shards, in which batches, with which augmentation."""
 
     shards: str = "shards/default"
-    """Folder of packed shards (made by `genre-dist pack`)."""
+    """Folder of packed shards (made by `genre-dist pack`), or its URL: https://, s3://, ..."""
     global_batch: int = 64
     """Samples per optimizer step over all ranks together."""
     micro_batch: int | Literal["auto"] = "auto"
@@ -40,6 +40,10 @@ class DataConfig:
     decode: Literal["auto", "cpu", "gpu"] = "auto"
     """Where posters are decoded. `auto`: on the CPU, or on the GPU if a rank has fewer than two cores; where a GPU
     cannot, the CPU does it. The pixels of the two differ by rounding."""
+    cache_dir: str | None = None
+    """For shards behind a URL: a folder on this node's disk that keeps what was read, shared by its ranks and runs."""
+    cache_gb: float = 50.0
+    """How much `cache_dir` may hold, in 10^9 bytes; what was not used for longest goes first."""
     max_bad_fraction: float = 0.01
     """Stop when more than this share of an epoch, or of a split in evaluation, could not be read (and more than 8)."""
 
@@ -49,6 +53,7 @@ class DataConfig:
         require(self.micro_batch == "auto" or self.micro_batch >= 1, "data.micro_batch must be auto or at least 1")
         require(0 <= self.by_length <= 1, f"data.by_length must be in [0, 1], got {self.by_length}")
         require(self.workers >= 0, f"data.workers must be 0 or more, got {self.workers}")
+        require(self.cache_gb >= 0.01, f"data.cache_gb must be at least 0.01, got {self.cache_gb}")
         low, high = self.crop_scale
         require(0 < low <= high <= 1, f"data.crop_scale must be 0 < low <= high <= 1, got {self.crop_scale}")
         low, high = self.crop_ratio

@@ -3,7 +3,6 @@
 from array import array
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +13,8 @@ from genre_dist.genres import INDEX_OF_ID
 from genre_dist.prepare.shard import Recipe, read_report, without_problems
 from genre_dist.prepare.splits import order_key, split_of
 from genre_dist.prepare.vocabulary import forget_rare, tokenise
-from genre_dist.stream.index import RECORD, index_path
+from genre_dist.storage import Place, exists, has_size
+from genre_dist.stream.index import RECORD, index_path, load_array
 from genre_dist.stream.manifest import FILE, SPLITS, load_manifest
 
 COLUMNS = ["tmdb_id", "title", "overview", "genre_ids", "release_date", "poster_status", "poster_sha256"]
@@ -44,19 +44,19 @@ class Chosen(NamedTuple):
     left_out: Counter[str]
 
 
-def packed_before(out: Path, recipe: Recipe) -> Before:
+def packed_before(out: Place, recipe: Recipe) -> Before:
     """What a folder with a manifest holds; a shard that lost a file counts as not packed, so that it is made again.
 
     Raises ValueError if the shards were packed with other options.
     """
-    if not (out / FILE).is_file():
+    if not exists(out / FILE):
         return NOTHING
     manifest = load_manifest(out)
     reports, ids = [], []
     for shard in manifest.shards:
         path = out / shard.file
         report, films = read_report(path), _films_of(path)
-        if report is None or films is None or not path.is_file() or path.stat().st_size != report["shard"]["bytes"]:
+        if report is None or films is None or not has_size(path, report["shard"]["bytes"]):
             continue
         _refuse_other_options(out, report, recipe)
         if "poster" in recipe.require:
@@ -68,16 +68,16 @@ def packed_before(out: Path, recipe: Recipe) -> Before:
     return Before(reports, np.unique(np.concatenate(ids)), manifest.text["vocabulary_sha256"])
 
 
-def _films_of(shard: Path) -> NDArray[np.int64] | None:
+def _films_of(shard: Place) -> NDArray[np.int64] | None:
     """The films a shard's index names, None if it cannot be read."""
     try:
-        records = np.load(index_path(shard), mmap_mode="r", allow_pickle=False)
+        records = load_array(index_path(shard))
     except (OSError, ValueError, EOFError):
         return None
     return np.array(records["id"]) if records.dtype == RECORD else None
 
 
-def _refuse_other_options(out: Path, report: dict[str, Any], recipe: Recipe) -> None:
+def _refuse_other_options(out: Place, report: dict[str, Any], recipe: Recipe) -> None:
     """A folder of finished shards is only continued, never mixed with shards of another recipe."""
     there, wanted = report.get("recipe", {}), asdict(recipe) | {"require": list(recipe.require)}
     for name, value in wanted.items():
@@ -112,7 +112,7 @@ def place_of(ids: NDArray[np.int64], film: int) -> int | None:
     return place if place < len(ids) and ids[place] == film else None
 
 
-def choose(catalogue: Path, recipe: Recipe, before: Before) -> Chosen:
+def choose(catalogue: Place, recipe: Recipe, before: Before) -> Chosen:
     """Read the catalogue once: the films to pack, in which shard each goes, and the words of the train split.
 
     Raises ValueError for a film that is there twice, and for a catalogue that knows less than half of the films packed

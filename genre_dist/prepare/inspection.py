@@ -14,8 +14,9 @@ from rich.table import Table
 from genre_dist.prepare.splits import split_of
 from genre_dist.prepare.vocabulary import load_words
 from genre_dist.progress import progress_bar
+from genre_dist.storage import Place, local_copy, read_bytes
 from genre_dist.stream.decode import decode_jpeg
-from genre_dist.stream.index import FLAGS, RECORD, index_path
+from genre_dist.stream.index import FLAGS, RECORD, index_path, load_array
 from genre_dist.stream.manifest import SPLITS, Manifest, Shard
 from genre_dist.stream.order import steps_per_epoch
 from genre_dist.stream.sample import MEMBER_OF, load_genres, load_tokens, read_members
@@ -61,7 +62,7 @@ def _lengths(manifest: Manifest, shards: tuple[Shard, ...]) -> tuple[float, floa
     """Median, 95th percentile and maximum of the texts' lengths, from counts of each length."""
     counts = np.zeros(65_536, np.int64)
     for shard in shards:
-        records = np.load(index_path(manifest.folder / shard.file), mmap_mode="r")
+        records = load_array(index_path(manifest.folder / shard.file))
         counts += np.bincount(records["tokens"][(records["has"] & FLAGS["overview"]) > 0], minlength=65_536)
     if not counts.any():
         return 0, 0, 0
@@ -84,8 +85,9 @@ def verify(manifest: Manifest) -> list[str]:
         for shard in progress.track(manifest.shards, description="verifying shards"):
             path = manifest.folder / shard.file
             try:
-                found = list(_check_file(path, shard))
-                found += _check_samples(manifest, shard, words, seen, genres[shard.split])
+                with local_copy(path) as file:
+                    found = list(_check_file(path, file, shard))
+                    found += _check_samples(manifest, file, shard, words, seen, genres[shard.split])
             except (ValueError, OSError, EOFError) as error:
                 found = [f"{path}: {error}"]
             faults += found
@@ -100,14 +102,14 @@ def verify(manifest: Manifest) -> list[str]:
 
 def _check_vocabulary(manifest: Manifest, words: int) -> Iterator[str]:
     path = manifest.folder / manifest.text["vocabulary"]
-    if hashlib.sha256(path.read_bytes()).hexdigest() != manifest.text["vocabulary_sha256"]:
+    if hashlib.sha256(read_bytes(path)).hexdigest() != manifest.text["vocabulary_sha256"]:
         yield f"{path}: not the vocabulary the shards were packed with"
     if words != manifest.text["words"]:
         yield f"{path}: {words} words where the manifest has {manifest.text['words']}"
 
 
-def _check_file(path: Path, shard: Shard) -> Iterator[str]:
-    with open(path, "rb") as file:
+def _check_file(path: Place, local: Path, shard: Shard) -> Iterator[str]:
+    with open(local, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = file.tell()
     if size != shard.bytes:
@@ -116,16 +118,18 @@ def _check_file(path: Path, shard: Shard) -> Iterator[str]:
         yield f"{path}: the checksum differs from the manifest's; fetch or pack it again"
 
 
-def _check_samples(manifest: Manifest, shard: Shard, words: int, seen: set[int], genres: NDArray[Any]) -> Iterator[str]:
+def _check_samples(
+    manifest: Manifest, local: Path, shard: Shard, words: int, seen: set[int], genres: NDArray[Any]
+) -> Iterator[str]:
     """Every sample against the index, the manifest and the vocabulary."""
     path = manifest.folder / shard.file
-    records = np.load(index_path(path), mmap_mode="r", allow_pickle=False)
+    records = load_array(index_path(path))
     if records.dtype != RECORD or records.ndim != 1:
         raise ValueError(f"{index_path(path)}: not an index of a shard")
     if len(records) != shard.samples:
         yield f"{index_path(path)}: {len(records)} records where the manifest has {shard.samples} samples"
     counts: Counter[str] = Counter()
-    with open(path, "rb") as file:
+    with open(local, "rb") as file:
         for record in records:
             film, offset = int(record["id"]), int(record["offset"])
             has = {name for name, flag in FLAGS.items() if record["has"] & flag}

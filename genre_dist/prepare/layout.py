@@ -11,13 +11,20 @@ from genre_dist.genres import INDEX_OF_ID
 from genre_dist.prepare.choosing import COLUMNS, Chosen, film_text, place_of
 from genre_dist.prepare.shard import Job, Recipe
 from genre_dist.prepare.splits import order_key
+from genre_dist.storage import Place
 
 HELD_BYTES = 4 << 20
 """Rows held before they are appended to the files: bounds memory, and spares opening a file for every film."""
 
 
 def lay_out(
-    catalogue: Path, out: Path, recipe: Recipe, chosen: Chosen, work: Path, words: Path, part: tuple[int, int] = (0, 1)
+    catalogue: Place,
+    out: Place,
+    recipe: Recipe,
+    chosen: Chosen,
+    work: Path,
+    words: Path,
+    part: tuple[int, int] = (0, 1),
 ) -> list[Job]:
     """Read the catalogue once more and lay out the films of every shard, or of the shards number i mod n for (i, n).
 
@@ -54,7 +61,7 @@ def lay_out(
     return jobs
 
 
-def _films(catalogue: Path, recipe: Recipe, chosen: Chosen, mine: range) -> Iterator[tuple[int, dict[str, Any]]]:
+def _films(catalogue: Place, recipe: Recipe, chosen: Chosen, mine: range) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number of its shard, and what its shard needs to know of it, for every film."""
     for row in read_rows(catalogue, COLUMNS):
         place = place_of(chosen.ids, row["tmdb_id"])

@@ -9,7 +9,6 @@ import errno
 import multiprocessing
 import multiprocessing.connection
 import os
-import shutil
 import tempfile
 import threading
 from collections import Counter
@@ -33,7 +32,8 @@ from genre_dist.prepare.splits import RULE
 from genre_dist.prepare.vectors import file_sha256, matrix_for, read_vectors
 from genre_dist.prepare.vocabulary import choose_words, load_words, save_words, words_sha256
 from genre_dist.progress import progress_bar
-from genre_dist.stream.index import index_path, save_array
+from genre_dist.storage import Place, check_writable, exists, remove, remove_folder
+from genre_dist.stream.index import index_path, load_array, save_array
 from genre_dist.stream.manifest import FILE, SPLITS, Manifest, Shard, save_manifest
 
 _WORK = ".packing"
@@ -42,7 +42,7 @@ _WORK = ".packing"
 class Plan(NamedTuple):
     """All that is to do in a folder."""
 
-    out: Path
+    out: Place
     recipe: Recipe
     before: Before
     words: list[str]
@@ -53,8 +53,8 @@ class Plan(NamedTuple):
 
 
 def pack(
-    catalogue: Path,
-    out: Path,
+    catalogue: Place,
+    out: Place,
     *,
     vectors: Path | None = None,
     workers: int = 1,
@@ -67,7 +67,7 @@ def pack(
     Raises ValueError for wrong options, for shards of other options in `out` (unless `overwrite`), and for a catalogue
     without a film to pack; OSError if the disk is full. What was finished stays, and the same command goes on.
     """
-    recipe = _recipe(vectors, options)
+    recipe = _recipe(out, vectors, options)
     before = NOTHING if overwrite else packed_before(out, recipe)
     with _planned(catalogue, out, recipe, vectors, before, out / _WORK) as plan:
         _remove_old(plan, overwrite)
@@ -76,25 +76,31 @@ def pack(
 
 
 def pack_part(
-    catalogue: Path, out: Path, part: tuple[int, int], *, vectors: Path | None = None, workers: int = 1, **options: Any
+    catalogue: Place,
+    out: Place,
+    part: tuple[int, int],
+    *,
+    vectors: Path | None = None,
+    workers: int = 1,
+    **options: Any,
 ) -> int:
     """Pack the shards number i mod n for a part (i, n), beside other parts on other nodes; returns how many they are.
 
     Nothing is shared but the folder: every part finds the same plan by itself, touches its own shards only and writes
     no manifest; `merge_parts` does. Raises as `pack` does.
     """
-    recipe = _recipe(vectors, options)
+    recipe = _recipe(out, vectors, options)
     before = packed_before(out, recipe)
     with _planned(catalogue, out, recipe, vectors, before, marker(out / _WORK, part), part) as plan:
         return len(_run(plan.jobs, workers))
 
 
-def merge_parts(catalogue: Path, out: Path, *, vectors: Path | None = None, **options: Any) -> Manifest:
+def merge_parts(catalogue: Place, out: Place, *, vectors: Path | None = None, **options: Any) -> Manifest:
     """Check that the parts have packed every shard and write vocabulary, vectors and manifest, as `pack` would.
 
     Raises ValueError if shards are missing or of other options, saying how many and which commands make them.
     """
-    recipe = _recipe(vectors, options)
+    recipe = _recipe(out, vectors, options)
     before = packed_before(out, recipe)
     with _planned(catalogue, out, recipe, vectors, before, out / _WORK / "merge") as plan:
         reports = {job.file: finished(job) for job in plan.jobs}
@@ -104,23 +110,24 @@ def merge_parts(catalogue: Path, out: Path, *, vectors: Path | None = None, **op
         _remove_old(plan, overwrite=False)
         _save_vocabulary(plan)
         manifest = _finish(plan, [report for report in reports.values() if report])
-    shutil.rmtree(out / _WORK, ignore_errors=True)
+    remove_folder(out / _WORK)
     return manifest
 
 
-def _recipe(vectors: Path | None, options: dict[str, Any]) -> Recipe:
+def _recipe(out: Place, vectors: Path | None, options: dict[str, Any]) -> Recipe:
+    check_writable(out)
     recipe = Recipe(**options)
     return recipe if vectors is None else replace(recipe, vectors_sha256=file_sha256(vectors))
 
 
 @contextmanager
 def _planned(
-    catalogue: Path,
-    out: Path,
+    catalogue: Place,
+    out: Place,
     recipe: Recipe,
     vectors: Path | None,
     before: Before,
-    work: Path,
+    work: Place,
     part: tuple[int, int] | None = None,
 ) -> Iterator[Plan]:
     """Find out what is to do and lay it out below `work`, which goes in the end; a part's own stays, empty, as a mark.
@@ -138,9 +145,8 @@ def _planned(
     recipe = replace(recipe, vocabulary_sha256=words_sha256(words))
     try:
         if part is None:
-            shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=work, ignore_cleanup_errors=True) as own:
+            remove_folder(work)
+        with _workspace(work) as own:
             save_words(words, Path(own, "vocabulary.txt"))
             jobs = lay_out(catalogue, out, recipe, chosen, Path(own), Path(own, "vocabulary.txt"), part or (0, 1))
             yield Plan(out, recipe, before, words, found, chosen.left_out, jobs)
@@ -154,11 +160,24 @@ def _planned(
         ) from None
     finally:
         if part is None:
-            shutil.rmtree(work, ignore_errors=True)
+            remove_folder(work)
+
+
+@contextmanager
+def _workspace(work: Place) -> Iterator[str]:
+    """A folder of this process's own below `work`; for a remote one it is here, and `work` is an empty file: a mark."""
+    if isinstance(work, Path):
+        work.mkdir(parents=True, exist_ok=True)
+    else:
+        with atomic_file(work):
+            pass
+    below = work if isinstance(work, Path) else None
+    with tempfile.TemporaryDirectory(dir=below, ignore_cleanup_errors=True) as own:
+        yield own
 
 
 def _words(
-    out: Path, counts: Counter[str], vectors: Path | None, before: Before
+    out: Place, counts: Counter[str], vectors: Path | None, before: Before
 ) -> tuple[list[str], dict[str, NDArray[np.float32]] | None]:
     """The vocabulary, and the vectors to save: a finished folder keeps its own, as ids of words must not move."""
     if not before.reports:
@@ -172,7 +191,7 @@ def _words(
     words = list(load_words(path))
     if words_sha256(words) != before.vocabulary_sha256:
         raise ValueError(f"{path}: not the vocabulary the shards were packed with; restore it, or pass --overwrite")
-    keep = vectors is None or (out / "vectors.npy").is_file()
+    keep = vectors is None or exists(out / "vectors.npy")
     return words, None if keep or vectors is None else read_vectors(vectors, set(words))
 
 
@@ -182,7 +201,7 @@ def _save_vocabulary(plan: Plan) -> None:
         save_words(plan.words, plan.out / "vocabulary.txt")
     path = plan.out / "vectors.npy"
     if not plan.recipe.vectors_sha256:
-        path.unlink(missing_ok=True)
+        remove(path)
     elif plan.found is not None:
         with atomic_file(path) as file:
             save_array(matrix_for(plan.words, plan.found), file)
@@ -251,7 +270,7 @@ def _finish(plan: Plan, reports: list[dict[str, Any]]) -> Manifest:
             "words": len(plan.words),
             "vocabulary_sha256": recipe.vocabulary_sha256,
             "vectors": vectors.name if recipe.vectors_sha256 else None,
-            "dim": int(np.load(vectors, mmap_mode="r").shape[1]) if recipe.vectors_sha256 else None,
+            "dim": int(load_array(vectors).shape[1]) if recipe.vectors_sha256 else None,
         },
         require=recipe.require,
         split_rule=RULE,
@@ -268,12 +287,12 @@ def _remove_old(plan: Plan, overwrite: bool) -> None:
     out = plan.out
     keep = {report["shard"]["file"] for report in plan.before.reports}
     keep |= {job.file for job in plan.jobs if finished(job)}
-    if overwrite and (out / FILE).is_file():  # without a manifest it is this pack itself, not finished yet
-        (out / FILE).unlink()
+    if overwrite and exists(out / FILE):  # without a manifest it is this pack itself, not finished yet
+        remove(out / FILE)
         keep = set()
     for path in (path for split in SPLITS for path in out.glob(f"{split}-*.tar")):
         if path.name not in keep:
             for old in (report_path(path), index_path(path), path):
-                old.unlink(missing_ok=True)
+                remove(old)
     for path in out.glob("*.tmp"):
-        path.unlink()
+        remove(path)

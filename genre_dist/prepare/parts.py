@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
+
+from genre_dist.storage import Place
 
 
 def parse_part(text: str, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
@@ -30,13 +31,13 @@ def _slurm_part(environment: Mapping[str, str]) -> tuple[int, int]:
     return place, count
 
 
-def marker(work: Path, part: tuple[int, int]) -> Path:
+def marker(work: Place, part: tuple[int, int]) -> Place:
     """Where a part works. The folder stays until the merge, which learns from it into how many parts was cut."""
     number, parts = part
     return work / f"{number % parts}-of-{parts}"
 
 
-def what_is_missing(out: Path, missing: list[int], total: int, work: Path) -> str:
+def what_is_missing(out: Place, missing: list[int], total: int, work: Place) -> str:
     """The merge's message: how many shards are not finished, by their numbers, and which commands make them."""
     cut = {int(path.name.partition("-of-")[2]) for path in work.glob("*-of-*")}
     ways = [

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,9 +20,13 @@ from genre_dist.genres import INDEX_OF_ID
 from genre_dist.prepare.members import sample
 from genre_dist.prepare.posters import Fit, square_jpeg
 from genre_dist.prepare.vocabulary import encode, load_words, tokenise
+from genre_dist.storage import Place, exists, has_size, is_remote, read_bytes, remove
 from genre_dist.stream import tar
 from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, index_path, save_array
 from genre_dist.stream.manifest import Shard
+
+READ_AHEAD = 16
+"""Posters asked for at a time, where the catalogue is remote."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +61,10 @@ class Recipe:
 class Job:
     """One shard to be packed: its films lie in `films`, a file of JSON lines in the order of the shard."""
 
-    out: Path
+    out: Place
     file: str
     split: str
-    catalogue: Path
+    catalogue: Place
     films: Path
     films_sha256: str
     words: Path
@@ -66,7 +72,7 @@ class Job:
     recipe: Recipe
 
 
-def report_path(shard: Path) -> Path:
+def report_path(shard: Place) -> Place:
     """The shard's report, written last: a shard without one is not finished."""
     return shard.with_suffix(".report.json")
 
@@ -81,16 +87,15 @@ def finished(job: Job) -> dict[str, Any] | None:
     """The report of a shard that is already packed from the same films in the same way, else None."""
     path = job.out / job.file
     report = read_report(path)
-    if report is None or report["key"] != recipe_key(job) or not index_path(path).is_file():
+    if report is None or report["key"] != recipe_key(job) or not exists(index_path(path)):
         return None
-    whole = path.is_file() and path.stat().st_size == report["shard"]["bytes"]
-    return without_problems(report) if whole else None
+    return without_problems(report) if has_size(path, report["shard"]["bytes"]) else None
 
 
-def read_report(shard: Path) -> dict[str, Any] | None:
+def read_report(shard: Place) -> dict[str, Any] | None:
     """A shard's report, None if it has none that can be read."""
     try:
-        return json.loads(report_path(shard).read_text())
+        return json.loads(read_bytes(report_path(shard)))
     except (FileNotFoundError, ValueError):
         return None
 
@@ -113,7 +118,7 @@ def pack_shard(job: Job) -> dict[str, Any]:
     """
     cv2.setNumThreads(0)  # a shard is the work of one core; threads for a single poster would only wait for each other
     path = job.out / job.file
-    report_path(path).unlink(missing_ok=True)  # an older shard's must never stand beside the new tar
+    remove(report_path(path))  # an older shard's must never stand beside the new tar
     words = _load_words(job.words, job.recipe.vocabulary_sha256)
     records: list[tuple[int, int, int, int, int]] = []
     genres = [0] * len(INDEX_OF_ID)
@@ -122,8 +127,7 @@ def pack_shard(job: Job) -> dict[str, Any]:
     digest = hashlib.sha256()
     offset = 0
     with atomic_file(path) as file, open(job.films, encoding="utf-8") as films:
-        for film in map(json.loads, films):
-            poster, problem = _poster(film, job)
+        for film, poster, problem in _with_posters(map(json.loads, films), job):
             if problem:
                 problems.append({"tmdb_id": film["tmdb_id"], "problem": problem})
                 if "poster" in job.recipe.require:
@@ -171,14 +175,41 @@ def _shard(job: Job, index: NDArray[np.void], size: int, sha256: str) -> Shard:
     )
 
 
-def _poster(film: dict[str, Any], job: Job) -> tuple[bytes | None, str | None]:
-    """The film's poster as a JPEG of the shards' shape, or what is wrong with it; (None, None) if it has none."""
-    if film["poster"] is None:
-        return None, None
-    path = poster_file(job.catalogue, film["tmdb_id"])
-    try:
-        return square_jpeg(path.read_bytes(), job.recipe.size, job.recipe.fit, job.recipe.quality), None
-    except FileNotFoundError:
-        return None, f"{path} is missing"
-    except ValueError as error:
-        return None, f"{path}: {error}"
+def _with_posters(
+    films: Iterable[dict[str, Any]], job: Job
+) -> Iterator[tuple[dict[str, Any], bytes | None, str | None]]:
+    """Each film with its poster as a JPEG of the shards' shape, or what is wrong with it; both None without one."""
+    for film, data in _with_files(films, job):
+        if film["poster"] is None:
+            yield film, None, None
+            continue
+        path = poster_file(job.catalogue, film["tmdb_id"])
+        if data is None:
+            yield film, None, f"{path} is missing"
+            continue
+        try:
+            yield film, square_jpeg(data, job.recipe.size, job.recipe.fit, job.recipe.quality), None
+        except ValueError as error:
+            yield film, None, f"{path}: {error}"
+
+
+def _with_files(films: Iterable[dict[str, Any]], job: Job) -> Iterator[tuple[dict[str, Any], bytes | None]]:
+    """Each film with the file of its poster, None if there is none; remote ones are asked for READ_AHEAD at a time."""
+
+    def read(film: dict[str, Any]) -> bytes | None:
+        try:
+            return None if film["poster"] is None else read_bytes(poster_file(job.catalogue, film["tmdb_id"]))
+        except FileNotFoundError:
+            return None
+
+    if not is_remote(job.catalogue):
+        yield from ((film, read(film)) for film in films)
+        return
+    coming: deque[tuple[dict[str, Any], Future[bytes | None]]] = deque()
+    with ThreadPoolExecutor(READ_AHEAD) as pool:
+        for film in films:
+            coming.append((film, pool.submit(read, film)))
+            if len(coming) > READ_AHEAD:
+                first, data = coming.popleft()
+                yield first, data.result()
+        yield from ((film, data.result()) for film, data in coming)

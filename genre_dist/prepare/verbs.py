@@ -16,8 +16,8 @@ def add_verbs(verbs: Verbs) -> None:
         "stay as they are, and so does the vocabulary. On several nodes: run every --part, at any time and in any "
         "order, then the same command with --merge.",
     )
-    verb.add_argument("--catalogue", type=Path, required=True)
-    verb.add_argument("--out", type=Path, required=True, help="the shards' folder")
+    verb.add_argument("--catalogue", required=True, help="its folder or URL (s3://, ...)")
+    verb.add_argument("--out", required=True, help="the shards' folder or URL")
     verb.add_argument("--vectors", type=Path, help="word vectors: GloVe or word2vec, .txt .bin .gz .zip, any width")
     verb.add_argument(
         "--require", default="poster,overview", help="leave out films that lack one of these; '' keeps all"
@@ -40,7 +40,7 @@ def add_verbs(verbs: Verbs) -> None:
     verb.set_defaults(run=_pack)
 
     verb = verbs.add_parser("inspect", help="print what is in a folder of shards")
-    verb.add_argument("shards", type=Path)
+    verb.add_argument("shards", help="their folder or URL")
     verb.add_argument("--verify", action="store_true", help="check every checksum and every sample")
     verb.set_defaults(run=_inspect)
 
@@ -50,9 +50,10 @@ def _pack(arguments: Namespace) -> None:
 
     from genre_dist.prepare.pack import merge_parts, pack, pack_part
     from genre_dist.prepare.parts import parse_part
+    from genre_dist.storage import exists, place
     from genre_dist.stream.manifest import FILE, load_manifest
 
-    catalogue, out = arguments.catalogue, arguments.out
+    catalogue, out = place(arguments.catalogue), place(arguments.out)
     options = {name: getattr(arguments, name) for name in ("vectors", "text", "size", "fit", "quality", "shard_size")}
     options["require"] = names(arguments.require)
     workers = arguments.workers or os.cpu_count() or 1
@@ -62,7 +63,7 @@ def _pack(arguments: Namespace) -> None:
         print(f"{out}: part {part[0]}/{part[1]} is finished, {shards:,} shards")
         print("next, when all parts are finished: the same command with --merge instead of --part")
         return
-    before = load_manifest(out) if (out / FILE).is_file() and not arguments.overwrite else None
+    before = load_manifest(out) if exists(out / FILE) and not arguments.overwrite else None
     if arguments.merge:
         manifest = merge_parts(catalogue, out, **options)
     else:

@@ -4,12 +4,12 @@ import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
+from genre_dist.storage import Place, read_bytes
 from genre_dist.stream.sample import UNKNOWN
 
 MOST_WORDS = 2_000_000
@@ -71,7 +71,7 @@ def words_sha256(words: list[str]) -> str:
     return hashlib.sha256(_lines(words)).hexdigest()
 
 
-def save_words(words: list[str], path: Path) -> None:
+def save_words(words: list[str], path: Place) -> None:
     """Write one word a line; a word's id is its line's number from 0."""
     with atomic_file(path) as file:
         file.write(_lines(words))
@@ -81,8 +81,10 @@ def _lines(words: list[str]) -> bytes:
     return "".join(f"{word}\n" for word in words).encode()
 
 
-def load_words(path: Path) -> dict[str, int]:
+def load_words(path: Place) -> dict[str, int]:
     """The ids of a vocabulary's words. Raises ValueError if the file is missing."""
-    if not path.is_file():
-        raise ValueError(f"{path}: the vocabulary is missing; pack the shards again")
-    return {word: number for number, word in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1])}
+    try:
+        text = read_bytes(path).decode()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: the vocabulary is missing; pack the shards again") from None
+    return {word: number for number, word in enumerate(text.split("\n")[:-1])}

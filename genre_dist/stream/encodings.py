@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.stream import tar
+from genre_dist.stream.cache import BlockCache
+from genre_dist.stream.found import Seconds
 from genre_dist.stream.index import SplitIndex, save_array
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.order import Rows
-from genre_dist.stream.reader import Batch, Seconds, ShardReader
+from genre_dist.stream.reader import Batch, ShardReader
 from genre_dist.stream.sample import read_members
 
 MEMBER = "encoding.npy"
@@ -104,12 +106,17 @@ Reader = ShardReader | EncodingReader
 
 
 def open_reader(
-    manifest: Manifest, split: str, wanted: tuple[str, ...], max_tokens: int, decode: bool = True
+    manifest: Manifest,
+    split: str,
+    wanted: tuple[str, ...],
+    max_tokens: int,
+    decode: bool = True,
+    cache: BlockCache | None = None,
 ) -> Reader:
     """The reader that a manifest's shards take."""
     if manifest.encoding is not None:
         return EncodingReader(manifest, split, wanted, max_tokens)
-    return ShardReader(manifest, split, wanted, max_tokens, decode)
+    return ShardReader(manifest, split, wanted, max_tokens, decode, cache)
 
 
 def encoded_sample(film: int, genre_ids: list[int], encoding: NDArray[np.float32], fault: str | None) -> bytes:

@@ -1,18 +1,17 @@
 """Making the index of a shard again from its tar, where it was lost or damaged."""
 
-import mmap
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
+from genre_dist.storage import Place, local_copy
 from genre_dist.stream.index import FLAGS, RECORD, index_path, save_array
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.sample import MEMBER_OF, load_tokens
-from genre_dist.stream.tar import Member, members, padded
+from genre_dist.stream.tar import Member, mapped, members, padded
 
 
 def index_shards(manifest: Manifest) -> int:
@@ -32,14 +31,11 @@ def index_shards(manifest: Manifest) -> int:
     return samples
 
 
-def index_tar(path: Path, words: int) -> NDArray[np.void]:
+def index_tar(path: Place, words: int) -> NDArray[np.void]:
     """The index of one tar, RECORD [samples]; only its headers and texts are read."""
-    with open(path, "rb") as file:
-        if not path.stat().st_size:
-            raise ValueError(f"{path}: the file is empty; fetch or pack it again")
-        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     try:
-        return np.array(list(_records(data, words)), RECORD)
+        with local_copy(path) as local:
+            return np.array(list(_records(mapped(local), words)), RECORD)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; fetch or pack it again") from None
 

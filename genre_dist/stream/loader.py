@@ -2,22 +2,22 @@
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.stream import ring
-from genre_dist.stream.encodings import Reader
+from genre_dist.stream.ahead import ReadAhead, in_turn
 from genre_dist.stream.order import EpochOrder, Rows, evaluation_batches
-from genre_dist.stream.reader import Batch
+from genre_dist.stream.ring import Batch, Reader
 
 if TYPE_CHECKING:  # the stream needs no torch
     from genre_dist.stream.device import DeviceFeed
 
 
-class TrainStream:
+class TrainStream(Generic[Batch]):
     """The training batches of one rank: for each step its micro-batches, from any position.
 
     A position is a number of steps since the start of training; epoch and step within it follow.
@@ -30,7 +30,7 @@ class TrainStream:
 
     def __init__(
         self,
-        reader: Reader,
+        reader: Reader[Batch],
         *,
         global_batch: int,
         micro_batch: int,
@@ -45,7 +45,7 @@ class TrainStream:
         feed: "DeviceFeed | None" = None,
     ) -> None:
         self.reader, self._feed = reader, feed
-        self._make = partial(
+        make = partial(
             EpochOrder,
             sizes=reader.index.sizes,
             global_batch=global_batch,
@@ -55,8 +55,9 @@ class TrainStream:
             by_length=by_length if reader.has_texts else 0.0,
             lengths=reader.lengths,
         )
-        self._current = self._make(epoch=0)
-        self.steps_per_epoch = self._current.steps
+        self.order = lru_cache(2)(lambda epoch: make(epoch=epoch))
+        """The order of an epoch."""
+        self.steps_per_epoch = self.order(0).steps
         if self.steps_per_epoch == 0:
             raise ValueError(_nothing_to_train_on(reader, global_batch))
         if global_batch % world:
@@ -102,7 +103,7 @@ class TrainStream:
 
     def identity(self) -> dict[str, Any]:
         """What decides which samples each step takes."""
-        order = self._current
+        order = self.order(0)
         return {
             "data_fingerprint": self.reader.manifest.fingerprint,
             "members": list(self.reader.wanted),
@@ -112,12 +113,6 @@ class TrainStream:
             "last_batch": order.last_batch,
             "by_length": order.by_length,
         }
-
-    def order(self, epoch: int) -> EpochOrder:
-        """The order of an epoch."""
-        if self._current.epoch != epoch:
-            self._current = self._make(epoch=epoch)
-        return self._current
 
     def step_ids(self, position: int) -> NDArray[np.int64]:
         """The film ids of a whole step over all ranks, int64 [up to global batch]."""
@@ -142,15 +137,17 @@ class TrainStream:
             micro.close()
 
     def _places(self, position: int) -> Iterator[Rows]:
+        ahead = ReadAhead(self.order, self.steps_per_epoch, position) if self.reader.index.is_remote else None
         while True:
             epoch, step = divmod(position, self.steps_per_epoch)
             order = self.order(epoch)
             for first, last in self._lanes:
-                yield order.rows(step, first, last)
+                rows = order.rows(step, first, last)
+                yield rows if ahead is None else rows._replace(soon=ahead.soon(position, first, last))
             position += 1
 
 
-def _nothing_to_train_on(reader: Reader, global_batch: int) -> str:
+def _nothing_to_train_on(reader: Reader[Batch], global_batch: int) -> str:
     folder, samples = reader.manifest.folder, reader.index.samples
     if samples == 0:
         return f"{folder}: no film of the train split has {' and '.join(reader.wanted)}; pack more films"
@@ -160,12 +157,12 @@ def _nothing_to_train_on(reader: Reader, global_batch: int) -> str:
     )
 
 
-def _finished(batch: Batch, feed: "DeviceFeed | None") -> Batch:
+def _finished(batch: Any, feed: "DeviceFeed | None") -> Any:
     return feed.finish(batch) if feed else batch
 
 
 def evaluation_stream(
-    reader: Reader,
+    reader: Reader[Batch],
     *,
     batch: int,
     world: int = 1,
@@ -179,6 +176,8 @@ def evaluation_stream(
     A batch is valid until the next one is asked for.
     """
     places = evaluation_batches(reader.index.sizes, world, rank, batch)
+    if reader.index.is_remote:
+        places = in_turn(places, batch)
     pin = feed.pin if feed else None
     with closing(ring.batches(reader, places, samples=batch, workers=workers, prefetch=prefetch, pin=pin)) as batches:
         for read in batches:

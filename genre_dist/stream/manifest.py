@@ -4,11 +4,12 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from genre_dist.atomic import atomic_file
 from genre_dist.genres import Genre
+from genre_dist.storage import Place, place, read_bytes
+from genre_dist.stream.index import FLAGS
 
 SCHEMA = 1
 FILE = "manifest.json"
@@ -31,6 +32,20 @@ class Shard:
     bytes: int
     sha256: str
 
+    @property
+    def index_file(self) -> str:
+        """Name of its index, beside it."""
+        return f"{self.file.removesuffix('.tar')}.index.npy"
+
+    @property
+    def identity(self) -> str:
+        """A name for its bytes, wherever they lie."""
+        return self.sha256
+
+    def mask(self, members: tuple[str, ...]) -> int:
+        """These members as bits of the index's `has`."""
+        return sum(FLAGS[member] for member in members)
+
     def count(self, members: tuple[str, ...]) -> int:
         """How many samples have all of these members. Raises ValueError for a member that films never have."""
         unknown = set(members) - {"poster", "overview"}
@@ -45,7 +60,7 @@ class Shard:
 class Manifest:
     """What `manifest.json` holds, and the folder it lies in."""
 
-    folder: Path
+    folder: Place
     genres: tuple[Genre, ...]
     """The labels, in the order of every logit and label list."""
     image: dict[str, Any]
@@ -101,20 +116,22 @@ def save_manifest(manifest: Manifest) -> None:
         json.dump(manifest.to_dict(), file, indent=1)
 
 
-def load_manifest(folder: Path | str) -> Manifest:
-    """Read the manifest of a folder of shards.
+def load_manifest(folder: Place | str) -> Manifest:
+    """Read the manifest of a folder of shards, which may lie behind a URL (https://, s3://, ...).
 
     Raises ValueError if there is none, saying how shards are made, or if another version of the schema wrote it.
     """
-    folder = Path(folder)
+    folder = place(folder)
     path = folder / FILE
-    if not path.is_file():
+    try:
+        written = read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"no shards in {folder} ({FILE} is missing). Make some:  genre-dist sample --films 2000 --out catalogue  "
             f"&&  genre-dist pack --catalogue catalogue --out {folder}   (or `genre-dist import` your own films first)"
-        )
+        ) from None
     try:
-        told = json.loads(path.read_text())
+        told = json.loads(written)
         schema = told.pop("schema")
         told.pop("format")
     except (ValueError, KeyError, AttributeError, TypeError) as error:

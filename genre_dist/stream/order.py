@@ -23,11 +23,23 @@ Int64 = NDArray[np.int64]
 _SHARDS, _OFFSET, _BLOCK, _TURNS = 1, 2, 3, 5  # which draw a hash is for; crops.py has 4
 
 
+class Soon(NamedTuple):
+    """Samples that are read soon after those of a batch: what to ask a remote shard for in time (ahead.py)."""
+
+    lanes: int
+    """Lanes of the batch."""
+    lane: Int64  # [n] lane of each sample of the batch, ascending
+    shard: Int64  # [m]
+    row: Int64  # [m]
+    of: Int64  # [m] the lane that will read it
+
+
 class Rows(NamedTuple):
     """Samples by place: shard number and row among the shard's selected samples, int64 [n] each."""
 
     shard: Int64
     row: Int64
+    soon: Soon | None = None
 
 
 def hash64(*parts: int | NDArray[np.generic]) -> NDArray[np.uint64]:
@@ -94,6 +106,19 @@ class EpochOrder:
         picked = turns[np.arange(len(turns)), turn]  # [lanes]
         has_one = step < length
         return self._locate((start + first + picked)[has_one])
+
+    def lanes_at(self, step: int, first_lane: int, last_lane: int) -> Int64:
+        """Those of the lanes that take a sample at a step, ascending."""
+        lanes = np.arange(first_lane, last_lane, dtype=np.int64)
+        return lanes[step < self._lanes(lanes)[1]]
+
+    def block_rows(self, step: int, lanes: Int64) -> tuple[Rows, Int64]:
+        """All samples of the block that begins at `step` in these lanes, in stored order, and the lane of each."""
+        start, length = self._lanes(lanes)  # [lanes]
+        places = step + np.arange(self.block, dtype=np.int64)  # [block]
+        there = places[None, :] < length[:, None]  # [lanes, block]
+        of = np.broadcast_to(lanes[:, None], there.shape)[there]
+        return self._locate((start[:, None] + places[None, :])[there]), of
 
     def _turns(self, first_lane: int, last_lane: int, first: int, start: Int64, size: Int64) -> NDArray[np.int32]:
         """The places of the block that begins at `first`, in the order in which each lane takes them: [lanes, block].

@@ -1,40 +1,26 @@
 """Samples from tars by place: one positioned read each, nothing kept but a few open files."""
 
-import os
-import resource
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from genre_dist.stream.cache import BlockCache
 from genre_dist.stream.decode import check_jpeg, decode_jpeg, decoder
+from genre_dist.stream.found import Copied, Found, Seconds, find
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.sample import PADDING, check_tokens, load_genres, read_members, read_tokens
 from genre_dist.stream.slots import Arrays, Room, arrays, slot_bytes
+from genre_dist.stream.source import source_of
 
 if TYPE_CHECKING:  # the stream needs no torch
     from torch import Tensor
-
-
-class Copied(Protocol):
-    """An event after which a copy is done; torch.cuda.Event is one."""
-
-    def synchronize(self) -> None: ...
-
-
-class Seconds(NamedTuple):
-    """Where the time for a batch went, summed over the processes that read it."""
-
-    read: float = 0.0
-    """Reading and parsing."""
-    decode: float = 0.0
-    idle: float = 0.0
-    """Waiting for a slot to fill: the readers are ahead of the trainer."""
 
 
 @dataclass
@@ -64,13 +50,6 @@ def part_of(batch: Batch, part: slice) -> Batch:
     return replace(batch, **arrays, faults=batch.faults if part.start == 0 else [], copied=None)
 
 
-class Found(NamedTuple):
-    """Samples looked up in the index: all that reading them takes."""
-
-    shard: NDArray[np.int64]  # [n]
-    record: NDArray[np.void]  # RECORD [n]
-
-
 class ShardReader:
     """Reads the samples of one split that have the wanted members.
 
@@ -79,11 +58,17 @@ class ShardReader:
     """
 
     def __init__(
-        self, manifest: Manifest, split: str, wanted: tuple[str, ...], max_tokens: int, decode: bool = True
+        self,
+        manifest: Manifest,
+        split: str,
+        wanted: tuple[str, ...],
+        max_tokens: int,
+        decode: bool = True,
+        cache: BlockCache | None = None,
     ) -> None:
-        """With decode=False batches carry the posters' JPEGs, for a device that decodes them."""
+        """With decode=False batches carry the JPEGs, for a device that decodes them. The cache is for remote shards."""
         self.manifest, self.split, self.wanted, self.max_tokens = manifest, split, wanted, max_tokens
-        self.decode = decode
+        self.decode, self.cache = decode, cache
         self.index = SplitIndex(manifest, split, wanted)
         self.has_images, self.has_texts = "poster" in wanted, "overview" in wanted
         if self.has_images:
@@ -91,11 +76,11 @@ class ShardReader:
         self._words = int(manifest.text["words"])
         self._genre_of_id = {genre.id: number for number, genre in enumerate(manifest.genres)}
         self._labels = lru_cache(maxsize=4096)(self._label_row)
-        self._open = lru_cache(_most_open_files())(_OpenFile)  # an evicted file is closed when its last read ends
+        self._source = source_of(self.index, cache)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to a worker as what it was made from: open files stay here."""
-        return ShardReader, (self.manifest, self.split, self.wanted, self.max_tokens, self.decode)
+        return ShardReader, (self.manifest, self.split, self.wanted, self.max_tokens, self.decode, self.cache)
 
     def room(self, samples: int) -> Room:
         """The room a batch of this many samples needs."""
@@ -112,7 +97,7 @@ class ShardReader:
 
     def find(self, rows: Rows) -> Found:
         """Look samples up in the index."""
-        return Found(rows.shard, self.index.records(rows))
+        return find(self.index, rows)
 
     def longest(self, found: Found) -> int:
         """Width of the tokens of a batch: its longest text, at least 1."""
@@ -126,10 +111,10 @@ class ShardReader:
         room = self.room(len(rows.row))
         filled = arrays(bytearray(slot_bytes(room)), 0, room, len(rows.row), self.longest(found))
         faults, seconds = self.fill(found, filled)
-        return self.batch(filled, faults, seconds)
+        return self.batch(filled, [faults], seconds)
 
-    def batch(self, filled: Arrays, faults: list[str], seconds: Seconds) -> Batch:
-        """Filled arrays as a batch, without those the model does not take."""
+    def batch(self, filled: Arrays, told: Sequence[list[str]], seconds: Seconds) -> Batch:
+        """Filled arrays as a batch, without those the model does not take; `told` are the faults of its parts."""
         return Batch(
             ids=filled.ids,
             labels=filled.labels,
@@ -137,7 +122,7 @@ class ShardReader:
             images=filled.images if self.has_images else None,
             tokens=filled.tokens if self.has_texts else None,
             lengths=filled.lengths if self.has_texts else None,
-            faults=faults,
+            faults=[fault for faults in told for fault in faults],
             seconds=seconds,
             jpeg_bytes=None if self.decode or not self.has_images else filled.jpeg_bytes,
         )
@@ -148,6 +133,7 @@ class ShardReader:
         shards, record = found.shard.tolist(), found.record
         out.ids[:] = record["id"]
         out.lengths[:], out.labels[:], out.weights[:], out.tokens[:] = 0, 0, 1, PADDING
+        self._source.prepare(found)
         films, offsets, sizes = (record[name].tolist() for name in ("id", "offset", "size"))
         posters: list[memoryview | None] = [None] * len(films)
         problems: dict[int, Exception] = {}
@@ -208,34 +194,14 @@ class ShardReader:
 
     def _piece(self, shard: int, offset: int, size: int) -> bytes:
         """A sample's piece of its tar."""
-        data = self._open(f"{self.manifest.folder}/{self.index.shards[shard].file}").read(size, offset)
+        data = self._source.read(shard, offset, size)
         if len(data) < size:
             raise ValueError(f"the file ends {size - len(data)} bytes early; it is truncated")
         return data
 
     def _describe(self, shard: int, film: int, offset: int, error: Exception) -> str:
         what = f"no member .{error.args[0]}" if isinstance(error, KeyError) else str(error)
-        return f"{self.manifest.folder / self.index.shards[shard].file}: film {film} at byte {offset}: {what}"
-
-
-def _most_open_files() -> int:
-    """Half of what the system lets a process open; a step reads from as many shards as it has lanes."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return min(4096, soft // 2)
-
-
-class _OpenFile:
-    """A file descriptor that closes itself; pread, so threads can share it."""
-
-    def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
-
-    def read(self, size: int, offset: int) -> bytes:
-        return os.pread(self._descriptor, size, offset)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
+        return f"{self.index.paths[shard]}: film {film} at byte {offset}: {what}"
 
 
 def _keep_jpeg(data: memoryview, out: NDArray[np.uint8]) -> int:

@@ -17,21 +17,63 @@ import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any, Generic, Protocol, TypeGuard, TypeVar
 
-from genre_dist.stream.encodings import EncodingReader, Reader
-from genre_dist.stream.order import Rows
-from genre_dist.stream.reader import Batch, Found, Seconds, ShardReader
-from genre_dist.stream.slots import Arrays, anonymous_file, arrays
+from genre_dist.stream.found import Copied, Found, Seconds
+from genre_dist.stream.index import Listing, SplitIndex
+from genre_dist.stream.order import Int64, Rows
+from genre_dist.stream.slots import Arrays, Room, anonymous_file, arrays
 from genre_dist.stream.worker import Done, Start, Task
 
 Pin = Callable[[mmap.mmap], Callable[[], None]]
 """Makes memory fit for copying to a device in the background; returns what undoes it."""
 
 
+class Held(Protocol):
+    """A batch in a slot."""
+
+    @property
+    def copied(self) -> Copied | None:
+        """Set by whoever copies the arrays in the background: the slot is needed until then."""
+
+
+Batch = TypeVar("Batch", bound=Held, covariant=True)
+
+
+class Reader(Protocol[Batch]):
+    """What reads samples by place."""
+
+    @property
+    def manifest(self) -> Listing: ...
+    @property
+    def index(self) -> SplitIndex: ...
+    @property
+    def wanted(self) -> tuple[str, ...]: ...
+    @property
+    def has_texts(self) -> bool: ...
+    def lengths(self, rows: Rows) -> Int64: ...
+    def read(self, rows: Rows) -> Batch: ...
+
+
+class SlotReader(Reader[Batch], Protocol[Batch]):
+    """What workers use: it can be pickled, and reads into slots. For encodings that would only cost time."""
+
+    def room(self, samples: int) -> Room: ...
+    def find(self, rows: Rows) -> Found: ...
+    def longest(self, found: Found) -> int: ...
+    def fill(self, found: Found, out: Arrays) -> tuple[Any, Seconds]: ...
+    def batch(self, filled: Arrays, told: Sequence[Any], seconds: Seconds) -> Batch:
+        """A filled slot as a batch; `told` is the first of what `fill` returned for each of its parts."""
+
+
+def _fills_slots(reader: Reader[Batch]) -> TypeGuard[SlotReader[Batch]]:
+    return hasattr(reader, "fill")
+
+
 def batches(
-    reader: Reader,
+    reader: Reader[Batch],
     places: Iterable[Rows],
     *,
     samples: int,
@@ -47,7 +89,7 @@ def batches(
 
     Raises ValueError for shards that cannot be read at all (a missing index), RuntimeError if a worker dies.
     """
-    if workers == 0 or isinstance(reader, EncodingReader):  # encodings are read faster than passed on
+    if workers == 0 or not _fills_slots(reader):
         yield from map(reader.read, places)
         return
     ring = Ring(reader, samples, hold + prefetch, workers, pin)
@@ -57,10 +99,12 @@ def batches(
         ring.close()
 
 
-class Ring:
+class Ring(Generic[Batch]):
     """Worker processes and the slots they fill."""
 
-    def __init__(self, reader: ShardReader, samples: int, slots: int, workers: int, pin: Pin | None = None) -> None:
+    def __init__(
+        self, reader: SlotReader[Batch], samples: int, slots: int, workers: int, pin: Pin | None = None
+    ) -> None:
         self.reader = reader
         self.held: deque[tuple[int, Batch]] = deque()
         self.room = reader.room(samples)
@@ -88,8 +132,8 @@ class Ring:
                 return
             self._wait_for(waiting)
             filling = waiting.popleft()
-            faults = [fault for first in sorted(filling.faults) for fault in filling.faults[first]]
-            batch = self.reader.batch(filling.arrays, faults, filling.seconds)
+            told = [filling.told[first] for first in sorted(filling.told)]
+            batch = self.reader.batch(filling.arrays, told, filling.seconds)
             self.held.append((filling.slot, batch))
             yield batch
 
@@ -106,16 +150,14 @@ class Ring:
         found = self.reader.find(rows)
         samples, longest = len(rows.row), self.reader.longest(found)
         filling = _Filling(slot, arrays(self.memory, slot, self.room, samples, longest))
-        workers = len(self.connections)
-        for number, connection in enumerate(self.connections):
-            first, last = number * samples // workers, (number + 1) * samples // workers
-            if last > first:
-                part = Found(found.shard[first:last], found.record[first:last])
-                try:
-                    connection.send(Task(slot, part, samples, first, longest))
-                except (BrokenPipeError, ConnectionResetError):
-                    self._report_death(connection)
-                filling.parts += 1
+        for connection, (first, part) in zip(self.connections, found.parts(len(self.connections)), strict=True):
+            if not len(part.shard):
+                continue
+            try:
+                connection.send(Task(slot, part, samples, first, longest))
+            except (BrokenPipeError, ConnectionResetError):
+                self._report_death(connection)
+            filling.parts += 1
         return filling
 
     def _wait_for(self, waiting: "deque[_Filling]") -> None:
@@ -132,7 +174,7 @@ class Ring:
                     raise done
                 filling = by_slot[done.slot]
                 filling.parts -= 1
-                filling.faults[done.first] = done.faults
+                filling.told[done.first] = done.told
                 filling.seconds = Seconds(*map(sum, zip(filling.seconds, done.seconds, strict=True)))
 
     def _report_death(self, connection: Connection) -> None:
@@ -168,7 +210,7 @@ class _Filling:
     def __init__(self, slot: int, filled: Arrays) -> None:
         self.slot, self.arrays = slot, filled
         self.parts = 0
-        self.faults: dict[int, list[str]] = {}  # by the sample a part begins with: in order, whoever is done first
+        self.told: dict[int, Any] = {}  # by the sample a part begins with: in order, whoever is done first
         self.seconds = Seconds()
 
 

@@ -4,9 +4,11 @@ Only what a shard needs: regular files, with names and sizes from USTAR, from PA
 one for every member) or from GNU long names. See POSIX.1-2017, pax, "ustar Interchange Format".
 """
 
+import mmap
 import struct
 import tarfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 BLOCK = 512
@@ -69,6 +71,18 @@ def members(buffer: bytes | memoryview) -> Iterator[Member]:
         raise ValueError(f"the tar header at byte {position} is cut short")
 
 
+def mapped(path: Path) -> memoryview:
+    """A local tar's bytes, mapped. Raises ValueError if it is empty or compressed."""
+    with open(path, "rb") as file:
+        if not path.stat().st_size:
+            raise ValueError("the file is empty")
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    if bytes(data[:6]).startswith(_COMPRESSED):
+        raise ValueError("it is compressed; samples can only be found in plain tars, so decompress it first")
+    return data
+
+
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ")  # gzip, bzip2, zstd, xz
 _HEADER = struct.Struct("100s24x12s20xc100x6s82x155s12x")  # name, size, kind, magic, and the prefix of a long name
 
 

@@ -1,19 +1,26 @@
 """Console verbs of the stream: index, order. Each imports only what it needs."""
 
 from argparse import Namespace
-from pathlib import Path
 
 from genre_dist.options import Verbs, names
 
 
 def add_verbs(verbs: Verbs) -> None:
     """Add this room's verbs to the console command."""
-    verb = verbs.add_parser("index", help="make the index of packed shards again, where it was lost or damaged")
-    verb.add_argument("shards", type=Path)
+    verb = verbs.add_parser(
+        "index",
+        help="make the index of packed shards again, or list anyone's WebDataset tars",
+        description="For a folder of packed shards: make the index of every shard again, where it was lost or damaged. "
+        "For anyone's WebDataset tars (files, URLs, or folders of *.tar): index and list them, so that "
+        "genre_dist.stream can read their samples in its order; tars that are indexed already are left alone.",
+    )
+    verb.add_argument("shards", nargs="+", metavar="SHARDS_OR_TARS", help="a folder of packed shards, or tars")
+    verb.add_argument("--out", help="folder or URL for the listing of tars; by default the one folder that is named")
+    verb.add_argument("--workers", type=int, help="processes; all cores by default")
     verb.set_defaults(run=_index)
 
     verb = verbs.add_parser("order", help="print which films each training step takes: step<TAB>ids")
-    verb.add_argument("shards", type=Path)
+    verb.add_argument("shards", help="their folder or URL")
     verb.add_argument("--global_batch", type=int, required=True)
     verb.add_argument("--seed", type=int, default=0)
     verb.add_argument("--epoch", type=int, default=0)
@@ -29,11 +36,28 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _index(arguments: Namespace) -> None:
-    from genre_dist.stream.indexing import index_shards
-    from genre_dist.stream.manifest import load_manifest
+    import os
 
-    manifest = load_manifest(arguments.shards)
-    print(f"{arguments.shards}: {index_shards(manifest):,} samples of {len(manifest.shards)} shards indexed")
+    from genre_dist.storage import exists, place
+    from genre_dist.stream.foreign import find_tars, index_tars
+    from genre_dist.stream.indexing import index_shards
+    from genre_dist.stream.manifest import FILE, load_manifest
+
+    folder = place(arguments.shards[0])
+    if len(arguments.shards) == 1 and arguments.out is None and exists(folder / FILE):
+        manifest = load_manifest(folder)
+        print(f"{folder}: {index_shards(manifest):,} samples of {len(manifest.shards)} shards indexed")
+        return
+    tars = find_tars([place(named) for named in arguments.shards])
+    if arguments.out is None and tars[0] == folder:
+        raise ValueError("where is the listing of these tars to go? Name a folder with --out")
+    out = folder if arguments.out is None else place(arguments.out)
+    listing = index_tars(tars, out, arguments.workers or os.cpu_count() or 1)
+    samples = sum(tar.samples for tar in listing.tars)
+    print(f"{out}: {samples:,} samples of {len(listing.tars):,} tars listed in tars.json")
+    for name, count in sorted(listing.extensions.items(), key=lambda item: -item[1]):
+        print(f"  {count:,} with .{name}")
+    print("next: genre_dist.stream.TarReader reads them (shards/README.md)")
 
 
 def _order(arguments: Namespace) -> None:

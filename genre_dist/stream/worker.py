@@ -6,19 +6,23 @@ that a terminal or SLURM sends to the whole job: whether to go on is the trainer
 
 import gc
 import mmap
+import os
 import signal
+import threading
 import time
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from queue import SimpleQueue
+from typing import Any, NamedTuple
 
-from genre_dist.stream.reader import Found, Seconds, ShardReader
+from genre_dist.stream.found import Found, Seconds
 from genre_dist.stream.slots import Room, arrays, samples_of
 
 
 class Start(NamedTuple):
     """What a worker is told first."""
 
-    reader: ShardReader
+    reader: Any
+    """A `ring.Reader`."""
     room: Room
     memory: int
     """File descriptor of the slots."""
@@ -42,7 +46,8 @@ class Done(NamedTuple):
 
     slot: int
     first: int
-    faults: list[str]
+    told: Any
+    """What the reader's `fill` returned beside the time."""
     seconds: Seconds
 
 
@@ -51,21 +56,32 @@ def main(descriptor: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(descriptor)
+    tasks: SimpleQueue[Any] = SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, tasks), daemon=True).start()
     try:
-        start: Start = connection.recv()
+        start: Start = tasks.get()
         memory = mmap.mmap(start.memory, 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)  # no page faults later
         gc.freeze()  # what was imported lives as long as the process: no need to look at it again and again
         while True:
             waiting = time.perf_counter()
-            task: Task = connection.recv()
+            task: Task = tasks.get()
             idle = time.perf_counter() - waiting
             whole = arrays(memory, task.slot, start.room, task.samples, task.longest)
             part = slice(task.first, task.first + len(task.found.shard))
             try:
-                faults, seconds = start.reader.fill(task.found, samples_of(whole, part))
+                told, seconds = start.reader.fill(task.found, samples_of(whole, part))
             except ValueError as error:  # the user's to mend: told by the trainer, not here
                 connection.send(error)
                 return
-            connection.send(Done(task.slot, task.first, faults, seconds._replace(idle=idle)))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+            connection.send(Done(task.slot, task.first, told, seconds._replace(idle=idle)))
+    except (BrokenPipeError, ConnectionResetError):
         return  # the trainer is gone, or has closed the ring
+
+
+def _receive(connection: Connection, tasks: "SimpleQueue[Any]") -> None:
+    """Take in what the trainer sends, and leave when it is gone, whatever is still being read or sent."""
+    try:
+        while True:
+            tasks.put(connection.recv())
+    except (EOFError, ConnectionResetError):
+        os._exit(0)

@@ -22,6 +22,7 @@ from torch import nn
 from genre_dist.atomic import atomic_file
 from genre_dist.config import DataConfig, derive_batches
 from genre_dist.parallel.world import World, start_world, stop_world
+from genre_dist.stream.cache import block_cache
 from genre_dist.stream.device import device_feed
 from genre_dist.stream.encodings import Reader, open_reader
 from genre_dist.stream.index import SplitIndex
@@ -65,7 +66,8 @@ def evaluate(
     Raises ValueError if there is no such film, Stopped if `stop` says so on any rank.
     """
     feed = device_feed(world.device, data.decode if world.device.type == "cuda" else "auto")
-    reader = open_reader(manifest, split, members, data.max_tokens, decode=feed is None or not feed.decodes)
+    cache = block_cache(data.cache_dir, data.cache_gb)
+    reader = open_reader(manifest, split, members, data.max_tokens, feed is None or not feed.decodes, cache)
     if reader.index.samples == 0:
         raise ValueError(f"{manifest.folder}: no film of the {split} split has {' and '.join(members)}")
     began = time.monotonic()
@@ -142,7 +144,7 @@ def _all_ids(index: SplitIndex) -> NDArray[np.int64]:
     )
 
 
-def evaluate_run(run_folder: Path, split: str, shards: Path | None = None) -> None:
+def evaluate_run(run_folder: Path, split: str, shards: Path | str | None = None) -> None:
     """Evaluate a finished run on a split of its own (or other) shards, on all ranks that were started.
 
     A run whose thresholds were never fitted is evaluated on val first. Raises ValueError if the shards have other

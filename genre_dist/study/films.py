@@ -13,6 +13,7 @@ from genre_dist.genres import INDEX_OF_ID
 from genre_dist.prepare.choosing import COLUMNS, film_text
 from genre_dist.prepare.splits import split_of
 from genre_dist.prepare.vocabulary import load_words, tokenise
+from genre_dist.storage import opened
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import SPLITS, Manifest
 from genre_dist.stream.order import Rows
@@ -60,7 +61,7 @@ def packed_films(
         for number, size in enumerate(index.sizes):
             records = index.records(Rows(np.full(size, number), np.arange(size)))
             path = manifest.folder / index.shards[number].file
-            with open(path, "rb") as file:
+            with opened(path) as file:
                 for film, offset, length in zip(*(records[name].tolist() for name in _PLACE), strict=True):
                     try:
                         file.seek(offset)

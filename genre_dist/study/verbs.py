@@ -12,7 +12,7 @@ def add_verbs(verbs: Verbs) -> None:
     verb = verbs.add_parser("evaluate", help="evaluate a run on a split (under torchrun: on several ranks)")
     verb.add_argument("folder", metavar="RUN", type=Path)
     verb.add_argument("--split", choices=["train", "val", "test"], default="val")
-    verb.add_argument("--shards", type=Path, help="other shards than the run was trained on")
+    verb.add_argument("--shards", help="other shards than the run was trained on")
     verb.set_defaults(run=_evaluate)
 
     verb = verbs.add_parser(
@@ -41,7 +41,7 @@ def add_verbs(verbs: Verbs) -> None:
     )
     verb.add_argument("--split", choices=["train", "val", "test"], default="test")
     verb.add_argument("--out", type=Path, default=Path("report"), help="for index.html, comparison.md, comparison.json")
-    verb.add_argument("--shards", type=Path, help="where titles and posters are, if not where the runs had them")
+    verb.add_argument("--shards", help="where titles and posters are, if not where the runs had them")
     verb.add_argument("--resamples", type=int, default=2000, help="of the films, for the intervals")
     verb.add_argument("--films", type=int, default=6, help="largest wins and losses to show")
     verb.set_defaults(run=_compare)
@@ -64,7 +64,7 @@ def add_verbs(verbs: Verbs) -> None:
         "run is. One --kind goes into RUN itself, several (all by default) into a folder each below RUN; what is there "
         "already is left alone.",
     )
-    verb.add_argument("shards", metavar="SHARDS", type=Path)
+    verb.add_argument("shards", metavar="SHARDS")
     verb.add_argument("--out", metavar="RUN", type=Path, required=True, help="the run's folder, or the runs'")
     verb.add_argument("--kind", default="all", help=f"comma-separated: {', '.join(BASELINES)}; or all")
     verb.add_argument("--folders", action="store_true", help="a folder below RUN also for a single kind")

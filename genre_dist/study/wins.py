@@ -3,13 +3,13 @@
 import io
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from genre_dist.storage import Place, read_range
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import Rows
@@ -77,7 +77,7 @@ def _names(genres: list[str], chosen: NDArray[np.bool_]) -> list[str]:
     return [genre for genre, taken in zip(genres, chosen, strict=True) if taken]
 
 
-def show_films(shards: Path, split: str, films: Iterable[int]) -> dict[int, Shown]:
+def show_films(shards: Place | str, split: str, films: Iterable[int]) -> dict[int, Shown]:
     """Title, year and poster of films, as far as the shards have them. Raises ValueError if there are no shards."""
     manifest = load_manifest(shards)
     index, wanted = SplitIndex(manifest, split, ()), np.array(sorted(set(films)), np.int64)
@@ -85,9 +85,9 @@ def show_films(shards: Path, split: str, films: Iterable[int]) -> dict[int, Show
     for number, size in enumerate(index.sizes):
         records = index.records(Rows(np.full(size, number), np.arange(size)))
         for record in records[np.isin(records["id"], wanted)]:
-            with open(manifest.folder / index.shards[number].file, "rb") as file:
-                file.seek(int(record["offset"]))
-                members = read_members(file.read(int(record["size"])), int(record["id"]))
+            start, size_there = int(record["offset"]), index.shards[number].bytes
+            data = read_range(index.paths[number], start, start + int(record["size"]), size_there)
+            members = read_members(data, int(record["id"]))
             told = json.loads(bytes(members["json"]))
             squashed = manifest.image["fit"] == "squash"
             poster = _thumbnail(bytes(members["jpg"]), squashed) if "jpg" in members else None

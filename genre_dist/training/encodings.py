@@ -134,7 +134,7 @@ def _write(
     experiment: Experiment, reader: ShardReader, number: int, batches: Iterator[Batch], folder: Path, key: str
 ) -> Shard:
     """Encode one shard: tar, index, then its report, which makes it whole."""
-    source = reader.index.shards[number]
+    source = reader.manifest.shards_of(reader.split)[number]
     path, size = folder / source.file, reader.index.sizes[number]
     _report_path(path).unlink(missing_ok=True)
     digest = hashlib.sha256()

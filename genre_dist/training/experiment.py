@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -14,8 +13,10 @@ from genre_dist.config import Config, derive_batches
 from genre_dist.models.classifier import GenreClassifier, parameter_groups
 from genre_dist.parallel.strategy import Strategy, check_strategy, make_strategy
 from genre_dist.parallel.world import World
+from genre_dist.stream.cache import block_cache
 from genre_dist.stream.device import DeviceFeed, device_feed
 from genre_dist.stream.encodings import open_reader
+from genre_dist.stream.index import load_array
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.training.ema import Averaged
@@ -54,9 +55,9 @@ def open_stream(
     """The training batches of one rank."""
     data = config.data
     batches = derive_batches(data, world_size)
-    reader = open_reader(
-        manifest, "train", config.model.members, data.max_tokens, decode=feed is None or not feed.decodes
-    )
+    cache = block_cache(data.cache_dir, data.cache_gb)
+    decode = feed is None or not feed.decodes
+    reader = open_reader(manifest, "train", config.model.members, data.max_tokens, decode, cache)
     return TrainStream(
         reader,
         global_batch=data.global_batch,
@@ -82,7 +83,7 @@ def build_model(config: Config, manifest: Manifest, load_weights: bool = True) -
         len(manifest.genres),
         config.data.image_size,
         manifest.text["words"],
-        None if vectors is None else np.load(manifest.folder / vectors, allow_pickle=False),
+        None if vectors is None else load_array(manifest.folder / vectors),
         load_weights,
     )
 

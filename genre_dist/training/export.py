@@ -10,6 +10,7 @@ from torch import Tensor
 
 from genre_dist.atomic import atomic_file
 from genre_dist.configfile import load_config
+from genre_dist.storage import read_bytes
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.training.checkpoint import Saved, checkpoint_path, load_weights, newest_checkpoint, read_saved
 from genre_dist.training.saving import read_best
@@ -37,7 +38,7 @@ def save_model(run: Path, weights: dict[str, Tensor], manifest: Manifest, step: 
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial, metadata={"format": "pt"})
     partial.replace(run / WEIGHTS)
     with atomic_file(run / WORDS) as file:
-        file.write((manifest.folder / manifest.text["vocabulary"]).read_bytes())
+        file.write(read_bytes(manifest.folder / manifest.text["vocabulary"]))
     with atomic_file(run / FACTS, "w") as file:
         json.dump(model_facts(manifest, step), file, indent=1)
 

@@ -15,8 +15,9 @@ import numpy as np
 from genre_dist.config import Config
 from genre_dist.configfile import save_config
 from genre_dist.parallel.world import World
+from genre_dist.stream.found import Seconds
 from genre_dist.stream.order import hash64
-from genre_dist.stream.reader import Batch, Seconds
+from genre_dist.stream.reader import Batch
 from genre_dist.training.backoff import Backoff, may_split, planned_config
 from genre_dist.training.checkpoint import Saved, load_checkpoint, newest_checkpoint
 from genre_dist.training.determinism import deterministic

@@ -22,11 +22,12 @@ from genre_dist.acquire.catalogue import CatalogueWriter, read_rows
 from genre_dist.genres import INDEX_OF_ID
 from genre_dist.prepare.pack import pack
 from genre_dist.stream import ring
+from genre_dist.stream.found import Seconds
 from genre_dist.stream.index import RECORD, index_path
 from genre_dist.stream.loader import TrainStream, evaluation_stream
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import Rows, evaluation_batches
-from genre_dist.stream.reader import Batch, Seconds, ShardReader
+from genre_dist.stream.reader import Batch, ShardReader
 from genre_dist.stream.tar import members
 
 BOTH = ("poster", "overview")

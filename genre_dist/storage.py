@@ -1,0 +1,271 @@
+"""Files on this machine or behind fsspec: http(s), s3 and whatever else it knows, with patience and plain errors.
+
+A place is a `pathlib.Path` or, for a URL, a `UPath`, which has the same methods. Local files are never touched through
+fsspec. What is read from afar is read in ranges of bytes, each tried several times.
+"""
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any, TypeAlias, TypeVar
+
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from upath import UPath
+
+Place: TypeAlias = Path | UPath
+Result = TypeVar("Result")
+
+ATTEMPTS = 5
+BACKOFF_SECONDS = 0.5  # twice the mean of the first wait; it doubles with every attempt
+LONGEST_BACKOFF_SECONDS = 20.0
+CONNECT_SECONDS = 10
+SILENCE_SECONDS = 30
+"""Longest wait between two pieces of an answer."""
+ANSWER_SECONDS = 120
+"""Longest wait for a whole answer, of at most RANGE_BYTES."""
+RANGE_BYTES = 8 << 20
+
+
+def place(text: str | os.PathLike[str] | UPath) -> Place:
+    """A local path, or the URL's place. Raises ValueError for a kind of URL that cannot be used here."""
+    if isinstance(text, UPath | Path):
+        return text
+    text = os.fspath(text)
+    scheme, mark, rest = text.partition("://")
+    if not mark:
+        return Path(text)
+    if scheme == "file":
+        return Path(rest)
+    try:
+        return UPath(text, **_options(scheme))
+    except (ImportError, ValueError) as error:
+        hint = "; pip install 'genre_dist[s3]'" if scheme == "s3" else ""
+        raise ValueError(f"{text}: places such as {scheme}:// cannot be used here ({error}){hint}") from None
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    """Time-outs; and no repetition inside the client libraries, which would multiply with ours."""
+    if scheme in ("http", "https"):
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
+        return {"client_kwargs": {"timeout": timeout}}
+    if scheme in ("s3", "s3a"):
+        patience = {"connect_timeout": CONNECT_SECONDS, "read_timeout": SILENCE_SECONDS}
+        return {"config_kwargs": patience | {"retries": {"max_attempts": 0}}}
+    return {}
+
+
+def inside(folder: Place, file: str) -> Place:
+    """A file named relative to a folder, or by itself: an absolute path or a URL."""
+    return place(file) if "://" in file else folder / file
+
+
+def is_remote(path: Place) -> bool:
+    """Whether a place is behind fsspec."""
+    return not isinstance(path, Path)
+
+
+def read_bytes(path: Place) -> bytes:
+    """A whole file. Raises FileNotFoundError, or ValueError naming a remote file that cannot be had."""
+    if isinstance(path, Path):
+        return path.read_bytes()
+    return patiently(path, lambda: bytes(path.fs.cat_file(path.path)))
+
+
+def read_range(path: Place, start: int, end: int, size: int) -> bytes:
+    """Bytes start to end of a file of `size` bytes.
+
+    Raises FileNotFoundError; ValueError naming the file if the server has no range requests, if the file is shorter,
+    or if it cannot be had after ATTEMPTS attempts.
+    """
+    if isinstance(path, Path):
+        with open(path, "rb", buffering=0) as local:
+            return os.pread(local.fileno(), end - start, start)
+    edges = [*range(start, end, RANGE_BYTES), end]
+    return b"".join(patiently(path, partial(_range, path, first, last, size)) for first, last in pairwise(edges))
+
+
+def _range(path: UPath, start: int, end: int, size: int) -> bytes:
+    if path.protocol in ("http", "https"):  # its open() notices a server that answers with the whole file
+        with path.fs.open(path.path, size=size, cache_type="none") as file:
+            file.seek(start)
+            data = bytes(file.read(end - start))
+    else:
+        data = bytes(path.fs.cat_file(path.path, start=start, end=end))
+    if len(data) != end - start:
+        raise EOFError(f"{len(data):,} bytes came where {end - start:,} were asked for at byte {start:,}")
+    return data
+
+
+def file_size(path: Place) -> int:
+    """Bytes of a file. Raises FileNotFoundError, or ValueError naming a remote file that cannot be had."""
+    if isinstance(path, Path):
+        return path.stat().st_size
+    size = patiently(path, lambda: path.fs.info(path.path)["size"])
+    if size is None:
+        raise ValueError(f"{path}: the server does not tell the size of its files (no Content-Length)")
+    return int(size)
+
+
+def exists(path: Place) -> bool:
+    """Whether there is such a file."""
+    if isinstance(path, Path):
+        return path.is_file()
+    try:
+        file_size(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def has_size(path: Place, size: int) -> bool:
+    """Whether there is such a file, of so many bytes."""
+    try:
+        return file_size(path) == size
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def local_copy(path: Place) -> Iterator[Path]:
+    """The file itself if it is local, otherwise a copy that goes when the block ends."""
+    if isinstance(path, Path):
+        yield path
+        return
+    size = file_size(path)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, path.name)
+        with open(copy, "wb") as file:
+            for start in range(0, size, RANGE_BYTES):
+                file.write(read_range(path, start, min(start + RANGE_BYTES, size), size))
+        yield copy
+
+
+def opened(path: Place) -> IO[bytes]:
+    """A file to read and seek in; a remote one is read in blocks of RANGE_BYTES, each with patience."""
+    if isinstance(path, Path):
+        return open(path, "rb")
+    return io.BufferedReader(_Ranges(path), RANGE_BYTES)
+
+
+class _Ranges(io.RawIOBase):
+    """A remote file as Python's buffered reader wants it."""
+
+    def __init__(self, path: UPath) -> None:
+        self.path, self.size, self.position = path, file_size(path), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.position = offset + (0, self.position, self.size)[whence]
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self.position + len(buffer), self.size)
+        data = read_range(self.path, self.position, end, self.size) if end > self.position else b""
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+
+def upload(local: Path, path: Place) -> None:
+    """Put a finished local file at a remote place, where it appears whole or not at all.
+
+    Raises ValueError naming the place if that cannot be done.
+    """
+    assert not isinstance(path, Path)
+    check_writable(path)
+    patiently(path, lambda: path.fs.put_file(str(local), path.path))
+
+
+def check_writable(path: Place) -> None:
+    """Raises ValueError if nothing can be written there."""
+    if not isinstance(path, Path) and path.protocol in ("http", "https"):
+        raise ValueError(f"{path}: http(s) can only be read; write to a folder or to s3://")
+
+
+def remove(path: Place) -> None:
+    """Remove a file if it is there."""
+    if isinstance(path, Path):
+        path.unlink(missing_ok=True)
+        return
+    try:
+        patiently(path, lambda: path.fs.rm_file(path.path))
+    except FileNotFoundError:
+        return
+
+
+def remove_folder(path: Place) -> None:
+    """Remove a folder (or file) and all in it, if it is there."""
+    if isinstance(path, Path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    path.fs.invalidate_cache()
+    try:
+        patiently(path, lambda: path.fs.rm(path.path, recursive=True))
+    except FileNotFoundError:
+        return
+
+
+def patiently(path: UPath, work: Callable[[], Result]) -> Result:
+    """Do something with a remote file, again after a while where that may help."""
+    if hasattr(path.fs, "retries"):
+        path.fs.retries = 1  # s3fs repeats by itself, five times for each of our attempts
+    retrying = Retrying(
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_random_exponential(multiplier=BACKOFF_SECONDS, max=LONGEST_BACKOFF_SECONDS),
+        retry=retry_if_exception(_may_pass),
+        reraise=True,
+    )
+    try:
+        return retrying(work)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is not there") from None
+    except Exception as error:  # of the client libraries, which have no common kind
+        if _status(error) == 404:
+            raise FileNotFoundError(f"{path} is not there") from None
+        raise ValueError(f"{path}: {_plain(error)}") from None
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status behind an error of a client library."""
+    found = getattr(error, "status", None)
+    return found if isinstance(found, int) else None
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether another attempt may help: not where the file is missing, closed to us, or the request is wrong."""
+    if not isinstance(error, Exception) or isinstance(error, FileNotFoundError | PermissionError | TypeError):
+        return False
+    if isinstance(error, ValueError) or type(error).__name__ in ("NoCredentialsError", "ParamValidationError"):
+        return False
+    status = _status(error)
+    return status is None or status >= 500 or status in (408, 429)
+
+
+def _plain(error: Exception) -> str:
+    """What went wrong, in one line, and what to do."""
+    if "range requests" in str(error):
+        return (
+            "the server answers range requests with the whole file, so samples cannot be read one by one; use a server "
+            "that has them, or copy the folder here"
+        )
+    if _status(error) is not None:
+        what = f"the server answers {_status(error)}"
+    elif isinstance(error, TimeoutError):
+        what = "no answer in time"
+    else:
+        what = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    tried = f", after {ATTEMPTS} attempts" if _may_pass(error) else ""
+    return f"cannot be read or written ({what}{tried}); try again later, the same command goes on"

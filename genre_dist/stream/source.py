@@ -1,0 +1,128 @@
+"""Where the bytes of samples come from: tars on this machine, or remote ones read in long runs ahead of their use."""
+
+import os
+import resource
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from genre_dist.storage import Place, read_range
+from genre_dist.stream.cache import BlockCache
+from genre_dist.stream.found import Found
+from genre_dist.stream.index import SplitIndex
+
+CONNECTIONS = 16
+"""Requests at a time of one process."""
+LONGEST_RUN = 4 << 20
+"""Bytes asked for at once."""
+
+
+def source_of(index: SplitIndex, cache: BlockCache | None) -> "LocalTars | RemoteTars":
+    """What reads the shards of an index."""
+    return RemoteTars(index, cache) if index.is_remote else LocalTars(index.paths)
+
+
+class LocalTars:
+    """Tars on this machine: one positioned read a sample, nothing kept but a few open files."""
+
+    def __init__(self, paths: Sequence[Place]) -> None:
+        self._paths = [str(path) for path in paths]
+        self._open = lru_cache(_most_open_files())(_OpenFile)  # an evicted file is closed when its last read ends
+
+    def prepare(self, found: Found) -> None:
+        """Nothing is read ahead: the system's page cache does that."""
+
+    def read(self, shard: int, offset: int, size: int) -> bytes:
+        """A sample's bytes; fewer where the file ends early."""
+        return self._open(self._paths[shard]).read(size, offset)
+
+
+def _most_open_files() -> int:
+    """Half of what the system lets a process open; a step reads from as many shards as it has lanes."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(4096, soft // 2)
+
+
+class _OpenFile:
+    """A file descriptor that closes itself; pread, so threads can share it."""
+
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def read(self, size: int, offset: int) -> bytes:
+        return os.pread(self._descriptor, size, offset)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+
+class _Run(NamedTuple):
+    """Bytes of neighbouring samples, on their way or there."""
+
+    start: int
+    data: "Future[bytes]"
+
+
+class RemoteTars:
+    """Tars behind fsspec: runs of neighbouring samples are got before they are used, each sample's bytes once.
+
+    A run is let go with its last sample, so memory holds the blocks of the lanes being read and those read ahead.
+    """
+
+    def __init__(self, index: SplitIndex, cache: BlockCache | None) -> None:
+        self._shards, self._paths, self._cache = index.shards, index.paths, cache
+        self._pool = ThreadPoolExecutor(CONNECTIONS)
+        self._runs: dict[tuple[int, int], _Run] = {}  # by (shard, offset), for every sample not yet taken
+
+    def prepare(self, found: Found) -> None:
+        """Begin to get these samples, and those that are to be read ahead; return when these are there.
+
+        Raises ValueError naming a shard that cannot be had.
+        """
+        shards, records = found.shard, found.record
+        if found.ahead is not None:
+            shards, records = np.append(found.ahead.shard, shards), np.append(found.ahead.record, records)
+        for shard in np.unique(shards).tolist():
+            here = records[shards == shard]
+            places = dict(zip(here["offset"].tolist(), here["size"].tolist(), strict=True))
+            self._start(
+                shard, {start: size for start, size in sorted(places.items()) if (shard, start) not in self._runs}
+            )
+        for shard, offset in zip(found.shard.tolist(), found.record["offset"].tolist(), strict=True):
+            self._runs[shard, offset].data.result()
+
+    def _start(self, shard: int, places: dict[int, int]) -> None:
+        """Ask for samples of one shard, offset -> size, ascending: neighbours together, up to LONGEST_RUN bytes."""
+        run: list[int] = []
+        end = 0
+        for start, size in [*places.items(), (-1, 0)]:
+            if run and (start != end or end + size - run[0] > LONGEST_RUN):
+                asked = _Run(run[0], self._pool.submit(self._get, shard, run[0], end))
+                self._runs.update(((shard, offset), asked) for offset in run)
+                run = []
+            run.append(start)
+            end = start + size
+
+    def read(self, shard: int, offset: int, size: int) -> bytes:
+        """A sample's bytes; they are forgotten here."""
+        run = self._runs.pop((shard, offset))
+        return run.data.result()[offset - run.start : offset - run.start + size]
+
+    def _get(self, number: int, start: int, end: int) -> bytes:
+        shard, path = self._shards[number], self._paths[number]
+
+        def fetch(first: int, last: int) -> bytes:
+            return read_range(path, first, last, shard.bytes)
+
+        try:
+            if end > shard.bytes:
+                raise ValueError(f"{path}: the index names byte {end:,}, the manifest {shard.bytes:,} in all")
+            if self._cache is None:
+                return fetch(start, end)
+            return self._cache.read(shard.identity, start, end, shard.bytes, fetch)
+        except FileNotFoundError as error:
+            raise ValueError(f"{error}; the manifest names it") from None

@@ -1,0 +1,138 @@
+"""Packing from and to an object store, and training data from it: a real S3-compatible server on loopback."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from helpers import snapshot
+
+from genre_dist.cli import main
+from genre_dist.prepare import shard as shard_module
+from genre_dist.prepare.inspection import verify
+from genre_dist.prepare.pack import merge_parts, pack, pack_part
+from genre_dist.storage import place
+from genre_dist.stream import ShardReader, TarReader, TrainStream, evaluation_stream, load_manifest, load_tars
+
+OPTIONS = {"size": 72, "shard_size": 50}
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URL of an empty bucket of moto's server."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        store = fsspec.filesystem("s3", skip_instance_cache=True)
+        store.mkdir("films")
+        yield "s3://films"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def uploaded(bucket: str, sample_catalogue: Path) -> str:
+    """The sample's catalogue in the bucket."""
+    store = fsspec.filesystem("s3", skip_instance_cache=True)
+    store.put(f"{sample_catalogue}/", f"{bucket}/catalogue/", recursive=True)
+    return f"{bucket}/catalogue"
+
+
+def contents(url: str) -> dict[str, bytes]:
+    """Every file below a URL, by its path there."""
+    store = place(url).fs  # type: ignore[union-attr]
+    store.invalidate_cache()
+    root = place(url).path.strip("/")  # type: ignore[union-attr]
+    return {path.strip("/").removeprefix(f"{root}/"): store.cat_file(path) for path in store.find(root)}
+
+
+def test_a_pack_from_and_to_s3_has_the_bytes_of_a_local_one_and_trains_and_verifies(
+    uploaded: str, bucket: str, sample_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = f"{bucket}/shards"
+    assert main(["pack", "--catalogue", uploaded, "--out", out, "--size", "72", "--shard_size", "50"]) == 0
+    assert contents(out) == snapshot(sample_shards)
+    assert main(["inspect", out, "--verify"]) == 0
+    assert main(["order", out, "--global_batch", "8", "--steps", "0:3"]) == 0
+    printed = capsys.readouterr().out
+    assert main(["order", str(sample_shards), "--global_batch", "8", "--steps", "0:3"]) == 0
+    assert printed.endswith(capsys.readouterr().out)
+
+    def some_steps(folder: str | Path, workers: int) -> list[bytes]:
+        reader = ShardReader(load_manifest(folder), "train", ("poster", "overview"), 64)
+        stream = TrainStream(reader, global_batch=8, micro_batch=8, seed=0, workers=workers)
+        batches = stream.batches()
+        found = [next(batches)[0] for _ in range(1)]
+        data = [part.tobytes() for batch in found for part in (batch.ids, batch.images)]
+        batches.close()
+        return data
+
+    assert some_steps(out, workers=1) == some_steps(sample_shards, workers=0)
+
+
+def test_an_interrupted_pack_to_an_object_store_has_no_manifest_and_goes_on(
+    sample_catalogue: Path, sample_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = place("memory://interrupted/shards")
+    from genre_dist.prepare import pack as pack_module
+
+    packed: list[str] = []
+
+    def stop_at_the_third(job: shard_module.Job) -> dict[str, object]:
+        if len(packed) == 2:
+            raise KeyboardInterrupt
+        packed.append(job.file)
+        return shard_module.pack_shard(job)
+
+    monkeypatch.setattr(pack_module, "pack_shard", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        pack(sample_catalogue, out, **OPTIONS)
+    there = contents("memory://interrupted/shards")
+    assert "manifest.json" not in there
+    assert {name for name in there if name.endswith(".tar")} == set(packed)
+    monkeypatch.setattr(pack_module, "pack_shard", lambda job: packed.append(job.file) or shard_module.pack_shard(job))
+    pack(sample_catalogue, out, **OPTIONS)
+    assert len(packed) == len(set(packed)), "what was finished is left alone"
+    assert contents("memory://interrupted/shards") == snapshot(sample_shards)
+    assert verify(load_manifest(out)) == []
+
+
+def test_parts_merge_on_an_object_store(sample_catalogue: Path, sample_shards: Path) -> None:
+    out = place("memory://parts/shards")
+    pack_part(sample_catalogue, out, (0, 2), **OPTIONS)
+    with pytest.raises(ValueError, match=r"not finished.*--part 1/2"):
+        merge_parts(sample_catalogue, out, **OPTIONS)
+    pack_part(sample_catalogue, out, (1, 2), **OPTIONS)
+    merge_parts(sample_catalogue, out, **OPTIONS)
+    assert contents("memory://parts/shards") == snapshot(sample_shards)
+
+
+def test_an_index_is_made_again_on_an_object_store_and_foreign_tars_are_listed_there(
+    bucket: str, sample_shards: Path
+) -> None:
+    store = fsspec.filesystem("s3", skip_instance_cache=True)
+    store.put(f"{sample_shards}/", f"{bucket}/again/", recursive=True)
+    index = f"{bucket}/again/train-000000.index.npy"
+    store.rm_file(index)
+    assert main(["index", f"{bucket}/again"]) == 0
+    store.invalidate_cache()
+    assert store.cat_file(index) == (sample_shards / "train-000000.index.npy").read_bytes()
+    store.rm_file(f"{bucket}/again/manifest.json")
+    place(bucket).fs.invalidate_cache()  # type: ignore[union-attr]
+    assert main(["index", f"{bucket}/again", "--workers", "1"]) == 0
+    tars = load_tars(f"{bucket}/again")
+    found = list(evaluation_stream(TarReader(tars, ("jpg",)), batch=100, workers=0))
+    ids = np.concatenate([batch.ids.copy() for batch in found])
+    assert len(ids) == sum(shard.samples for shard in load_manifest(sample_shards).shards)
+
+
+def test_a_web_server_cannot_be_packed_to(sample_catalogue: Path) -> None:
+    with pytest.raises(ValueError, match=r"can only be read; write to a folder or to s3"):
+        pack(sample_catalogue, place("http://127.0.0.1:9/shards"), overwrite=True, **OPTIONS)
