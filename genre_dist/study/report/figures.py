@@ -20,7 +20,7 @@ WORDS = 12  # of a film, the most telling
 
 
 def overlay(picture: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """A poster [size, size, 3] under a map of heat [any, any] from 0 to 1: grey where nothing counts, warm where much."""
+    """A poster [size, size, 3] under heat [any, any] from 0 to 1: grey where nothing counts, warm where much."""
     size = picture.shape[0]
     warm = cv2.applyColorMap((255 * cv2.resize(heat, (size, size))).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
     grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)

@@ -128,7 +128,7 @@ def _signed(row: dict[str, Any], sign: int) -> dict[str, Any]:
 
 
 def _standings(told: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Per measure every model's figure with its interval on the films all share, best first; at 0.5 also the study's."""
+    """Per measure every model's figure with its interval on the films all share, best first; at 0.5 the study's too."""
     found = {}
     for measure in FORESTS:
         rows = [_standing(row, measure) for row in _models(told) if row["on_shared_films"][measure] is not None]
