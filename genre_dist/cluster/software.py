@@ -34,7 +34,7 @@ def check_cuda() -> Finding:
         cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
         return Finding("CUDA", "ok", ", ".join(f"{card.name} ({card.total_memory / 2**30:.0f} GiB)" for card in cards))
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not Path("/dev/nvidia0").exists() and not os.environ.get("SLURM_JOB_GPUS"):
+    if not Path("/dev/nvidia0").exists() and not int(os.environ.get("SLURM_GPUS_ON_NODE") or 0):
         return Finding("CUDA", "note", "no GPU here: training runs on the CPU", "fine for a try; a GPU for real runs")
     if torch.version.cuda is None:
         fix = "this torch is built without CUDA: install the build for your driver's CUDA (pytorch.org, Get started)"

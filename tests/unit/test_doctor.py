@@ -111,7 +111,7 @@ def test_a_slurm_job(variables: dict[str, str], status: str, named: str) -> None
 
 
 def test_a_gpu_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_GPUS", "0")
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "1")
     monkeypatch.setattr(software.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(software.torch.version, "cuda", None)
     finding = software.check_cuda()
