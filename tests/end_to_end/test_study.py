@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from helpers import Processes, losses, step_reached, until
+from helpers import Processes, checkpoints, losses, step_reached, until
 
 from genre_dist.study.baselines import FILE as BASELINE
 
@@ -21,7 +21,8 @@ SMALLER = (
     *("overrides.model.text.hidden=8", "overrides.model.text.embedding_dim=8"),
     *("overrides.model.poster.arch=helpers:tiny_network", "overrides.checkpoint.every_steps=2"),
     *("overrides.train.epochs=1", "overrides.train.log_every_steps=1", "stages.text.overrides.train.epochs=3"),
-    *("stages.end_to_end.processes=2", "stages.end_to_end.overrides.train={epochs: 25, eval_every_steps: 1000}"),
+    *("stages.end_to_end.processes=2", "stages.end_to_end.overrides.train={epochs: 14, eval_every_steps: 1000}"),
+    "stages.end_to_end.overrides.checkpoint.every_steps=1000",
 )
 pytestmark = pytest.mark.timeout(900)  # five trainings and three starts
 STAGES = ("text", "poster", "combined_frozen", "end_to_end_warm", "end_to_end")
@@ -41,13 +42,18 @@ def command(folder: Path) -> list[str]:
     return [*study, "--set", *shards, *SMALLER]
 
 
+def saved(run: Path) -> bool:
+    """Whether there is a whole checkpoint before the end."""
+    return any(re.fullmatch(r"step-\d+", name) for name in checkpoints(run))
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("study")
     out, said = folder / "out", []
     with Processes(folder / "log0") as study:
         (child,) = [study.start(command(folder))]
-        until(lambda: step_reached(out / "text-seed0", 4) or child.poll() is not None, 300, "the text stage")
+        until(lambda: saved(out / "text-seed0") or child.poll() is not None, 300, "the text stage")
         assert child.poll() is None, study.output()
         study.kill()  # SIGKILL for the study and its stage
         said.append(study.output())
