@@ -59,7 +59,7 @@ def _table(plan: Plan) -> Table:
         f"{gb(plan.card)}; by precision and activation checkpointing",
         title_justify="left",
     )
-    table.add_column("strategy")
+    table.add_column("strategy", no_wrap=True, min_width=14)  # rich would cut it first
     for precision, kind in columns:
         table.add_column(f"{precision}\n{kind}", justify="right")
     for name, found in rows.items():

@@ -39,7 +39,9 @@ def _members(view: memoryview, film: int) -> dict[str, memoryview]:
     return parts
 
 
-_HEAD = struct.Struct("100s24x11sx20x1s100x8s80x1s166x")  # name, size, kind, magic, and whether there is a prefix
+_HEAD = struct.Struct(
+    "100s24x11s1s20x1s100x8s80x1s166x"
+)  # name, size and its end, kind, magic, whether there is a prefix
 _EXTENSION = {b"json": "json", b"jpg": "jpg", b"tokens.npy": "tokens.npy"}
 
 
@@ -48,8 +50,8 @@ def _plain_members(view: memoryview, film: int) -> dict[str, memoryview] | None:
     key, parts, position, end = b"%d." % film, {}, 0, len(view)
     try:
         while position < end:
-            name, digits, kind, magic, prefix = _HEAD.unpack_from(view, position)
-            if kind != b"0" or magic != b"ustar\x0000" or prefix != b"\0" or not name.startswith(key):
+            name, digits, ended, kind, magic, prefix = _HEAD.unpack_from(view, position)
+            if ended != b"\0" or kind != b"0" or magic != b"ustar\x0000" or prefix != b"\0" or not name.startswith(key):
                 return None
             start, size = position + 512, int(digits, 8)
             if size < 0 or start + size > end:

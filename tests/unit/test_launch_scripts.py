@@ -61,7 +61,7 @@ def test_the_clusters_particulars_are_read_without_a_word_by_a_strict_shell() ->
 def test_readmes_commands_are_those_that_tests_run() -> None:
     """Each is run, on small data, by the test named here. On GPUs they have not been run."""
     text = (ROOT / "README.md").read_text()
-    section = text[text.index("## From one GPU to a cluster") : text.index("## Configuration")]
+    section = text.partition("## From one GPU to a cluster")[2].partition("\n## ")[0]
     commands = [line.partition("#")[0].strip() for line in re.findall(r"^    (.+)$", section, re.M)]
     doctor, launchers, slurm = "unit/test_doctor.py", "distributed/test_launchers.py", "slurm/test_jobs.py"
     run_by = {  # how the command begins -> the test, and a word of it
