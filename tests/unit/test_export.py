@@ -63,7 +63,7 @@ def test_an_unfinished_run_gives_its_newest_checkpoint(
     run: Path, unfinished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = export(unfinished, tmp_path / "out")
-    # its last checkpoint is that of the end; fitted thresholds, by which genres are named, come with a finished run only
+    # its last checkpoint is that of the end; thresholds, by which genres are named, come with a finished run only
     assert predictions(out, capsys).replace("  named", "") == predictions(run, capsys).replace("  named", "")
     for name in ("model.json", "vocabulary.txt"):
         assert (out / name).read_bytes() == (run / name).read_bytes()
