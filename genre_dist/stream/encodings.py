@@ -7,7 +7,6 @@ blanks and the reason in its .json.
 
 import io
 import json
-import os
 import time
 from functools import lru_cache
 
@@ -22,6 +21,7 @@ from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import Batch, ShardReader
 from genre_dist.stream.sample import read_members
+from genre_dist.stream.source import OpenFile
 
 MEMBER = "encoding.npy"
 
@@ -36,7 +36,7 @@ class EncodingReader:
         self.has_images, self.has_texts = False, "overview" in wanted
         self._width = int(manifest.encoding["size"])
         self._genre_of_id = {genre.id: number for number, genre in enumerate(manifest.genres)}
-        self._open = lru_cache(256)(_OpenFile)
+        self._open = lru_cache(256)(OpenFile)
 
     def lengths(self, rows: Rows) -> NDArray[np.int64]:
         """Lengths of the texts the encodings were made from, int64 [n]."""
@@ -86,20 +86,6 @@ class EncodingReader:
         else:
             for genre in told["genre_ids"]:
                 batch.labels[number, self._genre_of_id[genre]] = 1
-
-
-class _OpenFile:
-    """A file descriptor that closes itself."""
-
-    def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
-
-    def read(self, size: int, offset: int) -> bytes:
-        return os.pread(self._descriptor, size, offset)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
 
 
 Reader = ShardReader | EncodingReader

@@ -30,7 +30,7 @@ class LocalTars:
 
     def __init__(self, paths: Sequence[Place]) -> None:
         self._paths = [str(path) for path in paths]
-        self._open = lru_cache(_most_open_files())(_OpenFile)  # an evicted file is closed when its last read ends
+        self._open = lru_cache(_most_open_files())(OpenFile)  # an evicted file is closed when its last read ends
 
     def prepare(self, found: Found) -> None:
         """Nothing is read ahead: the system's page cache does that."""
@@ -46,7 +46,7 @@ def _most_open_files() -> int:
     return min(4096, soft // 2)
 
 
-class _OpenFile:
+class OpenFile:
     """A file descriptor that closes itself; pread, so threads can share it."""
 
     def __init__(self, path: str) -> None:
