@@ -63,7 +63,7 @@ class Sharded:
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def trained_changed(self) -> None:
-        raise NotImplementedError("check_strategy refuses a model that unfreezes")
+        raise AssertionError("check_strategy refuses a model that unfreezes")
 
     def sync_buffers(self) -> None:
         average_buffers(self.model, self.world)

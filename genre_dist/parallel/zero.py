@@ -63,7 +63,7 @@ class Zero:
         return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self.world.device)
 
     def trained_changed(self) -> None:
-        raise NotImplementedError("check_strategy refuses a model that unfreezes")
+        raise AssertionError("check_strategy refuses a model that unfreezes")
 
     def sync_buffers(self) -> None:
         average_buffers(self.model, self.world)

@@ -55,6 +55,7 @@ def _table(plan: Plan) -> Table:
         rows.setdefault(name, {})[option.setting.precision, option.setting.checkpointing] = option
     ranks = "rank" if plan.ranks == 1 else "ranks"
     table = Table(
+        padding=0,  # eighty columns have to do
         title=f"largest micro-batch (GB of the card) for {plan.share} samples a rank, {plan.ranks} {ranks} of "
         f"{gb(plan.card)}; by precision and activation checkpointing",
         title_justify="left",
