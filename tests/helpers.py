@@ -118,6 +118,8 @@ class Processes:
         inherited = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         paths = [str(TESTS), inherited.get("PYTHONPATH", "")]
         extra = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths)), "WANDB_MODE": "offline"}
+        # torchrun and deepspeed are found where the tests' own Python is, whether or not its environment is activated
+        extra["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]])
         with open(self.log / f"{len(self.children)}.log", "wb") as file:
             child = subprocess.Popen(
                 command, stdout=file, stderr=file, env=inherited | extra | environment, start_new_session=True
