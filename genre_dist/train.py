@@ -9,12 +9,13 @@ continued. torchrun itself ends with 1 instead of any of these; under it the cod
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from genre_dist.config import Config, derive_batches
 from genre_dist.configfile import parse_config
-from genre_dist.parallel.launcher import note_exit_code, settle, settled
+from genre_dist.parallel.launcher import note_exit_code, restarted, settle, settled
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     try:
         parsed = parse_config(sys.argv[1:] if argv is None else argv)
-        return dry_run(parsed.config) if parsed.dry_run else train(parsed.config)
+        config = parsed.config
+        if restarted():  # what this launch has trained so far is not the earlier run that was to go
+            config = replace(config, run=replace(config.run, overwrite=False))
+        return dry_run(config) if parsed.dry_run else train(config)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         if isinstance(error, ValueError):  # another attempt may read and write what this one could not, but no more

@@ -16,6 +16,11 @@ def launched_by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def restarted() -> bool:
+    """Whether torchrun has started this group before, in the same launch."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
 def settled() -> int | None:
     """The exit code that this launch ended with for good, if it did; such a run is not to be tried again.
 

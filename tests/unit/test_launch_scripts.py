@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from helpers import TESTS
@@ -50,6 +51,82 @@ def test_what_is_missing_is_named() -> None:
     assert "project's folder" in refused("launch/slurm/train.sbatch", "runs/x", CLUSTER="nowhere")
     assert "--array=0-15" in refused("launch/slurm/pack.sbatch")
     assert "a name" in refused("launch/slurm/study.sbatch")
+
+
+FAKES = {  # what the job script calls, in a few lines each
+    "python": "exit 0",
+    "scontrol": """case "$*" in
+        "show hostnames"*) echo n1 ;;
+        "show node"*) echo "NodeAddr=127.0.0.1 NodeHostName=n1" ;;
+        requeue*) echo queued >>"$NOTED" ;;
+    esac""",
+    "srun": """echo "$*" >>"$NOTED"
+    [ -z "$CHECKPOINT" ] || { mkdir -p "$RUN/checkpoints/$CHECKPOINT" && touch "$RUN/checkpoints/$CHECKPOINT/COMPLETE"; }
+    [ -z "$SAYS" ] || { mkdir -p "$RUN" && echo "$SAYS" >"$RUN/exit_code" && exit 1; }
+    kill -USR1 "$PPID"  # the limit draws near while ranks still start: the signal ends them before they can say a word
+    exec sleep 20""",
+}
+
+
+class Job:
+    """launch/slurm/train.sbatch, start after start, with made-up commands around it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.run, self.starts = folder, folder / "run", 0
+        for name, body in FAKES.items():
+            (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+            (folder / name).chmod(0o755)
+        (folder / "cluster.sh").write_text("CONTAINER=()\n")
+
+    def start(self, says: str = "", checkpoint: str = "") -> tuple[bool, str]:
+        """A start whose ranks leave this exit code and this checkpoint; whether it is queued again, and its output."""
+        noted = self.folder / "noted"
+        noted.unlink(missing_ok=True)
+        slurm = {
+            "SLURM_JOB_ID": "7",
+            "SLURM_JOB_NODELIST": "n1",
+            "SLURM_JOB_NUM_NODES": "1",
+            "SLURM_CPUS_PER_TASK": "1",
+        }
+        slurm |= {"SLURM_RESTART_COUNT": str(self.starts)} if self.starts else {}
+        own = {"CLUSTER": str(self.folder / "cluster.sh"), "NOTED": str(noted), "SAYS": says, "CHECKPOINT": checkpoint}
+        path = {"PATH": f"{self.folder}:{os.environ['PATH']}", "RUN": str(self.run)}
+        command = ["bash", "launch/slurm/train.sbatch", str(self.run), "--run.overwrite", "true"]
+        done = subprocess.run(command, env=slurm | own | path, cwd=ROOT, text=True, capture_output=True, timeout=60)
+        self.starts += 1
+        self.noted = noted.read_text()
+        queued = self.noted.endswith("queued\n")
+        assert done.returncode == (0 if queued else int(says or 75)), done.stderr
+        return queued, done.stdout
+
+
+@pytest.mark.parametrize("says", ["", "75"])
+def test_a_job_that_never_gets_to_a_checkpoint_is_not_queued_for_ever(says: str, tmp_path: Path) -> None:
+    """Whether its ranks were still starting at the limit or said that they were asked to stop."""
+    job = Job(tmp_path)
+    assert [job.start(says)[0] for _ in range(2)] == [True, True]
+    queued, told = job.start(says)
+    assert not queued
+    assert f"3 starts in a row ended at their limit without a newer checkpoint in {job.run}/checkpoints" in told
+    assert "--signal=B:USR1@600" in told
+    job.starts = 0  # submitted again
+    assert job.start(says)[0]
+
+
+def test_a_checkpoint_makes_the_starts_before_it_forgotten(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    told = [job.start("75", name)[0] for name in ("", "", "step-00000500", "step-00000500", "", "step-00001000", "")]
+    assert told == [True] * 7
+    assert [job.start("75")[0] for _ in range(2)] == [True, False]
+
+
+def test_a_start_that_finished_or_failed_is_not_queued_and_a_later_start_deletes_nothing(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    assert job.start("75", "step-00000500")[0]
+    assert job.noted.splitlines()[0].endswith("--run.overwrite true")  # the run that was there before
+    for code in ("0", "2"):
+        assert not job.start(code)[0]
+        assert job.noted.strip().endswith("--run.overwrite false")
 
 
 def test_the_clusters_particulars_are_read_without_a_word_by_a_strict_shell() -> None:

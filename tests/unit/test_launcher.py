@@ -84,3 +84,16 @@ def test_a_disk_that_fails_may_work_in_the_next_attempt(
     attempt(tmp_path / "launch", 1, 0, monkeypatch)
     assert main(arguments) == 0
     assert (run / EXIT_CODE).read_text() == "0\n"
+
+
+@pytest.mark.parametrize(("restarts", "deletes"), [("0", True), ("1", False)])
+def test_a_restarted_group_does_not_delete_what_it_has_trained(
+    restarts: str, deletes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--run.overwrite true` means the run that was there before the launch."""
+    attempt(tmp_path / "launch", int(restarts), 0, monkeypatch)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+    seen: list[bool] = []
+    monkeypatch.setattr("genre_dist.train.train", lambda config: seen.append(config.run.overwrite) or 0)
+    assert main(options(tmp_path, tmp_path / "run", "--run.overwrite", "true")) == 0
+    assert seen == [deletes]
