@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from genre_dist.stream import ring
 from genre_dist.stream.ahead import ReadAhead, in_turn
-from genre_dist.stream.order import EpochOrder, Rows, evaluation_batches
+from genre_dist.stream.order import VERSION, EpochOrder, Rows, evaluation_batches
 from genre_dist.stream.ring import Batch, Reader
 
 if TYPE_CHECKING:  # the stream needs no torch
@@ -105,6 +105,7 @@ class TrainStream(Generic[Batch]):
         """What decides which samples each step takes."""
         order = self.order(0)
         return {
+            "order_version": VERSION,
             "data_fingerprint": self.reader.manifest.fingerprint,
             "members": list(self.reader.wanted),
             "seed": order.seed,

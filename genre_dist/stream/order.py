@@ -1,7 +1,7 @@
 """Which sample each step trains on: a pure function of (shard sizes, seed, epoch, step).
 
-Per epoch the shards are permuted and laid end to end, the sequence is turned by a random offset and cut into G equal
-*lanes*, G being the global batch. Step t takes one sample of every lane: the t-th, after a permutation inside small
+Per epoch every shard is turned by a random offset, the shards are permuted and laid end to end, the sequence is turned
+as well and cut into G equal *lanes*, G being the global batch. Step t takes one sample of every lane: the t-th, after a permutation inside small
 blocks of the lane. Nothing depends on ranks, workers or micro-batches: rank r of W owns lanes rG/W to (r+1)G/W, so it
 reads a contiguous piece of the sequence, and any step is found at the same cost as any other.
 
@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 
 Int64 = NDArray[np.int64]
 
-_SHARDS, _OFFSET, _BLOCK, _TURNS = 1, 2, 3, 5  # which draw a hash is for; crops.py has 4
+VERSION = 2
+"""Goes up whenever the same numbers give another order: a run is never continued in an order it was not begun in."""
+
+_SHARDS, _OFFSET, _BLOCK, _TURNS, _WITHIN = 1, 2, 3, 5, 6  # which draw a hash is for; crops.py has 4
 
 
 class Soon(NamedTuple):
@@ -113,7 +116,7 @@ class EpochOrder:
         return lanes[step < self._lanes(lanes)[1]]
 
     def block_rows(self, step: int, lanes: Int64) -> tuple[Rows, Int64]:
-        """All samples of the block that begins at `step` in these lanes, in stored order, and the lane of each."""
+        """All samples of the block that begins at `step` in these lanes, as they follow each other in the sequence, and their lanes."""
         start, length = self._lanes(lanes)  # [lanes]
         places = step + np.arange(self.block, dtype=np.int64)  # [block]
         there = places[None, :] < length[:, None]  # [lanes, block]
@@ -172,12 +175,18 @@ class EpochOrder:
         return start, (lanes + 1) * self.samples // self.global_batch - start
 
     def _locate(self, positions: Int64) -> Rows:
-        """Places of the epoch's sequence -> shards and rows."""
+        """Places of the epoch's sequence -> shards and rows.
+
+        Were shards not turned, blocks would begin at the same rows of them epoch after epoch wherever their size and
+        the length of a lane are in a simple ratio, and what is in a block would meet again.
+        """
         offset = int(hash64(self.seed, self.epoch, _OFFSET)[0] % np.uint64(self.samples))
         turned = (positions + offset) % self.samples
         slot = np.searchsorted(self._ends, turned, side="right")
         shard = self._shards[slot]
-        return Rows(shard, turned - self._ends[slot] + self._sizes[shard])
+        size = self._sizes[shard]
+        within = (hash64(self.seed, self.epoch, _WITHIN, shard) % size.view(np.uint64)).astype(np.int64)
+        return Rows(shard, (turned - self._ends[slot] + within) % size)
 
     @cached_property
     def _kept(self) -> dict[tuple[int, int], tuple[int, NDArray[np.int32]]]:

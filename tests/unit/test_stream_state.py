@@ -64,3 +64,12 @@ def test_the_state_of_another_order_is_refused(sample_shards: Path) -> None:
     state = make_stream(sample_shards, seed=6).state_dict()
     with pytest.raises(ValueError, match="seed=6, this stream has 5"):
         make_stream(sample_shards).load_state_dict(state)
+
+
+def test_a_state_of_a_version_that_took_samples_in_another_order_is_refused(sample_shards: Path) -> None:
+    stream = make_stream(sample_shards)
+    state = stream.state_dict()
+    with pytest.raises(ValueError, match=f"order_version=1, this stream has {state['order_version']}"):
+        stream.load_state_dict(state | {"order_version": 1})
+    with pytest.raises(ValueError, match="order_version=None"):  # what states had before they told it
+        stream.load_state_dict({key: state[key] for key in state.keys() - {"order_version"}})
