@@ -1,9 +1,9 @@
 """Which sample each step trains on: a pure function of (shard sizes, seed, epoch, step).
 
 Per epoch every shard is turned by a random offset, the shards are permuted and laid end to end, the sequence is turned
-as well and cut into G equal *lanes*, G being the global batch. Step t takes one sample of every lane: the t-th, after a permutation inside small
-blocks of the lane. Nothing depends on ranks, workers or micro-batches: rank r of W owns lanes rG/W to (r+1)G/W, so it
-reads a contiguous piece of the sequence, and any step is found at the same cost as any other.
+as well and cut into G equal *lanes*, G being the global batch. Step t takes one sample of every lane: the t-th, after a
+permutation inside small blocks of the lane. Nothing depends on ranks, workers or micro-batches: rank r of W owns lanes
+rG/W to (r+1)G/W, so it reads a contiguous piece of the sequence, and any step is found at the same cost as any other.
 
 Randomness is splitmix64 (Steele, Lea, Flood 2014, https://doi.org/10.1145/2660193.2660195) of the numbers that identify
 a draw, so an order never changes with a library's version and nothing has to be saved but (epoch, step).
@@ -116,7 +116,7 @@ class EpochOrder:
         return lanes[step < self._lanes(lanes)[1]]
 
     def block_rows(self, step: int, lanes: Int64) -> tuple[Rows, Int64]:
-        """All samples of the block that begins at `step` in these lanes, as they follow each other in the sequence, and their lanes."""
+        """All samples of the block that begins at `step` in these lanes, in the order of the sequence, and their lanes."""
         start, length = self._lanes(lanes)  # [lanes]
         places = step + np.arange(self.block, dtype=np.int64)  # [block]
         there = places[None, :] < length[:, None]  # [lanes, block]
