@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from genre_dist.parallel.deepspeed_config import REDUCE_BUCKET
 from genre_dist.planner.trace import Trace
 
 Strategy = Literal["single", "ddp", "fsdp", "zero1", "zero2", "zero3"]
@@ -22,9 +23,8 @@ WORKSPACE_BYTES = int(0.25e9)
 """Assumed: scratch memory of convolutions and matrix products, inside of torch's allocator."""
 FRAGMENTATION = 0.06
 """Assumed: memory that torch's allocator holds beside what is in use, as a share of it."""
-ZERO_BUCKET_BYTES = 4 * 500_000_000
-"""DeepSpeed's buffer of gradients on their way, ZeRO-1 and 2: its default reduce_bucket_size, taken whole for any
-model; a smaller one can be set in parallel.deepspeed_config."""
+ZERO_BUCKET_BYTES = 4 * REDUCE_BUCKET
+"""DeepSpeed's buffer of gradients on their way, taken whole for any model, unless a JSON file says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,8 @@ class Setting:
     """Optimizer states on the CPU (ZeRO)."""
     accumulates: bool = False
     """Several micro-batches a step: gradients stay between them."""
+    bucket: int = ZERO_BUCKET_BYTES
+    """ZeRO's buffer of gradients on their way, in bytes."""
 
 
 def static_bytes(sizes: Sizes, setting: Setting) -> dict[str, float]:
@@ -72,7 +74,7 @@ def static_bytes(sizes: Sizes, setting: Setting) -> dict[str, float]:
     if setting.strategy.startswith("zero"):
         # DeepSpeed keeps an fp32 copy of its part of the weights beside them
         states += sizes.trained * spread
-        extra += ZERO_BUCKET_BYTES if setting.strategy != "zero3" else min(ZERO_BUCKET_BYTES, sizes.trained)
+        extra += setting.bucket
     if setting.offload:
         states = 0.0
     return {

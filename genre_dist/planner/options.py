@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import cast, get_args
 
 from genre_dist.config import Config, derive_batches
+from genre_dist.parallel.deepspeed_config import bucket_bytes
 from genre_dist.parallel.strategy import strategy_name
 from genre_dist.planner.memory import (
     Checkpointing,
@@ -86,7 +87,14 @@ def _settings(
     if "offload" in levers:
         ways += [("zero2", True)] if ranks == 1 else [("zero2", True), ("zero3", True)]
     for (strategy, offload), precision, kind in itertools.product(ways, precisions, kinds):
-        yield Setting(strategy=strategy, ranks=ranks, precision=precision, checkpointing=kind, offload=offload)
+        yield Setting(
+            strategy=strategy,
+            ranks=ranks,
+            precision=precision,
+            checkpointing=kind,
+            offload=offload,
+            bucket=bucket_bytes(config),
+        )
 
 
 def _option(planned: Planned, setting: Setting, share: int, card: int, accumulate: bool) -> Option:
@@ -131,6 +139,7 @@ def planned_micro_batch(config: Config, card: int, ranks: int, precision: str) -
         precision="bf16" if precision == "bf16" else "fp32",
         checkpointing=config.train.activation_checkpointing,
         offload=config.parallel.offload_optimizer,
+        bucket=bucket_bytes(config),
     )
     planned = plan_model(config, (setting.checkpointing,), tokens=config.data.max_tokens)
     found = largest_micro_batch(planned.traces, planned.sizes, setting, share, card)

@@ -6,6 +6,7 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.table import Table
 
+from genre_dist.parallel.deepspeed_config import bucket_bytes
 from genre_dist.planner import memory
 from genre_dist.planner.options import Option, Plan
 from genre_dist.planner.sizes import gb, mb
@@ -137,7 +138,7 @@ def to_json(plan: Plan, config_file: str) -> dict[str, Any]:
             "context_bytes": memory.CONTEXT_BYTES,
             "workspace_bytes": memory.WORKSPACE_BYTES,
             "fragmentation": memory.FRAGMENTATION,
-            "zero_bucket_bytes": memory.ZERO_BUCKET_BYTES,
+            "zero_bucket_bytes": bucket_bytes(plan.config),
             "recurrent_values": RECURRENT_VALUES,
         },
         "options": [asdict(option) for option in plan.options],

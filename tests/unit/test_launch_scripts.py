@@ -61,7 +61,8 @@ FAKES = {  # what the job script calls, in a few lines each
         requeue*) echo queued >>"$NOTED" ;;
     esac""",
     "srun": """echo "$*" >>"$NOTED"
-    [ -z "$CHECKPOINT" ] || { mkdir -p "$RUN/checkpoints/$CHECKPOINT" && touch "$RUN/checkpoints/$CHECKPOINT/COMPLETE"; }
+    saved=$RUN/checkpoints/$CHECKPOINT
+    [ -z "$CHECKPOINT" ] || { mkdir -p "$saved" && touch "$saved/COMPLETE"; }
     [ -z "$SAYS" ] || { mkdir -p "$RUN" && echo "$SAYS" >"$RUN/exit_code" && exit 1; }
     kill -USR1 "$PPID"  # the limit draws near while ranks still start: the signal ends them before they can say a word
     exec sleep 20""",

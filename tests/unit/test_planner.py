@@ -172,6 +172,13 @@ def test_offloading_takes_the_states_off_the_card() -> None:
     assert made_up("zero2", 4, offload=True)["optimizer"] == 0
 
 
+def test_deepspeeds_buffer_of_gradients_is_counted_as_it_is_configured() -> None:
+    for strategy in ("zero1", "zero2", "zero3"):
+        assert made_up(strategy, 4)["extra"] == 200e6
+        assert made_up(strategy, 4, bucket=7)["extra"] == 7
+    assert made_up("ddp", 4)["extra"] == 0
+
+
 # --- micro-batches
 
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from genre_dist.config import Config, DataConfig, ModelConfig, ParallelConfig, PosterConfig, derive_batches
 from genre_dist.models.classifier import GenreClassifier
-from genre_dist.parallel.deepspeed_config import OURS, engine_config
+from genre_dist.parallel.deepspeed_config import OURS, bucket_bytes, engine_config
 from genre_dist.parallel.sharded import units
 from genre_dist.parallel.strategy import check_strategy, strategy_name
 from genre_dist.parallel.tensors import divide
+from genre_dist.planner.memory import ZERO_BUCKET_BYTES
 from genre_dist.train import main
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "deepspeed").glob("*.json"))
@@ -127,6 +128,7 @@ def test_deepspeeds_configuration_follows_from_ours() -> None:
     assert settings["gradient_clipping"] == config.optim.clip_norm
     assert settings["zero_optimization"]["stage"] == 2
     assert "offload_optimizer" not in settings["zero_optimization"]
+    assert 4 * settings["zero_optimization"]["reduce_bucket_size"] == bucket_bytes(config) == ZERO_BUCKET_BYTES
     assert settings["torch_autocast"]["enabled"]
     assert "bf16" not in settings  # weights stay fp32
     fp32 = engine_config(config, derive_batches(config.data, 3), "fp32", pin_memory=False)
@@ -138,6 +140,7 @@ def test_a_file_is_laid_over_it(tmp_path: Path) -> None:
     config = parallel(strategy="zero3", offload_optimizer=True, deepspeed_config=str(tmp_path / "ds.json"))
     settings = engine_config(config, derive_batches(config.data, 1), "fp32", pin_memory=True)
     assert settings["zero_optimization"]["reduce_bucket_size"] == 7
+    assert bucket_bytes(config) == 28  # what the planner counts
     assert settings["zero_optimization"]["stage"] == 3
     assert settings["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
     assert settings["steps_per_print"] == 5
