@@ -7,6 +7,7 @@ Careful steps give up computing beside communicating, so several ranks take them
 single rank is always careful, it costs nothing there.
 """
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,7 @@ class Backoff:
         self.piece = max(n for n in range(1, self.piece // 2 + 1) if whole % n == 0)
         self.careful_steps = CAREFUL_STEPS
         if self.world.device.type == "cuda":
+            gc.collect()  # what failed may still hold on to its tensors
             torch.cuda.empty_cache()
         with atomic_file(self.folder / NOTE, "w") as file:
             file.write(str(self.piece))

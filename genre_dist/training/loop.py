@@ -20,6 +20,7 @@ from genre_dist.stream.order import hash64
 from genre_dist.stream.reader import Batch
 from genre_dist.training.backoff import Backoff, may_split, planned_config
 from genre_dist.training.checkpoint import Saved, load_checkpoint, newest_checkpoint
+from genre_dist.training.collecting import Collector
 from genre_dist.training.determinism import deterministic
 from genre_dist.training.early_stopping import why_stop
 from genre_dist.training.ema import evaluated
@@ -170,7 +171,7 @@ def _train(
     watch, meter, profiler = Watch(experiment, record), Meter(world.device), Profiler(config.train, folder, world)
     backoff = Backoff(experiment, folder)
     experiment.model.train()
-    with closing(stream.batches(start)) as batches, profiler.watching():
+    with closing(stream.batches(start)) as batches, profiler.watching(), Collector() as collector:
         for position in range(start, experiment.total_steps):
             asked = time.monotonic()
             micro_batches = next(batches)
@@ -197,6 +198,7 @@ def _train(
             _note_faults(folder, micro_batches)
             done = position + 1
             profiler.after_step(done)
+            collector.after_step(done)
             if done % config.tracking.ranks_every_steps == 0:
                 watch.ranks = gather_ranks(meter, world)
             reading = Seconds(*map(sum, zip(*(batch.seconds for batch in micro_batches), strict=True)))
@@ -204,7 +206,8 @@ def _train(
             last = done == experiment.total_steps
             if done % evaluate_every == 0 and not last and not stopping:
                 watch.flush()
-                stopping = not _validate(experiment, record, done, epoch, stop, saver, evaluate)
+                with collector.as_usual():
+                    stopping = not _validate(experiment, record, done, epoch, stop, saver, evaluate)
                 last = not stopping and _why_end(experiment, record) is not None
                 watch.restart_clock()
             if last or stopping or watch.save_asked or saver.due(done):
