@@ -1,8 +1,6 @@
 """Files that are whole or absent."""
 
 import os
-import platform
-import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +25,7 @@ def atomic_file(path: Place, mode: str = "wb", sync: bool = True) -> Iterator[IO
                 yield file
             upload(finished, path)
         return
-    token = f"{platform.node()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
+    token = f"{os.uname().nodename[:64]}-{os.getpid()}-{os.urandom(4).hex()}"
     temporary = path.with_name(f"{path.name}.{token}.tmp")
     try:
         with open(temporary, mode) as file:

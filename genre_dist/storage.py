@@ -1,7 +1,8 @@
 """Files on this machine or behind fsspec: http(s), s3 and whatever else it knows, with patience and plain errors.
 
 A place is a `pathlib.Path` or, for a URL, a `UPath`, which has the same methods. Local files are never touched through
-fsspec. What is read from afar is read in ranges of bytes, each tried several times.
+fsspec, which takes longer to import than a reader process to start: it is imported where the first URL is seen. What is
+read from afar is read in ranges of bytes, each tried several times.
 """
 
 import io
@@ -13,12 +14,12 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any, TypeAlias, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
-from upath import UPath
+if TYPE_CHECKING:
+    from upath import UPath
 
-Place: TypeAlias = Path | UPath
+Place: TypeAlias = Union[Path, "UPath"]
 Result = TypeVar("Result")
 
 ATTEMPTS = 5
@@ -32,16 +33,17 @@ ANSWER_SECONDS = 120
 RANGE_BYTES = 8 << 20
 
 
-def place(text: str | os.PathLike[str] | UPath) -> Place:
+def place(text: str | Place) -> Place:
     """A local path, or the URL's place. Raises ValueError for a kind of URL that cannot be used here."""
-    if isinstance(text, UPath | Path):
+    if not isinstance(text, str):
         return text
-    text = os.fspath(text)
     scheme, mark, rest = text.partition("://")
     if not mark:
         return Path(text)
     if scheme == "file":
         return Path(rest)
+    from upath import UPath
+
     try:
         return UPath(text, **_options(scheme))
     except (ImportError, ValueError) as error:
@@ -92,7 +94,7 @@ def read_range(path: Place, start: int, end: int, size: int) -> bytes:
     return b"".join(patiently(path, partial(_range, path, first, last, size)) for first, last in pairwise(edges))
 
 
-def _range(path: UPath, start: int, end: int, size: int) -> bytes:
+def _range(path: "UPath", start: int, end: int, size: int) -> bytes:
     if path.protocol in ("http", "https"):  # its open() notices a server that answers with the whole file
         with path.fs.open(path.path, size=size, cache_type="none") as file:
             file.seek(start)
@@ -158,7 +160,7 @@ def opened(path: Place) -> IO[bytes]:
 class _Ranges(io.RawIOBase):
     """A remote file as Python's buffered reader wants it."""
 
-    def __init__(self, path: UPath) -> None:
+    def __init__(self, path: "UPath") -> None:
         self.path, self.size, self.position = path, file_size(path), 0
 
     def readable(self) -> bool:
@@ -218,10 +220,12 @@ def remove_folder(path: Place) -> None:
         return
 
 
-def patiently(path: UPath, work: Callable[[], Result]) -> Result:
+def patiently(path: "UPath", work: Callable[[], Result]) -> Result:
     """Do something with a remote file, again after a while where that may help."""
     if hasattr(path.fs, "retries"):
         path.fs.retries = 1  # s3fs repeats by itself, five times for each of our attempts
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
     retrying = Retrying(
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_random_exponential(multiplier=BACKOFF_SECONDS, max=LONGEST_BACKOFF_SECONDS),

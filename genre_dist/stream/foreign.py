@@ -10,18 +10,15 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from itertools import groupby
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
-from genre_dist.progress import progress_bar
 from genre_dist.storage import Place, file_size, inside, is_remote, local_copy, place, read_bytes
 from genre_dist.stream.index import RECORD, save_array
 from genre_dist.stream.tar import mapped, members, padded
@@ -124,6 +121,8 @@ def index_tars(tars: Sequence[Place], out: Place, workers: int = 1) -> Tars:
 
     Raises ValueError naming the tar, and where it can the byte, for what is no tar, compressed, damaged, or no samples.
     """
+    from genre_dist.progress import progress_bar  # readers of tars, which import this module, show no progress
+
     jobs = [(path, _address(path, out), out) for path in tars]
     twice = [address for address, count in Counter(job[1] for job in jobs).items() if count > 1]
     if twice:
@@ -150,6 +149,9 @@ def _indexed(jobs: list[tuple[Place, str, Place]], workers: int) -> Iterator[Tar
     if workers <= 1 or len(jobs) <= 1:
         yield from (_index_one(*job) for job in jobs)
         return
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from multiprocessing import get_context
+
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         waiting = [pool.submit(_index_one, *job) for job in jobs]
         try:

@@ -5,7 +5,6 @@ It lies beside the shard as `<shard>.index.npy`, a plain NumPy array of `RECORD`
 
 import io
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -116,6 +115,8 @@ class SplitIndex:
         """Have the records of these shards at hand; remote ones come together, not one after the other."""
         missing = [number for number in numbers if number not in self._held]
         if is_remote(self.folder) and len(missing) > 1:
+            from concurrent.futures import ThreadPoolExecutor
+
             with ThreadPoolExecutor(16) as pool:
                 self._held.update(zip(missing, pool.map(self._read, missing), strict=True))
         for number in numbers:

@@ -116,7 +116,7 @@ class EpochOrder:
         return lanes[step < self._lanes(lanes)[1]]
 
     def block_rows(self, step: int, lanes: Int64) -> tuple[Rows, Int64]:
-        """All samples of the block that begins at `step` in these lanes, in the order of the sequence, and their lanes."""
+        """All samples of the block that begins at `step` in these lanes, lane by lane, and the lane of each."""
         start, length = self._lanes(lanes)  # [lanes]
         places = step + np.arange(self.block, dtype=np.int64)  # [block]
         there = places[None, :] < length[:, None]  # [lanes, block]

@@ -3,9 +3,8 @@
 import os
 import resource
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -13,6 +12,9 @@ from genre_dist.storage import Place, read_range
 from genre_dist.stream.cache import BlockCache
 from genre_dist.stream.found import Found
 from genre_dist.stream.index import SplitIndex
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 CONNECTIONS = 16
 """Requests at a time of one process."""
@@ -75,6 +77,8 @@ class RemoteTars:
 
     def __init__(self, index: SplitIndex, cache: BlockCache | None) -> None:
         self._shards, self._paths, self._cache = index.shards, index.paths, cache
+        from concurrent.futures import ThreadPoolExecutor  # readers of local tars start faster without
+
         self._pool = ThreadPoolExecutor(CONNECTIONS)
         self._runs: dict[tuple[int, int], _Run] = {}  # by (shard, offset), for every sample not yet taken
 

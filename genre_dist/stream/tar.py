@@ -6,7 +6,6 @@ one for every member) or from GNU long names. See POSIX.1-2017, pax, "ustar Inte
 
 import mmap
 import struct
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +31,8 @@ def padded(size: int) -> int:
 
 def header(name: str, size: int) -> bytes:
     """The 512-byte USTAR header of a regular file with mtime 0 and no owner, the same on every machine."""
+    import tarfile  # not for those who only read
+
     info = tarfile.TarInfo(name)
     info.size = size
     return info.tobuf(format=tarfile.USTAR_FORMAT)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from telling_reader import TellingReader
 
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import EpochOrder, Rows
@@ -61,6 +62,18 @@ def test_workers_give_the_bytes_that_reading_in_process_gives(
     with closing(batches(reader, places, samples=BATCH, workers=workers)) as stream:
         for rows, batch in zip(places, stream, strict=True):
             assert same(batch, reader.read(rows))
+
+
+def test_a_worker_on_local_shards_imports_only_what_it_reads_with(sample_shards: Path, places: list[Rows]) -> None:
+    """Every worker imports anew before the first batch: what it needs not is time to wait."""
+    reader = TellingReader(load_manifest(sample_shards), "train", ("poster", "overview"), 64)
+    with closing(batches(reader, places, samples=BATCH, workers=1)) as stream:
+        modules = set(next(stream).faults)
+    packages = {name.partition(".")[0] for name in modules} - set(sys.stdlib_module_names)
+    hooks = {name for name in packages if name.startswith("_")}  # of installed packages
+    assert packages - hooks <= {"genre_dist", "numpy", "simplejpeg", "cython_runtime", "telling_reader"}
+    assert not modules & {"asyncio", "concurrent.futures", "logging", "secrets", "tarfile"}
+    assert not {name for name in modules if name.startswith(("genre_dist.config", "genre_dist.progress"))}
 
 
 def test_more_workers_than_samples_is_no_fault(reader: ShardReader, places: list[Rows]) -> None:
