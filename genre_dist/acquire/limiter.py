@@ -1,4 +1,4 @@
-"""How fast a fetch may ask: one token bucket for all threads, and the server's own word on when to come back."""
+"""How fast a fetch may ask: one rate for all threads, and the server's own word on when to come back."""
 
 import threading
 import time
@@ -7,14 +7,19 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-# A second's requests are spread over a little more: the server counts when they arrive, not when they were
-# sent, and some take a few milliseconds longer than others.
-SPREAD_SECONDS = 1.025
+WINDOW_SECONDS = 1.005  # a little more than the second that the server counts: clocks differ
 CATCH_UP_SECONDS = 0.1  # how far behind its pace the limiter may fall and still make up for it
+LOOK_AGAIN_SECONDS = 0.01  # while as many requests as a second may have are still without an answer
 
 
 class Limiter:
-    """A token bucket for all threads: `rate` requests a second, evenly, and never more in any second; 0 for no limit.
+    """One rate for all threads: `rate` requests a second, evenly, and never more in any second; 0 for no limit.
+
+    The server counts when requests arrive, which is some time between sending and the answer's first bytes. So a
+    request counts from when it may be sent until a second after its answer, less the time of the fastest answer so
+    far, as no request has been under way for less. However long threads and packets are held up, the server then sees
+    no more than `rate` requests in a second, unless one outruns all before it by more than WINDOW_SECONDS allow; the
+    mean falls short of the rate by what answers take longer than the fastest one.
 
     A pause that the server asked for holds for everybody, with or without a rate.
     """
@@ -22,30 +27,57 @@ class Limiter:
     def __init__(
         self, rate: int, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], object] = time.sleep
     ) -> None:
-        self.clock, self.sleep = clock, sleep
-        self.interval = SPREAD_SECONDS / rate if rate else 0.0
-        self.last_second: deque[float] = deque(maxlen=rate)  # when the last `rate` tokens were given
-        self.next_token = self.paused_until = clock()
-        self._turn, self._pausing = threading.Lock(), threading.Lock()
+        self.clock, self.sleep, self.rate = clock, sleep, rate
+        self.interval = WINDOW_SECONDS / rate if rate else 0.0
+        self.next_turn = self.paused_until = clock()
+        self.turns = self.answers = 0
+        self.under_way: dict[int, float] = {}  # turn -> when it was given
+        self.answered_at: deque[float] = deque(maxlen=rate)  # the last `rate` answers, ascending
+        self.fastest = float("inf")  # seconds
+        self._turn, self._counting = threading.Lock(), threading.Lock()
 
-    def acquire(self) -> None:
-        """Return when the next request may be sent."""
+    def acquire(self) -> int:
+        """Return when the next request may be sent: the number of its turn, which `answered` wants."""
         with self._turn:
             while (wait := self._ready_at() - self.clock()) > 0:
                 self.sleep(wait)
             now = self.clock()
-            self.next_token = max(self.next_token, now - CATCH_UP_SECONDS) + self.interval
-            self.last_second.append(now)
+            self.next_turn = max(self.next_turn, now - CATCH_UP_SECONDS) + self.interval
+            self.turns += 1
+            if self.rate:
+                with self._counting:
+                    self.under_way[self.turns] = now
+            return self.turns
+
+    def answered(self, turn: int) -> None:
+        """Note that a request's answer has begun to arrive, or that it failed; only the first note of a turn counts."""
+        with self._counting:
+            sent_at = self.under_way.pop(turn, None)
+            if sent_at is not None:
+                now = self.clock()
+                self.answered_at.append(now)
+                self.answers += 1
+                self.fastest = min(self.fastest, now - sent_at)
 
     def _ready_at(self) -> float:
-        ready = max(self.next_token, self.paused_until) if self.interval else self.paused_until
-        if self.interval and len(self.last_second) == self.last_second.maxlen:
-            ready = max(ready, self.last_second[0] + SPREAD_SECONDS)
+        if not self.rate:
+            return self.paused_until
+        ready = max(self.next_turn, self.paused_until)
+        with self._counting:
+            room = self.rate - len(self.under_way)
+            if room <= 0:
+                return max(ready, self.clock() + LOOK_AGAIN_SECONDS)
+            if room <= len(self.answered_at):
+                ready = max(ready, self.answered_at[-room] + WINDOW_SECONDS - self._surely_under_way())
         return ready
+
+    def _surely_under_way(self) -> float:
+        """How long every request is under way; nothing is known before a second's requests are answered."""
+        return min(self.fastest, 1.0) if self.answers >= self.rate else 0.0
 
     def pause(self, seconds: float) -> None:
         """Let nobody ask for so long; of several pauses the one that ends last counts."""
-        with self._pausing:
+        with self._counting:
             self.paused_until = max(self.paused_until, self.clock() + seconds)
 
 

@@ -55,6 +55,8 @@ class Web:
         self.session = requests.Session()
         self.session.headers["User-Agent"] = USER_AGENT
         self.session.auth = _leave_alone
+        self.turns = threading.local()  # of each thread: the limiter's number of the request that it waits for
+        self.session.hooks["response"].append(self._answered)  # called at an answer's head, before its body
         for scheme in ("https://", "http://"):
             self.session.mount(scheme, HTTPAdapter(pool_maxsize=concurrency))
         # Its debug lines hold whole URLs, and so the key.
@@ -79,12 +81,17 @@ class Web:
     def _once(self, work: Callable[[], Result]) -> Result:
         if self.stopping.is_set():
             raise StoppedError
-        self.limiter.acquire()
+        self.turns.mine = self.limiter.acquire()
         try:
             return work()
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             plain = self._plain(error)
+        finally:
+            self._answered()
         raise plain  # outside the handler, so that the error with the URL is not its context
+
+    def _answered(self, *_: object, **__: object) -> None:
+        self.limiter.answered(self.turns.mine)
 
     def _plain(self, error: Exception) -> Exception:
         if isinstance(error, requests.HTTPError) and error.response is not None:
