@@ -84,14 +84,14 @@ class Zero:
             mine = owners[name] == self.world.rank
             with self._whole(parameter):
                 if mine:
-                    model[name] = parameter.detach().cpu().clone()
+                    model[name] = parameter.detach().to("cpu", copy=True)
             if parameter.requires_grad:
                 found = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
                 if mine:
-                    moments[name] = {key: value.cpu().clone() for key, value in found.items()}
+                    moments[name] = {key: value.to("cpu", copy=True) for key, value in found.items()}
                     moments[name]["step"] = torch.tensor(steps)
         if self.world.is_first:
-            model |= {name: buffer.detach().cpu().clone() for name, buffer in self.model.named_buffers()}
+            model |= {name: buffer.detach().to("cpu", copy=True) for name, buffer in self.model.named_buffers()}
         return {"model": model, "optimizer": moments}
 
     def blank_state(self) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class Zero:
         for name, parameter in self.model.named_parameters():
             with self._whole(parameter):
                 if self.world.is_first:
-                    weights[name] = parameter.detach().cpu().clone()
+                    weights[name] = parameter.detach().to("cpu", copy=True)
         return weights | {name: buffer.detach().cpu() for name, buffer in self.model.named_buffers()}
 
     def _set_part(self, parameter: nn.Parameter, whole: Tensor, key: str | None = None) -> None:

@@ -199,6 +199,8 @@ def _train(
             done = position + 1
             profiler.after_step(done)
             collector.after_step(done)
+            if position == start:
+                saver.prepare()  # the optimizer's states are there from now on
             if done % config.tracking.ranks_every_steps == 0:
                 watch.ranks = gather_ranks(meter, world)
             reading = Seconds(*map(sum, zip(*(batch.seconds for batch in micro_batches), strict=True)))

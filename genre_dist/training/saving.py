@@ -10,10 +10,9 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from genre_dist.atomic import atomic_file
 from genre_dist.config import CheckpointConfig
@@ -27,6 +26,7 @@ from genre_dist.training.checkpoint import (
     remove_old,
     write_checkpoint,
 )
+from genre_dist.training.staging import Staging
 
 BEST = "best.json"
 WAIT_AT_THE_END_SECONDS = 60.0
@@ -63,8 +63,7 @@ class Saver:
         self._best_step: int | None = None
         self._clock, self._last = clock, clock()
         self._group = dist.new_group(backend="gloo") if config.asynchronous and world.size > 1 else None
-        pinned = world.device.type == "cuda"
-        self._stager = DefaultStager(StagingOptions(pinned, False, False, pinned)) if config.asynchronous else None
+        self._staging = Staging(world.device) if config.asynchronous else None
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
 
@@ -77,6 +76,15 @@ class Saver:
         """Whether to save after this step: its number says so, or it is the best so far. Any rank at any time."""
         every = self.config.every_steps
         return self._best_step == step or (every is not None and step % every == 0)
+
+    def prepare(self) -> None:
+        """Make the room for copies, in the background: taken in the first save it would keep training waiting.
+
+        What is copied meanwhile may be of two steps at once; it is never written.
+        """
+        if self._staging is not None and self._thread is None:
+            self._thread = threading.Thread(target=self._staging.copy, args=(self.strategy.state_dict(),), daemon=True)
+            self._thread.start()
 
     def save(self, step: int) -> None:
         """Save what the strategy holds after `step`; returns when it is copied, or, not asynchronous, when it is whole.
@@ -93,15 +101,15 @@ class Saver:
             remove_leftovers(self.folder)
         token = self.world.broadcast(new_token() if self.world.is_first else None)
         state = self.strategy.state_dict()
-        if self._stager is not None:
-            state = cast(dict[str, Any], self._stager.stage(state))
+        if self._staging is not None:
+            state = self._staging.copy(state)
         self._thread = threading.Thread(target=self._write, args=(step, state, token), daemon=True)
         self._thread.start()
-        if self._stager is None:
+        if self._staging is None:
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the save under way, if any. Raises OSError on all ranks if it could not be written."""
+        """Wait for what is under way, if anything. Raises OSError on all ranks if a save could not be written."""
         if self._thread is None:
             return
         self._thread.join()
@@ -129,8 +137,8 @@ class Saver:
         """Let a save under way come to its end, if it does so soon. Any rank may call it at any time."""
         if self._thread is not None:
             self._thread.join(WAIT_AT_THE_END_SECONDS)
-        if self._stager is not None:
-            self._stager.close()
+        if self._staging is not None:
+            self._staging.close()
 
     def _has(self, step: int) -> bool:
         return self.world.any(self.world.is_first and is_whole(checkpoint_path(self.folder, step)))
@@ -141,7 +149,7 @@ class Saver:
             self._tidy(step)
         except Exception as error:  # whatever it is belongs to the training's thread
             self._error = error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}")
-            if self.world.is_first and self._stager is not None:  # it is raised only when the next one is due
+            if self.world.is_first and self._staging is not None:  # it is raised only when the next one is due
                 print(f"warning: {error}", file=sys.stderr, flush=True)
 
     def _tidy(self, step: int) -> None:

@@ -29,6 +29,7 @@ from genre_dist.training.checkpoint import (
     load_checkpoint,
     load_weights,
     newest_checkpoint,
+    read_saved,
     write_checkpoint,
 )
 from genre_dist.training.saving import Saver, read_best
@@ -300,6 +301,22 @@ def test_what_is_trained_while_a_checkpoint_is_written_is_not_in_it(
     assert saved is not None
     load_checkpoint(saved, strategy, ALONE)
     assert train(strategy, 3) == train(expected, 3)
+
+
+def test_room_made_in_advance_holds_nothing_of_that_moment(tmp_path: Path) -> None:
+    strategy = make_strategy()
+    train(strategy, 1)
+    saver = Saver(tmp_path, strategy, ALONE, CheckpointConfig(), FACTS)
+    saver.prepare()
+    train(strategy, 2)
+    for step in (3, 4):
+        saver.save(step)
+        expected = {name: tensor.clone() for name, tensor in strategy.model.state_dict().items()}
+        train(strategy, 1)
+        saver.wait()
+        weights = load_weights(read_saved(checkpoint_path(tmp_path, step)))
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
 
 
 def test_two_savers_of_one_step_leave_one_whole_checkpoint(tmp_path: Path) -> None:
