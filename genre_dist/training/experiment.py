@@ -21,7 +21,7 @@ from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.training.ema import Averaged
 from genre_dist.training.freezing import thaw_all_that_ever_trains
-from genre_dist.training.levers import adamw, compile_note, pull_levers
+from genre_dist.training.levers import adamw, pull_levers, without_effect
 from genre_dist.training.loss import Loss, training_loss
 from genre_dist.training.throughput import peak_flops, training_flops
 from genre_dist.training.views import check_views
@@ -182,6 +182,4 @@ def summary(experiment: Experiment) -> str:
     ]
     if poster is not None:
         lines.append(f"poster encoder {config.model.poster.arch}, starting weights: {poster.weights_used}")
-    if note := compile_note(config.train, experiment.world.device):
-        lines.append(note)
-    return "\n".join(lines)
+    return "\n".join(lines + without_effect(config.train, experiment.world.device))

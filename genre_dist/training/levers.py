@@ -41,11 +41,15 @@ def compile_network(network: nn.Module, train: TrainConfig, backend: str = "indu
         part.forward = torch.compile(part.forward, backend=backend)
 
 
-def compile_note(train: TrainConfig, device: torch.device) -> str | None:
-    """What there is to tell about train.compile, if anything."""
-    if train.compile and device.type != "cuda":
-        return f"train.compile is left out: on a {device.type} it gains nothing"
-    return None
+def without_effect(train: TrainConfig, device: torch.device) -> list[str]:
+    """A line for each setting that is for GPUs and does nothing on this device."""
+    if device.type == "cuda":
+        return []
+    reasons = {
+        "compile": f"on a {device.type} it gains nothing",
+        "memory_snapshot": f"it shows what fills a GPU's memory, and this is a {device.type}",
+    }
+    return [f"train.{name} is left out: {reason}" for name, reason in reasons.items() if getattr(train, name)]
 
 
 def adamw(groups: list[dict[str, Any]], optim: OptimConfig) -> Optimizer:
@@ -60,6 +64,8 @@ def adamw(groups: list[dict[str, Any]], optim: OptimConfig) -> Optimizer:
     from bitsandbytes.optim import AdamW8bit
 
     optimizer = AdamW8bit(groups, betas=optim.betas)
+    # its own version hides the 8-bit averages in a dict inside the dict, which checkpoints do not look into
+    optimizer.state_dict = partial(torch.optim.Optimizer.state_dict, optimizer)
     # it counts steps as plain numbers, and checkpoints hold tensors only
     optimizer.register_state_dict_post_hook(partial(_convert_steps, to=torch.tensor))
     optimizer.register_load_state_dict_pre_hook(partial(_convert_steps, to=int))

@@ -1,15 +1,22 @@
 """One rank runs out of memory: all take the step again in smaller pieces, with the losses of a run that never did."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers import Processes, losses, options, rows, train
+from torch import nn
 
+from genre_dist.config import Config
+from genre_dist.parallel.world import World
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import Batch, ShardReader, part_of
-from genre_dist.training.backoff import NOTE, split
+from genre_dist.training.backoff import NOTE, Backoff, split
+from genre_dist.training.step import OutOfMemoryTogetherError, StepResult
 
 MORE = ("--data.global_batch", 16, "--model.poster.batch_norm", "eval", "--data.workers", 0)
 
@@ -51,6 +58,28 @@ def test_a_single_sample_that_does_not_fit_is_one_line(sample_shards: Path, tmp_
         assert ranks.wait(90) == [2], ranks.output()
         (line,) = [line for line in ranks.output().splitlines() if line.startswith("error: ")]
     assert "micro-batches of one sample; `genre-dist plan` shows what fits" in line
+
+
+def test_statistics_that_a_failed_attempt_has_moved_are_put_back(sample_shards: Path, tmp_path: Path) -> None:
+    batch = ShardReader(load_manifest(sample_shards), "train", ("overview",), 64).read(
+        Rows(np.zeros(8, int), np.arange(8))
+    )
+    norm = nn.BatchNorm1d(3)
+    world = World(0, 1, torch.device("cpu"))
+    experiment: Any = SimpleNamespace(config=Config(), world=world, micro_batch=8, splits=True, model=norm)
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def take(pieces: list[Batch], careful: bool) -> StepResult:
+        seen.append({name: buffer.clone() for name, buffer in norm.named_buffers()})
+        norm(torch.randn(6, 3) + 5)
+        if len(seen) < 3:
+            raise OutOfMemoryTogetherError
+        assert [len(piece.ids) for piece in pieces] == [2, 2, 2, 2]
+        return StepResult(torch.zeros(5), torch.zeros(()))
+
+    Backoff(experiment, tmp_path).step([batch], take, seed=0)
+    assert all(torch.equal(seen[0][name], each[name]) for each in seen for name in seen[0])
+    assert norm.num_batches_tracked == 1  # the attempt that was not in vain
 
 
 def test_pieces_are_the_batch_in_order(sample_shards: Path) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import losses, options, rows, small_resnet
+from helpers import losses, options, rows, small_resnet, tensors_of
 
 from genre_dist.config import OptimConfig, TrainConfig
 from genre_dist.train import main
-from genre_dist.training.levers import compile_network, compile_note
+from genre_dist.training.levers import compile_network, without_effect
 
 # BatchNorm looks at no batch: otherwise the size of a micro-batch would be part of the result
 RUN = (
@@ -47,7 +47,7 @@ def test_a_run_has_the_same_losses(
 
 
 def test_on_a_gpu_nothing_is_left_out() -> None:
-    assert compile_note(TrainConfig(compile=True), torch.device("cuda")) is None
+    assert without_effect(TrainConfig(compile=True, memory_snapshot=True), torch.device("cuda")) == []
 
 
 @pytest.mark.parametrize("kind", ["none", "blocks"])
@@ -75,6 +75,21 @@ def test_recomputing_without_a_poster_encoder_is_refused(
     arguments = options(sample_shards, tmp_path / "run", "--train.activation_checkpointing", "stages")
     assert main([*arguments, "--model.poster.arch", "none"]) == 2
     assert "the model has no poster encoder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_8_bits_learn_as_32_do_and_a_continued_run_goes_on_as_if_it_had_not_stopped(
+    plain: Path, sample_shards: Path, tmp_path: Path
+) -> None:
+    wide = ("--model.text.hidden", 64, "--optim.optimizer", "adamw8bit")  # it leaves small weights in 32 bits
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(options(sample_shards, whole, *RUN, *wide, "--optim.schedule", "constant")) == 0
+    for steps in (2, 4):
+        more = ("--optim.schedule", "constant", "--train.steps", steps)
+        assert main(options(sample_shards, parts, *RUN, *wide, *more)) == 0
+    assert losses(parts) == losses(whole)
+    stored = tensors_of(whole / "checkpoints" / "step-00000004")
+    assert stored["optimizer.text.rnn.weight_hh_l0.state1"].dtype == torch.uint8
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")

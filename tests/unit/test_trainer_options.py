@@ -1,6 +1,8 @@
 """What people expect of a trainer, as users start it: early stopping, EMA, unfreezing, traces, determinism."""
 
+import io
 import json
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import cv2
@@ -25,11 +27,15 @@ STUCK = ("--optim.text_lr", 0, "--optim.poster_lr", 0, "--optim.heads_lr", 0, "-
 
 @pytest.fixture(scope="module")
 def stopped(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that could not improve, and was shown in every view."""
+    """A run that could not improve, and was shown in every view; what it said lies beside it."""
     run = tmp_path_factory.mktemp("stopped") / "run"
     early = ("--train.stop_metric", "micro_f1", "--train.stop_patience", 2, "--train.steps", 20)
     views = ("--tracking.wandb", "offline", "--tracking.tensorboard", "true", "--tracking.ranks_every_steps", 3)
-    assert main([*options(sample_shards, run, *RUN, *STUCK, *early, *views), "--train.profile_steps", "2:3"]) == 0
+    looked_into = ("--train.profile_steps", "2:3", "--train.memory_snapshot", "true")
+    said = io.StringIO()
+    with redirect_stdout(said):
+        assert main(options(sample_shards, run, *RUN, *STUCK, *early, *views, *looked_into)) == 0
+    (run.parent / "said.txt").write_text(said.getvalue())
     return run
 
 
@@ -65,6 +71,15 @@ def test_the_profiled_steps_leave_a_trace(stopped: Path) -> None:
     names = [event.get("name", "") for event in trace["traceEvents"]]
     assert sum("AdamW.step" in name and "Optimizer.step" in name for name in names) >= 2
     assert "aten::convolution" in names
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_snapshot_of_a_memory_that_is_not_there_is_one_line(stopped: Path) -> None:
+    told = (stopped.parent / "said.txt").read_text().splitlines()
+    assert [line for line in told if "snapshot" in line] == [
+        "train.memory_snapshot is left out: it shows what fills a GPU's memory, and this is a cpu"
+    ]
+    assert not list((stopped / "profile").glob("memory*"))
 
 
 def test_every_rank_tells_what_it_uses(stopped: Path) -> None:
