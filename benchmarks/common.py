@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -48,19 +46,28 @@ def measured(claim: str, values: Sequence[float], unit: str) -> Row:
 
 def report(rows: Sequence[Row], json_file: Path | None) -> None:
     """Print the rows as a table and write them to a file if one is named."""
-    here = machine()
-    rows = [dataclasses.replace(row, machine=here) for row in rows]
-    print(f"Machine: {here}\n")
+    print(f"Machine: {machine()}\n")
     print("| claim | value | unit | spread | goal | holds |\n| --- | --- | --- | --- | --- | --- |")
     for row in rows:
         holds = {True: "yes", False: "**no**", None: ""}[row.holds]
         print(f"| {row.claim} | {row.value:.4g} | {row.unit} | {row.spread} | {row.goal} | {holds} |")
     if json_file:
-        json_file.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+        write(rows, json_file)
+
+
+def write(rows: Sequence[Row], json_file: Path) -> None:
+    """Write rows to a file, all that it held replaced."""
+    here = machine()
+    told = [dataclasses.asdict(row) | {"machine": here} for row in rows]
+    partial = json_file.with_name(f"{json_file.name}.tmp")
+    partial.write_text(json.dumps(told, indent=1))
+    partial.replace(json_file)
 
 
 def machine() -> str:
     """Processor, cores, memory, GPU and versions, in one line."""
+    import torch  # here: benchmarks of memory start processes that need none of it
+
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     return (

@@ -1,11 +1,15 @@
 """How near the loader comes to the speed of JPEG decoding itself, and how the field's loaders do on the same films.
 
-    python benchmarks/loader.py [--quick] [--json FILE] [--cache FOLDER]
+    python benchmarks/loader.py [--quick] [--json FILE] [--cache FOLDER] [--minutes M]
 
 Each measurement is a process of its own (loader_contenders.py); one of each in turn, round after round, on the same
 images, decoded by the same decoder to the same arrays, with the same number of workers. The limit is decoding in place
 from the page cache and nothing else. The peers are installed into environments under --cache, once; one that cannot be
-had is left out with the reason. --quick has no peers but webdataset and ImageFolder.
+had is left out with the reason. --quick has one round, no peers but webdataset and ImageFolder, and resumes only this
+project's.
+
+There are as many rounds as fit into --minutes, up to five. FILE has after every round the rows that are known by then,
+and a run that is stopped prints them.
 
 With it, alone or in the full run: memory and planning (loader_scale.py), quality of shuffling (shuffle.py).
 """
@@ -13,10 +17,14 @@ With it, alone or in the full run: memory and planning (loader_scale.py), qualit
 import argparse
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +33,7 @@ import loader_data
 import loader_scale
 import numpy as np
 import shuffle
-from common import Row, measured, report
+from common import Row, measured, report, write
 
 from genre_dist.acquire.sample import make_sample
 from genre_dist.prepare.pack import pack
@@ -33,36 +41,83 @@ from genre_dist.stream.decode import DECODERS
 
 CONTENDERS = Path(__file__).with_name("loader_contenders.py")
 PACKED_BY = {"mosaicml-streaming": "mds", "litdata": "litdata"}
+SHARES = {2: 0.3, 1: 0.2, 0: 0.2}  # workers -> share of the time
+RESUMING = 0.12
 Rates = dict[str, list[dict[str, float]]]
+Rounds = Callable[[float], Iterator[int]]
+"""Numbers of rounds, as many as fit into a share of the time."""
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = _options()
-    films, rounds = (600, 2) if arguments.quick else (4000, 5)
+    made: list[Row] = []
+    try:
+        for rows in _rows(arguments):
+            made = rows
+            if arguments.json:
+                write(made, arguments.json)
+    except KeyboardInterrupt:
+        say("stopped; what is known so far:")
+    report(made, arguments.json)
+
+
+def _rows(arguments: argparse.Namespace) -> Iterator[list[Row]]:
+    """The rows known so far, again and again."""
+    quick, done = arguments.quick, []
+    rounds = partial(_rounds, 1 if quick else 5, 60 * arguments.minutes)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_sample(films, 0, folder / "catalogue", (342, 513))
+        say("drawing and packing films")
+        make_sample(600 if quick else 3000, 0, folder / "catalogue", (342, 513))
         pack(folder / "catalogue", folder / "shards", size=256, shard_size=250, workers=2)
-        pythons = interpreters(folder, [] if arguments.quick else list(loader_data.PEERS), arguments.cache)
-        rows = decoders(folder, rounds)
-        for workers in (0, 2) if arguments.quick else (0, 1, 2):
-            rows += compare(folder, pythons, workers, rounds)
-        if not arguments.quick:
-            rows += resuming(folder, pythons, rounds)
-    rows += loader_scale.rows(arguments.quick) + shuffle.rows(arguments.quick)
-    report(rows, arguments.json)
+        pythons = interpreters(folder, quick, arguments.cache)
+        done += decoders(folder, 2 if quick else 5)
+        for workers in (2, 0) if quick else (2, 1, 0):
+            now: list[Row] = []
+            for now in compare(folder, pythons, workers, rounds):
+                yield done + now
+            done += now
+        for now in resuming(folder, {"genre_dist": sys.executable} if quick else pythons, rounds):
+            yield done + now
+        done += now
+    say("memory and planning")
+    for row in loader_scale.rows(quick):
+        done.append(row)
+        yield done
+    yield done + shuffle.rows(quick)
 
 
-def interpreters(folder: Path, peers: list[str], cache: Path) -> dict[str, str]:
+def _rounds(most: int, seconds: float, share: float) -> Iterator[int]:
+    """Numbers of rounds: the first, and others while there is time for one more."""
+    began = time.monotonic()
+    for number in range(most):
+        if number and (time.monotonic() - began) * (number + 1) / number > share * seconds:
+            return
+        yield number
+
+
+def say(what: str) -> None:
+    """Progress, on stderr."""
+    print(f"[{time.monotonic() - BEGAN:4.0f} s] {what}", file=sys.stderr, flush=True)
+
+
+BEGAN = time.monotonic()
+
+
+def interpreters(folder: Path, quick: bool, cache: Path) -> dict[str, str]:
     """The contenders that can be had, each with its interpreter; their formats are written."""
-    pythons = dict.fromkeys(("decode limit", "genre_dist", "webdataset, these shards"), sys.executable)
-    loader_data.write_webdataset(folder)
+    pythons = dict.fromkeys(("decode limit", "genre_dist", "webdataset, these shards", "ImageFolder"), sys.executable)
     loader_data.write_imagefolder(folder)
-    pythons |= dict.fromkeys(("webdataset, its own shards", "ImageFolder"), sys.executable)
-    for peer in peers:
+    if quick:
+        return pythons
+    loader_data.write_webdataset(folder)
+    pythons["webdataset, its own shards"] = sys.executable
+    for peer in loader_data.PEERS:
+        say(f"preparing {peer}")
         python = loader_data.environment(peer, cache)
         if isinstance(python, str):
-            print(f"{peer} is left out: {python}", file=sys.stderr)
+            say(f"{peer} is left out: {python}")
             continue
         try:
             if peer == "megatron-energon":
@@ -73,26 +128,41 @@ def interpreters(folder: Path, peers: list[str], cache: Path) -> dict[str, str]:
                 subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
         except subprocess.SubprocessError as error:
             said = str(getattr(error, "stderr", "") or error).strip().splitlines()
-            print(f"{peer} is left out, its format could not be written: {said[-1]}", file=sys.stderr)
+            say(f"{peer} is left out, its format could not be written: {said[-1]}")
             continue
         pythons[peer] = str(python)
     return pythons
 
 
-def run(python: str, *arguments: str) -> dict[str, float]:
-    """One contender, once."""
-    command = [python, str(CONTENDERS), *arguments]
-    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=600)
+def run(pythons: dict[str, str], name: str, *arguments: str) -> dict[str, float] | None:
+    """One contender, once. A peer that fails is left out from then on; None."""
+    command = [pythons[name], str(CONTENDERS), name, *arguments]
+    # workers of loaders that start afresh import what the first run has compiled, as they do everywhere else
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    try:
+        ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=200, env=environment)
+    except subprocess.SubprocessError as error:
+        if name in ("decode limit", "genre_dist"):
+            raise
+        say(f"{name} is left out: {error}")
+        del pythons[name]
+        return None
     told: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
     return told
 
 
-def compare(folder: Path, pythons: dict[str, str], workers: int, rounds: int) -> list[Row]:
-    """Rates, time to the first batch and memory of all, and ratios within each round."""
+def compare(folder: Path, pythons: dict[str, str], workers: int, rounds: Rounds) -> Iterator[list[Row]]:
+    """Rates, time to the first batch and memory of all, and ratios within each round; after every round."""
     told: Rates = {name: [] for name in pythons}
-    for _ in range(rounds):
-        for name, python in pythons.items():
-            told[name].append(run(python, name, str(folder), str(workers)))
+    for number in rounds(SHARES[workers]):
+        for name in list(pythons):
+            if found := run(pythons, name, str(folder), str(workers)):
+                told[name].append(found)
+                say(f"{workers} workers, round {number + 1}: {name} {found['rate']:,.0f} samples/s")
+        yield _compared({name: told[name] for name in pythons}, workers)
+
+
+def _compared(told: Rates, workers: int) -> list[Row]:
     rates = {name: np.array([run["rate"] for run in runs]) for name, runs in told.items()}
     case = f"{workers} workers"
     rows = [measured(f"{name}, {case}", values.tolist(), "samples/s") for name, values in rates.items()]
@@ -109,15 +179,20 @@ def compare(folder: Path, pythons: dict[str, str], workers: int, rounds: int) ->
     return [*rows, with_goal(lead, 2.0 if workers == 2 else 1.0)]
 
 
-def resuming(folder: Path, pythons: dict[str, str], rounds: int, workers: int = 2) -> list[Row]:
+def resuming(folder: Path, pythons: dict[str, str], rounds: Rounds, workers: int = 2) -> Iterator[list[Row]]:
     """Time to the first batch of a stream that goes on in the middle and at the end of an epoch, over a fresh one."""
-    names = [name for name in ("genre_dist", "webdataset, these shards", *PACKED_BY) if name in pythons]
-    cases = [(name, where) for name in names for where in ("fresh", "middle", "end")]
+    names = ("genre_dist", "webdataset, these shards", *PACKED_BY)
+    cases = list(itertools.product(names, ("fresh", "middle", "end")))
     seconds: dict[tuple[str, str], list[float]] = {case: [] for case in cases}
-    for _ in range(rounds):
+    for number in rounds(RESUMING):
         for name, where in cases:
-            told = run(pythons[name], name, str(folder), str(workers), "--resume", where)
-            seconds[name, where].append(told["first"])
+            if name in pythons and (told := run(pythons, name, str(folder), str(workers), "--resume", where)):
+                seconds[name, where].append(told["first"])
+                say(f"round {number + 1}: {name}, {where}, first batch after {told['first']:.2f} s")
+        yield _resumed([name for name in names if name in pythons], seconds)
+
+
+def _resumed(names: list[str], seconds: dict[tuple[str, str], list[float]]) -> list[Row]:
     rows = []
     for name in names:
         fresh = np.array(seconds[name, "fresh"])
@@ -152,7 +227,8 @@ def with_goal(row: Row, least: float) -> Row:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="within a minute: fewer films, no peers to install")
-    parser.add_argument("--json", type=Path, help="write the rows here as well")
+    parser.add_argument("--json", type=Path, help="write the rows here as well, after every round")
+    parser.add_argument("--minutes", type=float, default=8, help="about how long it may take on two cores")
     cache = Path(tempfile.gettempdir(), "genre_dist-peers")
     parser.add_argument("--cache", type=Path, default=cache, help="where the peers' environments are kept")
     return parser.parse_args()

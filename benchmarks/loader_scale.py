@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +23,6 @@ import numpy as np
 from common import Row, options, report
 from loader_contenders import set_size
 
-from genre_dist.acquire.sample import make_sample
-from genre_dist.prepare.pack import pack
 from genre_dist.stream.index import RECORD, index_path
 from genre_dist.stream.manifest import load_manifest, save_manifest
 
@@ -32,11 +31,12 @@ STEPS = 40
 
 def main() -> None:
     arguments = options(__doc__ or "")
-    report(rows(arguments.quick), arguments.json)
+    report(list(rows(arguments.quick)), arguments.json)
 
 
-def rows(quick: bool) -> list[Row]:
-    return [*_planning(), *_memory(quick)]
+def rows(quick: bool) -> Iterator[Row]:
+    yield from _planning()
+    yield from _memory(quick)
 
 
 def _planning() -> list[Row]:
@@ -49,26 +49,27 @@ def _planning() -> list[Row]:
     ]
 
 
-def _memory(quick: bool) -> list[Row]:
+def _memory(quick: bool) -> Iterator[Row]:
+    from genre_dist.acquire.sample import make_sample  # not in the processes that are measured
+    from genre_dist.prepare.pack import pack
+
     counts = (1_000, 10_000) if quick else (1_000, 10_000, 100_000)
-    found = []
     with tempfile.TemporaryDirectory() as name:
         small = Path(name, "small")
         make_sample(1_300, 0, small / "catalogue", (32, 48))
         pack(small / "catalogue", small / "shards", size=32, shard_size=100, workers=2)
-        for count in counts:
-            found.append((count, _measured(_multiplied(small / "shards", Path(name, str(count)), count // 1_000))))
-        found.append((1_000_000, _measured(_simulated(small / "shards", Path(name, "million"), 1_000_000))))
-    first = found[0][1]
-    made = []
-    for count, mib in found:
-        grown = (mib - first) * 2**20 / count if count > 1_000 else 0.0
-        case = f"{count:,} samples" + (" (simulated index)" if count == 1_000_000 else "")
-        made.append(Row(claim=f"memory of trainer and 2 readers (PSS), {case}", value=mib, unit="MiB"))
-        if count > 10_000:
-            claim = f"growth of memory against 1,000 samples, {case}"
-            made.append(Row(claim=claim, value=grown, unit="bytes a sample", goal="<= 24", holds=grown <= 24))
-    return made
+        first = 0.0
+        for count in (*counts, 1_000_000):
+            simulated = count == 1_000_000
+            make = _simulated if simulated else _multiplied
+            mib = _measured(make(small / "shards", Path(name, str(count)), count))
+            first = first or mib
+            case = f"{count:,} samples" + (" (simulated index)" if simulated else "")
+            yield Row(claim=f"memory of trainer and 2 readers (PSS), {case}", value=mib, unit="MiB")
+            if count > 10_000:
+                grown = (mib - first) * 2**20 / count
+                claim = f"growth of memory against 1,000 samples, {case}"
+                yield Row(claim=claim, value=grown, unit="bytes a sample", goal="<= 24", holds=grown <= 24)
 
 
 def _measured(shards: Path) -> float:
@@ -80,12 +81,12 @@ def _child(*arguments: str) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
 
 
-def _multiplied(shards: Path, folder: Path, times: int) -> Path:
+def _multiplied(shards: Path, folder: Path, samples: int) -> Path:
     """The same shards many times over, under other names: every one is a file of its own."""
     folder.mkdir()
     manifest = load_manifest(shards)
     made = []
-    for number in range(times):
+    for number in range(samples // 1_000):
         for shard in manifest.shards_of("train"):
             file = f"{number:04d}-{shard.file}"
             shutil.copy(shards / shard.file, folder / file)

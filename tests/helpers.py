@@ -52,7 +52,7 @@ def small_resnet() -> torchvision.models.ResNet:
     return net
 
 
-def options(shards: Path, run: Path, *more: object) -> list[str]:
+def options(shards: Path | str, run: Path, *more: object) -> list[str]:
     """Command-line options of a small training run."""
     return [*TINY, "--data.shards", str(shards), "--run.dir", str(run), *map(str, more)]
 

@@ -180,13 +180,10 @@ class EpochOrder:
         Were shards not turned, blocks would begin at the same rows of them epoch after epoch wherever their size and
         the length of a lane are in a simple ratio, and what is in a block would meet again.
         """
-        offset = int(hash64(self.seed, self.epoch, _OFFSET)[0] % np.uint64(self.samples))
-        turned = (positions + offset) % self.samples
+        turned = (positions + self._offset) % self.samples
         slot = np.searchsorted(self._ends, turned, side="right")
         shard = self._shards[slot]
-        size = self._sizes[shard]
-        within = (hash64(self.seed, self.epoch, _WITHIN, shard) % size.view(np.uint64)).astype(np.int64)
-        return Rows(shard, (turned - self._ends[slot] + within) % size)
+        return Rows(shard, (turned - self._ends[slot] + self._within[shard]) % self._sizes[shard])
 
     @cached_property
     def _kept(self) -> dict[tuple[int, int], tuple[int, NDArray[np.int32]]]:
@@ -196,6 +193,17 @@ class EpochOrder:
     @cached_property
     def _sizes(self) -> Int64:
         return np.asarray(self.sizes, np.int64)
+
+    @cached_property
+    def _offset(self) -> int:
+        """How far the sequence is turned."""
+        return int(hash64(self.seed, self.epoch, _OFFSET)[0] % np.uint64(self.samples))
+
+    @cached_property
+    def _within(self) -> Int64:
+        """How far each shard is turned."""
+        draws = hash64(self.seed, self.epoch, _WITHIN, np.arange(len(self.sizes)))
+        return (draws % np.maximum(self._sizes, 1).view(np.uint64)).astype(np.int64)
 
     @cached_property
     def _shards(self) -> Int64:

@@ -14,11 +14,12 @@ again once `hold` later batches have been asked for.
 
 import mmap
 import os
+import select
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import Connection, Pipe
 from typing import Any, Generic, Protocol, TypeGuard, TypeVar
 
 from genre_dist.stream.found import Copied, Found, Seconds
@@ -119,6 +120,10 @@ class Ring(Generic[Batch]):
                 self.connections.append(connection)
         finally:
             os.close(memory)
+        self.by_descriptor = {connection.fileno(): connection for connection in self.connections}
+        self.poll = select.poll()
+        for descriptor in self.by_descriptor:
+            self.poll.register(descriptor, select.POLLIN)
         self.unpin = pin(self.memory) if pin is not None else None
 
     def run(self, places: Iterator[Rows], hold: int) -> Generator[Batch, None, None]:
@@ -164,8 +169,8 @@ class Ring(Generic[Batch]):
         """Take in what workers finish until the first waiting batch is whole."""
         by_slot = {filling.slot: filling for filling in waiting}
         while waiting[0].parts:
-            for connection in wait(self.connections):
-                assert isinstance(connection, Connection)
+            for descriptor, _ in self.poll.poll():
+                connection = self.by_descriptor[descriptor]
                 try:
                     done: Done | ValueError = connection.recv()
                 except (EOFError, ConnectionResetError):

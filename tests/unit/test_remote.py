@@ -10,12 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import losses, options
 from range_server import RangeServer, serve_folder
 
 from genre_dist import storage
+from genre_dist.cli import main
 from genre_dist.stream import ShardReader, TrainStream, evaluation_stream, load_manifest
 from genre_dist.stream.cache import BLOCK_BYTES, BlockCache
 from genre_dist.stream.manifest import Manifest
+from genre_dist.study.wins import show_films
+from genre_dist.train import main as train
 
 MEMBERS = ("poster", "overview")
 
@@ -102,6 +106,23 @@ def test_evaluation_reads_each_byte_once_over_all_ranks(server: RangeServer, sam
             assert np.array_equal(ours.ids, theirs.ids)
             assert np.array_equal(ours.images, theirs.images)
     assert server.bytes_of(".tar") == needed(load_manifest(sample_shards), "val")
+
+
+def test_training_and_evaluating_take_the_address_of_a_server_for_a_folder(
+    server: RangeServer, sample_shards: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    more = ("--data.global_batch", 12, "--train.steps", 3, "--data.workers", 0)
+    assert train(options(server.url, run, *more)) == 0
+    assert list(losses(run)) == [1, 2, 3]
+    assert server.bytes_of(".tar") > 0
+    predictions = run / "predictions-val.parquet"
+    assert main(["evaluate", str(run), "--split", "val"]) == 0
+    from_afar = predictions.read_bytes()
+    assert main(["evaluate", str(run), "--split", "val", "--shards", str(sample_shards)]) == 0
+    assert predictions.read_bytes() == from_afar
+    two = next(evaluation_stream(reader_of(sample_shards, "val"), batch=2, workers=0)).ids.tolist()
+    assert show_films(server.url, "val", two) == show_films(sample_shards, "val", two)
 
 
 @pytest.mark.parametrize("trouble", ["503", "429", "cut", "slow", "hang"])
