@@ -143,7 +143,7 @@ class ShardReader:
             except (ValueError, KeyError, OSError) as error:
                 problems[number] = error
         self._check_words(out, problems)
-        read = time.perf_counter()
+        read = time.perf_counter()  # decoded by themselves: in turn with parsing, each finds its caches cold (4 %)
         out.jpeg_bytes[:] = 0
         for number, poster in enumerate(posters):
             if poster is not None and number not in problems:
