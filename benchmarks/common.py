@@ -8,6 +8,7 @@ measured alternately in one run.
 import argparse
 import dataclasses
 import json
+import math
 import os
 import platform
 import statistics
@@ -22,6 +23,7 @@ class Row:
 
     claim: str
     value: float
+    """NaN for what could not be measured; null in JSON."""
     unit: str
     goal: str = ""
     holds: bool | None = None
@@ -50,7 +52,8 @@ def report(rows: Sequence[Row], json_file: Path | None) -> None:
     print("| claim | value | unit | spread | goal | holds |\n| --- | --- | --- | --- | --- | --- |")
     for row in rows:
         holds = {True: "yes", False: "**no**", None: ""}[row.holds]
-        print(f"| {row.claim} | {row.value:.4g} | {row.unit} | {row.spread} | {row.goal} | {holds} |")
+        value = f"{row.value:.4g}" if math.isfinite(row.value) else ""
+        print(f"| {row.claim} | {value} | {row.unit} | {row.spread} | {row.goal} | {holds} |")
     if json_file:
         write(rows, json_file)
 
@@ -59,8 +62,10 @@ def write(rows: Sequence[Row], json_file: Path) -> None:
     """Write rows to a file, all that it held replaced."""
     here = machine()
     told = [dataclasses.asdict(row) | {"machine": here} for row in rows]
+    for row in told:  # JSON knows no NaN
+        row["value"] = row["value"] if math.isfinite(row["value"]) else None
     partial = json_file.with_name(f"{json_file.name}.tmp")
-    partial.write_text(json.dumps(told, indent=1))
+    partial.write_text(json.dumps(told, indent=1, allow_nan=False))
     partial.replace(json_file)
 
 
