@@ -1,30 +1,20 @@
-"""How fast `genre-dist fetch` is, how closely it keeps its rate, and how much memory it takes: the command users run,
-against a server on loopback that behaves like TMDB (tests/acquire_server.py, a Python process on the same cores).
+"""How fast `genre-dist fetch` is, and how closely it keeps its rate: the command users run, against a server on
+loopback that behaves like TMDB (tests/acquire_server.py, a Python process on the same cores).
 
-python benchmarks/fetch.py            up to 100,000 films (several minutes)
+python benchmarks/fetch.py            (several minutes)
 python benchmarks/fetch.py --quick
 """
 
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from common import Row, measured, options, report
+from memory import peak
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from acquire_server import KEY, Handle, most_in_a_second, serve
+from acquire_server import Handle, most_in_a_second, serve
 
-# The verb, and then its own peak: getrusage would give this process's, of which it is a fork.
-VERB = """
-import sys
-from pathlib import Path
-from genre_dist.cli import main
-code = main(sys.argv[1:])
-print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-sys.exit(code)
-"""
 RATE = 40
 POSTER = {"width": 342, "height": 513}
 
@@ -34,16 +24,12 @@ def main() -> None:
     films = 5_000 if arguments.quick else 20_000
     rows = speed(films, posters=1_000 if arguments.quick else 4_000, repeats=2 if arguments.quick else 3)
     rows += politeness(posters=400 if arguments.quick else 2_400)
-    rows += memory([1_000, 20_000] if arguments.quick else [1_000, 10_000, 20_000, 100_000])
     report(rows, arguments.json)
 
 
-def fetch(server: Handle, out: Path, *extra: str) -> int:
-    """Run the verb in a process of its own; its peak resident memory in bytes."""
-    command = [sys.executable, "-c", VERB, *server.arguments(out), "--years", "1985-2012", *extra]
-    environment = os.environ | {"TMDB_API_KEY": KEY}
-    done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, text=True, check=True)
-    return int(done.stdout.split()[-1]) * 1024
+def fetch(server: Handle, out: Path, *extra: str) -> None:
+    """Run the verb in a process of its own."""
+    peak([*server.arguments(out), "--years", "1985-2012", *extra])
 
 
 def asked_at(server: Handle) -> list[float]:
@@ -97,24 +83,6 @@ def politeness(posters: int) -> list[Row]:
             holds=most <= RATE,
             spread="any one-second window",
         ),
-    ]
-
-
-def memory(sizes: list[int]) -> list[Row]:
-    """Peak resident memory of a whole fetch, 500 posters among it, by number of films."""
-    peaks = []
-    for films in sizes:
-        with serve(films=films, max_posters=500, **POSTER) as server, tempfile.TemporaryDirectory() as folder:
-            peaks.append(fetch(server, Path(folder), "--rate", "0") / 2**20)
-    return [
-        Row(
-            claim=f"fetch: peak memory at {films:,} films",
-            value=peak,
-            unit="MiB",
-            goal=f"within 10 % of {peaks[0]:.0f}",
-            holds=abs(peak / peaks[0] - 1) <= 0.1,
-        )
-        for films, peak in zip(sizes, peaks, strict=True)
     ]
 
 

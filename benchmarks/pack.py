@@ -1,4 +1,4 @@
-"""How near packing comes to the bare work on its images, on one core and two, and how its memory grows with the films.
+"""How near packing comes to the bare work on its images, on one core and two.
 
     python benchmarks/pack.py [--quick]
 
@@ -10,8 +10,6 @@ processes: where that is not near twice the one on one, compare packing with it 
 
 import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -43,7 +41,6 @@ def main() -> None:
             rows += speed(catalogue, Path(folder, "shards"), shard_size, rounds, f"{width}x{height}")
         rows.append(computed(rows))
         rows.append(half_decoding(Path(folder, "large")))
-        rows += memory(Path(folder), [1_000, 10_000] if arguments.quick else [1_000, 10_000, 100_000])
     report(rows, arguments.json)
 
 
@@ -144,27 +141,6 @@ def half_decoding(folder: Path) -> Row:
         values.append(float(10 * np.log10(255**2 / np.mean(error**2))))
     row = measured(f"half-size decoding against full, posters {HALVE_FROM} times the target (PSNR)", values, "dB")
     return with_goal(row, 40)
-
-
-def memory(folder: Path, sizes: list[int]) -> list[Row]:
-    """Peak resident memory of a whole pack in one process, for growing numbers of films with tiny posters."""
-    program = (
-        "import sys\nfrom pathlib import Path\nfrom genre_dist.prepare.pack import pack\n"
-        "pack(Path(sys.argv[1]), Path(sys.argv[2]), size=16)\n"
-        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
-    )
-    peaks = []
-    for films in sizes:
-        catalogue = repeated(folder / f"films-{films}", films, (32, 48))
-        command = [sys.executable, "-c", program, str(catalogue), str(folder / f"shards-{films}")]
-        peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024)
-    rows = [
-        Row(claim=f"pack, peak memory, {films:,} films", value=peak, unit="MiB")
-        for films, peak in zip(sizes, peaks, strict=True)
-    ]
-    ratio = peaks[-1] / peaks[0]
-    claim = f"pack, peak memory, {sizes[-1]:,} films over {sizes[0]:,}"
-    return [*rows, Row(claim=claim, value=ratio, unit="ratio", goal="<= 1.1", holds=ratio <= 1.1)]
 
 
 if __name__ == "__main__":

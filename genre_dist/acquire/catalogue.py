@@ -35,8 +35,8 @@ SCHEMA = pa.schema(
         ("fetched_at", pa.timestamp("s", tz="UTC")),  # null for imports and samples; Parquet keeps it as milliseconds
     ]
 )
-ROWS_PER_GROUP = 5_000
-ROWS_PER_BATCH = 1_000
+ROWS_PER_GROUP = 1_000
+ROWS_PER_BATCH = 250
 COPY_CHUNK_BYTES = 1 << 20
 HOW_TO_MAKE_ONE = "make one with `genre-dist import`, `genre-dist fetch` or `genre-dist sample`"
 
@@ -141,7 +141,7 @@ def read_rows(catalogue: Place, columns: Sequence[str] | None = None) -> Iterato
 
 def _stream(file: pq.ParquetFile, names: list[str]) -> Iterator[dict[str, Any]]:
     with file:
-        for batch in file.iter_batches(ROWS_PER_BATCH, columns=names):
+        for batch in file.iter_batches(ROWS_PER_BATCH, columns=names, use_threads=False):
             yield from batch.to_pylist()
 
 

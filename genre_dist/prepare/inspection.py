@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def verify(manifest: Manifest) -> list[str]:
     """
     words = len(load_words(manifest.folder / manifest.text["vocabulary"]))
     faults = list(_check_vocabulary(manifest, words))
+    twice = films_there_twice(manifest)
     seen: set[int] = set()
     genres = {split: np.zeros(len(manifest.genres), np.int64) for split in SPLITS}
     with progress_bar() as progress:
@@ -87,7 +89,7 @@ def verify(manifest: Manifest) -> list[str]:
             try:
                 with local_copy(path) as file:
                     found = list(_check_file(path, file, shard))
-                    found += _check_samples(manifest, file, shard, words, seen, genres[shard.split])
+                    found += _check_samples(manifest, file, shard, words, twice, seen, genres[shard.split])
             except (ValueError, OSError, EOFError) as error:
                 found = [f"{path}: {error}"]
             faults += found
@@ -98,6 +100,20 @@ def verify(manifest: Manifest) -> list[str]:
             if genres[split].tolist() != manifest.genre_counts[split]
         ]
     return faults
+
+
+def films_there_twice(manifest: Manifest) -> set[int]:
+    """Films that the indexes name more than once, found by sorting 8 bytes a film; a damaged index is skipped."""
+    ids = np.zeros(sum(shard.samples for shard in manifest.shards), np.int64)
+    place = 0
+    for shard in manifest.shards:
+        with suppress(ValueError, OSError, EOFError, IndexError):
+            found = load_array(index_path(manifest.folder / shard.file))["id"][: shard.samples]
+            ids[place : place + len(found)] = found
+            place += len(found)
+    ids = ids[:place]
+    ids.sort()
+    return set(ids[1:][ids[1:] == ids[:-1]].tolist())
 
 
 def _check_vocabulary(manifest: Manifest, words: int) -> Iterator[str]:
@@ -119,9 +135,15 @@ def _check_file(path: Place, local: Path, shard: Shard) -> Iterator[str]:
 
 
 def _check_samples(
-    manifest: Manifest, local: Path, shard: Shard, words: int, seen: set[int], genres: NDArray[Any]
+    manifest: Manifest,
+    local: Path,
+    shard: Shard,
+    words: int,
+    twice: set[int],
+    seen: set[int],
+    genres: NDArray[Any],
 ) -> Iterator[str]:
-    """Every sample against the index, the manifest and the vocabulary."""
+    """Every sample against the index, the manifest and the vocabulary; films of `twice` are noted in `seen`."""
     path = manifest.folder / shard.file
     records = load_array(index_path(path))
     if records.dtype != RECORD or records.ndim != 1:
@@ -137,7 +159,8 @@ def _check_samples(
             faults = []
             if film in seen:
                 faults.append("the film is in the shards twice")
-            seen.add(film)
+            if film in twice:
+                seen.add(film)
             if split_of(film) != shard.split:
                 faults.append(f"the film belongs to {split_of(film)}, not {shard.split}")
             try:

@@ -13,7 +13,7 @@ from genre_dist.prepare.shard import Job, Recipe
 from genre_dist.prepare.splits import order_key
 from genre_dist.storage import Place
 
-HELD_BYTES = 4 << 20
+HELD_BYTES = 2 << 20
 """Rows held before they are appended to the files: bounds memory, and spares opening a file for every film."""
 
 

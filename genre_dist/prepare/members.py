@@ -17,6 +17,8 @@ from genre_dist.stream.index import save_array
 
 _TEMPLATE = tar.header("", 0)
 _SIZE, _CHECKSUM = slice(124, 135), slice(148, 154)  # octal digits in a USTAR header
+# The checksum adds up all bytes, its own eight counting as spaces.
+_SUM_OF_REST = sum(_TEMPLATE) - sum(_TEMPLATE[_SIZE]) - sum(_TEMPLATE[148:156]) + 8 * ord(" ")
 
 
 def sample(film: dict[str, Any], poster: bytes | None, tokens: NDArray[np.int32] | None) -> bytes:
@@ -37,12 +39,10 @@ def sample(film: dict[str, Any], poster: bytes | None, tokens: NDArray[np.int32]
 def header(name: str, size: int) -> bytes:
     """What `tar.header` makes for names of up to 100 bytes of ASCII and sizes below 8 GiB."""
     block = bytearray(_TEMPLATE)
-    block[: len(name)] = name.encode("ascii")
-    block[_SIZE] = b"%011o" % size
-    block[_CHECKSUM] = b"      "  # the sum counts its own eight bytes as spaces
-    block[154] = ord(" ")
-    block[_CHECKSUM] = b"%06o" % sum(block)
-    block[154] = 0
+    encoded, digits = name.encode("ascii"), b"%011o" % size
+    block[: len(encoded)] = encoded
+    block[_SIZE] = digits
+    block[_CHECKSUM] = b"%06o" % (_SUM_OF_REST + sum(encoded) + sum(digits))
     return bytes(block)
 
 

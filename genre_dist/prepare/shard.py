@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ from genre_dist.acquire.catalogue import poster_file
 from genre_dist.atomic import atomic_file
 from genre_dist.genres import INDEX_OF_ID
 from genre_dist.prepare.members import sample
-from genre_dist.prepare.posters import Fit, square_jpeg
+from genre_dist.prepare.posters import UNTOUCHED, Fit, square_jpeg
 from genre_dist.prepare.vocabulary import encode, load_words, tokenise
 from genre_dist.storage import Place, exists, has_size, is_remote, read_bytes, remove
 from genre_dist.stream import tar
@@ -27,6 +27,7 @@ from genre_dist.stream.manifest import Shard
 
 READ_AHEAD = 16
 """Posters asked for at a time, where the catalogue is remote."""
+RESIZED, ODD, UNREADABLE, NO_POSTER = "resized", "odd", "unreadable", "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +102,8 @@ def read_report(shard: Place) -> dict[str, Any] | None:
 
 
 def without_problems(report: dict[str, Any]) -> dict[str, Any]:
-    """A report without its list of unreadable posters: with those of all shards, memory would grow with the films."""
-    return {name: value for name, value in report.items() if name != "problems"}
+    """A report without its lists of odd and unreadable posters: with all shards', memory would grow with the films."""
+    return {name: value for name, value in report.items() if name not in ("problems", "odd")}
 
 
 @lru_cache(maxsize=1)
@@ -123,13 +124,18 @@ def pack_shard(job: Job) -> dict[str, Any]:
     records: list[tuple[int, int, int, int, int]] = []
     genres = [0] * len(INDEX_OF_ID)
     problems: list[dict[str, Any]] = []
+    odd: list[dict[str, Any]] = []
+    outcomes: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     digest = hashlib.sha256()
     offset = 0
     with atomic_file(path) as file, open(job.films, encoding="utf-8") as films:
-        for film, poster, problem in _with_posters(map(json.loads, films), job):
-            if problem:
-                problems.append({"tmdb_id": film["tmdb_id"], "problem": problem})
+        for film, (poster, outcome, note) in _with_posters(map(json.loads, films), job):
+            outcomes[outcome] += 1
+            if outcome == ODD:
+                odd.append({"tmdb_id": film["tmdb_id"], "odd": note})
+            elif outcome == UNREADABLE:
+                problems.append({"tmdb_id": film["tmdb_id"], "problem": note})
                 if "poster" in job.recipe.require:
                     left_out["unreadable poster"] += 1
                     continue
@@ -154,6 +160,8 @@ def pack_shard(job: Job) -> dict[str, Any]:
         "shard": asdict(_shard(job, index, offset + len(tar.END), digest.hexdigest())),
         "genre_counts": genres,
         "left_out": dict(left_out),
+        "posters": dict(sorted(outcomes.items())),
+        "odd": odd,
         "problems": problems,
     }
     with atomic_file(report_path(path), "w") as file:
@@ -175,41 +183,57 @@ def _shard(job: Job, index: NDArray[np.void], size: int, sha256: str) -> Shard:
     )
 
 
-def _with_posters(
+class Outcome(NamedTuple):
+    """What became of a poster."""
+
+    jpeg: bytes | None
+    kind: str
+    """One of RESIZED, UNTOUCHED, ODD, UNREADABLE and NO_POSTER: what a report counts."""
+    note: str
+    """What was odd about the file (`load_rgb` says it), or the file's name and what is wrong with it."""
+
+
+def _with_posters(films: Iterable[dict[str, Any]], job: Job) -> Iterator[tuple[dict[str, Any], Outcome]]:
+    """Each film with its poster as a JPEG of the shards' shape."""
+    recipe = job.recipe
+    for film, path, data in _with_files(films, job):
+        if path is None:
+            yield film, Outcome(None, NO_POSTER, "")
+        elif data is None:
+            yield film, Outcome(None, UNREADABLE, f"{path} is missing")
+        else:
+            try:
+                jpeg, odd = square_jpeg(data, recipe.size, recipe.fit, recipe.quality)
+            except ValueError as error:
+                yield film, Outcome(None, UNREADABLE, f"{path}: {error}")
+            else:
+                kind = odd if odd == UNTOUCHED else ODD if odd else RESIZED
+                yield film, Outcome(jpeg, kind, odd)
+
+
+def _with_files(
     films: Iterable[dict[str, Any]], job: Job
-) -> Iterator[tuple[dict[str, Any], bytes | None, str | None]]:
-    """Each film with its poster as a JPEG of the shards' shape, or what is wrong with it; both None without one."""
-    for film, data in _with_files(films, job):
-        if film["poster"] is None:
-            yield film, None, None
-            continue
-        path = poster_file(job.catalogue, film["tmdb_id"])
-        if data is None:
-            yield film, None, f"{path} is missing"
-            continue
+) -> Iterator[tuple[dict[str, Any], Place | None, bytes | None]]:
+    """Each film with its poster's file, None without one, and its bytes, None if it is missing.
+
+    Remote files are asked for READ_AHEAD at a time.
+    """
+
+    def read(path: Place | None) -> bytes | None:
         try:
-            yield film, square_jpeg(data, job.recipe.size, job.recipe.fit, job.recipe.quality), None
-        except ValueError as error:
-            yield film, None, f"{path}: {error}"
-
-
-def _with_files(films: Iterable[dict[str, Any]], job: Job) -> Iterator[tuple[dict[str, Any], bytes | None]]:
-    """Each film with the file of its poster, None if there is none; remote ones are asked for READ_AHEAD at a time."""
-
-    def read(film: dict[str, Any]) -> bytes | None:
-        try:
-            return None if film["poster"] is None else read_bytes(poster_file(job.catalogue, film["tmdb_id"]))
+            return None if path is None else read_bytes(path)
         except FileNotFoundError:
             return None
 
+    placed = ((film, None if film["poster"] is None else poster_file(job.catalogue, film["tmdb_id"])) for film in films)
     if not is_remote(job.catalogue):
-        yield from ((film, read(film)) for film in films)
+        yield from ((film, path, read(path)) for film, path in placed)
         return
-    coming: deque[tuple[dict[str, Any], Future[bytes | None]]] = deque()
+    coming: deque[tuple[dict[str, Any], Place | None, Future[bytes | None]]] = deque()
     with ThreadPoolExecutor(READ_AHEAD) as pool:
-        for film in films:
-            coming.append((film, pool.submit(read, film)))
+        for film, path in placed:
+            coming.append((film, path, pool.submit(read, path)))
             if len(coming) > READ_AHEAD:
-                first, data = coming.popleft()
-                yield first, data.result()
-        yield from ((film, data.result()) for film, data in coming)
+                first, first_path, data = coming.popleft()
+                yield first, first_path, data.result()
+        yield from ((film, path, data.result()) for film, path, data in coming)

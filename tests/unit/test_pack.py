@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -20,11 +21,13 @@ import numpy as np
 import pytest
 import simplejpeg
 import webdataset
+from PIL import Image
 
 from genre_dist.acquire.catalogue import CatalogueWriter, poster_file, read_rows
 from genre_dist.cli import main
 from genre_dist.genres import GENRES
 from genre_dist.prepare import members as film_members
+from genre_dist.prepare import posters
 from genre_dist.prepare.inspection import verify
 from genre_dist.prepare.pack import pack
 from genre_dist.prepare.splits import order_key, split_of
@@ -363,6 +366,54 @@ def test_a_poster_that_cannot_be_read_is_reported_with_film_and_file(
     else:
         assert f"{film}.jpg" not in members(tmp_path / "shards")
         assert f"{film}.tokens.npy" in members(tmp_path / "shards")
+    assert verify(manifest) == []
+
+
+def odd_posters() -> dict[str, bytes]:
+    """A file of every kind that needs more than a resize, by what the report says of it."""
+
+    def file(size: tuple[int, int] = (20, 30), mode: str = "RGB", kind: str = "JPEG", **options: Any) -> bytes:
+        buffer = io.BytesIO()
+        Image.effect_noise(size, 50).convert(mode).save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    return {
+        "EXIF orientation 6": file(exif=turned),
+        "CMYK": file(mode="CMYK"),
+        "PNG": file(kind="PNG"),
+        "greyscale": file(mode="L"),
+        "PNG, one pixel": file((1, 1), kind="PNG"),
+        "untouched": file((16, 16)),
+        "1001 x 1000 pixels are more than the limit": file((1001, 1000)),
+        "not a whole image": file()[:-200],
+    }
+
+
+def test_the_report_states_what_became_of_every_odd_poster(
+    sample_catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(posters, "MAX_PIXELS", 1_000_000)
+    kinds = odd_posters()
+    films = dict(zip(train_films(sample_catalogue, len(kinds) + 1), kinds, strict=False))  # one more stays plain
+    changed = catalogue_of(
+        sample_catalogue, tmp_path / "catalogue", lambda row: row if row["tmdb_id"] <= max(films) + 1 else None
+    )
+    for film, kind in films.items():
+        poster_file(changed, film).write_bytes(kinds[kind])
+    manifest = pack(changed, tmp_path / "shards", size=16, shard_size=1000)
+    found = {problem["tmdb_id"]: problem for report in reports(tmp_path / "shards") for problem in report["problems"]}
+    found |= {odd["tmdb_id"]: odd for report in reports(tmp_path / "shards") for odd in report["odd"]}
+    for film, kind in films.items():
+        if kind == "untouched":
+            assert film not in found
+            assert members(tmp_path / "shards")[f"{film}.jpg"] == kinds[kind]
+        else:
+            assert kind in (found[film].get("odd") or found[film]["problem"])
+    counts = sum((Counter(report["posters"]) for report in reports(tmp_path / "shards")), Counter[str]())
+    assert (counts["odd"], counts["unreadable"], counts["untouched"]) == (5, 2, 1)
+    assert counts["resized"] + counts["odd"] + counts["untouched"] == len(packed(tmp_path / "shards"))
     assert verify(manifest) == []
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from genre_dist.prepare import posters
-from genre_dist.prepare.posters import Fit, load_rgb, square, square_jpeg
+from genre_dist.prepare.posters import UNTOUCHED, Fit, load_rgb, square, square_jpeg
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -46,9 +46,9 @@ def decoded(data: bytes) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_formats_are_told_by_content_and_not_by_name(kind: str) -> None:
-    pixels, plain = load_rgb(file(Image.fromarray(picture()), kind))
+    pixels, odd = load_rgb(file(Image.fromarray(picture()), kind))
     assert near(pixels, picture(), 12)
-    assert plain == (kind == "JPEG")
+    assert odd.split(", ")[0] == ("" if kind == "JPEG" else kind)
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def test_every_colour_mode_becomes_rgb(kind: str, mode: str) -> None:
     else:
         image = Image.fromarray(picture()).convert(mode)
     data = file(image, kind)
-    pixels, plain = load_rgb(data)
+    pixels, odd = load_rgb(data)
     colourless = Image.fromarray(picture()).convert("1" if mode == "1" else "L").convert("RGB")
     wanted = np.asarray(colourless) if mode in ("L", "1", "LA", "I;16") else picture()
     assert near(pixels, wanted, 10)
-    assert not plain
+    assert {"L": "greyscale", "CMYK": "CMYK", "P": "palette", "RGBA": "transparency"}.get(mode, kind) in odd
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -88,14 +88,24 @@ def test_a_palette_with_transparency_becomes_rgb() -> None:
 def test_exif_rotation_is_applied(orientation: int, turned: Any) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    pixels, plain = load_rgb(file(Image.fromarray(picture()), exif=exif))
+    pixels, odd = load_rgb(file(Image.fromarray(picture()), exif=exif))
     assert near(pixels, turned(picture()))
-    assert not plain
+    assert odd == f"EXIF orientation {orientation}"
+
+
+def test_exif_is_found_behind_other_segments_and_not_in_the_pixels() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    turned = file(Image.fromarray(picture()), exif=exif)
+    comment = b"\xff\xfe" + (2 + 5000).to_bytes(2, "big") + b"\xff\xda" * 2500  # as if the pixels began there
+    assert load_rgb(turned[:2] + comment + turned[2:])[1] == "EXIF orientation 3"
+    assert load_rgb(file(Image.fromarray(picture())) + b"Exif\0")[1] == ""
 
 
 def test_one_pixel_is_a_picture() -> None:
-    data = square_jpeg(file(Image.fromarray(np.full((1, 1, 3), 200, np.uint8)), "PNG"), 32, "squash", 90)
+    data, odd = square_jpeg(file(Image.fromarray(np.full((1, 1, 3), 200, np.uint8)), "PNG"), 32, "squash", 90)
     assert near(decoded(data), np.full((32, 32, 3), 200, np.uint8), 3)
+    assert odd == "PNG, one pixel"
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
@@ -192,7 +202,7 @@ def test_a_large_poster_decoded_at_half_its_size_looks_the_same(fit: Fit, width:
     assert full.shape == (height, width, 3)
     assert half.shape == (-(-height // 2), -(-width // 2), 3)
     assert psnr(square(full, 80, fit), square(half, 80, fit)) > 40
-    assert decoded(square_jpeg(data, 80, fit, 95)).shape == (80, 80, 3)
+    assert decoded(square_jpeg(data, 80, fit, 95)[0]).shape == (80, 80, 3)
 
 
 def test_only_posters_far_larger_than_the_shards_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +219,7 @@ def test_only_posters_far_larger_than_the_shards_are_halved(monkeypatch: pytest.
 
 def test_a_jpeg_that_has_the_shape_passes_through_untouched() -> None:
     data = file(Image.fromarray(picture(32, 32)))
-    assert square_jpeg(data, 32, "squash", 50) is data
+    assert square_jpeg(data, 32, "squash", 50) == (data, UNTOUCHED)
 
 
 @pytest.mark.parametrize("other", ["PNG", "grey", "turned", "larger"])
@@ -223,11 +233,11 @@ def test_anything_else_becomes_a_plain_jpeg_of_the_shape(other: str) -> None:
         "turned": file(image, exif=exif),
         "larger": file(Image.fromarray(picture(64, 64))),
     }[other]
-    made = square_jpeg(data, 32, "squash", 90)
+    made, _ = square_jpeg(data, 32, "squash", 90)
     assert made != data
     height, width, colours, _ = simplejpeg.decode_jpeg_header(made)
     assert (height, width, colours) == (32, 32, "YCbCr")
-    assert square_jpeg(made, 32, "squash", 90) is made
+    assert square_jpeg(made, 32, "squash", 90) == (made, UNTOUCHED)
 
 
 def test_squash_keeps_the_whole_poster() -> None:
