@@ -1,11 +1,17 @@
-"""Ranks that train with one strategy after another: started by `Processes.start_ranks` with a list of command lines.
+"""Ranks that train with one strategy after another: `python -m strategy_runs RUNS.json RANKS PORT`.
 
-One process for many runs: importing torch and DeepSpeed takes longer than training a tiny model.
+One process for many runs, and ranks that are forked from it: importing torch and DeepSpeed takes longer than training a
+tiny model.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed  # noqa: F401 (for all ranks)
 
 from genre_dist.configfile import parse_config
 from genre_dist.parallel.world import start_world, stop_world
@@ -14,8 +20,21 @@ from genre_dist.training.loop import run_training
 
 
 def main() -> None:
+    runs, ranks = json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2])
+    os.environ |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[3]}
+    started = []
+    for rank in range(ranks):
+        if (child := os.fork()) == 0:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            train(runs)
+            return
+        started.append(child)
+    assert [os.waitpid(child, 0)[1] for child in started] == [0] * ranks
+
+
+def train(runs: list[list[str]]) -> None:
     world = start_world(60, group=True)
-    for arguments in json.loads(Path(sys.argv[1]).read_text()):
+    for arguments in runs:
         assert run_training(parse_config(arguments).config, world, _evaluate) == 0
     stop_world(world)
 

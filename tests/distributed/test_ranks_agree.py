@@ -12,6 +12,7 @@ from genre_dist import cli
 from genre_dist.config import Config
 from genre_dist.configfile import parse_config
 from genre_dist.stream.manifest import Manifest, load_manifest
+from genre_dist.train import main
 from genre_dist.training.experiment import open_stream
 
 GLOBAL_BATCH = 32
@@ -40,11 +41,10 @@ class Runs(NamedTuple):
 @pytest.fixture(scope="module")
 def runs(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("agree")
-    for world, name in ((1, "one"), (2, "two")):
-        arguments = options(sample_shards, folder / name, *RESNET)
-        with Processes(folder / f"log-{name}") as ranks:
-            (ranks.start_ranks if world == 1 else ranks.start_torchrun)(world, arguments)
-            assert ranks.wait(120) == [0], ranks.output()
+    assert main(options(sample_shards, folder / "one", *RESNET)) == 0
+    with Processes(folder / "log") as ranks:
+        ranks.start_torchrun(2, options(sample_shards, folder / "two", *RESNET))
+        assert ranks.wait(120) == [0], ranks.output()
     config = parse_config(options(sample_shards, folder, *RESNET)).config
     return Runs(config, load_manifest(sample_shards), folder / "one", folder / "two")
 
@@ -145,7 +145,8 @@ def test_ranks_without_a_film_in_a_step_or_in_an_evaluation_take_part_and_nothin
         run = tmp_path / f"run{world}"
         more = ("--data.global_batch", 8, "--train.epochs", 2, "--model.poster.batch_norm", batch_norm)
         micro = ("--data.micro_batch", 8 // world)
-        codes, output = train(tmp_path / f"log{world}", world, options(few_films, run, *more, *micro))
+        arguments = options(few_films, run, *more, *micro)
+        codes, output = ([main(arguments)], "") if world == 1 else train(tmp_path / "log", world, arguments)
         assert codes == [0] * world, output
         told.append((rows(run), pq.read_table(run / "predictions-val.parquet").to_pydict(), losses(run)))
     (one, one_val, one_losses), (four, four_val, four_losses) = told

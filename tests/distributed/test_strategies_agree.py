@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import Processes, losses, options, rows, tensors_of
+from helpers import Processes, free_port, losses, options, rows, tensors_of
 from safetensors.torch import load_file
 
 from genre_dist.train import main
@@ -20,7 +21,7 @@ SPREAD = ("ddp", "fsdp", "zero1", "zero2", "zero3")
 NEXT = dict(zip(SPREAD, (*SPREAD[1:], SPREAD[0]), strict=True))  # by whom each one's run is continued
 RUN = (
     *("--data.global_batch", 32, "--run.seed", 4, "--optim.schedule", "constant", "--optim.warmup_steps", 0),
-    *("--checkpoint.every_steps", "null", "--train.eval_every_steps", 16),
+    *("--checkpoint.every_steps", 8, "--train.eval_every_steps", 16, "--data.workers", 0),
     # AdamW turns rounding errors of gradients that are almost zero into whole steps: small ones keep the runs together
     *("--optim.poster_lr", 1e-6, "--optim.text_lr", 1e-3, "--optim.heads_lr", 1e-3),
 )
@@ -30,6 +31,13 @@ PARTS = {  # what a strategy has to take care of, besides
     "zero2": ("--train.precision", "bf16"),
     "zero3": ("--model.poster.frozen", "true", "--model.text.frozen", "true"),  # the heads' inputs have no gradient
 }
+LEVERS = (  # and an epoch's last step of two films, so that most micro-batches of it have none
+    *("--model.poster.arch", "helpers:small_resnet", "--data.global_batch", 90, "--data.micro_batch", 15),
+    *("--train.steps", 4),
+)
+AVERAGED, RECOMPUTED = ("--train.ema_decay", 0.5), ("--train.activation_checkpointing", "blocks")
+PULLED = {"fsdp": (*AVERAGED, *RECOMPUTED), "zero2": (*AVERAGED, *RECOMPUTED), "zero3": RECOMPUTED}
+COMPRESSED = ("ddp", "fsdp")
 SYNCHRONISED = ("--model.poster.batch_norm", "sync")  # the micro-batches of all ranks together: one a step
 
 
@@ -38,8 +46,8 @@ def run_ranks(folder: Path, world: int, command_lines: list[list[str]]) -> None:
     folder.mkdir()
     (folder / "runs.json").write_text(json.dumps(command_lines))
     with Processes(folder / "log") as ranks:
-        ranks.start_ranks(world, [str(folder / "runs.json")], module="strategy_runs")
-        assert ranks.wait(400) == [0] * world, ranks.output()[-8000:]
+        ranks.start([sys.executable, "-m", "strategy_runs", str(folder / "runs.json"), str(world), str(free_port())])
+        assert ranks.wait(500) == [0], ranks.output()[-8000:]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +58,7 @@ def alone(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         ("stored", STEPS, STORED),
         ("longer", MORE, STORED),
         ("sync", STEPS, (*SYNCHRONISED, "--data.micro_batch", 32)),
+        ("levers", 4, (*STORED, *LEVERS, *AVERAGED)),
         *((f"{name} alone", 6, (*STORED, *more)) for name, more in PARTS.items()),
     ):
         assert main(options(sample_shards, folder / name, *RUN, *more, "--train.steps", steps)) == 0
@@ -62,6 +71,9 @@ def two(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     runs = [(name, ("--train.steps", STEPS, "--parallel.strategy", name)) for name in SPREAD]
     runs += [(f"{name} part", ("--train.steps", 6, "--parallel.strategy", name, *more)) for name, more in PARTS.items()]
+    runs += [(f"{name} levers", ("--parallel.strategy", name, *LEVERS, *more)) for name, more in PULLED.items()]
+    compressed = ("--train.steps", 6, "--parallel.compress_gradients", "true", "--parallel.strategy")
+    runs += [(f"{name} compressed", (*compressed, name)) for name in COMPRESSED]
     lines = [options(sample_shards, folder / name, *RUN, *STORED, *more) for name, more in runs]
     run_ranks(folder / "ranks", 2, lines)
     return folder
@@ -84,12 +96,17 @@ def four(two: Path, sample_shards: Path, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-def assert_same_training(run: Path, reference: Path, steps: int) -> None:
+def assert_same_losses(run: Path, reference: Path) -> None:
     ours, theirs = losses(run), losses(reference)
-    assert list(ours) == list(theirs) == list(range(1, steps + 1))
+    assert list(ours) == list(theirs)
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), atol=1e-4, rtol=0)
     norms = [[row["grad_norm"] for row in rows(folder)] for folder in (run, reference)]
     np.testing.assert_allclose(*norms, rtol=1e-3)
+
+
+def assert_same_training(run: Path, reference: Path, steps: int) -> None:
+    assert list(losses(run)) == list(range(1, steps + 1))
+    assert_same_losses(run, reference)
     weights, expected = load_file(run / "model.safetensors"), load_file(reference / "model.safetensors")
     assert weights.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -137,6 +154,37 @@ def test_frozen_parts_batched_heads_and_bf16_change_nothing_of_that(strategy: st
     if strategy != "zero2":
         assert_same_training(run, reference, 6)
         assert_same_checkpoint(run, reference, 6)
+
+
+@pytest.mark.parametrize("strategy", PULLED)
+def test_averages_recomputed_blocks_and_micro_batches_without_films_change_nothing_of_that(
+    strategy: str, two: Path, alone: Path
+) -> None:
+    """The single process keeps the average, but recomputes nothing."""
+    run, reference = two / f"{strategy} levers", alone / "levers"
+    assert [row["samples"] for row in rows(run)] == [90, 90, 2, 90]  # 2 films in 6 micro-batches
+    assert_same_losses(run, reference)
+    ours, theirs = (tensors_of(folder / "checkpoints" / "step-00000004") for folder in (run, reference))
+    averages = {name for name in theirs if name.startswith("ema.")}
+    assert averages
+    assert ours.keys() == theirs.keys() - (averages if strategy == "zero3" else set())
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], atol=1e-4, rtol=0, check_stride=False)
+    if strategy != "zero3":  # where averages are refused
+        assert_same_evaluations(run, reference)
+        exported = load_file(run / "model.safetensors")
+        name = "poster.network.layer1.0.conv1.weight"
+        assert torch.equal(exported[name], ours[f"ema.{name}"])
+        assert not torch.equal(exported[name], ours[f"model.{name}"])
+
+
+@pytest.mark.parametrize("strategy", COMPRESSED)
+def test_gradients_that_travel_in_bf16_cost_three_digits_and_no_more(strategy: str, two: Path) -> None:
+    plain, compressed = rows(two / strategy)[:6], rows(two / f"{strategy} compressed")
+    norms = [[row["grad_norm"] for row in told] for told in (compressed, plain)]
+    assert norms[0] != norms[1]  # it was done
+    np.testing.assert_allclose(*norms, rtol=1e-2)
+    np.testing.assert_allclose(*[[row["loss"] for row in told] for told in (compressed, plain)], atol=1e-3)
 
 
 @pytest.mark.parametrize("strategy", SPREAD)
