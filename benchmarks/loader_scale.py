@@ -31,7 +31,11 @@ STEPS = 40
 
 def main() -> None:
     arguments = options(__doc__ or "")
-    report(list(rows(arguments.quick)), arguments.json)
+    made = []
+    for row in rows(arguments.quick):
+        made.append(row)
+        print(f"{row.claim}: {row.value:.4g} {row.unit}", file=sys.stderr, flush=True)
+    report(made, arguments.json)
 
 
 def rows(quick: bool) -> Iterator[Row]:
@@ -57,7 +61,7 @@ def _memory(quick: bool) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         small = Path(name, "small")
         make_sample(1_300, 0, small / "catalogue", (32, 48))
-        pack(small / "catalogue", small / "shards", size=32, shard_size=100, workers=2)
+        pack(small / "catalogue", small / "shards", size=32, shard_size=1_000, workers=2)
         first = 0.0
         for count in (*counts, 1_000_000):
             simulated = count == 1_000_000
