@@ -1,4 +1,4 @@
-"""Fitted thresholds: no other threshold gives a better F1 on the films they were fitted on."""
+"""Fitted thresholds: the best F1 on val where a genre has films enough to tell, the one best for all where not."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def f1_at(logits: NDArray[np.float32], labels: NDArray[np.bool_], threshold: flo
 
 
 @given(one_genre())
-def test_no_threshold_is_better(films: tuple[NDArray[np.float32], NDArray[np.bool_]]) -> None:
+def test_for_a_genre_alone_no_threshold_is_better(films: tuple[NDArray[np.float32], NDArray[np.bool_]]) -> None:
     logits, labels = films
     fitted = f1_at(logits, labels, fit_thresholds(logits, labels)[0])
     # between films F1 is constant: one threshold a gap, one below all, and 0, are all there are
@@ -53,8 +53,22 @@ def test_one_half_stays_where_nothing_is_better(films: tuple[NDArray[np.float32]
     assert threshold == 0 or f1_at(logits, labels, threshold) > f1_at(logits, labels, 0.0)
 
 
-def test_a_genre_that_no_film_has_keeps_one_half() -> None:
-    assert fit_thresholds(np.ones((3, 2), np.float32), np.array([[0, 1]] * 3, bool)).tolist() == [0, 0]
+def test_a_genre_that_no_film_has_takes_what_is_best_for_all() -> None:
+    logits = np.array([[9, -1], [9, -2], [-9, -4], [-9, -5]], np.float32)
+    labels = np.array([[0, 1], [0, 1], [0, 0], [0, 0]], bool)
+    both = fit_thresholds(logits, labels)
+    assert both[0] == fit_thresholds(logits.reshape(-1, 1), labels.reshape(-1, 1))[0]
+    assert fit_thresholds(logits[:, :1], labels[:, :1]).tolist() == [0]  # nothing to go by at all: one half
+
+
+def test_the_more_films_a_genre_has_the_more_its_own_threshold_counts() -> None:
+    logits = np.array([[-1, 5], [-2, 5], [-4, -5], [-5, -5]], np.float32)
+    labels = np.array([[1, 1], [1, 1], [0, 0], [0, 0]], bool)
+    own, common = -3.0, fit_thresholds(logits.reshape(-1, 1), labels.reshape(-1, 1))[0]
+    found = []
+    for times in (1, 25, 10_000):
+        found.append(fit_thresholds(np.tile(logits, (times, 1)), np.tile(labels, (times, 1)))[0])
+    assert found == [pytest.approx(common + n / (n + 50) * (own - common)) for n in (2, 50, 20_000)]
 
 
 def test_it_lies_halfway_between_two_films() -> None:
