@@ -56,7 +56,7 @@ def pack(
     catalogue: Place,
     out: Place,
     *,
-    vectors: Path | None = None,
+    vectors: Place | None = None,
     workers: int = 1,
     overwrite: bool = False,
     **options: Any,
@@ -80,7 +80,7 @@ def pack_part(
     out: Place,
     part: tuple[int, int],
     *,
-    vectors: Path | None = None,
+    vectors: Place | None = None,
     workers: int = 1,
     **options: Any,
 ) -> int:
@@ -95,7 +95,7 @@ def pack_part(
         return len(_run(plan.jobs, workers))
 
 
-def merge_parts(catalogue: Place, out: Place, *, vectors: Path | None = None, **options: Any) -> Manifest:
+def merge_parts(catalogue: Place, out: Place, *, vectors: Place | None = None, **options: Any) -> Manifest:
     """Check that the parts have packed every shard and write vocabulary, vectors and manifest, as `pack` would.
 
     Raises ValueError if shards are missing or of other options, saying how many and which commands make them.
@@ -114,7 +114,7 @@ def merge_parts(catalogue: Place, out: Place, *, vectors: Path | None = None, **
     return manifest
 
 
-def _recipe(out: Place, vectors: Path | None, options: dict[str, Any]) -> Recipe:
+def _recipe(out: Place, vectors: Place | None, options: dict[str, Any]) -> Recipe:
     check_writable(out)
     recipe = Recipe(**options)
     return recipe if vectors is None else replace(recipe, vectors_sha256=file_sha256(vectors))
@@ -125,7 +125,7 @@ def _planned(
     catalogue: Place,
     out: Place,
     recipe: Recipe,
-    vectors: Path | None,
+    vectors: Place | None,
     before: Before,
     work: Place,
     part: tuple[int, int] | None = None,
@@ -177,7 +177,7 @@ def _workspace(work: Place) -> Iterator[str]:
 
 
 def _words(
-    out: Place, counts: Counter[str], vectors: Path | None, before: Before
+    out: Place, counts: Counter[str], vectors: Place | None, before: Before
 ) -> tuple[list[str], dict[str, NDArray[np.float32]] | None]:
     """The vocabulary, and the vectors to save: a finished folder keeps its own, as ids of words must not move."""
     if not before.reports:

@@ -12,6 +12,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from genre_dist.storage import Place, exists, opened
+
 LONGEST_LINE = 1 << 20  # bytes; what is longer is no line of text
 LONGEST_WORD = 10_000  # bytes
 CHUNK = 1 << 20
@@ -19,8 +21,8 @@ CHUNK = 1 << 20
 Row = tuple[str, NDArray[np.float32]]
 
 
-def read_vectors(path: Path, wanted: Mapping[str, int] | set[str]) -> dict[str, NDArray[np.float32]]:
-    """The wanted words' vectors, float32 [dim], of any width.
+def read_vectors(path: Place, wanted: Mapping[str, int] | set[str]) -> dict[str, NDArray[np.float32]]:
+    """The wanted words' vectors, float32 [dim], of any width, from a file or a URL's place.
 
     Read are GloVe's and word2vec's text (`word number number ...` lines, with or without a first line `words width`),
     word2vec's `.bin`, each also as `.gz`, and the first `.txt` in a `.zip`. Raises ValueError naming the line or the
@@ -37,38 +39,38 @@ def read_vectors(path: Path, wanted: Mapping[str, int] | set[str]) -> dict[str, 
     return found
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Place) -> str:
     """The SHA-256 of a file of word vectors. Raises ValueError if there is none."""
     _require(path)
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def _require(path: Path) -> None:
-    if not path.is_file():
+def _require(path: Place) -> None:
+    if not (path.is_file() if isinstance(path, Path) else exists(path)):
         raise ValueError(f"{path}: no such file of word vectors")
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[IO[bytes], str]]:
+def _opened(path: Place) -> Iterator[tuple[IO[bytes], str]]:
     """The file's content, decompressed on the way, and its name without the compression's ending."""
     _require(path)
     if path.suffix == ".zip":
-        with zipfile.ZipFile(path) as archive:
+        with opened(path) as packed, zipfile.ZipFile(packed) as archive:
             names = [name for name in archive.namelist() if name.endswith(".txt")]
             if not names:
                 raise ValueError(f"{path}: no .txt in this archive; unpack the vectors and name their file")
             with archive.open(names[0]) as file:
                 yield file, names[0]
     elif path.suffix == ".gz":
-        with gzip.open(path) as file:
+        with opened(path) as packed, gzip.open(packed) as file:
             yield file, path.stem  # type: ignore[misc]
     else:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             yield file, path.name
 
 
-def _text_rows(file: IO[bytes], path: Path, wanted: Iterable[str]) -> Iterator[Row]:
+def _text_rows(file: IO[bytes], path: Place, wanted: Iterable[str]) -> Iterator[Row]:
     """Wanted words of a text file. The first line sets the width; every line is checked, few are parsed."""
     keys = {word.encode() for word in wanted}
     told, dim, rows, number = None, 0, 0, 0
@@ -118,7 +120,7 @@ def _is_number(text: bytes) -> bool:
     return b"." in text and any(48 <= character < 58 for character in text)
 
 
-def _binary_rows(file: IO[bytes], path: Path, wanted: Iterable[str]) -> Iterator[Row]:
+def _binary_rows(file: IO[bytes], path: Place, wanted: Iterable[str]) -> Iterator[Row]:
     """Wanted words of word2vec's binary form: `words width`, then for each a word, a space and float32 numbers."""
     keys = {word.encode() for word in wanted}
     head = file.readline(100).split()

@@ -1,7 +1,6 @@
 """Console verbs that prepare shards: pack, inspect. Each imports only what it needs."""
 
 from argparse import Namespace
-from pathlib import Path
 
 from genre_dist.options import Verbs, names
 
@@ -18,7 +17,7 @@ def add_verbs(verbs: Verbs) -> None:
     )
     verb.add_argument("--catalogue", required=True, help="its folder or URL (s3://, ...)")
     verb.add_argument("--out", required=True, help="the shards' folder or URL")
-    verb.add_argument("--vectors", type=Path, help="word vectors: GloVe or word2vec, .txt .bin .gz .zip, any width")
+    verb.add_argument("--vectors", help="word vectors, a file or URL: GloVe or word2vec, .txt .bin .gz .zip, any width")
     verb.add_argument(
         "--require", default="poster,overview", help="leave out films that lack one of these; '' keeps all"
     )
@@ -54,7 +53,8 @@ def _pack(arguments: Namespace) -> None:
     from genre_dist.stream.manifest import FILE, load_manifest
 
     catalogue, out = place(arguments.catalogue), place(arguments.out)
-    options = {name: getattr(arguments, name) for name in ("vectors", "text", "size", "fit", "quality", "shard_size")}
+    options = {name: getattr(arguments, name) for name in ("text", "size", "fit", "quality", "shard_size")}
+    options["vectors"] = place(arguments.vectors) if arguments.vectors else None
     options["require"] = names(arguments.require)
     workers = arguments.workers or os.cpu_count() or 1
     if arguments.part:

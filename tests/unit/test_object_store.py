@@ -1,5 +1,8 @@
 """Packing from and to an object store, and training data from it: a real S3-compatible server on loopback."""
 
+import gzip
+import io
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from genre_dist.cli import main
 from genre_dist.prepare import shard as shard_module
 from genre_dist.prepare.inspection import verify
 from genre_dist.prepare.pack import merge_parts, pack, pack_part
+from genre_dist.prepare.vectors import file_sha256, read_vectors
 from genre_dist.storage import place
 from genre_dist.stream import ShardReader, TarReader, TrainStream, evaluation_stream, load_manifest, load_tars
 
@@ -102,6 +106,24 @@ def test_an_interrupted_pack_to_an_object_store_has_no_manifest_and_goes_on(
     assert len(packed) == len(set(packed)), "what was finished is left alone"
     assert contents("memory://interrupted/shards") == snapshot(sample_shards)
     assert verify(load_manifest(out)) == []
+
+
+@pytest.mark.parametrize("kind", [".txt", ".txt.gz", ".zip"])
+def test_word_vectors_are_read_from_an_object_store(tmp_path: Path, kind: str) -> None:
+    text, file = b"young 1 2 3\nwoman 4 5 6\n", io.BytesIO()
+    if kind == ".zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("vectors.txt", text)
+    else:
+        file.write(gzip.compress(text) if kind == ".txt.gz" else text)
+    there = place(f"memory://vectors/glove{kind}")
+    there.fs.pipe_file(there.path, file.getvalue())
+    (tmp_path / there.name).write_bytes(file.getvalue())
+    found = read_vectors(there, {"woman"})
+    assert {word: vector.tolist() for word, vector in found.items()} == {"woman": [4, 5, 6]}
+    assert file_sha256(there) == file_sha256(tmp_path / there.name)
+    with pytest.raises(ValueError, match="no such file of word vectors"):
+        read_vectors(place("memory://vectors/none.txt"), {"woman"})
 
 
 def test_parts_merge_on_an_object_store(sample_catalogue: Path, sample_shards: Path) -> None:
