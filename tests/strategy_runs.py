@@ -13,6 +13,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed  # noqa: F401 (for all ranks)
 
+import genre_dist.study.evaluation  # noqa: F401 (so is this)
 from genre_dist.configfile import parse_config
 from genre_dist.parallel.world import start_world, stop_world
 from genre_dist.train import _evaluate
