@@ -25,6 +25,7 @@ from genre_dist.prepare.pack import pack
 GRADIENT_BYTES = 4 * 143_846_483
 FLOPS = 74.4e9  # a sample: ResNet152 at 224 pixels, LSTM over 55 tokens, heads
 GPU_FLOPS, MFU = 989e12, 0.4  # H100, bf16; the share is an assumption
+BATCH = 32  # measured: samples a rank, or in all
 SAMPLES = 128  # a GPU and step
 WITHIN, BETWEEN = 450e9, 50e9  # bytes a second a GPU: NVLink 4 one way; a 400 Gb/s network card
 NODE = 8
@@ -33,30 +34,30 @@ OVERLAP = 2 / 3
 
 def main() -> None:
     arguments = options(__doc__ or "")
+    films = 120 if arguments.quick else 200
     with tempfile.TemporaryDirectory() as folder:
-        make_sample(200, 0, Path(folder, "catalogue"), (72, 72))
+        make_sample(films, 0, Path(folder, "catalogue"), (72, 72))
         pack(Path(folder, "catalogue"), Path(folder, "shards"), size=72, workers=1)
-        rows = scaling(Path(folder), "weak", (1, 2), arguments.quick) + scaling(
-            Path(folder), "strong", (1, 2), arguments.quick
-        )
+        rows = scaling(Path(folder), 2, 6 if arguments.quick else 16)
     report(rows + computed(), arguments.json)
 
 
-def scaling(folder: Path, kind: str, worlds: tuple[int, ...], quick: bool) -> list[Row]:
-    """Samples per second over some numbers of ranks, and the share of one rank's that each keeps."""
-    rates = {world: train(folder, kind, world, 6 if quick else 16) for world in worlds}
-    rows = [measured(f"measured, {kind} scaling, {world} ranks (gloo)", rates[world], "samples/s") for world in worlds]
-    one = rows[0].value
-    for world, row in zip(worlds[1:], rows[1:], strict=True):
-        claim = f"measured, {kind} scaling efficiency, {world} ranks on {len(os.sched_getaffinity(0))} cores"
-        rows.append(Row(claim=claim, value=row.value / one / world, unit="share"))
+def scaling(folder: Path, ranks: int, steps: int) -> list[Row]:
+    """Samples per second on one rank and on several, with as many samples a rank and with as many in all."""
+    one = measured("measured, 1 rank", train(folder, 1, BATCH, steps), "samples/s")
+    rows = [one]
+    for kind, batch in (("weak", BATCH * ranks), ("strong", BATCH)):
+        claim = f"measured, {kind} scaling, {ranks} ranks (gloo)"
+        row = measured(claim, train(folder, ranks, batch, steps), "samples/s")
+        where = f"{ranks} ranks on {len(os.sched_getaffinity(0))} cores"
+        share = Row(claim=f"{kind} scaling efficiency, {where}", value=row.value / one.value / ranks, unit="share")
+        rows += [row, share]
     return rows
 
 
-def train(folder: Path, kind: str, world: int, steps: int) -> list[float]:
+def train(folder: Path, world: int, batch: int, steps: int) -> list[float]:
     """Samples per second of every step after two."""
     run = Path(tempfile.mkdtemp(dir=folder))
-    batch = 16 * world if kind == "weak" else 32
     settings = {
         "--data.shards": folder / "shards", "--run.dir": run, "--data.global_batch": batch, "--train.steps": steps,
         "--model.poster.arch": "resnet18", "--model.poster.weights": "none", "--data.image_size": 64,
@@ -64,7 +65,9 @@ def train(folder: Path, kind: str, world: int, steps: int) -> list[float]:
         "--tracking.wandb": "off", "--data.workers": 0, "--checkpoint.every_steps": "null",
         "--train.eval_every_steps": 1000,
     }  # fmt: skip
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
+    launcher = [sys.executable]
+    if world > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
     words = [str(word) for pair in settings.items() for word in pair]
     environment = os.environ | ({} if torch.cuda.is_available() else {"OMP_NUM_THREADS": "1"})
     subprocess.run(
