@@ -32,6 +32,7 @@ from pathlib import Path
 import loader_data
 import loader_scale
 import numpy as np
+import peers
 import shuffle
 from common import Row, measured, report, write
 
@@ -115,7 +116,7 @@ def interpreters(folder: Path, quick: bool, cache: Path) -> dict[str, str]:
     pythons["webdataset, its own shards"] = sys.executable
     for peer in loader_data.PEERS:
         say(f"preparing {peer}")
-        python = loader_data.environment(peer, cache)
+        python = peers.environment(peer, loader_data.PEERS[peer], cache)
         if isinstance(python, str):
             say(f"{peer} is left out: {python}")
             continue
@@ -229,8 +230,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="within a minute: fewer films, no peers to install")
     parser.add_argument("--json", type=Path, help="write the rows here as well, after every round")
     parser.add_argument("--minutes", type=float, default=8, help="about how long it may take on two cores")
-    cache = Path(tempfile.gettempdir(), "genre_dist-peers")
-    parser.add_argument("--cache", type=Path, default=cache, help="where the peers' environments are kept")
+    parser.add_argument("--cache", type=Path, default=peers.cache(), help="where the peers' environments are kept")
     return parser.parse_args()
 
 

@@ -5,10 +5,8 @@ python benchmarks/loader_data.py mds|litdata FOLDER        (with the peer's own 
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,30 +17,6 @@ PEERS = {  # what pip is asked for
     "litdata": "litdata==0.2.76",
     "megatron-energon": "megatron-energon==7.4.1",
 }
-
-
-def environment(peer: str, cache: Path) -> Path | str:
-    """The Python interpreter of a peer's own environment, made if it is not there; or why it cannot be had.
-
-    A .pth file lends it this project's packages, so that torch is not fetched again; what the peer asks for in another
-    version comes first.
-    """
-    home = cache / peer
-    python = home / "bin" / "python"
-    if not (home / "ready").exists():
-        shutil.rmtree(home, ignore_errors=True)
-        try:
-            subprocess.run([sys.executable, "-m", "venv", str(home)], check=True, capture_output=True, text=True)
-            asked = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-            site = Path(subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip())
-            (site / "project.pth").write_text(sysconfig.get_path("purelib"))
-            install = [str(python), "-m", "pip", "install", "--quiet", PEERS[peer]]
-            subprocess.run(install, check=True, capture_output=True, text=True, timeout=900)
-        except (OSError, subprocess.SubprocessError) as error:
-            said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-            return said[-1] if said else "pip failed"
-        (home / "ready").touch()
-    return python
 
 
 def samples(folder: Path) -> Iterator[dict[str, bytes]]:

@@ -4,18 +4,23 @@
 
 The bare limit is one loop over posters in memory: decode, resize, encode, with the calls that packing uses; no files,
 no tar, no pool. Both run alternately. Packing reads a poster file a film, and writes tar, index and report with fsync;
-the start of its workers and the two passes over the rows are left out. A busy machine shows in the bare limit on two
-processes: where that is not near twice the one on one, compare packing with it and not with itself.
+the start of its workers and the two passes over the rows are left out. In the full form img2dataset takes its turn on
+the same files, at equal size and quality (it crops to the square where we squash), in an environment of its own. A
+busy machine shows in the bare limit on two processes: where that is not near twice the one on one, compare packing with
+it and not with itself.
 """
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import cv2
 import numpy as np
+import peers
 import simplejpeg
 from common import Row, measured, options, report
 
@@ -26,6 +31,7 @@ from genre_dist.prepare.posters import HALVE_FROM, load_rgb, square
 from genre_dist.stream.manifest import Manifest
 
 SIZE, QUALITY = 256, 90
+PEER, REQUIREMENT = "img2dataset", "img2dataset==1.47.0"
 POSTERS = ((342, 513), (500, 750))
 SEEDS = 50  # films that are drawn; larger catalogues repeat them
 ALL_OF_TMDB, FILMS_PER_PAGE, REQUESTS_A_SECOND = 1_100_000, 20, 40
@@ -35,11 +41,15 @@ NODES = ((1, 2), (1, 16), (1, 32), (16, 16))
 def main() -> None:
     arguments = options(__doc__ or "")
     films, shard_size, rounds = (500, 100, 1) if arguments.quick else (4000, 250, 3)
-    rows = []
+    rows: list[Row] = []
+    peer = None if arguments.quick else peers.environment(PEER, REQUIREMENT, peers.cache())
+    if isinstance(peer, str):
+        print(f"{PEER} is left out: {peer}", file=sys.stderr)
+        peer = None
     with tempfile.TemporaryDirectory() as folder:
         for width, height in POSTERS:
             catalogue = repeated(Path(folder, f"{width}"), films, (width, height))
-            rows += speed(catalogue, Path(folder, "shards"), shard_size, rounds, f"{width}x{height}")
+            rows += speed(catalogue, Path(folder, "shards"), shard_size, rounds, f"{width}x{height}", peer)
         rows += computed(rows)
         rows.append(half_decoding(Path(folder, "large")))
     report(rows, arguments.json)
@@ -60,18 +70,24 @@ def repeated(folder: Path, films: int, size: tuple[int, int]) -> Path:
     return catalogue
 
 
-def speed(catalogue: Path, out: Path, shard_size: int, rounds: int, name: str) -> list[Row]:
-    """Packing and the bare limit in turn, on one process and on two."""
+def speed(catalogue: Path, out: Path, shard_size: int, rounds: int, name: str, peer: Path | None) -> list[Row]:
+    """Packing, the bare limit and the peer in turn, on one process and on two."""
     posters = [path.read_bytes() for path in sorted((catalogue.parent / "drawn" / "posters").rglob("*.jpg"))]
-    rates: dict[tuple[str, int], list[float]] = {(what, n): [] for n in (1, 2) for what in ("bare limit", "pack")}
+    contenders = ("bare limit", "pack", *([PEER] if peer else []))
+    rates: dict[tuple[str, int], list[float]] = {(what, n): [] for n in (1, 2) for what in contenders}
     for _ in range(rounds):
         for workers in (1, 2):
             rates["bare limit", workers].append(bare_limit(posters, workers))
             rates["pack", workers].append(packing(catalogue, out, shard_size, workers))
+            if peer:
+                rates[PEER, workers].append(peers_packing(peer, catalogue, shard_size, workers))
     rows = [measured(f"{what}, {name}, {n} workers", values, "images/s") for (what, n), values in rates.items()]
     for workers in (1, 2):
         share = np.array(rates["pack", workers]) / rates["bare limit", workers]
         rows.append(with_goal(measured(f"pack over the bare limit, {name}, {workers} workers", share, "ratio"), 0.9))
+        if peer:
+            ahead = np.array(rates["pack", workers]) / rates[PEER, workers]
+            rows.append(with_goal(measured(f"pack over {PEER}, {name}, {workers} workers", ahead, "ratio"), 1))
     twice = np.array(rates["pack", 2]) / rates["pack", 1]
     rows.append(with_goal(measured(f"pack on 2 cores over 1, {name}", twice, "ratio"), 1.8))
     return rows
@@ -87,6 +103,20 @@ def packing(catalogue: Path, out: Path, shard_size: int, workers: int) -> float:
     ends = sorted((finished_at(manifest, shard.file), shard.samples) for shard in manifest.shards)
     seconds = np.array([end for end, _ in ends]) - ends[0][0]
     return float(np.polyfit(seconds, np.cumsum([samples for _, samples in ends]), 1)[0])
+
+
+def peers_packing(python: Path, catalogue: Path, shard_size: int, workers: int) -> float:
+    """The peer's images per second on the same posters, half as many of them: it is slower."""
+    films = sum(1 for _ in read_rows(catalogue)) // 2
+    script = Path(__file__).with_name("pack_img2dataset.py")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [str(python), str(script), str(catalogue.parent / "drawn" / "posters"), f"{folder}/out"]
+        for name, value in (("films", films), ("shard_size", shard_size), ("size", SIZE), ("quality", QUALITY)):
+            command += [f"--{name}", str(value)]
+        command += ["--processes", str(workers)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr
+        return float(done.stdout.splitlines()[-1])
 
 
 def finished_at(manifest: Manifest, shard: str) -> float:
