@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from acquire_server import KEY, Handle, serve
-from helpers import Processes, options, snapshot
+from helpers import Processes, options, snapshot, until
 
 from genre_dist import cli
 from genre_dist.acquire import web
@@ -102,6 +104,28 @@ def test_two_ranks_that_go_on_where_one_was_stopped_write_what_one_writes(
         assert one["left_out"] == other["left_out"]
         if one["logits"]:
             assert one["logits"] == pytest.approx(other["logits"], abs=1e-4)
+
+
+def test_killed_in_the_middle_the_same_command_goes_on_and_keeps_what_is_whole(
+    predicted: Path, run: Path, sample_catalogue: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["predict", str(run), "--catalogue", str(sample_catalogue), "--out", str(out)]
+    with Processes(tmp_path / "log") as killed:
+        killed.start([sys.executable, "-m", "parts_of_64", *arguments])
+        until(lambda: any(out.glob("part-*.parquet")) or killed.over(), 90, "the first part")
+        killed.kill()
+        assert killed.wait() == [-signal.SIGKILL], killed.output()
+    whole = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
+    assert 1 <= len(whole) < len(list(predicted.glob("part-*.parquet")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict_many, "PART", parts_of_64.FILMS)
+        assert cli.main(arguments) == 0
+    assert {path: path.stat().st_mtime_ns for path in whole} == whole
+    assert [row["tmdb_id"] for row in rows_of(out)] == [row["tmdb_id"] for row in rows_of(predicted)]
+    for one, other in zip(rows_of(out), rows_of(predicted), strict=True):
+        assert one["left_out"] == other["left_out"]
+        assert not one["logits"] or one["logits"] == pytest.approx(other["logits"], abs=1e-4)
 
 
 def test_a_table_and_a_folder_of_posters_do_as_well(
