@@ -275,7 +275,7 @@ def test_an_offline_run_of_wandb_holds_the_same_losses_at_the_same_steps_after_a
     assert steps_of(offline, "test") == [400]
     first, *_ = [row for row in history(offline) if "val/loss" in row]
     assert (first["val/macro_f1"], first["val_genres/f1/Drama"]) == (0.2, 0.5)
-    table = json.loads((next(offline.glob("wandb/*/files")) / first["val/films/path"]).read_text())
+    table = json.loads(next(offline.glob(f"wandb/*/files/{first['val/films/path']}")).read_text())
     assert table["data"][0][0] == 603
     assert table["data"][0][2:] == ["a hacker learns", "Action", "Action 90%"]
     assert any("test/f1_by_genre" in name for row in history(offline) for name in row)
