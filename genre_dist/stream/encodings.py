@@ -21,7 +21,7 @@ from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import Batch, ShardReader
 from genre_dist.stream.sample import read_members
-from genre_dist.stream.source import OpenFile
+from genre_dist.stream.source import OpenFile, Rooms
 
 MEMBER = "encoding.npy"
 
@@ -36,7 +36,7 @@ class EncodingReader:
         self.has_images, self.has_texts = False, "overview" in wanted
         self._width = int(manifest.encoding["size"])
         self._genre_of_id = {genre.id: number for number, genre in enumerate(manifest.genres)}
-        self._open = lru_cache(256)(OpenFile)
+        self._open, self._rooms = lru_cache(256)(OpenFile), Rooms()
 
     def lengths(self, rows: Rows) -> NDArray[np.int64]:
         """Lengths of the texts the encodings were made from, int64 [n]."""
@@ -59,11 +59,12 @@ class EncodingReader:
             lengths=None,
             encodings=np.empty((len(records), self._width), np.float32),
         )
-        places = zip(rows.shard.tolist(), *(records[name].tolist() for name in ("id", "offset", "size")), strict=True)
-        for number, (shard, film, offset, size) in enumerate(places):
+        rooms = self._rooms.of(records["size"].tolist())
+        places = zip(rows.shard.tolist(), *(records[name].tolist() for name in ("id", "offset")), rooms, strict=True)
+        for number, (shard, film, offset, room) in enumerate(places):
             path = str(self.manifest.folder / self.index.shards[shard].file)
             try:
-                self._fill(read_members(self._open(path).read(size, offset), film), number, batch)
+                self._fill(read_members(self._open(path).read(room, offset), film), number, batch)
             except (ValueError, KeyError, OSError) as error:
                 raise ValueError(
                     f"{path}: the encoding of film {film} cannot be read ({error}); delete {self.manifest.folder}, "

@@ -16,8 +16,8 @@ from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.sample import PADDING, check_tokens, load_genres, read_members, read_tokens
-from genre_dist.stream.slots import Arrays, Room, arrays, slot_bytes
-from genre_dist.stream.source import source_of
+from genre_dist.stream.slots import Arrays, Room, arrays, private_memory
+from genre_dist.stream.source import Rooms, source_of
 
 if TYPE_CHECKING:  # the stream needs no torch
     from torch import Tensor
@@ -76,7 +76,7 @@ class ShardReader:
         self._words = int(manifest.text["words"])
         self._genre_of_id = {genre.id: number for number, genre in enumerate(manifest.genres)}
         self._labels = lru_cache(maxsize=4096)(self._label_row)
-        self._source = source_of(self.index, cache)
+        self._source, self._rooms = source_of(self.index, cache), Rooms()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to a worker as what it was made from: open files stay here."""
@@ -109,7 +109,7 @@ class ShardReader:
         """The samples at these places, in this order, in fresh memory."""
         found = self.find(rows)
         room = self.room(len(rows.row))
-        filled = arrays(bytearray(slot_bytes(room)), 0, room, len(rows.row), self.longest(found))
+        filled = arrays(private_memory(1, room), 0, room, len(rows.row), self.longest(found))
         faults, seconds = self.fill(found, filled)
         return self.batch(filled, [faults], seconds)
 
@@ -137,9 +137,10 @@ class ShardReader:
         films, offsets, sizes = (record[name].tolist() for name in ("id", "offset", "size"))
         posters: list[memoryview | None] = [None] * len(films)
         problems: dict[int, Exception] = {}
-        for number, (shard, film, offset, size) in enumerate(zip(shards, films, offsets, sizes, strict=True)):
+        rooms = self._rooms.of(sizes)
+        for number, (shard, film, offset, room) in enumerate(zip(shards, films, offsets, rooms, strict=True)):
             try:
-                posters[number] = self._fill_one(read_members(self._piece(shard, offset, size), film), number, out)
+                posters[number] = self._fill_one(read_members(self._piece(shard, offset, room), film), number, out)
             except (ValueError, KeyError, OSError) as error:
                 problems[number] = error
         self._check_words(out, problems)
@@ -192,11 +193,11 @@ class ShardReader:
             row[self._genre_of_id[genre]] = 1
         return row
 
-    def _piece(self, shard: int, offset: int, size: int) -> bytes:
+    def _piece(self, shard: int, offset: int, room: memoryview) -> memoryview:
         """A sample's piece of its tar."""
-        data = self._source.read(shard, offset, size)
-        if len(data) < size:
-            raise ValueError(f"the file ends {size - len(data)} bytes early; it is truncated")
+        data = self._source.read(shard, offset, room)
+        if len(data) < len(room):
+            raise ValueError(f"the file ends {len(room) - len(data)} bytes early; it is truncated")
         return data
 
     def _describe(self, shard: int, film: int, offset: int, error: Exception) -> str:

@@ -25,7 +25,7 @@ from typing import Any, Generic, Protocol, TypeGuard, TypeVar
 from genre_dist.stream.found import Copied, Found, Seconds
 from genre_dist.stream.index import Listing, SplitIndex
 from genre_dist.stream.order import Int64, Rows
-from genre_dist.stream.slots import Arrays, Room, anonymous_file, arrays
+from genre_dist.stream.slots import Arrays, Room, anonymous_file, arrays, private_memory
 from genre_dist.stream.worker import Done, Start, Task
 
 Pin = Callable[[mmap.mmap], Callable[[], None]]
@@ -90,14 +90,47 @@ def batches(
 
     Raises ValueError for shards that cannot be read at all (a missing index), RuntimeError if a worker dies.
     """
-    if workers == 0 or not _fills_slots(reader):
+    if not _fills_slots(reader):
         yield from map(reader.read, places)
+        return
+    if workers == 0:
+        yield from _in_turn(reader, places, samples, hold, pin)
         return
     ring = Ring(reader, samples, hold + prefetch, workers, pin)
     try:
         yield from ring.run(iter(places), hold)
     finally:
         ring.close()
+
+
+def _in_turn(
+    reader: SlotReader[Batch], places: Iterable[Rows], samples: int, hold: int, pin: Pin | None
+) -> Generator[Batch, None, None]:
+    """Each batch read when it is asked for, into the slot that has been let go: fresh memory would be paged in anew."""
+    room = reader.room(samples)
+    memory = private_memory(hold, room)
+    unpin = pin(memory) if pin is not None else None
+    held: deque[Batch] = deque()
+
+    def let_go() -> None:
+        copied = held.popleft().copied
+        if copied is not None:
+            copied.synchronize()
+
+    try:
+        for number, rows in enumerate(places):
+            if len(held) == hold:
+                let_go()
+            found = reader.find(rows)
+            filled = arrays(memory, number % hold, room, len(rows.row), reader.longest(found))
+            told, seconds = reader.fill(found, filled)
+            held.append(reader.batch(filled, [told], seconds))
+            yield held[-1]
+    finally:
+        while held:
+            let_go()
+        if unpin is not None:
+            unpin()
 
 
 class Ring(Generic[Batch]):

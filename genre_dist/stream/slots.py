@@ -9,12 +9,16 @@ queues.
 import math
 import mmap
 import os
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 ALIGNMENT = 64
+BESIDE = 16
+"""Pictures begin so many bytes beside an address that 32 divides: libjpeg-turbo writes rows that begin at one past the
+caches, and decoding takes 12 % longer (benchmarks/loader.py)."""
 
 
 class Room(NamedTuple):
@@ -46,7 +50,7 @@ def slot_bytes(room: Room) -> int:
     return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
-def arrays(memory: mmap.mmap | bytearray, slot: int, room: Room, samples: int, longest: int) -> Arrays:
+def arrays(memory: mmap.mmap, slot: int, room: Room, samples: int, longest: int) -> Arrays:
     """The arrays of a batch of `samples` with texts of up to `longest` tokens, in a slot of the memory."""
     start = slot * slot_bytes(room)
     views = {}
@@ -61,7 +65,8 @@ def arrays(memory: mmap.mmap | bytearray, slot: int, room: Room, samples: int, l
     }
     for name, size in _sizes(room).items():
         dims, dtype = wanted[name]
-        views[name] = np.frombuffer(memory, dtype, math.prod(dims), start).reshape(dims)
+        first = start + BESIDE if name == "images" else start
+        views[name] = np.frombuffer(memory, dtype, math.prod(dims), first).reshape(dims)
         start += size
     return Arrays(**views)
 
@@ -80,7 +85,7 @@ def _sizes(room: Room) -> dict[str, int]:
         "labels": 4 * n * room.genres,
         "weights": 4 * n,
         "tokens": 4 * n * max(1, room.max_tokens),
-        "images": 3 * n * room.image_size**2,
+        "images": BESIDE + 3 * n * room.image_size**2,
         "jpeg_bytes": 4 * n,
     }
     return {name: -(-size // ALIGNMENT) * ALIGNMENT for name, size in sizes.items()}
@@ -91,3 +96,14 @@ def anonymous_file(slots: int, room: Room) -> int:
     descriptor = os.memfd_create("slots")
     os.ftruncate(descriptor, slots * slot_bytes(room))
     return descriptor
+
+
+def private_memory(slots: int, room: Room) -> mmap.mmap:
+    """Memory of this process for so many slots, in huge pages where the system gives them on request.
+
+    Memory that is shared gets none by Linux's defaults (/sys/kernel/mm/transparent_hugepage/shmem_enabled).
+    """
+    memory = mmap.mmap(-1, slots * slot_bytes(room), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel built without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

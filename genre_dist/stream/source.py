@@ -4,6 +4,7 @@ import os
 import resource
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -37,9 +38,9 @@ class LocalTars:
     def prepare(self, found: Found) -> None:
         """Nothing is read ahead: the system's page cache does that."""
 
-    def read(self, shard: int, offset: int, size: int) -> bytes:
-        """A sample's bytes; fewer where the file ends early."""
-        return self._open(self._paths[shard]).read(size, offset)
+    def read(self, shard: int, offset: int, room: memoryview) -> memoryview:
+        """A sample's bytes, as many as there is room for, fewer where the file ends early; they lie in the room."""
+        return self._open(self._paths[shard]).read(room, offset)
 
 
 def _most_open_files() -> int:
@@ -48,14 +49,30 @@ def _most_open_files() -> int:
     return min(4096, soft // 2)
 
 
+class Rooms:
+    """Memory that the bytes of one batch are read into, and those of the next: fresh memory is paged in every time."""
+
+    def __init__(self) -> None:
+        self._memory = bytearray()
+
+    def of(self, sizes: Sequence[int]) -> list[memoryview]:
+        """Room for so many bytes each; what was in the last ones is gone."""
+        total = sum(sizes)
+        if total > len(self._memory):
+            self._memory = bytearray(total)
+        memory, ends = memoryview(self._memory), list(accumulate(sizes))
+        return [memory[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
 class OpenFile:
     """A file descriptor that closes itself; pread, so threads can share it."""
 
     def __init__(self, path: str) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)
 
-    def read(self, size: int, offset: int) -> bytes:
-        return os.pread(self._descriptor, size, offset)
+    def read(self, room: memoryview, offset: int) -> memoryview:
+        """Bytes into the room; the part of it that they take."""
+        return room[: os.preadv(self._descriptor, [room], offset)]
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
@@ -111,10 +128,10 @@ class RemoteTars:
             run.append(start)
             end = start + size
 
-    def read(self, shard: int, offset: int, size: int) -> bytes:
-        """A sample's bytes; they are forgotten here."""
+    def read(self, shard: int, offset: int, room: memoryview) -> memoryview:
+        """A sample's bytes, where they came in; they are forgotten here."""
         run = self._runs.pop((shard, offset))
-        return run.data.result()[offset - run.start : offset - run.start + size]
+        return memoryview(run.data.result())[offset - run.start : offset - run.start + len(room)]
 
     def _get(self, number: int, start: int, end: int) -> bytes:
         shard, path = self._shards[number], self._paths[number]

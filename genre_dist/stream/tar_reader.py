@@ -14,8 +14,8 @@ from genre_dist.stream.foreign import Tars, sample_id, split_name
 from genre_dist.stream.found import Copied, Found, Seconds, find
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.order import Rows
-from genre_dist.stream.slots import Arrays, Room, arrays, slot_bytes
-from genre_dist.stream.source import source_of
+from genre_dist.stream.slots import Arrays, Room, arrays, private_memory
+from genre_dist.stream.source import Rooms, source_of
 from genre_dist.stream.tar import members
 
 Members: TypeAlias = dict[str, bytes]
@@ -57,7 +57,7 @@ class TarReader:
         if not self.index.samples:
             have = ", ".join(f"{count:,} .{name}" for name, count in manifest.extensions.most_common()) or "none"
             raise ValueError(f"{manifest.folder}: no sample of {tars} has {' and '.join(wanted)}; there are {have}")
-        self._source = source_of(self.index, cache)
+        self._source, self._rooms = source_of(self.index, cache), Rooms()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to a worker as what it was made from."""
@@ -84,7 +84,7 @@ class TarReader:
         """The samples at these places, in this order."""
         found = self.find(rows)
         room = self.room(len(rows.row))
-        filled = arrays(bytearray(slot_bytes(room)), 0, room, len(rows.row), 1)
+        filled = arrays(private_memory(1, room), 0, room, len(rows.row), 1)
         told, seconds = self.fill(found, filled)
         return self.batch(filled, [told], seconds)
 
@@ -100,10 +100,11 @@ class TarReader:
         self._source.prepare(found)
         samples: list[Any] = []
         faults = []
-        columns = (found.shard, found.record["id"], found.record["offset"], found.record["size"])
-        for shard, number, offset, size in zip(*(column.tolist() for column in columns), strict=True):
+        columns = (found.shard, found.record["id"], found.record["offset"])
+        rooms = self._rooms.of(found.record["size"].tolist())
+        for shard, number, offset, room in zip(*(column.tolist() for column in columns), rooms, strict=True):
             try:
-                sample = self._members(self._source.read(shard, offset, size), number, size)
+                sample = self._members(self._source.read(shard, offset, room), number, len(room))
                 if self.decode is not None:
                     before = time.perf_counter()
                     sample = self.decode(sample)
@@ -114,7 +115,7 @@ class TarReader:
                 faults.append(f"{self.index.paths[shard]}: sample {number} at byte {offset}: {error}")
         return (samples, faults), Seconds(time.perf_counter() - began - decoding, decoding)
 
-    def _members(self, data: bytes, number: int, size: int) -> Members:
+    def _members(self, data: memoryview, number: int, size: int) -> Members:
         if len(data) < size:
             raise ValueError(f"the file ends {size - len(data)} bytes early; it is truncated")
         found: dict[str, Any] = {}
@@ -124,5 +125,5 @@ class TarReader:
             if sample_id(named[0]) != number:
                 raise ValueError(f"a member {name} lies there; the index is of another tar")
             found["__key__"] = named[0]
-            found[named[1]] = data[start : start + length]
+            found[named[1]] = bytes(data[start : start + length])
         return found

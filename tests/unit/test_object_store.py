@@ -9,7 +9,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from helpers import snapshot
+from helpers import losses, options, snapshot
 
 from genre_dist.cli import main
 from genre_dist.prepare import shard as shard_module
@@ -18,6 +18,7 @@ from genre_dist.prepare.pack import merge_parts, pack, pack_part
 from genre_dist.prepare.vectors import file_sha256, read_vectors
 from genre_dist.storage import place
 from genre_dist.stream import ShardReader, TarReader, TrainStream, evaluation_stream, load_manifest, load_tars
+from genre_dist.train import main as train
 
 OPTIONS = {"size": 72, "shard_size": 50}
 
@@ -79,6 +80,22 @@ def test_a_pack_from_and_to_s3_has_the_bytes_of_a_local_one_and_trains_and_verif
         return data
 
     assert some_steps(out, workers=1) == some_steps(sample_shards, workers=0)
+
+
+def test_training_and_evaluating_take_the_url_of_an_object_store_for_a_folder(
+    bucket: str, sample_shards: Path, tmp_path: Path
+) -> None:
+    shards = f"{bucket}/uploaded"
+    fsspec.filesystem("s3", skip_instance_cache=True).put(f"{sample_shards}/", f"{shards}/", recursive=True)
+    more = ("--data.global_batch", 12, "--train.steps", 3, "--data.workers", 1)
+    near, afar = tmp_path / "near", tmp_path / "afar"
+    assert train(options(sample_shards, near, *more)) == 0
+    assert train(options(shards, afar, *more)) == 0
+    assert losses(afar) == losses(near)
+    assert main(["evaluate", str(afar), "--split", "val"]) == 0
+    from_afar = (afar / "predictions-val.parquet").read_bytes()
+    assert main(["evaluate", str(afar), "--split", "val", "--shards", str(sample_shards)]) == 0
+    assert (afar / "predictions-val.parquet").read_bytes() == from_afar
 
 
 def test_an_interrupted_pack_to_an_object_store_has_no_manifest_and_goes_on(

@@ -282,7 +282,7 @@ def reader_processes() -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("workers", "prefetch", "hold"), [(1, 1, 1), (3, 2, 1), (2, 4, 3)])
+@pytest.mark.parametrize(("workers", "prefetch", "hold"), [(0, 2, 1), (0, 2, 3), (1, 1, 1), (3, 2, 1), (2, 4, 3)])
 def test_batches_come_in_the_order_of_their_places_with_the_bytes_of_a_reader_without_workers(
     sample_shards: Path, workers: int, prefetch: int, hold: int
 ) -> None:
@@ -294,16 +294,35 @@ def test_batches_come_in_the_order_of_their_places_with_the_bytes_of_a_reader_wi
         assert all(same(kept(batch), other) for batch, other in zip(found, wanted, strict=True))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("hold", [1, 3])
-def test_a_batch_stays_as_it_is_until_hold_later_ones_are_asked_for(sample_shards: Path, hold: int) -> None:
+def test_a_batch_stays_as_it_is_until_hold_later_ones_are_asked_for(
+    sample_shards: Path, workers: int, hold: int
+) -> None:
     source = reader(sample_shards)
     wanted = [kept(source.read(rows)) for rows in places(source, 10)]
     held: list[Batch] = []
-    with closing(ring.batches(source, places(source, 10), samples=10, workers=2, hold=hold)) as found:
+    with closing(ring.batches(source, places(source, 10), samples=10, workers=workers, hold=hold)) as found:
         for number, batch in enumerate(found):
             held = [*held, batch][-hold:]
             for older, other in zip(held, wanted[: number + 1][-hold:], strict=True):
                 assert same(kept(older), other)
+
+
+@pytest.mark.parametrize(("workers", "most"), [(0, 2), (2, 5)])
+def test_batches_lie_in_the_same_memory_again(sample_shards: Path, workers: int, most: int) -> None:
+    source = reader(sample_shards)
+    rows = itertools.islice(itertools.cycle(places(source, 6)), 40)
+    with closing(ring.batches(source, rows, samples=6, workers=workers, prefetch=3, hold=2)) as found:
+        assert len({batch.ids.ctypes.data for batch in found}) <= most
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_lie_where_the_decoder_writes_through_the_caches(sample_shards: Path, workers: int) -> None:
+    source = reader(sample_shards)
+    with closing(ring.batches(source, places(source, 6), samples=6, workers=workers)) as found:
+        assert {batch.images.ctypes.data % 32 for batch in found} == {16}
+    assert source.read(places(source, 6)[0]).images.ctypes.data % 32 == 16
 
 
 @pytest.mark.parametrize(("prefetch", "hold"), [(1, 1), (4, 2)])
