@@ -39,7 +39,7 @@ def interval(row: dict[str, Any]) -> str:
 def p_value(p: float, resamples: int) -> str:
     """A p value, as exact as the resamples allow."""
     least = 2 / (resamples + 1)
-    return f"< {2 * least:.3f}" if p <= least * 1.001 else f"{p:.3f}"
+    return f"< {2 * least:.1g}" if p <= least * 1.001 else f"{p:.3f}"
 
 
 def cost_cells(cost: dict[str, Any] | None) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from genre_dist.study.calibration import calibration
 from genre_dist.study.comparison import CompareOptions, compare, compared
 from genre_dist.study.costs import POINTS, read_record
 from genre_dist.study.results import read_models, read_result
+from genre_dist.study.tables import p_value
 
 QUICK = CompareOptions(resamples=200)
 
@@ -268,3 +269,10 @@ def test_runs_that_cannot_be_compared_are_named_in_one_line(
     assert words in line
     assert "b" in line
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("p", "resamples", "told"), [(0.25, 2000, "0.250"), (2 / 2001, 2000, "< 0.002"), (2 / 10_001, 10_000, "< 0.0004")]
+)
+def test_a_p_value_is_told_as_exactly_as_the_resamples_allow(p: float, resamples: int, told: str) -> None:
+    assert p_value(p, resamples) == told
