@@ -28,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if restarted():  # what this launch has trained so far is not the earlier run that was to go
             config = replace(config, run=replace(config.run, overwrite=False))
         return dry_run(config) if parsed.dry_run else train(config)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        if isinstance(error, ValueError):  # another attempt may read and write what this one could not, but no more
+        if isinstance(error, ValueError):  # after other errors another attempt may go further
             settle(2)
         return 2
 

@@ -3,14 +3,19 @@
     python -m short_of_memory RANK STEP OPTIONS...
 
 On that rank, the first and the third pass of that step (counted from 1) fail as CUDA fails: the whole micro-batch, then
-the second of its halves, when a part of the step is done already.
+the second of its halves, when a part of the step is done already. Ranks that torchrun has started again do not fail.
 """
 
+import os
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from genre_dist.config import Config
+from genre_dist.parallel.world import World
 from genre_dist.training import backoff, loop
 from genre_dist.training import step as steps
 
@@ -18,6 +23,7 @@ from genre_dist.training import step as steps
 def main() -> int:
     rank, wanted = int(sys.argv[1]), int(sys.argv[2])
     state = {"step": 0}
+    first_start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     plain_step, plain_loss = backoff.Backoff.step, steps.loss_sum
 
     def counted(self: Any, *arguments: Any) -> Any:
@@ -29,11 +35,16 @@ def main() -> int:
     def failing(experiment_loss: Any) -> Any:
         def loss(*arguments: torch.Tensor) -> torch.Tensor:
             state["passes"] += 1
-            if state["here"] and state["step"] == wanted and state["passes"] in (1, 3):
+            if first_start and state["here"] and state["step"] == wanted and state["passes"] in (1, 3):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return experiment_loss(*arguments)
 
         return loss
+
+    def planned(config: Config, world: World) -> Config:
+        """What fitted an earlier start, which is all that a machine without a GPU can know."""
+        note = Path(config.run.dir, backoff.NOTE)
+        return replace(config, data=replace(config.data, micro_batch=int(note.read_text()))) if note.is_file() else config
 
     plain_set_up = loop.set_up
 
@@ -42,7 +53,7 @@ def main() -> int:
         return experiment._replace(loss=failing(experiment.loss or plain_loss))
 
     loop.may_split = lambda config, world: True  # as on a GPU
-    loop.planned_config = lambda config, world: config
+    loop.planned_config = planned
     loop.set_up = set_up  # type: ignore[assignment]
     backoff.Backoff.step = counted  # type: ignore[method-assign]
     from genre_dist.train import main as train

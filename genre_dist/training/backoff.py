@@ -70,7 +70,8 @@ class Backoff:
     def step(self, micro_batches: list[Batch], take: Callable[..., StepResult], seed: int) -> StepResult:
         """Take a step, `take(micro_batches, careful=...)`, with this seed for dropout.
 
-        ValueError if not even single samples fit, or where ranks cannot agree to take it again."""
+        ValueError if not even single samples fit. MemoryError where ranks cannot agree to take it again: a new start
+        takes smaller pieces, and torchrun makes one."""
         if not self.experiment.splits:
             torch.manual_seed(seed)
             return take(micro_batches)
@@ -95,7 +96,7 @@ class Backoff:
                 return result
             self._halve()
             if problem is not None:
-                raise ValueError(
+                raise MemoryError(
                     f"out of memory ({problem}); the other ranks could not be told. Start again: the run goes on from "
                     f"its newest checkpoint with micro-batches of {self.piece}"
                 )

@@ -51,6 +51,22 @@ def test_all_ranks_take_the_step_again_in_halves(quiet: Path, sample_shards: Pat
     assert "micro_batch: auto" in (run / "config.yaml").read_text()
 
 
+def test_where_a_pass_exchanges_the_group_starts_again_with_halves(
+    quiet: Path, sample_shards: Path, tmp_path: Path
+) -> None:
+    """With sharded weights the other ranks wait inside the pass and cannot be told; torchrun ends and restarts them."""
+    run = tmp_path / "run"
+    more = ("--parallel.strategy", "fsdp", "--train.steps", 24, "--checkpoint.every_steps", 2)
+    arguments = ["1", "4", *options(sample_shards, run, *MORE, *more)]
+    with Processes(tmp_path / "log") as ranks:
+        ranks.start_torchrun(2, arguments, module="short_of_memory", launcher=("--max-restarts=1",))
+        assert ranks.wait(150) == [0], ranks.output()
+        output = ranks.output()
+    assert output.count("the run goes on from its newest checkpoint with micro-batches of 4") == 1
+    assert losses(run) == pytest.approx(losses(quiet), rel=1e-4)
+    assert (run / NOTE).read_text() == "4"
+
+
 def test_a_single_sample_that_does_not_fit_is_one_line(sample_shards: Path, tmp_path: Path) -> None:
     more = ("--data.global_batch", 1, "--data.workers", 0, "--train.steps", 3)
     with Processes(tmp_path / "log") as ranks:
