@@ -44,7 +44,9 @@ def main() -> int:
     def planned(config: Config, world: World) -> Config:
         """What fitted an earlier start, which is all that a machine without a GPU can know."""
         note = Path(config.run.dir, backoff.NOTE)
-        return replace(config, data=replace(config.data, micro_batch=int(note.read_text()))) if note.is_file() else config
+        return (
+            replace(config, data=replace(config.data, micro_batch=int(note.read_text()))) if note.is_file() else config
+        )
 
     plain_set_up = loop.set_up
 
