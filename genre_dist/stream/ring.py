@@ -259,7 +259,10 @@ def _start_worker(start: Start) -> tuple[subprocess.Popen[bytes], Connection]:
     semaphores. Not fork: the trainer has threads and perhaps a GPU.
     """
     ours, theirs = Pipe()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),  # or NumPy starts a thread a core in each
+    }
     try:
         process = subprocess.Popen(
             [sys.executable, "-c", f"from genre_dist.stream.worker import main; main({theirs.fileno()})"],

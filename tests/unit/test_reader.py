@@ -317,6 +317,14 @@ def test_batches_lie_in_the_same_memory_again(sample_shards: Path, workers: int,
         assert len({batch.ids.ctypes.data for batch in found}) <= most
 
 
+def test_a_reader_process_reads_and_listens_and_starts_no_other_threads(sample_shards: Path) -> None:
+    source = reader(sample_shards)
+    with closing(ring.batches(source, places(source, 6), samples=6, workers=1)) as found:
+        next(found)
+        (process,) = reader_processes()
+        assert len(list(Path(f"/proc/{process}/task").iterdir())) == 2
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_pictures_lie_where_the_decoder_writes_through_the_caches(sample_shards: Path, workers: int) -> None:
     source = reader(sample_shards)
