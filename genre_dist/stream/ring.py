@@ -111,26 +111,26 @@ def _in_turn(
     memory = private_memory(hold, room)
     unpin = pin(memory) if pin is not None else None
     held: deque[Batch] = deque()
-
-    def let_go() -> None:
-        copied = held.popleft().copied
-        if copied is not None:
-            copied.synchronize()
-
     try:
         for number, rows in enumerate(places):
             if len(held) == hold:
-                let_go()
+                _wait_for_copy(held.popleft())
             found = reader.find(rows)
             filled = arrays(memory, number % hold, room, len(rows.row), reader.longest(found))
             told, seconds = reader.fill(found, filled)
             held.append(reader.batch(filled, [told], seconds))
             yield held[-1]
     finally:
-        while held:
-            let_go()
+        for batch in held:
+            _wait_for_copy(batch)
         if unpin is not None:
             unpin()
+
+
+def _wait_for_copy(batch: Held) -> None:
+    """Return when nothing is copied from a batch's slot any more."""
+    if batch.copied is not None:
+        batch.copied.synchronize()
 
 
 class Ring(Generic[Batch]):
@@ -179,8 +179,7 @@ class Ring(Generic[Batch]):
         """Free the slots of all but the last `hold` batches, each once nothing is copied from it any more."""
         while len(self.held) > hold:
             slot, batch = self.held.popleft()
-            if batch.copied is not None:
-                batch.copied.synchronize()
+            _wait_for_copy(batch)
             self.free.append(slot)
 
     def _hand_out(self, slot: int, rows: Rows) -> "_Filling":

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 ALIGNMENT = 64
 BESIDE = 16
 """Pictures begin so many bytes beside an address that 32 divides: libjpeg-turbo writes rows that begin at one past the
-caches (vmovntdq in its simd/x86_64/jdcolext-avx2.asm), and decoding took 12 % longer (benchmarks/RESULTS.md)."""
+caches (vmovntdq in its simd/x86_64/jdcolext-avx2.asm), which took 12 % of the decoding time (benchmarks/RESULTS.md)."""
 
 
 class Room(NamedTuple):

@@ -21,6 +21,7 @@ from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import EpochOrder, Rows
 from genre_dist.stream.reader import Batch, ShardReader
 from genre_dist.stream.ring import Ring, batches
+from genre_dist.stream.slots import slot_bytes
 from genre_dist.training.inputs import to_device, whole_pixels
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -60,6 +61,24 @@ def test_a_slot_is_filled_again_only_after_what_copies_from_it_is_done(sample_sh
         for number in range(4):
             next(stream).copied = Event(log, f"copied {number}")
     assert log == ["ask 0", "ask 1", "copied 0", "ask 2", "copied 1", "ask 3", "copied 2", "ask 4", "copied 3"]
+
+
+def test_without_workers_slots_are_pinned_and_waited_for_as_well(sample_shards: Path) -> None:
+    source, log = reader(sample_shards), list[str]()
+
+    def pin(memory: mmap.mmap) -> Callable[[], None]:
+        log.append(f"pin {len(memory)}")
+        return lambda: log.append("unpin")
+
+    rows = itertools.repeat(first_rows(source, 4))
+    with closing(batches(source, rows, samples=4, workers=0, hold=2, pin=pin)) as stream:
+        for number in range(4):
+            next(stream).copied = Event(log, f"copied {number}")
+            log.append(f"batch {number}")
+    assert log == [
+        f"pin {2 * slot_bytes(source.room(4))}",
+        *("batch 0", "batch 1", "copied 0", "batch 2", "copied 1", "batch 3", "copied 2", "copied 3", "unpin"),
+    ]
 
 
 def test_the_slots_are_pinned_once_and_let_go_after_the_last_copy_is_done(sample_shards: Path) -> None:
