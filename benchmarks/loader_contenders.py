@@ -150,7 +150,7 @@ def _decode_share(shards: list[Path], start: Any, results: Any) -> None:
         data = np.memmap(shard, np.uint8, "r")
         with tarfile.open(shard) as tar:
             posters += [data[m.offset_data : m.offset_data + m.size] for m in tar if m.name.endswith(".jpg")]
-    # 16 bytes beside a page: at addresses that 32 divides decoding is slower (stream/slots.py); chance should not decide
+    # 16 bytes beside a page: at addresses that 32 divides decoding is slower (stream/slots.py), and chance would decide
     memory = mmap.mmap(-1, 16 + 3 * BATCH * SIZE * SIZE * 3)
     batches = np.frombuffer(memory, np.uint8, offset=16).reshape(3 * BATCH, SIZE, SIZE, 3)
     batches[:] = 1
