@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -221,8 +222,17 @@ def is_whole(path: Path) -> bool:
         return False
 
 
+def _enum_member(enum: Any, name: Any) -> Enum:
+    """What `getattr` may do in a table of contents: Python 3.11's first releases pickle members of enums with it."""
+    if not (isinstance(enum, type) and issubclass(enum, Enum)):
+        raise pickle.UnpicklingError("its table of contents asks for an attribute, which is not to be trusted")
+    return enum[name]
+
+
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _enum_member
         if name not in _HARMLESS.get(module, ()):
             raise pickle.UnpicklingError(f"its table of contents holds {module}.{name}, which is not to be trusted")
         return super().find_class(module, name)

@@ -1,5 +1,6 @@
 """A checkpoint is whole or absent, loads exactly, and can run no code."""
 
+import io
 import json
 import os
 import pickle
@@ -25,6 +26,7 @@ from genre_dist.parallel.replicated import Replicated
 from genre_dist.parallel.world import World
 from genre_dist.training.checkpoint import (
     COMPLETE,
+    _MetadataUnpickler,
     checkpoint_path,
     load_checkpoint,
     load_weights,
@@ -424,6 +426,31 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path
         with open(path / where, "rb") as file:
             pickle.load(file)
         assert trace.exists()
+
+
+class ByGetattr:
+    """Pickles as an attribute of something."""
+
+    def __init__(self, owner: object, name: str) -> None:
+        self.found = (owner, name)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return getattr, self.found
+
+
+def test_members_of_enums_are_read_as_any_python_pickles_them_and_no_other_attributes() -> None:
+    """Python 3.11.0 to 3.11.3 (Debian's) writes them with getattr, others with their values."""
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING as FORMATS
+
+    def read(what: object) -> object:
+        return _MetadataUnpickler(io.BytesIO(pickle.dumps(what))).load()
+
+    member = FORMATS.TORCH_CONTIGUOUS_FORMAT
+    assert read(member) is member
+    assert read(ByGetattr(FORMATS, member.name)) is member
+    for owner in (torch.Size, Path):
+        with pytest.raises(pickle.UnpicklingError, match="not to be trusted"):
+            read(ByGetattr(owner, "__init__"))
 
 
 @pytest.mark.parametrize(
