@@ -223,7 +223,7 @@ def is_whole(path: Path) -> bool:
 
 
 def _enum_member(enum: Any, name: Any) -> Enum:
-    """What `getattr` may do in a table of contents: Python 3.11's first releases pickle members of enums with it."""
+    """What `getattr` may do in a table of contents: Python 3.11.2, Debian's, pickles members of enums with it."""
     if not (isinstance(enum, type) and issubclass(enum, Enum)):
         raise pickle.UnpicklingError("its table of contents asks for an attribute, which is not to be trusted")
     return enum[name]

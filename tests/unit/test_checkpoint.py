@@ -439,7 +439,7 @@ class ByGetattr:
 
 
 def test_members_of_enums_are_read_as_any_python_pickles_them_and_no_other_attributes() -> None:
-    """Python 3.11.0 to 3.11.3 (Debian's) writes them with getattr, others with their values."""
+    """Python 3.11.2, which is Debian's, writes them with getattr, 3.11.7 with their values."""
     from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING as FORMATS
 
     def read(what: object) -> object:
