@@ -1,12 +1,24 @@
 """Fixtures that several tests share: a small catalogue of invented films, and its shards."""
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from genre_dist.acquire.sample import make_sample
 from genre_dist.prepare.pack import pack
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """At the end of the log, which may be all that is kept of it: what went wrong, each cause once and in whole."""
+    causes: Counter[str] = Counter()
+    for report in terminalreporter.getreports("failed") + terminalreporter.getreports("error"):
+        crash = getattr(report.longrepr, "reprcrash", None)
+        message = crash.message if crash is not None else report.longreprtext
+        causes[f"{report.nodeid.partition('[')[0]}: {message.strip().partition(chr(10))[0]}"] += 1
+    for cause, times in causes.items():
+        terminalreporter.write_line(f"{times} x {cause}")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -157,6 +159,14 @@ class Processes:
             return [child.wait(max(0.0, deadline - time.monotonic())) for child in self.children]
         except subprocess.TimeoutExpired:
             raise AssertionError(f"a process hangs:\n{self.output()}") from None
+
+    def succeed(self, seconds: float = 90) -> None:
+        """Wait until every child has ended well. A failure's first line, all that a summary shows, tells its cause."""
+        if any(codes := self.wait(seconds)):
+            said = self.output()
+            cause = re.search(r"^.*(?:\b\w*Error\b|\berror\b|a rank hangs).*$", said, re.MULTILINE)
+            told = cause.group().strip() if cause else "no error was told"
+            pytest.fail(f"exit codes {codes}: {told}\n{said[-8000:]}", pytrace=False)
 
     def output(self) -> str:
         """All that the children said."""

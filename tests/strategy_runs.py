@@ -1,4 +1,4 @@
-"""Ranks that train with one strategy after another: `python -m strategy_runs RUNS.json RANKS PORT`.
+"""Ranks that train with one strategy after another: `python -m strategy_runs RUNS.json RANKS`.
 
 One process for many runs, and ranks that are forked from it: importing torch and DeepSpeed takes longer than training a
 tiny model.
@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed  # noqa: F401 (for all ranks)
+from helpers import free_port
 
 import genre_dist.study.evaluation  # noqa: F401 (so is this)
 from genre_dist.configfile import parse_config
@@ -22,7 +23,7 @@ from genre_dist.training.loop import run_training
 
 def main() -> None:
     runs, ranks = json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2])
-    os.environ |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[3]}
+    os.environ |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     started = []
     for rank in range(ranks):
         if (child := os.fork()) == 0:
@@ -30,11 +31,12 @@ def main() -> None:
             train(runs)
             return
         started.append(child)
-    assert [os.waitpid(child, 0)[1] for child in started] == [0] * ranks
+    ended = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in started]
+    sys.exit(f"the ranks ended with {ended}" if any(ended) else 0)
 
 
 def train(runs: list[list[str]]) -> None:
-    world = start_world(60, group=True)
+    world = start_world(300, group=True)  # a busy machine may stand still for a minute
     for arguments in runs:
         assert run_training(parse_config(arguments).config, world, _evaluate) == 0
     stop_world(world)

@@ -15,7 +15,7 @@ def test_torchrun_sh_starts_as_many_ranks_as_asked_and_one_where_there_is_no_gpu
         run = tmp_path / f"run-{expected}"
         with Processes(tmp_path / f"log-{expected}") as started:
             started.start(["bash", str(LAUNCH / "torchrun.sh"), *options(sample_shards, run, *SHORT)], **ranks)
-            assert started.wait(120) == [0], started.output()
+            started.succeed(120)
             assert f"on {expected} x" in started.output()
         assert len(losses(run)) == 3
 
@@ -26,7 +26,7 @@ def test_multinode_sh_joins_nodes_that_start_apart(sample_shards: Path, tmp_path
     with Processes(tmp_path / "log") as nodes:
         for _ in range(2):
             nodes.start(command, HEAD=head, NODES="2", RANKS="1")
-        assert nodes.wait(120) == [0, 0], nodes.output()
+        nodes.succeed(120)
         assert "on 2 x" in nodes.output()
     assert len(losses(run)) == 3
 
@@ -40,6 +40,6 @@ def test_deepspeed_sh_joins_the_nodes_of_a_hostfile(sample_shards: Path, tmp_pat
         for node in range(2):
             environment = {"HOSTFILE": str(tmp_path / "hostfile"), "HEAD": f"127.0.0.1:{port}", "NODE_RANK": str(node)}
             nodes.start([*command, "--parallel.strategy", "zero2"], **environment, DS_ACCELERATOR="cpu")
-        assert nodes.wait(120) == [0, 0], nodes.output()
+        nodes.succeed(120)
         assert "on 2 x" in nodes.output()
     assert [row["samples"] for row in rows(run)] == [8, 8, 8]

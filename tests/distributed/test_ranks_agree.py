@@ -44,7 +44,7 @@ def runs(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     assert main(options(sample_shards, folder / "one", *RESNET)) == 0
     with Processes(folder / "log") as ranks:
         ranks.start_torchrun(2, options(sample_shards, folder / "two", *RESNET))
-        assert ranks.wait(120) == [0], ranks.output()
+        ranks.succeed(120)
     config = parse_config(options(sample_shards, folder, *RESNET)).config
     return Runs(config, load_manifest(sample_shards), folder / "one", folder / "two")
 

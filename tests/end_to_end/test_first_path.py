@@ -58,7 +58,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Walked:
     for number, command in enumerate(commands):
         with Processes(folder / f"log{number}") as process:
             process.start(command)
-            assert process.wait(150) == [0], process.output()
+            process.succeed(150)
             said = process.output()
         if number < 2:
             assert "next: genre-dist" in said  # each stage says which comes next
@@ -131,7 +131,7 @@ def test_two_ranks_evaluate_as_one(walked: Walked, tmp_path: Path) -> None:
     alone = pq.read_table(walked.run / "predictions-test.parquet")
     with Processes(tmp_path) as ranks:
         ranks.start_torchrun(2, ["evaluate", str(walked.run), "--split", "test"], module="genre_dist.cli")
-        assert ranks.wait(90) == [0], ranks.output()
+        ranks.succeed(90)
     together = pq.read_table(walked.run / "predictions-test.parquet")
     assert together["tmdb_id"] == alone["tmdb_id"]
     assert together["labels"] == alone["labels"]

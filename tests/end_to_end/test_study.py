@@ -66,7 +66,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         said.append(study.output())
     with Processes(folder / "log2") as study:
         study.start(command(folder))
-        assert study.wait(400) == [0], study.output()
+        study.succeed(400)
         said.append(study.output())
     return Ran(out, said)
 
@@ -105,7 +105,7 @@ def test_warm_and_frozen_start_from_the_trained_encoders(ran: Ran) -> None:
 def test_a_finished_study_has_nothing_left_to_do(ran: Ran, tmp_path: Path) -> None:
     with Processes(tmp_path) as study:
         study.start(command(ran.out.parent))
-        assert study.wait(120) == [0], study.output()
+        study.succeed(120)
         lines = [line for line in study.output().splitlines() if line.startswith("==")]
     assert len(lines) == 9
     assert all(line.endswith(": done") for line in lines)
