@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed  # noqa: F401 (for all ranks)
+import torch
 from helpers import free_port
 
 import genre_dist.study.evaluation  # noqa: F401 (so is this)
@@ -36,6 +37,8 @@ def main() -> None:
 
 
 def train(runs: list[list[str]]) -> None:
+    # it fills memory that nobody has written with NaN: a strategy that reads some is found, every time
+    torch.use_deterministic_algorithms(True, warn_only=True)
     world = start_world(300, group=True)  # a busy machine may stand still for a minute
     for arguments in runs:
         assert run_training(parse_config(arguments).config, world, _evaluate) == 0

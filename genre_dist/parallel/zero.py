@@ -44,6 +44,7 @@ class Zero:
             raise ValueError(f"DeepSpeed refuses its settings: {' '.join(str(error).split())[:300]}") from None
         self.model = self._engine.module
         self._clip_norm = settings["gradient_clipping"]
+        self._clear_padding()
         self._make_moments()
 
     def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
@@ -162,6 +163,22 @@ class Zero:
         """This rank's parts of the trained parameters, flattened, as the optimizer has them."""
         zero = self._engine.optimizer
         return getattr(zero, "fp32_partitioned_groups_flat", None) or zero.single_partition_of_fp32_groups
+
+    @torch.no_grad()
+    def _clear_padding(self) -> None:
+        """Zeros where the last ranks' parts are filled up: DeepSpeed leaves there what the memory held, NaN at times.
+
+        It would stay there, harmless to DeepSpeed but not to `is_finite`.
+        """
+        from deepspeed import utils
+
+        for name, parameter in self.model.named_parameters():
+            if not hasattr(parameter, "ds_id") or not parameter.requires_grad:
+                continue
+            part = utils.safe_get_local_fp32_param(parameter)
+            filled = self._sizes[name] - part.numel() * self.world.rank
+            part[max(0, filled) :] = 0
+            utils.safe_set_local_fp32_param(parameter, part)
 
     def _make_moments(self) -> None:
         """Give the optimizer its (zero) states before it first steps.
