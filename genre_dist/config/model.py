@@ -1,14 +1,16 @@
 """The model: which encoders, how they start, what is frozen, and the heads."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from genre_dist.config.rules import is_point, require
+
+Pooling: TypeAlias = Literal["last", "max", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """The overview's encoder: word vectors, then a recurrent network; its last valid states are the encoding."""
+    """The overview's encoder: word vectors, then a recurrent network whose top layer's states are pooled."""
 
     arch: Literal["lstm", "gru", "none"] = "lstm"
     """Kind of cell, or `none` to leave the text out."""
@@ -18,6 +20,9 @@ class TextConfig:
     """Stacked layers."""
     bidirectional: bool = True
     """Read the text in both directions."""
+    pooling: Pooling = "last"
+    """What of the top layer's states is the encoding: each direction's last one, as in the study, or every unit's
+    largest or mean value over all words."""
     dropout: float = 0.0
     """Dropout between layers; the study found none works best."""
     embedding_dim: int = 300

@@ -1,4 +1,4 @@
-"""The overview's encoder: word vectors, then a stacked LSTM or GRU whose last valid states are the encoding."""
+"""The overview's encoder: word vectors, then a stacked LSTM or GRU whose top layer's states are pooled."""
 
 import contextlib
 from typing import Self
@@ -7,19 +7,37 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from genre_dist.config import TextConfig
+from genre_dist.config.model import Pooling
 
 PADDING_ID = 0
 
 
-class LastStates(nn.RNNBase):
-    """An LSTM or GRU that returns each direction's last valid state of its top layer.
+class PooledStates(nn.RNNBase):
+    """An LSTM or GRU that returns one vector a text: the states of its top layer, pooled over the valid steps.
 
-    Parameters and their names are those of `nn.LSTM` / `nn.GRU` with `batch_first=True`. The computation is the forward
-    of this very module, so that wrappers which gather sharded parameters before a module's forward see it.
+    `pooling` is `last` (each direction's last valid state), `max` or `mean`. Parameters and their names are those of
+    `nn.LSTM` / `nn.GRU` with `batch_first=True`. The computation is the forward of this very module, so that wrappers
+    which gather sharded parameters before a module's forward see it.
     """
+
+    def __init__(
+        self,
+        mode: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        pooling: Pooling = "last",
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+    ) -> None:
+        super().__init__(
+            mode, input_size, hidden_size, num_layers, batch_first=True, dropout=dropout, bidirectional=bidirectional
+        )
+        self.pooling = pooling
 
     def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
         """Map inputs [B, T, D] with valid lengths int64 [B] (1..T) to [B, directions * hidden]."""
@@ -36,11 +54,14 @@ class LastStates(nn.RNNBase):
         weights = [getattr(self, name) for names in self._all_weights for name in names]
         options = (True, self.num_layers, self.dropout, self.training, self.bidirectional)
         if self.mode == "LSTM":
-            states = torch.lstm(packed.data, packed.batch_sizes, (start, start), weights, *options)[1]
+            outputs, states, _ = torch.lstm(packed.data, packed.batch_sizes, (start, start), weights, *options)
         else:
-            states = torch.gru(packed.data, packed.batch_sizes, start, weights, *options)[1]
-        top = states[-directions:].index_select(1, packed.unsorted_indices)  # [directions, B, H]
-        return top.transpose(0, 1).flatten(1)
+            outputs, states = torch.gru(packed.data, packed.batch_sizes, start, weights, *options)
+        if self.pooling == "last":
+            top = states[-directions:].index_select(1, packed.unsorted_indices)  # [directions, B, H]
+            return top.transpose(0, 1).flatten(1)
+        steps = PackedSequence(outputs, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+        return self._pool(pad_packed_sequence(steps, batch_first=True)[0], lengths.to(inputs.device))
 
     def _padded_lstm(self, inputs: Tensor, lengths: Tensor) -> Tensor:
         """Compute the same without packing: padding comes last in both directions, so no valid step ever reads it."""
@@ -56,8 +77,17 @@ class LastStates(nn.RNNBase):
                 outputs.append(self._run(_reorder(inputs, mirror), f"_l{layer}_reverse"))
             if layer < self.num_layers - 1:
                 inputs = torch.cat(outputs[:1] + [_reorder(output, mirror) for output in outputs[1:]], dim=2)
-        last = (lengths - 1)[:, None, None].expand(-1, 1, self.hidden_size)
-        return torch.cat([output.gather(1, last).squeeze(1) for output in outputs], dim=1)
+        return torch.cat([self._pool(output, lengths) for output in outputs], dim=1)
+
+    def _pool(self, outputs: Tensor, lengths: Tensor) -> Tensor:
+        """Pool a direction's outputs [B, T, H], in the order it computed them, over its valid steps: [B, H]."""
+        if self.pooling == "last":
+            last = (lengths - 1)[:, None, None].expand(-1, 1, outputs.shape[2])
+            return outputs.gather(1, last).squeeze(1)
+        padding = torch.arange(outputs.shape[1], device=outputs.device) >= lengths[:, None]  # [B, T]
+        if self.pooling == "max":
+            return outputs.masked_fill(padding[:, :, None], -torch.inf).amax(1)
+        return outputs.masked_fill(padding[:, :, None], 0).sum(1) / lengths[:, None]
 
     def _run(self, inputs: Tensor, suffix: str) -> Tensor:
         """Run one direction of one layer over all steps: [B, T, D] -> [B, T, H]."""
@@ -72,7 +102,7 @@ def _reorder(values: Tensor, order: Tensor) -> Tensor:
 
 
 class TextEncoder(nn.Module):
-    """Overview -> encoding of `encoding_size` numbers: embedding, then the last valid state of each direction.
+    """Overview -> encoding of `encoding_size` numbers: embedding, then a recurrent network whose states are pooled.
 
     `vectors` float32 [V, D] are the word vectors of the vocabulary (row 0 padding, row 1 unknown words); without them
     the embedding starts random, `config.embedding_dim` wide, and is trained. The encoding of a film depends neither on
@@ -96,14 +126,14 @@ class TextEncoder(nn.Module):
                 self.embedding.weight.copy_(torch.from_numpy(np.asarray(vectors, dtype=np.float32)))
             self.embedding.weight[PADDING_ID] = 0
         mode = config.arch.upper()
-        self.rnn = LastStates(
+        self.rnn = PooledStates(
             mode,
             width,
             config.hidden,
             config.layers,
-            batch_first=True,
             dropout=config.dropout,
             bidirectional=config.bidirectional,
+            pooling=config.pooling,
         )
         self._train_embedding = vectors is None or config.train_embedding
         self.freeze(config.frozen)

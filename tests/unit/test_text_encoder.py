@@ -1,13 +1,16 @@
 """The text encoder reads every overview to its own last word, whatever lies around it in the batch."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, unpack_sequence
 
 from genre_dist.config import TextConfig
-from genre_dist.models.text import LastStates, TextEncoder
+from genre_dist.config.model import Pooling
+from genre_dist.models.text import PooledStates, TextEncoder
 
 torch.set_num_threads(1)
 LENGTHS = torch.tensor([7, 1, 12, 4])
@@ -25,13 +28,16 @@ def make_batch(lengths: Tensor, width: int | None = None) -> Tensor:
     return tokens.where(torch.arange(tokens.shape[1]) < lengths[:, None], 0)
 
 
-def packed_reference(rnn: LastStates, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, nn.Module]:
-    """The same weights in PyTorch's own module, over packed sequences: the last states, and that module."""
+def packed_reference(rnn: PooledStates, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, nn.Module]:
+    """The same weights in PyTorch's own module, over packed sequences, pooled film by film; and that module."""
     kind = nn.LSTM if rnn.mode == "LSTM" else nn.GRU
     own = kind(rnn.input_size, rnn.hidden_size, rnn.num_layers, batch_first=True, bidirectional=rnn.bidirectional)
     own.load_state_dict(rnn.state_dict())
     packed = pack_padded_sequence(inputs, lengths, batch_first=True, enforce_sorted=False)
-    states = own(packed)[1]
+    outputs, states = own(packed)
+    if rnn.pooling != "last":
+        films = unpack_sequence(outputs)
+        return torch.stack([film.amax(0) if rnn.pooling == "max" else film.mean(0) for film in films]), own
     states = states[0] if rnn.mode == "LSTM" else states
     directions = 2 if rnn.bidirectional else 1
     return states[-directions:].transpose(0, 1).flatten(1), own
@@ -40,9 +46,10 @@ def packed_reference(rnn: LastStates, inputs: Tensor, lengths: Tensor) -> tuple[
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("mode", ["LSTM", "GRU"])
-def test_values_and_gradients_equal_packing(mode: str, layers: int, bidirectional: bool) -> None:
+@pytest.mark.parametrize("pooling", get_args(Pooling))
+def test_values_and_gradients_equal_packing(pooling: Pooling, mode: str, layers: int, bidirectional: bool) -> None:
     torch.manual_seed(0)
-    rnn = LastStates(mode, 6, 8, layers, batch_first=True, bidirectional=bidirectional)
+    rnn = PooledStates(mode, 6, 8, layers, bidirectional=bidirectional, pooling=pooling)
     inputs = torch.randn(4, 12, 6, requires_grad=True)
     weight = torch.randn(4, rnn.hidden_size * (2 if bidirectional else 1))
 
@@ -58,9 +65,10 @@ def test_values_and_gradients_equal_packing(mode: str, layers: int, bidirectiona
         torch.testing.assert_close(rnn.get_parameter(name).grad, parameter.grad, atol=1e-5, rtol=0)
 
 
-def test_the_path_for_gpus_equals_the_path_for_cpus() -> None:
+@pytest.mark.parametrize("pooling", get_args(Pooling))
+def test_the_path_for_gpus_equals_the_path_for_cpus(pooling: Pooling) -> None:
     torch.manual_seed(0)
-    rnn = LastStates("LSTM", 6, 8, 2, batch_first=True, bidirectional=True)
+    rnn = PooledStates("LSTM", 6, 8, 2, bidirectional=True, pooling=pooling)
     inputs = torch.randn(4, 12, 6)
     torch.testing.assert_close(rnn._packed(inputs, LENGTHS), rnn._padded_lstm(inputs, LENGTHS), atol=1e-5, rtol=0)
 
@@ -73,9 +81,10 @@ def test_under_autocast_it_stays_close_to_full_precision() -> None:
     torch.testing.assert_close(rounded.float(), encoder(tokens, LENGTHS), atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize("pooling", get_args(Pooling))
 @pytest.mark.parametrize("arch", ["lstm", "gru"])
-def test_an_encoding_depends_neither_on_padding_nor_on_neighbours(arch: str) -> None:
-    encoder = make_encoder(arch=arch)
+def test_an_encoding_depends_neither_on_padding_nor_on_neighbours(arch: str, pooling: Pooling) -> None:
+    encoder = make_encoder(arch=arch, pooling=pooling)
     tokens = make_batch(LENGTHS)
     together = encoder(tokens, LENGTHS)
     padded_further = encoder(nn.functional.pad(tokens, (0, 30)), LENGTHS)
@@ -100,9 +109,10 @@ def test_every_valid_word_counts_and_padding_does_not(arch: str) -> None:
     torch.testing.assert_close(encoder(changed, LENGTHS)[0], before[0])
 
 
+@pytest.mark.parametrize("pooling", get_args(Pooling))
 @pytest.mark.parametrize("arch", ["lstm", "gru"])
-def test_no_text_reads_as_one_padding_token(arch: str) -> None:
-    encoder = make_encoder(arch=arch)
+def test_no_text_reads_as_one_padding_token(arch: str, pooling: Pooling) -> None:
+    encoder = make_encoder(arch=arch, pooling=pooling)
     padding = encoder(torch.zeros(1, 1, dtype=torch.int32), torch.tensor([1]))
     beside_others = encoder(make_batch(torch.tensor([5, 0])), torch.tensor([5, 0]))
     none_at_all = encoder(torch.zeros(2, 0, dtype=torch.int32), torch.tensor([0, 0]))
@@ -121,11 +131,11 @@ def test_dropout_between_layers_acts_in_training_only(arch: str) -> None:
 
 
 def test_parameters_are_those_of_one_lstm() -> None:
-    ours = LastStates("LSTM", 6, 8, 3, batch_first=True, bidirectional=True).state_dict()
+    ours = PooledStates("LSTM", 6, 8, 3, bidirectional=True).state_dict()
     theirs = nn.LSTM(6, 8, 3, batch_first=True, bidirectional=True).state_dict()
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
     with torch.device("meta"):
-        full_size = LastStates("LSTM", 300, 512, 3, batch_first=True, bidirectional=True)
+        full_size = PooledStates("LSTM", 300, 512, 3, bidirectional=True)
     assert sum(p.numel() for p in full_size.parameters()) == 15_933_440
 
 
