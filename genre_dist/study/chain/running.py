@@ -1,24 +1,24 @@
-"""Running a study's tasks one after the other, each in a process of its own."""
+"""Running a study's tasks, each in a process of its own: one after the other, or as many at a time as it has lanes."""
 
-import ctypes
 import fcntl
+import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from genre_dist.study.chain.child import Child
+from genre_dist.study.chain.lanes import Machine, usable_cores, visible_gpus
 from genre_dist.study.chain.schema import load_study
 from genre_dist.study.chain.tasks import Task, tasks
 from genre_dist.training.stopping import PREEMPTED, SIGNALS
 
 LOOK_SECONDS = 0.2
-_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 def run_study(config: Path, out: Path, changes: Sequence[str] = ()) -> int:
@@ -29,24 +29,96 @@ def run_study(config: Path, out: Path, changes: Sequence[str] = ()) -> int:
     """
     study = load_study(config, changes)
     chain = tasks(study, config.parent, out, study.group or config.stem)
+    machine = Machine(study.lanes, chain, visible_gpus() if study.lanes > 1 else [], usable_cores())
     out.mkdir(parents=True, exist_ok=True)
-    with _alone_in(out) as lock, Stopping() as stopping:
-        for number, task in enumerate(chain, 1):
-            if task.done():
-                print(f"== {number}/{len(chain)} {task.name}: done", flush=True)
-                continue
-            command = started_as(task)
-            print(f"== {number}/{len(chain)} {task.name}: {shlex.join(command)}", flush=True)
-            code = _run(task, command, stopping, lock)
-            if stopping.reason or code == PREEMPTED:
-                why = stopping.reason or "the stage was asked to"
-                print(f"stopped in {task.name} ({why}); the same command goes on", flush=True)
+    code = run_tasks(chain, machine, out)
+    if code == 0:
+        print(f"finished: {out / 'report' / 'index.html'}", flush=True)
+    return code
+
+
+def run_tasks(chain: Sequence[Task], machine: Machine, out: Path) -> int:
+    """Run tasks whose turn it is, at most `machine.lanes` at a time, until all are done; returns as `run_study` does.
+
+    A stage that fails or is stopped ends the study: those beside it are asked to stop, and can be continued.
+    """
+    with _alone_in(out) as lock, Stopping() as stopping, closing(Running(chain, machine, out, lock)) as running:
+        while running.more():
+            if stopping.reason is None:
+                running.start()
+            elif running.children:
+                running.stop()
+            else:
+                print(f"stopped ({stopping.reason}); the same command goes on", flush=True)
                 return PREEMPTED
-            if code != 0:
-                print(f"error: {task.name} ended with exit code {code}; see above", file=sys.stderr, flush=True)
-                return 2 if code == 2 else 1
-    print(f"finished: {out / 'report' / 'index.html'}", flush=True)
+            for child, code in running.ended():
+                if stopping.reason or code == PREEMPTED:
+                    why = stopping.reason or "the stage was asked to"
+                    print(f"stopped in {child.task.name} ({why}); the same command goes on", flush=True)
+                    return PREEMPTED
+                if code != 0:
+                    told = f"error: {child.task.name} ended with exit code {code}; {child.where_to_look()}"
+                    print(told, file=sys.stderr, flush=True)
+                    return 2 if code == 2 else 1
+            if running.children:
+                time.sleep(LOOK_SECONDS)
     return 0
+
+
+class Running:
+    """Which tasks are done, at work and still to come."""
+
+    def __init__(self, chain: Sequence[Task], machine: Machine, out: Path, lock: IO[str]) -> None:
+        self.machine, self.out, self.lock = machine, out, lock
+        self.total, self.waiting = len(chain), list(enumerate(chain, 1))
+        self.done: set[str] = set()
+        self.children: list[tuple[int, Child, dict[str, str]]] = []
+
+    def more(self) -> bool:
+        return bool(self.waiting or self.children)
+
+    def start(self) -> None:
+        """Start what can be started; what is done already is passed over. Raises ValueError as `Task.done` does."""
+        for number, task in list(self.waiting):
+            if len(self.children) == self.machine.lanes:
+                return
+            if not self.done.issuperset(task.after) or not self.machine.has_room(task):
+                continue
+            self.waiting.remove((number, task))
+            if task.done():
+                print(f"== {number}/{self.total} {task.name}: done", flush=True)
+                self.done.add(task.name)
+                continue
+            command, share = started_as(task), self.machine.take(task)
+            log = self.out / "logs" / f"{task.name}.log" if self.machine.lanes > 1 else None
+            print(f"== {number}/{self.total} {task.name}: {shlex.join(command)}", flush=True)
+            self.children.append((number, Child(task, command, self.lock, log, os.environ | share), share))
+
+    def ended(self) -> Iterator[tuple[Child, int]]:
+        """The tasks that have come to an end since the last call, each with its exit code."""
+        for place in list(self.children):
+            number, child, share = place
+            if (code := child.exit_code()) is None:
+                continue
+            self.children.remove(place)
+            self.machine.give_back(share)
+            name = child.task.name
+            if code == 0:
+                self.done.add(name)
+                if self.machine.lanes > 1:
+                    print(f"== {number}/{self.total} {name}: finished, {child.minutes:.1f} minutes", flush=True)
+            yield child, code
+
+    def stop(self) -> None:
+        """Ask all that is at work to stop; to be called again until it has."""
+        for _, child, _ in self.children:
+            child.stop()
+
+    def close(self) -> None:
+        """Have all that is at work stop, and wait for it."""
+        while any(child.exit_code() is None for _, child, _ in self.children):
+            self.stop()
+            time.sleep(LOOK_SECONDS)
 
 
 def started_as(task: Task) -> list[str]:
@@ -73,34 +145,6 @@ class Stopping:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name
-
-
-def _run(task: Task, command: list[str], stopping: Stopping, lock: IO[str]) -> int:
-    """Run a task to its end and return its exit code; a request to stop is passed on to it.
-
-    One process is sent SIGTERM. Ranks are asked through the STOP file of their run: torchrun would kill them 30 s after
-    a signal, whatever they are saving. It also ends with 1 whatever they end with, so their code is read from the run.
-    """
-    child = subprocess.Popen(command, pass_fds=(lock.fileno(),), preexec_fn=_end_with_parent)
-    told = False
-    while child.poll() is None:
-        time.sleep(LOOK_SECONDS)
-        if stopping.reason and task.run and task.processes > 1:
-            with suppress(OSError):  # the run's folder may not be there yet; the run removes a STOP as it begins
-                (task.run / "STOP").touch()
-        elif stopping.reason and not told:
-            child.send_signal(signal.SIGTERM)
-            told = True
-    if child.returncode == 1 and task.run and task.processes > 1:
-        with suppress(OSError, ValueError):
-            return int((task.run / "exit_code").read_text())
-    return child.returncode
-
-
-def _end_with_parent() -> None:
-    """In the child: be sent SIGTERM when the study's process ends, even by SIGKILL, so that no stage runs on alone."""
-    with suppress(OSError, AttributeError):  # Linux only
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager

@@ -61,6 +61,8 @@ class Study:
     """Every stage runs once for each, in a folder NAME-seedN."""
     processes: int = 1
     """Ranks of a stage; more than one are started by torchrun."""
+    lanes: int = 1
+    """Stages at a time, each on GPUs of its own, or with its share of the cores; what they say goes to OUT/logs."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Settings for all stages; a stage's own win."""
     explore: bool = True
@@ -76,6 +78,7 @@ class Study:
         require(bool(self.stages), "stages: name at least one")
         require(bool(self.seeds) and len(set(self.seeds)) == len(self.seeds), f"seeds must differ, got {self.seeds}")
         require(self.processes >= 1, f"processes must be at least 1, got {self.processes}")
+        require(self.lanes >= 1, f"lanes must be at least 1, got {self.lanes}")
         require(self.split in SPLITS, f"split must be one of {', '.join(SPLITS)}, got {self.split}")
         for kind in self.baselines:
             _known(kind, BASELINES, "baselines")
@@ -164,6 +167,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "split": str,
     "sample": int,
     "processes": int,
+    "lanes": int,
     "explore": bool,
     "pack": dict,
     "weights": dict,

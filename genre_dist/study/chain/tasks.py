@@ -31,6 +31,8 @@ class Task(NamedTuple):
     """A training run's folder; None for what is no training."""
     done: Callable[[], bool]
     """Asked when its turn comes. Raises ValueError if what is there belongs to another study."""
+    after: tuple[str, ...] = ()
+    """Names of the tasks that have to be done before."""
 
 
 class Stage(NamedTuple):
@@ -42,6 +44,8 @@ class Stage(NamedTuple):
     """Of genre_dist.train."""
     config: Config
     processes: int
+    after: tuple[str, ...]
+    """Names of the runs whose encoders it starts from."""
 
 
 def tasks(study: Study, folder: Path, out: Path, group: str) -> list[Task]:
@@ -51,10 +55,10 @@ def tasks(study: Study, folder: Path, out: Path, group: str) -> list[Task]:
     """
     runs = [stage(study, folder, out, group, name, seed) for seed in study.seeds for name in study.stages]
     shards = Path(study.data.shards)
-    return [
-        *_data(study),
-        *([_explore(shards, out / "explore")] if study.explore else []),
-        *([_baselines(shards, out / "baselines", study.baselines)] if study.baselines else []),
+    data = list(_data(study))
+    packed = tuple(task.name for task in data)
+    compared = [
+        *([_baselines(shards, out / "baselines", study.baselines, packed)] if study.baselines else []),
         *(
             Task(
                 each.run.name,
@@ -62,10 +66,16 @@ def tasks(study: Study, folder: Path, out: Path, group: str) -> list[Task]:
                 each.processes,
                 each.run,
                 _trained(each, shards),
+                (*packed, *each.after),
             )
             for each in runs
         ),
-        _compare(study, [each.run for each in runs], out),
+    ]
+    return [
+        *data,
+        *([_explore(shards, out / "explore", packed)] if study.explore else []),
+        *compared,
+        _compare(study, [each.run for each in runs], out, tuple(task.name for task in compared)),
     ]
 
 
@@ -74,8 +84,9 @@ def stage(study: Study, folder: Path, out: Path, group: str, name: str, seed: in
     plan: StagePlan = study.stages[name]
     run = out / f"{name}-seed{seed}"
     settings = {"tracking.group": group} | flat(study.overrides) | flat(plan.overrides)
-    for encoder, source in plan.weights.items():
-        settings[f"model.{encoder}.weights"] = str(out / f"{source}-seed{seed}" / "model.safetensors")
+    sources = {encoder: f"{source}-seed{seed}" for encoder, source in plan.weights.items()}
+    for encoder, source in sources.items():
+        settings[f"model.{encoder}.weights"] = str(out / source / "model.safetensors")
     settings |= {"data.shards": study.data.shards, "run.dir": str(run), "run.seed": seed}
     options = ["--config", str(folder / plan.config)]
     for key, value in settings.items():
@@ -91,7 +102,7 @@ def stage(study: Study, folder: Path, out: Path, group: str, name: str, seed: in
                 raise ValueError(f"weights.{encoder}: the stage has no {encoder} encoder")
     except ValueError as error:
         raise ValueError(f"stages.{name}: {error}") from None
-    return Stage(name, run, options, config, processes)
+    return Stage(name, run, options, config, processes, tuple(sources.values()))
 
 
 def _verb(*arguments: str) -> Callable[[], list[str]]:
@@ -111,24 +122,25 @@ def _data(study: Study) -> Iterator[Task]:
         command = _verb("sample", "--films", str(data.sample), "--seed", "0", "--out", data.catalogue)
         yield Task("films", command, 1, None, lambda: packed() or movies_file(catalogue).is_file())
     options = [part for key, value in data.pack.items() for part in (f"--{key}", str(value))]
-    yield Task("shards", _verb("pack", "--catalogue", data.catalogue, "--out", data.shards, *options), 1, None, packed)
+    command = _verb("pack", "--catalogue", data.catalogue, "--out", data.shards, *options)
+    yield Task("shards", command, 1, None, packed, ("films",) if data.sample else ())
 
 
-def _explore(shards: Path, out: Path) -> Task:
+def _explore(shards: Path, out: Path, after: tuple[str, ...]) -> Task:
     def done() -> bool:
         return _says(out / "explore.json", "data_fingerprint", load_manifest(shards).fingerprint)
 
-    return Task("explore", _verb("explore", str(shards), "--out", str(out)), 1, None, done)
+    return Task("explore", _verb("explore", str(shards), "--out", str(out)), 1, None, done, after)
 
 
-def _baselines(shards: Path, out: Path, kinds: tuple[str, ...]) -> Task:
+def _baselines(shards: Path, out: Path, kinds: tuple[str, ...], after: tuple[str, ...]) -> Task:
     def done() -> bool:
         manifest = load_manifest(shards)
         possible = [kind for kind in kinds if kind != "svm_vectors" or manifest.text["vectors"]]
         return all(_says(out / kind / BASELINE, "data_fingerprint", manifest.fingerprint) for kind in possible)
 
     command = _verb("baseline", str(shards), "--out", str(out), "--folders", "--kind", ",".join(kinds))
-    return Task("baselines", command, 1, None, done)
+    return Task("baselines", command, 1, None, done, after)
 
 
 def _trained(stage: Stage, shards: Path) -> Callable[[], bool]:
@@ -148,7 +160,7 @@ def _trained(stage: Stage, shards: Path) -> Callable[[], bool]:
     return done
 
 
-def _compare(study: Study, runs: list[Path], out: Path) -> Task:
+def _compare(study: Study, runs: list[Path], out: Path, after: tuple[str, ...]) -> Task:
     report = out / "report"
 
     def compared() -> list[Path]:
@@ -164,7 +176,7 @@ def _compare(study: Study, runs: list[Path], out: Path) -> Task:
         used = [(run / f"metrics-{study.split}.json").stat().st_mtime_ns for run in compared()]
         return len(made) == len(REPORT) and min(made) > max(used)
 
-    return Task("report", command, 1, None, done)
+    return Task("report", command, 1, None, done, after)
 
 
 def _says(path: Path, key: str, value: Any) -> bool:
