@@ -147,6 +147,7 @@ def test_a_run_is_done_when_it_is_whole_and_of_the_same_settings_and_data(sample
     (run / "model.json").write_text(json.dumps({"data_fingerprint": fingerprint}))
     assert text().done()
     assert text("overrides.data.workers=4", "overrides.train.log_every_steps=9").done()  # without effect
+    assert text("overrides.model.poster.batch_norm=eval").done()  # of an encoder that it does not have
     assert not text("overrides.train.epochs=9").done()  # to be trained on
     with pytest.raises(ValueError, match=r"model\.text\.hidden=48, the study asks for 64"):
         text("overrides.model.text.hidden=64").done()

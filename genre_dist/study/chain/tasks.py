@@ -14,7 +14,7 @@ from genre_dist.configfile import load_config, parse_config
 from genre_dist.stream.manifest import FILE as MANIFEST
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.study.baselines import FILE as BASELINE
-from genre_dist.study.chain.schema import StagePlan, Study, flat
+from genre_dist.study.chain.schema import ENCODERS, StagePlan, Study, flat
 
 FACTS = "model.json"  # of training/export.py, which takes torch to import
 REPORT = ("comparison.json", "index.html")
@@ -187,7 +187,7 @@ def _says(path: Path, key: str, value: Any) -> bool:
         return False
 
 
-_WITHOUT_EFFECT = {
+_WITHOUT_EFFECT: dict[str, set[str]] = {
     "data": {"shards", "workers", "prefetch", "micro_batch", "max_bad_fraction"},
     "train": {"steps", "epochs", "log_every_steps", "eval_every_steps"},
 }
@@ -198,12 +198,21 @@ def differing(there: Config, wanted: Config) -> tuple[str, Any, Any] | None:
     """The first setting by which two configurations would train something else, with both values."""
     for section in ("data", "model", "optim", "train"):
         old, new = (flat(dataclasses.asdict(getattr(config, section))) for config in (there, wanted))
+        without_effect = _WITHOUT_EFFECT.get(section, set())
+        if section == "model":
+            without_effect = _of_absent_encoders(old, new)
         for key, value in new.items():
-            if key not in _WITHOUT_EFFECT.get(section, ()) and _comparable(key, old[key]) != _comparable(key, value):
+            if key not in without_effect and _comparable(key, old[key]) != _comparable(key, value):
                 return f"{section}.{key}", old[key], value
     if there.run.seed != wanted.run.seed:
         return "run.seed", there.run.seed, wanted.run.seed
     return None
+
+
+def _of_absent_encoders(old: dict[str, Any], new: dict[str, Any]) -> set[str]:
+    """Settings of encoders that neither model has."""
+    absent = [name for name in ENCODERS if old[f"{name}.arch"] == new[f"{name}.arch"] == "none"]
+    return {key for key in new if key.partition(".")[0] in absent}
 
 
 def _comparable(key: str, value: Any) -> Any:
