@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from genre_dist.config import Config, derive_batches
+from genre_dist.configfile import load_config
 from genre_dist.models.classifier import GenreClassifier, parameter_groups
 from genre_dist.parallel.strategy import Strategy, check_strategy, make_strategy
 from genre_dist.parallel.world import World
@@ -76,6 +78,8 @@ def open_stream(
 
 def build_model(config: Config, manifest: Manifest, load_weights: bool = True) -> GenreClassifier:
     """The model a configuration describes, for the genres and words of these shards, the same for the same seed."""
+    if load_weights and config.model.text.weights is not None:
+        _refuse_another_pooling(config.model.text.weights, config.model.text.pooling)
     torch.manual_seed(config.run.seed)
     vectors = manifest.text["vectors"]
     return GenreClassifier(
@@ -86,6 +90,16 @@ def build_model(config: Config, manifest: Manifest, load_weights: bool = True) -
         None if vectors is None else load_array(manifest.folder / vectors),
         load_weights,
     )
+
+
+def _refuse_another_pooling(weights: str, pooling: str) -> None:
+    """Raise ValueError if a text encoder was trained with another pooling: its weights would fit, and mean little."""
+    config = Path(weights).with_name("config.yaml")  # beside the weights of a run
+    if config.is_file() and (theirs := load_config(config).model.text.pooling) != pooling:
+        raise ValueError(
+            f"model.text.weights={weights} was trained with model.text.pooling={theirs}, not {pooling}: pass "
+            f"--model.text.pooling {theirs}"
+        )
 
 
 def _build_on_all(config: Config, manifest: Manifest, world: World) -> GenreClassifier:

@@ -149,6 +149,9 @@ def test_weights_of_another_runs_text_encoder_must_fit(
     assert main([*arguments]) == 0
     line = fails([*arguments, "--model.text.hidden", "9", "--run.dir", str(tmp_path / "third")], capsys)
     assert str(weights) in line
+    line = fails([*arguments, "--model.text.pooling", "max", "--run.dir", str(tmp_path / "third")], capsys)
+    assert f"{weights} was trained with model.text.pooling=last" in line
+    assert "pass --model.text.pooling last" in line
 
 
 # --- what may be frozen
