@@ -11,7 +11,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from genre_dist.config import Config, derive_batches
-from genre_dist.configfile import load_config
 from genre_dist.models.classifier import GenreClassifier, parameter_groups
 from genre_dist.parallel.strategy import Strategy, check_strategy, make_strategy
 from genre_dist.parallel.world import World
@@ -94,6 +93,8 @@ def build_model(config: Config, manifest: Manifest, load_weights: bool = True) -
 
 def _refuse_another_pooling(weights: str, pooling: str) -> None:
     """Raise ValueError if a text encoder was trained with another pooling: its weights would fit, and mean little."""
+    from genre_dist.configfile import load_config  # not needed without weights, nor is what it imports
+
     config = Path(weights).with_name("config.yaml")  # beside the weights of a run
     if config.is_file() and (theirs := load_config(config).model.text.pooling) != pooling:
         raise ValueError(
