@@ -15,8 +15,9 @@ class Watchdog:
     """Ends a rank that finishes no collective for `seconds`: prints the stacks of all its threads, exits with `HUNG`.
 
     Ranks that wait for a stuck one all run out of time together; each says where it is before the first one exits.
-    A rank whose interpreter itself is stuck (a C call that holds the lock) is ended by `faulthandler`, which needs no
-    interpreter, a little later.
+    What the other threads meet once it has spoken (a connection that closes, as the first rank exits) is a consequence
+    and changes nothing. A rank whose interpreter itself is stuck (a C call that holds the lock) is ended by
+    `faulthandler`, which needs no interpreter, a little later.
     """
 
     def __init__(self, rank: int, size: int, seconds: float) -> None:
@@ -25,27 +26,34 @@ class Watchdog:
         """Seconds between saying and exiting, so that every rank gets to say it."""
         self._progress = time.monotonic()
         self._closed = threading.Event()
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        # no daemon: Python waits for it before it exits, so a main thread that fails after the report cannot exit first
+        threading.Thread(target=self._watch, name="watchdog").start()
 
     def progress(self) -> None:
         """A collective has finished; the clock starts again."""
-        self._progress = time.monotonic()
+        self._progress = max(self._progress, time.monotonic())
+
+    def allow(self, seconds: float) -> None:
+        """What comes next (a compiler at work) may take so much longer, once."""
+        self._progress = time.monotonic() + seconds
 
     def close(self) -> None:
         """Watch no longer."""
         self._closed.set()
 
     def _watch(self) -> None:
-        while True:
-            faulthandler.dump_traceback_later(self.seconds + 3 * self.farewell, exit=True, file=sys.__stderr__ or 2)
-            if self._closed.wait(min(1.0, self.seconds / 10)):
-                faulthandler.cancel_dump_traceback_later()
-                return
+        main = threading.main_thread()
+        while main.is_alive() and not self._closed.is_set():
             idle = time.monotonic() - self._progress
             if idle >= self.seconds:
                 self._report(idle)
                 time.sleep(self.farewell)
                 os._exit(HUNG)
+            # counted from now, or from the end of what was allowed to take longer
+            left = self.seconds + 3 * self.farewell - min(0.0, idle)
+            faulthandler.dump_traceback_later(left, exit=True, file=sys.__stderr__ or 2)
+            main.join(min(1.0, self.seconds / 10))  # returns at once when the main thread ends, well or not
+        faulthandler.cancel_dump_traceback_later()
 
     def _report(self, idle: float) -> None:
         mark = f"[rank {self.rank} of {self.size}] "

@@ -1,0 +1,50 @@
+"""How a rank ends whose watchdog has spoken, and one that fails by itself; each a process of its own."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from genre_dist.parallel.watchdog import HUNG
+
+START = """
+import threading, time
+from genre_dist.parallel.watchdog import Watchdog
+spoken = threading.Event()
+report = Watchdog._report
+Watchdog._report = lambda self, idle: (report(self, idle), spoken.set())
+"""
+
+
+def rank(body: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", START + body], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("meets", ["raise RuntimeError('Connection closed by peer')", "raise SystemExit(2)", "pass"])
+def test_once_it_has_spoken_the_rank_ends_with_its_code_whatever_the_main_thread_meets(meets: str) -> None:
+    done = rank(f"Watchdog(0, 2, seconds=0.4)\nspoken.wait()\n{meets}")
+    assert done.returncode == HUNG
+    assert "[rank 0 of 2] no collective finished" in done.stderr
+
+
+def test_a_rank_that_fails_by_itself_ends_at_once_with_its_own_code() -> None:
+    began = time.monotonic()
+    done = rank("Watchdog(0, 2, seconds=600)\nraise SystemExit(2)")
+    assert done.returncode == 2
+    assert time.monotonic() - began < 30
+    assert done.stderr == ""
+
+
+def test_a_watchdog_that_is_closed_says_nothing_and_keeps_nobody() -> None:
+    done = rank("dog = Watchdog(0, 2, seconds=0.4)\ndog.close()\nassert not spoken.wait(1.5)")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_may_take_longer_is_not_taken_for_a_hang_and_progress_meanwhile_does_not_shorten_it() -> None:
+    done = rank(
+        "dog = Watchdog(0, 2, seconds=0.4)\ndog.allow(1.5)\ndog.progress()\nbegan = time.monotonic()\n"
+        "spoken.wait()\nprint(time.monotonic() - began, flush=True)"
+    )
+    assert done.returncode == HUNG
+    assert float(done.stdout) >= 1.9
