@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from genre_dist.cluster import machine, software
+from genre_dist.cluster import cards, machine, software
 from genre_dist.cluster.finding import Finding
 from genre_dist.parallel.world import World, start_world, stop_world
 
@@ -23,9 +23,13 @@ MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "wrong": "[red]wrong[/
 def examine(shards: Path, runs: Path, as_json: bool = False) -> int:
     """Check, print a table (or JSON) on rank 0; returns 1 if something is wrong on any machine, else 0.
 
-    Raises OSError if the ranks that torchrun started do not find each other.
+    Raises OSError if the ranks that torchrun started do not find each other. Where a rank's GPU cannot be used they do
+    not join: rank 0 of every machine prints what is wrong there.
     """
-    world = start_world(timeout_seconds=120)
+    try:
+        world = start_world(timeout_seconds=120)
+    except ValueError:  # which GPU it is and why is told below, among the rest
+        world = World(int(os.environ.get("RANK", "0")), 1, torch.device("cpu"))
     nodes = int(os.environ.get("GROUP_WORLD_SIZE", os.environ.get("SLURM_JOB_NUM_NODES", "1")))
     # what one rank of a machine sees all of them see
     leads = os.environ.get("LOCAL_RANK", "0") == "0"
@@ -35,7 +39,7 @@ def examine(shards: Path, runs: Path, as_json: bool = False) -> int:
         findings.append(bandwidth)
     told = world.gather((socket.gethostname(), findings))
     wrong = world.any(any(finding.status == "wrong" for finding in findings))
-    if told is not None:
+    if told is not None and leads:
         rows = [(host, finding) for host, found in told for finding in found]
         _print_json(rows, not wrong) if as_json else _print_table(rows, nodes)
     stop_world(world)
@@ -47,6 +51,7 @@ def _look(shards: Path, runs: Path, world: World, nodes: int) -> list[Finding]:
         software.check_python(),
         software.check_torch(),
         software.check_cuda(),
+        *cards.check_cards(),
         software.check_nccl(),
         software.check_deepspeed(),
         software.check_decoders(),

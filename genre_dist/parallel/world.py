@@ -1,6 +1,8 @@
 """The ranks of a run: who this process is, on which device, and how ranks add up and gather."""
 
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -9,7 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from genre_dist.parallel.device import Card, choose_device, exchange_cards, is_shared, ranks_on, take_device
 from genre_dist.parallel.watchdog import Watchdog
+
+LONGEST_ALLOWED = 600.0
+"""Seconds that a rank may be busy by itself (see `World.allow`) while others wait for it in a collective."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,8 @@ class World:
     device: torch.device
     watchdog: Watchdog | None = None
     """Ends this rank if it waits for another one for too long; told of every collective that finishes."""
+    sharing: int = 1
+    """Ranks that take from the memory of this rank's GPU, itself included."""
 
     @property
     def is_first(self) -> bool:
@@ -34,10 +42,13 @@ class World:
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """True on all ranks if it is true on one."""
+        """True on all ranks if it is true on one. The hosts agree among themselves; no device is waited for."""
         if self.size == 1:
             return flag
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item() > 0)
+        flags = torch.tensor(float(flag))
+        dist.all_reduce(flags)
+        self._progress()
+        return bool(flags.item() > 0)
 
     def gather(self, thing: Any) -> list[Any] | None:
         """The things of all ranks in rank order, on rank 0; None elsewhere."""
@@ -62,6 +73,11 @@ class World:
             dist.barrier()
             self._progress()
 
+    def allow(self, seconds: float) -> None:
+        """What comes next may take so much longer before a rank counts as hanging."""
+        if self.watchdog is not None:
+            self.watchdog.allow(seconds)
+
     def _progress(self) -> None:
         if self.watchdog is not None:
             self.watchdog.progress()
@@ -76,39 +92,46 @@ def start_world(timeout_seconds: int = 600, group: bool = False) -> World:
     """Join the ranks that torchrun started (or be alone) and take a device: this rank's GPU, or the CPU.
 
     A rank that waits for the others for `timeout_seconds` prints its stacks and ends (see `Watchdog`). Raises OSError
-    if the ranks do not find each other. `group` makes a process group for one rank alone too, for libraries that cannot
-    do without.
+    if the ranks do not find each other, ValueError if a rank's GPU cannot be used. `group` makes a process group for
+    one rank alone too, for libraries that cannot do without.
     """
     size, rank = world_size(), int(os.environ.get("RANK", "0"))
-    if torch.cuda.is_available():
-        # more ranks than GPUs share them: slow, but it lets several ranks be tried on one GPU
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
+    device = choose_device()
+    card = take_device(device)
+    if card.problem and (size == 1 or dist.is_initialized()):
+        raise ValueError(card.problem)  # otherwise on all ranks together, when they have met
     if size == 1:
         if group and not dist.is_initialized():
-            dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(_backend([card]), store=dist.HashStore(), rank=0, world_size=1)
         return World(rank, size, device)
     watchdog = Watchdog(rank, size, timeout_seconds)
+    cards = [card]
     if not dist.is_initialized():
-        # torch's own timeout comes second: it knows only the collective, not the stacks
-        _meet(_backend(device), timeout_seconds + 2 * watchdog.farewell)
+        # torch's own timeout comes second: it knows only the collective, not the stacks, nor what may take longer
+        cards = _meet(card, timeout_seconds + 2 * watchdog.farewell + LONGEST_ALLOWED)
     watchdog.progress()
-    return World(rank, size, device, watchdog)
+    return World(rank, size, device, watchdog, ranks_on(card, cards))
 
 
-def _meet(backend: str, timeout_seconds: float) -> None:
+def _meet(card: Card, timeout_seconds: float) -> list[Card]:
+    """Make the process group; returns the ranks' GPUs, which decide on its backend and so are exchanged before."""
     host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     timeout = timedelta(seconds=timeout_seconds)
     rank, size = int(os.environ.get("RANK", "0")), world_size()
     try:
         if _restarts_share_a_store():
-            server = dist.TCPStore(host, int(port), size, is_master=False, timeout=timeout)
-            store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", server)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-        else:
-            dist.init_process_group(backend, timeout=timeout)
+            server: dist.Store = dist.TCPStore(host, int(port), size, is_master=False, timeout=timeout)
+            prefix = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
+        else:  # as init_process_group does it
+            server, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+            server.set_timeout(timeout)
+            prefix = "default_pg"
+        store = dist.PrefixStore(prefix, server)
+        cards = exchange_cards(store, card, rank, size)
+        if rank == 0 and is_shared(cards):
+            print("several ranks are on one GPU: they talk over gloo, slowly; for trying out only", file=sys.stderr)
+        dist.init_process_group(_backend(cards), store=store, rank=rank, world_size=size, timeout=timeout)
+        return cards
     except dist.DistError as error:
         raise OSError(
             f"the ranks could not meet at {host}:{port}: {str(error).splitlines()[0]} (another program may have the "
@@ -134,8 +157,8 @@ def stop_world(world: World) -> None:
         world.watchdog.close()
 
 
-def _backend(device: torch.device) -> str:
-    if device.type == "cpu":
+def _backend(cards: Sequence[Card]) -> str:
+    """For ranks on these GPUs; one rank's own is enough where it is none."""
+    if Card() in cards or is_shared(cards):  # NCCL refuses two ranks on one GPU
         return "gloo"
-    shared = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count()
-    return "gloo" if shared else "cpu:gloo,cuda:nccl"  # NCCL refuses two ranks on one GPU
+    return "cpu:gloo,cuda:nccl"

@@ -4,13 +4,17 @@ from typing import cast
 
 import torch
 
-from genre_dist.config import Config, derive_batches
+from genre_dist.config import Batches, Config, derive_batches
+from genre_dist.parallel.device import crowded
 from genre_dist.parallel.strategy import check_strategy, strategy_name
 from genre_dist.planner.memory import WORKSPACE_BYTES, Setting, Strategy, peak_bytes, static_bytes
-from genre_dist.planner.model import plan_model
+from genre_dist.planner.model import Planned, meta_model, plan_model
 from genre_dist.planner.sizes import gb, mb
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.training.experiment import choose_precision, open_stream, total_steps
+from genre_dist.training.host_bound import host_bound
+from genre_dist.training.levers import choose_compiling
+from genre_dist.training.throughput import peak_flops, training_flops
 
 
 def estimate(config: Config, world_size: int) -> str:
@@ -49,4 +53,28 @@ def estimate(config: Config, world_size: int) -> str:
         f"and {mb(WORKSPACE_BYTES)} assumed for kernels",
         "                  what else fits which card: genre-dist plan",
     ]
+    if device.type == "cuda":
+        compiled = choose_compiling(config, device, steps).wanted
+        lines += _gpu_lines(config, batches, planned, 0.0 if compiled else peak_flops(device, precision))
     return "\n".join(lines)
+
+
+def _gpu_lines(config: Config, batches: Batches, planned: Planned, peak: float) -> list[str]:
+    """What is wrong with this machine's GPU for this run: others fill it, or the ranks' shares are too small for it.
+
+    `peak` is the GPU's in flops a second; 0 where it is unknown or says nothing, as for compiled networks.
+    """
+    told = crowded(torch.device("cuda", torch.cuda.current_device()))
+    lines = [f"GPU memory        {told}"] if told else []
+    read_from_disk = config.train.cache_encodings != "off" and config.why_not_encoded_once is None
+    if peak == 0 or not config.model.uses_poster or read_from_disk:
+        return lines  # such steps are not a convolutional network in eager mode, of which the figures are
+    samples = batches.per_rank if config.data.micro_batch == "auto" else batches.micro
+    model = meta_model(config, planned.vocabulary, on_gpu=True)
+    flops = training_flops(model, config, torch.device("meta"))
+    operations = len(planned.traces[config.train.activation_checkpointing].computed)
+    if told := host_bound(samples, operations, flops, peak):
+        larger = "a larger data.global_batch" if samples == batches.per_rank else "a larger data.micro_batch"
+        fewer = ", fewer ranks" if config.data.global_batch > batches.per_rank else ""
+        lines.append(f"too few samples   {told}. What helps: {larger}{fewer}, train.compile")
+    return lines

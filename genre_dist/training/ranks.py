@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
+from genre_dist.parallel.device import crowded, free_memory
 from genre_dist.parallel.world import World
+from genre_dist.planner.memory import CONTEXT_BYTES
 
 
 class Meter:
@@ -27,7 +29,9 @@ class Meter:
         self._clock, self._cpu = clock, cpu
         if self.device.type == "cuda":
             told["rank_gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated(self.device))
-            with suppress(ImportError, RuntimeError):  # utilisation is NVIDIA's library's to tell
+            # utilisation is NVIDIA's library's to tell. It may be missing, or refuse (a slice of a GPU, a virtual one):
+            # its NVMLError derives from Exception alone, torch's own errors are of several kinds
+            with suppress(Exception):
                 told["rank_gpu_percent"] = float(torch.cuda.utilization(self.device))
         return told
 
@@ -38,6 +42,20 @@ def gather_ranks(meter: Meter, world: World) -> dict[str, list[float]] | None:
     if gathered is None:
         return None
     return {key: [told[key] for told in gathered] for key in gathered[0] if all(key in told for told in gathered)}
+
+
+def memory_to_plan(world: World) -> int:
+    """Bytes of its GPU that a rank's plan may use, counted as the planner counts: with the CUDA context.
+
+    That exists by now and is not free, so it is added. Says so if other processes hold a good part of the card.
+    """
+    if told := crowded(world.device):
+        print(
+            f"rank {world.rank}: {told}. Micro-batches are planned for what is free, of one sample if nothing fits; "
+            "end those processes, or choose other cards with CUDA_VISIBLE_DEVICES",
+            flush=True,
+        )
+    return free_memory(world.device, world.sharing) + CONTEXT_BYTES
 
 
 def _resident_bytes() -> int:

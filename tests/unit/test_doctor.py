@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
+from fake_cuda import GB, FakeCuda, no_kernels
 from helpers import Processes
 from torchvision.models import ResNet152_Weights
 
 from genre_dist.cli import main
-from genre_dist.cluster import doctor, machine, software
+from genre_dist.cluster import cards, doctor, machine, software
 from genre_dist.cluster.finding import Finding
 
 
@@ -117,6 +119,119 @@ def test_a_gpu_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
     finding = software.check_cuda()
     assert finding.status == "wrong"
     assert "without CUDA" in finding.fix
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES", "CC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cards.shutil, "which", lambda name: "/bin/gcc" if name in ("gcc", "/bin/gcc") else None)
+    return FakeCuda(monkeypatch)
+
+
+def looked_at() -> dict[str, Finding]:
+    return {finding.name: finding for finding in cards.check_cards()}
+
+
+def test_every_gpu_is_looked_at(cuda: FakeCuda) -> None:
+    cuda.count = 2
+    found = looked_at()
+    assert list(found) == ["GPU 0", "GPU 1", "NVML", "C compiler"]
+    assert found["GPU 1"].status == "ok"
+    assert found["GPU 1"].told == "NVIDIA H100 80GB HBM3, sm_90, kernels run, 79.0 of 80.0 GiB free"
+    assert cuda.current == torch.device("cuda", 0)  # again, for what comes after
+
+
+def test_without_a_gpu_nothing_is_said_of_gpus() -> None:
+    assert cards.check_cards() == []
+
+
+def test_a_gpu_without_kernels_in_this_torch_is_wrong_and_the_others_are_looked_at_all_the_same(cuda: FakeCuda) -> None:
+    cuda.count, cuda.capability, cuda.failure, cuda.broken = 2, (7, 0), no_kernels(), {0}
+    found = looked_at()
+    assert found["GPU 0"].status == "wrong"
+    assert "sm_70" in found["GPU 0"].told
+    assert "install torch built for an older CUDA" in found["GPU 0"].told
+    assert found["GPU 1"].status == "note"
+
+
+def test_a_rank_whose_gpu_cannot_be_used_gets_the_table_and_exit_code_1(
+    cuda: FakeCuda, sample_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cuda.capability, cuda.failure = (7, 0), no_kernels()
+    code, found = examine(["--shards", str(sample_shards), "--runs", str(tmp_path)], capsys)
+    assert code == 1
+    assert found["GPU 0"]["status"] == "wrong"
+    assert found["shards"]["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "free", "named"),
+    [
+        ("Tesla T4", (7, 5), 79, "no bf16"),
+        ("NVIDIA A100 MIG 3g.20gb", (8, 0), 79, "gloo"),
+        ("NVIDIA L4", (8, 9), 60, "other processes"),
+    ],
+)
+def test_what_is_worth_knowing_of_a_gpu(
+    name: str, capability: tuple[int, int], free: int, named: str, cuda: FakeCuda
+) -> None:
+    cuda.name, cuda.capability, cuda.free = name, capability, free * GB
+    finding = looked_at()["GPU 0"]
+    assert finding.status == "note"
+    assert named in finding.fix
+
+
+class NVMLError(Exception):
+    """As in pynvml: of no narrower kind."""
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "named"),
+    [
+        (lambda: 12, "ok", "12 %"),
+        (lambda: (_ for _ in ()).throw(NVMLError("Not Supported")), "note", "Not Supported"),
+        (lambda: (_ for _ in ()).throw(ModuleNotFoundError("pynvml")), "note", "nvidia-ml-py"),
+    ],
+)
+def test_whether_the_load_of_a_gpu_can_be_read(
+    answer: Any, status: str, named: str, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cards.torch.cuda, "utilization", answer)
+    finding = looked_at()["NVML"]
+    assert finding.status == status
+    assert named in finding.told + finding.fix
+
+
+@pytest.mark.parametrize(
+    ("here", "cc", "status", "named"),
+    [
+        ({"gcc"}, None, "ok", "/bin/gcc"),
+        ({"clang"}, None, "ok", "/bin/clang"),
+        (set(), None, "note", "name one in CC"),
+        ({"gcc"}, "icc", "note", "CC=icc"),
+        ({"gcc", "icc"}, "icc", "ok", "icc"),
+    ],
+)
+def test_a_compiler_for_torch_compile(
+    here: set[str], cc: str | None, status: str, named: str, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        cards.shutil, "which", lambda name: f"/bin/{Path(name).name}" if Path(name).name in here else None
+    )
+    monkeypatch.setattr(cards.Path, "is_file", lambda path: True)  # Python.h
+    if cc is not None:
+        monkeypatch.setenv("CC", cc)
+    finding = looked_at()["C compiler"]
+    assert finding.status == status
+    assert named in finding.told + finding.fix
+
+
+def test_a_compiler_without_pythons_headers_is_of_no_use(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cards.sysconfig, "get_paths", lambda: {"include": "/there/is/none"})
+    finding = looked_at()["C compiler"]
+    assert finding.status == "note"
+    assert "python3-dev" in finding.fix
 
 
 def test_weights_that_are_neither_here_nor_in_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

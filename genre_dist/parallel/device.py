@@ -1,0 +1,176 @@
+"""The GPU of a rank: which one it takes, whether it can compute, whether other ranks are on it, what memory is free."""
+
+import json
+import os
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+CROWDED = 0.9
+"""With less than this share of a GPU's memory free, others hold too much of it to be a context and its libraries."""
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""Tells machines apart, and is the same in all containers of one; NCCL tells them apart by it too."""
+
+
+class Card(NamedTuple):
+    """The GPU of a rank, as the other ranks need to know it. Empty for a rank on the CPU."""
+
+    gpu: str = ""
+    """The same for ranks on one GPU, also for those on slices (MIG) of it."""
+    memory: str = ""
+    """The same for ranks that take from the same memory: slices of one GPU have memory of their own."""
+    problem: str = ""
+    """Why the rank cannot compute there; empty if it can."""
+
+
+def choose_device() -> torch.device:
+    """This rank's GPU, or the CPU. More ranks than GPUs share them: slow, but several ranks can be tried on one GPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def take_device(device: torch.device) -> Card:
+    """Make a GPU the current one and see whether it computes."""
+    if device.type == "cpu":
+        return Card()
+    if problem := card_problem(device):
+        return Card(problem=f"{socket.gethostname()}: {problem}")
+    properties = torch.cuda.get_device_properties(device)
+    # CUDA shows a process one slice at most, the first that CUDA_VISIBLE_DEVICES names
+    slice_name = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0] if is_slice(properties.name) else ""
+    return Card(_address(properties), f"{properties.uuid} {slice_name}")
+
+
+def _address(properties: Any) -> str:
+    """Machine and PCI address of a GPU; its UUID where torch does not tell the address."""
+    if not hasattr(properties, "pci_bus_id"):
+        return str(properties.uuid)
+    machine = BOOT_ID.read_text().strip() if BOOT_ID.is_file() else socket.gethostname()
+    return f"{machine} {properties.pci_domain_id:x}:{properties.pci_bus_id:x}:{properties.pci_device_id:x}"
+
+
+def is_slice(name: str) -> bool:
+    """Whether a device is a slice of a GPU (MIG), by its name, such as `NVIDIA H100 80GB HBM3 MIG 3g.40gb`."""
+    return " MIG " in name
+
+
+def card_problem(device: torch.device) -> str:
+    """Why a GPU cannot compute; empty if it can. Makes it the current one and leaves a CUDA context on it."""
+    try:
+        torch.cuda.set_device(device)
+        run_kernel(device)
+    except (RuntimeError, torch.cuda.DeferredCudaCallError) as error:
+        return _explain(device, str(error).partition("\n")[0])
+    return ""
+
+
+def run_kernel(device: torch.device) -> None:
+    """Run a small kernel of torch's own: nothing else tells for sure whether there is one for a GPU.
+
+    It is none of cuBLAS: settings of that library have an effect only before its first use.
+    """
+    torch.ones(2, device=device).sum().item()
+
+
+def _explain(device: torch.device, said: str) -> str:
+    """What is wrong with a GPU on which a kernel failed, and the way out, in one line."""
+    try:
+        name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    except (RuntimeError, torch.cuda.DeferredCudaCallError):
+        return f"{device} cannot be used ({said}): `nvidia-smi` must work there first"
+    built = [kind for kind in torch.cuda.get_arch_list() if kind.startswith(("sm_", "compute_"))]
+    if not built or has_kernels(built, capability):
+        return (
+            f"{device} ({name}) cannot be used ({said}): `nvidia-smi` tells whether it is well, in use or full; "
+            "CUDA_VISIBLE_DEVICES chooses another one"
+        )
+    newer = all(_version(kind)[0] < capability[0] for kind in built)
+    other = "a newer torch" if newer else "torch built for an older CUDA"
+    return (
+        f"{device} ({name}) is an sm_{capability[0]}{capability[1]}, and torch {torch.__version__} has kernels for "
+        f"{', '.join(built)} only: install {other} (pytorch.org, Get started), or hide it with CUDA_VISIBLE_DEVICES"
+    )
+
+
+def has_kernels(built: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Whether a torch built for these architectures runs on a GPU of a compute capability (major, minor).
+
+    Machine code (sm_90) runs from its own minor version on within the major one; PTX (compute_90) on all that is newer;
+    with the suffix `a` both run on that very version only, with `f` within the family, taken as the major version. From
+    the CUDA Programming Guide, Compute Capabilities.
+    """
+    for kind in built:
+        version, exact = _version(kind), kind.endswith("a")
+        forward = kind.startswith("compute_") and kind[-1].isdecimal()  # PTX without a suffix
+        same_major = version[0] == capability[0]
+        if version == capability or (version < capability and not exact and (forward or same_major)):
+            return True
+    return False
+
+
+def _version(kind: str) -> tuple[int, int]:
+    """(9, 0) of sm_90, sm_90a or compute_90."""
+    number = int(kind.partition("_")[2].rstrip("af"))
+    return number // 10, number % 10
+
+
+def exchange_cards(store: dist.Store, card: Card, rank: int, size: int) -> list[Card]:
+    """Tell the other ranks this rank's GPU, and learn theirs, before there is a process group.
+
+    A rank on the CPU has no use for them: it learns only its own. Raises ValueError on all ranks that have a GPU if one
+    of theirs cannot be used, or if a rank has none.
+    """
+    store.set(f"card {rank}", json.dumps(card))
+    if card == Card():
+        return [card]
+    cards = [Card(*json.loads(told)) for told in store.multi_get([f"card {each}" for each in range(size)])]
+    for each, other in enumerate(cards):
+        if other.problem:
+            raise ValueError(f"rank {each} on {other.problem}")
+    if Card() in cards:
+        raise ValueError(
+            f"rank {cards.index(Card())} of {size} has no GPU that torch can use, and others have one: `genre-dist "
+            "doctor` on its machine says why; to train on CPUs, CUDA_VISIBLE_DEVICES= on all"
+        )
+    return cards
+
+
+def is_shared(cards: Sequence[Card]) -> bool:
+    """Whether two ranks are on one GPU, which NCCL refuses, also where they are on slices of it.
+
+    NCCL compares machine and PCI address (`Duplicate GPU detected`), from 2.30 on the UUID; slices have the address of
+    their GPU.
+    """
+    gpus, memories = Counter(card.gpu for card in cards), Counter(card.memory for card in cards)
+    return max([*gpus.values(), *memories.values()]) > 1
+
+
+def ranks_on(card: Card, cards: Sequence[Card]) -> int:
+    """How many ranks take from the memory that this rank takes from, itself included."""
+    return sum(other.memory == card.memory for other in cards)
+
+
+def free_memory(device: torch.device, ranks_here: int = 1) -> int:
+    """Bytes that this rank may count on: its part of what is free on its GPU, and what its allocator holds already.
+
+    The CUDA context that exists by now is no longer free, so it is not in them.
+    """
+    free, _ = torch.cuda.mem_get_info(device)
+    return free // ranks_here + torch.cuda.memory_reserved(device)
+
+
+def crowded(device: torch.device) -> str | None:
+    """That other processes hold a good part of a GPU's memory, and how much; None if they do not."""
+    free, total = free_memory(device), torch.cuda.mem_get_info(device)[1]
+    if free >= CROWDED * total:
+        return None
+    return (
+        f"{device} ({torch.cuda.get_device_name(device)}): {free / 2**30:.1f} GB of {total / 2**30:.1f} GB are free, "
+        "other processes hold the rest (`nvidia-smi` lists them)"
+    )
