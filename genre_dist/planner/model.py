@@ -100,7 +100,9 @@ def model_sizes(model: GenreClassifier) -> Sizes:
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     # the heads' copies are in the trace where they are stacked
     stacked = {id(p) for p in model.heads.parameters()} if model.heads.kernel == "batched" else set()
-    copied = [p for p in trained if p.ndim > 1 and id(p) not in embeddings and id(p) not in stacked]
+    # recurrent layers compute in fp32
+    recurrent = {id(p) for m in model.modules() if isinstance(m, nn.RNNBase) for p in m.parameters()}
+    copied = [p for p in trained if p.ndim > 1 and id(p) not in embeddings | stacked | recurrent]
     gathered, counted = [], set()  # a unit holds what no unit inside it holds
     for unit in units(model):
         own = [p for p in unit.parameters() if id(p) not in counted]

@@ -24,7 +24,7 @@ RECURRENT_VALUES = 8
 """Assumed: numbers a recurrent kernel keeps per unit, token, layer and direction. Four gates, the cell before and
 after, its tanh, the output; cuDNN does not tell what lies in its reserve space."""
 
-KEPT_FP32 = ("native_layer_norm", "_softmax", "_log_softmax", "native_group_norm")
+KEPT_FP32 = ("native_layer_norm", "_softmax", "_log_softmax", "native_group_norm", "embedding")
 """Operations whose results autocast leaves in fp32."""
 
 
@@ -51,10 +51,10 @@ def trace_step(model: GenreClassifier, image_size: int, tokens: int) -> Trace:
     Raises ValueError if an operation of the model has no meta form.
     """
     inputs = _inputs(model, image_size, tokens)
-    if model.text is not None:
-        model.text.rnn.forward = _recurrent_stand_in(model.text.rnn)  # type: ignore[assignment]
-    model.train()
     alive = _Alive([*model.parameters(), *model.buffers(), *(i for i in inputs if i is not None)])
+    if model.text is not None:
+        model.text.rnn.forward = _recurrent_stand_in(model.text.rnn, alive)  # type: ignore[assignment]
+    model.train()
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(alive.is_gradient)
@@ -100,6 +100,8 @@ class _Alive(TorchDispatchMode):
         super().__init__()
         self.rows: list[tuple[int, ...]] = []
         self.largest_gradient = 0
+        self.in_fp32 = False
+        """Whether what is computed now stays in fp32 whatever autocast says."""
         self._now = [0, 0, 0, 0]
         self._kind: dict[int, int] = {tensor.untyped_storage()._cdata: OUTSIDE for tensor in known}
         self._sizes: dict[int, int] = {}
@@ -117,7 +119,7 @@ class _Alive(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         if key in self._kind:
             return
-        halved = tensor.dtype == torch.float32 and func._opname not in KEPT_FP32
+        halved = tensor.dtype == torch.float32 and func._opname not in KEPT_FP32 and not self.in_fp32
         kind = FIXED if size % PRIME_BATCH else COMPUTED if halved else KEPT
         self._kind[key], self._sizes[key] = kind, size
         self._now[kind] += size
@@ -138,27 +140,38 @@ class _Alive(TorchDispatchMode):
 
 
 class _Recurrent(torch.autograd.Function):
-    """Stands in for a recurrent kernel, which has no meta form: the memory it keeps and the gradients it makes."""
+    """Stands in for a recurrent kernel, which has no meta form: the memory it keeps and the gradients it makes.
+
+    All of it is fp32, under autocast too, as in `PooledStates`.
+    """
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, kept_values: int, width: int, *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, alive: _Alive, inputs: Tensor, kept_values: int, width: int, *weights: Tensor) -> Tensor:
+        ctx.alive, alive.in_fp32 = alive, True
         ctx.save_for_backward(inputs, inputs.new_empty(len(inputs), inputs.shape[1] * kept_values), *weights)
-        return inputs.new_empty(len(inputs), width)
+        output = inputs.new_empty(len(inputs), width)
+        alive.in_fp32 = False
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, _, *weights = ctx.saved_tensors
-        needs_inputs, _, _, *needs_weights = ctx.needs_input_grad
+        _, needs_inputs, _, _, *needs_weights = ctx.needs_input_grad
+        ctx.alive.in_fp32 = True
         grads = [torch.empty_like(w) if needed else None for w, needed in zip(weights, needs_weights, strict=True)]
-        return torch.empty_like(inputs) if needs_inputs else None, None, None, *grads
+        grad_inputs = torch.empty_like(inputs) if needs_inputs else None
+        ctx.alive.in_fp32 = False
+        return None, grad_inputs, None, None, *grads
 
 
-def _recurrent_stand_in(rnn: nn.RNNBase) -> Callable[[Tensor, Tensor], Tensor]:
+def _recurrent_stand_in(rnn: nn.RNNBase, alive: _Alive) -> Callable[[Tensor, Tensor], Tensor]:
     directions = 2 if rnn.bidirectional else 1
     kept_values = RECURRENT_VALUES * rnn.hidden_size * rnn.num_layers * directions
     weights = list(rnn.parameters())
 
     def forward(inputs: Tensor, lengths: Tensor) -> Tensor:
-        return _Recurrent.apply(inputs, kept_values, directions * rnn.hidden_size, *weights)  # [B, directions * H]
+        return _Recurrent.apply(
+            alive, inputs, kept_values, directions * rnn.hidden_size, *weights
+        )  # [B, directions * H]
 
     return forward

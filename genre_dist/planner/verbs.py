@@ -2,17 +2,29 @@
 
 from argparse import REMAINDER, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from genre_dist.options import Verbs, names
+
+if TYPE_CHECKING:
+    from genre_dist.config import Config
 
 
 def add_verbs(verbs: Verbs) -> None:
     """Add this room's verb to the console command."""
-    verb = verbs.add_parser("plan", help="what a configuration needs of a GPU, what makes it fit, and the command")
+    verb = verbs.add_parser(
+        "plan", help="what a configuration needs of a GPU, what makes it fit, the command, and how long a step takes"
+    )
     verb.add_argument("--config", type=Path, help="YAML file; without it, the default experiment")
-    verb.add_argument("--gpu_memory", required=True, metavar="SIZE", help="of one card, such as 24GB")
+    verb.add_argument("--gpu_memory", metavar="SIZE", help="of one card, such as 24GB: what fits it")
+    verb.add_argument(
+        "--time", metavar="GPU", help="a card, such as H100: how long a step takes there at best, computed"
+    )
     verb.add_argument("--gpus", type=int, default=1, help="how many cards")
     verb.add_argument("--global_batch", type=int, help="another global batch than the configuration's")
+    verb.add_argument(
+        "--micro_batch", type=int, help="with --time: samples of a pass; by default, what the memory allows"
+    )
     verb.add_argument("--levers", type=names, help="what may be used: bf16,checkpointing,accumulation,sharding,offload")
     verb.add_argument("--json", type=Path, metavar="FILE", help="write the plan here as well")
     verb.add_argument("--measure", action="store_true", help="compare with the real peak, on a CUDA GPU")
@@ -24,28 +36,71 @@ def _plan(arguments: Namespace) -> None:
     import json
 
     from genre_dist.atomic import atomic_file
-    from genre_dist.configfile import parse_config
-    from genre_dist.planner.options import LEVERS, make_plan
-    from genre_dist.planner.report import print_plan, to_json
-    from genre_dist.planner.sizes import parse_size
+    from genre_dist.planner.cards import card_named
 
-    card = parse_size(arguments.gpu_memory)
+    _check(arguments)
+    card = None if arguments.time is None else card_named(arguments.time)
+    config = _config(arguments)
+    told: dict[str, Any] = {}
+    if arguments.gpu_memory is not None:
+        told = _memory(arguments, config)
+    if card is not None:
+        from genre_dist.planner.roofline import time_step
+        from genre_dist.planner.sizes import parse_size
+        from genre_dist.planner.timing_report import print_timing, timing_to_json
+
+        memory = int(card.memory_gib * 2**30) if arguments.gpu_memory is None else parse_size(arguments.gpu_memory)
+        timing = time_step(config, card, arguments.gpus, arguments.micro_batch, memory)
+        print_timing(timing)
+        told["time"] = timing_to_json(timing)
+    if arguments.json:
+        with atomic_file(arguments.json, "w") as out:
+            json.dump(told, out, indent=1)
+
+
+def _check(arguments: Namespace) -> None:
+    """Raise ValueError for options that say too little, or do not go together."""
+    if arguments.gpu_memory is None and arguments.time is None:
+        raise ValueError(
+            "--gpu_memory SIZE tells what fits a card, --time GPU how long a step takes: give one, or both"
+        )
+    if arguments.measure and arguments.gpu_memory is None:
+        raise ValueError("--measure compares a plan with the real peak: give --gpu_memory SIZE too")
+    if arguments.micro_batch is not None and arguments.time is None:
+        raise ValueError("--micro_batch is for --time GPU; without it the plan finds the micro-batches itself")
     if arguments.gpus < 1:
         raise ValueError(f"--gpus is at least 1, not {arguments.gpus}")
     if arguments.config is not None and not arguments.config.is_file():
         raise ValueError(f"{arguments.config}: no such configuration file")
+
+
+def _config(arguments: Namespace) -> "Config":
+    from genre_dist.configfile import parse_config
+
     given = [] if arguments.config is None else ["--config", str(arguments.config)]
     given += arguments.overrides[arguments.overrides[:1] == ["--"] :]
     if arguments.global_batch is not None:
         given += ["--data.global_batch", str(arguments.global_batch)]
-    config = parse_config([*given, "--data.micro_batch", "auto"], prog="genre-dist plan").config
+    return parse_config([*given, "--data.micro_batch", "auto"], prog="genre-dist plan").config
+
+
+def _memory(arguments: Namespace, config: "Config") -> dict[str, Any]:
+    """Print what fits and compare with the real peak if asked to; return the plan for programs."""
+    import torch
+
+    from genre_dist.parallel.device import crowded
+    from genre_dist.planner.options import LEVERS, make_plan
+    from genre_dist.planner.report import print_plan, to_json
+    from genre_dist.planner.sizes import parse_size
+
+    memory = parse_size(arguments.gpu_memory)
     file = "" if arguments.config is None else str(arguments.config)
-    plan = make_plan(config, card, arguments.gpus, LEVERS if arguments.levers is None else arguments.levers)
+    plan = make_plan(config, memory, arguments.gpus, LEVERS if arguments.levers is None else arguments.levers)
     print_plan(plan, file)
-    if arguments.json:
-        with atomic_file(arguments.json, "w") as out:
-            json.dump(to_json(plan, file), out, indent=1)
+    if torch.cuda.is_available() and (told := crowded(torch.device("cuda", torch.cuda.current_device()))):
+        print(f"this machine's {told}; the plan above is for the memory you named")
     if arguments.measure:
         from genre_dist.planner.measure import print_measured
 
         print_measured(plan)
+    return to_json(plan, file)

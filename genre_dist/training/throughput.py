@@ -1,6 +1,5 @@
 """How fast and how well used: floating-point work of a sample, the device's peak, peak memory."""
 
-import re
 import resource
 
 import torch
@@ -10,42 +9,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from genre_dist.config import Config
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.text import TextEncoder
+from genre_dist.planner.cards import find_card
 
-PEAK_TFLOPS = {
-    # dense tensor-core bf16 (fp16 for V100 and T4, which have no bf16), from the vendor's data sheets
-    "H200": 989.0,
-    "B200": 2250.0,
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.0,
-    "H100": 989.0,
-    "A100": 312.0,
-    "A10G": 70.0,
-    "A10": 125.0,
-    "A40": 149.7,
-    "L40S": 362.0,
-    "L4": 121.0,
-    "V100": 125.0,
-    "T4": 65.0,
-    "RTX 4090": 165.2,
-    "RTX 3090": 71.0,
-}
 TOKENS = 55
 """Length of a text in these counts: the median overview of the real films, rounded up."""
-_FP32_SHARE = {"H200": 0.068, "H100": 0.068, "A100": 0.0625}  # of the bf16 peak, without TF32
-_TF32_SHARE = {"B200": 0.5, "H200": 0.5, "H100": 0.5, "A100": 0.5, "L40S": 0.5, "L4": 0.5, "A10": 0.5, "A40": 0.5}
 
 
 def peak_flops(device: torch.device, precision: str) -> float:
-    """Floating-point operations per second at best, or 0 where the device or its peak in this precision is unknown."""
+    """Floating-point operations per second at best, or 0 where the device is unknown or a slice of one.
+
+    fp32 is taken for TF32 where torch lets convolutions, nearly all of the work, use that.
+    """
     if device.type != "cuda":
         return 0.0
-    name = torch.cuda.get_device_name(device)
-    known = next((key for key in PEAK_TFLOPS if re.search(rf"\b{key}\b", name)), None)
-    if known is None:
+    card = find_card(torch.cuda.get_device_name(device))
+    if card is None:
         return 0.0
-    tf32 = precision == "tf32" or torch.backends.cudnn.allow_tf32  # convolutions, nearly all of the work
-    share = 1.0 if precision == "bf16" else (_TF32_SHARE if tf32 else _FP32_SHARE).get(known.split()[0], 0.0)
-    return PEAK_TFLOPS[known] * 1e12 * share
+    tf32 = precision == "fp32" and torch.backends.cudnn.allow_tf32
+    return card.flops("tf32" if tf32 else precision)
 
 
 def training_flops(model: GenreClassifier, config: Config, device: torch.device) -> float:
@@ -63,7 +44,7 @@ def training_flops(model: GenreClassifier, config: Config, device: torch.device)
         flops += _counted(model.poster, images)
         trained = any(p.requires_grad for p in model.poster.parameters())
     if model.text is not None:
-        flops += TOKENS * _recurrent_flops(model.text)
+        flops += TOKENS * sum(recurrent_flops(model.text))
         trained = trained or not model.text.frozen
     width = sum(part.encoding_size for part in (model.text, model.poster) if part is not None)
     flops += _counted(model.heads, torch.zeros(1, width, device=device, requires_grad=trained))
@@ -81,14 +62,14 @@ def _counted(part: nn.Module, inputs: Tensor) -> float:
     return float(counter.get_total_flops())
 
 
-def _recurrent_flops(text: TextEncoder) -> float:
-    """Operations a token; without the gradient of frozen word vectors."""
+def recurrent_flops(text: TextEncoder) -> tuple[float, float]:
+    """Operations a token, forward and backward; without the gradient of frozen word vectors."""
     products = [weight for name, weight in text.rnn.named_parameters() if "weight" in name]
-    forward = 2 * sum(weight.numel() for weight in products)
+    forward = 2.0 * sum(weight.numel() for weight in products)
     if text.frozen:
-        return forward
+        return forward, 0.0
     bottom = 2 * sum(w.numel() for name, w in text.rnn.named_parameters() if name.startswith("weight_ih_l0"))
-    return 3 * forward - (0 if text.embedding.weight.requires_grad else bottom)
+    return forward, 2 * forward - (0 if text.embedding.weight.requires_grad else bottom)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -46,10 +46,10 @@ def test_activations_of_resnet152_and_their_halves(study: Planned) -> None:
     text_and_heads = 55 * 6 * 512 * 8 * 4 + 55 * 300 * 4 + 0.13e6  # the recurrent layers' part is an assumption
     assert whole.activations - text_and_heads == pytest.approx(177.4e6, rel=0.01)
     assert blocks.activations - text_and_heads == pytest.approx(61.6e6, rel=0.02)
-    assert kept_in_bf16(whole) - text_and_heads / 2 == pytest.approx(89.5e6, rel=0.01)
-    assert kept_in_bf16(blocks) - text_and_heads / 2 == pytest.approx(31.6e6, rel=0.02)
-    convolutions, recurrent = 117e6, 32e6  # bytes of their copies in bf16
-    assert study.sizes.copied / 2 == pytest.approx(convolutions + recurrent, rel=0.01)
+    assert kept_in_bf16(whole) - text_and_heads == pytest.approx(89.5e6, rel=0.01)  # recurrent layers stay in fp32
+    assert kept_in_bf16(blocks) - text_and_heads == pytest.approx(31.6e6, rel=0.02)
+    convolutions = 117e6  # bytes of their copies in bf16
+    assert study.sizes.copied / 2 == pytest.approx(convolutions, rel=0.01)
 
 
 def kept_in_bf16(trace: Trace) -> float:

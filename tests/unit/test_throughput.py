@@ -46,8 +46,10 @@ def test_nothing_stays_behind_in_the_model() -> None:
         ("NVIDIA H100 80GB HBM3", 989),
         ("NVIDIA H100 PCIe", 756),
         ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", 0),  # a slice has not the whole card's peak
         ("Tesla V100-SXM2-16GB", 125),
         ("NVIDIA GeForce RTX 3090", 71),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 0),
         ("NVIDIA RTX A4000", 0),  # no A40
         ("Unheard Of 1", 0),
     ],
@@ -56,3 +58,21 @@ def test_a_peak_is_known_or_zero(name: str, tera: float, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_flops(torch.device("cuda"), "bf16") == tera * 1e12
     assert peak_flops(CPU, "bf16") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tf32_allowed", "tera"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "fp32", True, 156),
+        ("NVIDIA A100-SXM4-80GB", "fp32", False, 19.5),
+        ("NVIDIA A100-SXM4-80GB", "tf32", False, 156),
+        ("Tesla V100-SXM2-16GB", "fp32", True, 15.7),  # it has no TF32
+        ("NVIDIA GeForce RTX 4090", "fp32", True, 82.6),
+    ],
+)
+def test_the_peak_of_fp32_is_that_of_tf32_where_convolutions_use_it(
+    name: str, precision: str, tf32_allowed: bool, tera: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32_allowed)
+    assert peak_flops(torch.device("cuda"), precision) == pytest.approx(tera * 1e12)

@@ -1,0 +1,125 @@
+"""What GPUs can do at best, by their vendor's data sheets. Pure: it imports nothing of torch.
+
+Peaks are dense (half of the figures "with sparsity") and accumulate in fp32, as training does: on GeForce cards that is
+half of what is advertised for fp16. Sources, each by NVIDIA: data sheets of A10, A10G, A30, A40, A100, A800, L4, L40,
+L40S, H20, H100, H200, H800, GH200, T4, V100, RTX A6000, RTX 6000 Ada; HGX and "Blackwell Architecture" (B200, B300,
+GB200, GB300: figures of a whole board or rack, divided); white papers "Ampere GA102" (RTX 3090), "Ada" (RTX 3090 Ti,
+4080, 4090) and "RTX Blackwell" (RTX 5080, 5090). A card whose tensor peaks no sheet tells is left out: RTX 4090 D and
+other variants, laptops' chips, slices (MIG), virtual GPUs.
+"""
+
+import difflib
+import re
+from typing import NamedTuple
+
+
+class Card(NamedTuple):
+    """A GPU's best: peaks in TFLOPS, bandwidths in 10^9 bytes a second."""
+
+    name: str
+    words: str
+    """The words of its names; those with a question mark may be missing, and no other may be there."""
+    half: float
+    """Tensor cores in bf16; in fp16 where the card has no bf16."""
+    tf32: float
+    """Tensor cores in TF32; 0 where it has none."""
+    fp32: float
+    """Outside of the tensor cores."""
+    memory_gib: float
+    """What can be used: of GDDR6 that corrects errors, a sixteenth less than the sheet says."""
+    bandwidth: float
+    """Of its memory."""
+    link: float
+    """To the other GPUs, both directions together: NVLink with a switch or mesh of all, else PCIe. Bridges that join
+    two or four cards do not count."""
+    host: float
+    """To the host, both directions together."""
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether the tensor cores know bf16: since the generation that brought TF32."""
+        return self.tf32 > 0
+
+    def flops(self, precision: str) -> float:
+        """Peak in FLOP a second in bf16, tf32 or fp32; without TF32, fp32 is what computes instead."""
+        peaks = {"bf16": self.half, "tf32": self.tf32 or self.fp32, "fp32": self.fp32}
+        return peaks[precision] * 1e12
+
+
+CARDS = (
+    #    name, words, half, tf32, fp32, memory, bandwidth, link, host
+    Card("GB300", "gb300", 2500, 1250, 80, 277, 8000, 1800, 256),
+    Card("B300", "b300 sxm6? ac?", 2250, 1125, 75, 268, 7700, 1800, 256),
+    Card("GB200", "gb200", 2500, 1250, 80, 185, 8000, 1800, 256),
+    Card("B200", "b200", 2250, 1125, 75, 179, 7700, 1800, 128),
+    Card("GH200", "gh200 480gb? 96gb? hbm3?", 989, 494, 67, 95, 4000, 900, 900),
+    Card("H200", "h200 sxm? sxm5? 141gb? hbm3e?", 989, 494, 67, 140, 4800, 900, 128),
+    Card("H200 NVL", "h200 nvl", 835, 418, 60, 140, 4800, 128, 128),
+    Card("H100", "h100 sxm? sxm5? 80gb? hbm3?", 989, 494, 67, 79.5, 3350, 900, 128),
+    Card("H100 NVL", "h100 nvl", 835, 418, 60, 93.5, 3900, 128, 128),
+    Card("H100 PCIe", "h100 pcie 80gb?", 756, 378, 51, 79.5, 2000, 128, 128),
+    Card("H800", "h800 sxm? sxm5? 80gb? hbm3?", 989, 494, 67, 79.5, 3350, 400, 128),
+    Card("H20", "h20 sxm? sxm5? 96gb? hbm3?", 148, 74, 44, 95.5, 4000, 900, 128),
+    Card("A100", "a100 sxm? sxm4? 80gb?", 312, 156, 19.5, 79.5, 2039, 600, 64),
+    Card("A100 40GB", "a100 sxm? sxm4? 40gb", 312, 156, 19.5, 39.5, 1555, 600, 64),
+    Card("A100 PCIe", "a100 pcie 80gb?", 312, 156, 19.5, 79.5, 1935, 64, 64),
+    Card("A100 PCIe 40GB", "a100 pcie 40gb", 312, 156, 19.5, 39.5, 1555, 64, 64),
+    Card("A800", "a800 sxm? sxm4? 80gb?", 312, 156, 19.5, 79.5, 2039, 400, 64),
+    Card("A800 PCIe", "a800 pcie 80gb?", 312, 156, 19.5, 79.5, 1935, 64, 64),
+    Card("A40", "a40", 149.7, 74.8, 37.4, 45, 696, 64, 64),
+    Card("A30", "a30", 165, 82, 10.3, 23.5, 933, 64, 64),
+    Card("A10", "a10", 125, 62.5, 31.2, 22.5, 600, 64, 64),
+    Card("A10G", "a10g", 70, 35, 35, 22, 600, 64, 64),
+    Card("L40S", "l40s", 362, 183, 91.6, 45, 864, 64, 64),
+    Card("L40", "l40", 181, 90.5, 90.5, 45, 864, 64, 64),
+    Card("L4", "l4", 121, 60, 30.3, 22.5, 300, 64, 64),
+    Card("V100", "v100 sxm? sxm2? 16gb?", 125, 0, 15.7, 15.5, 900, 300, 32),
+    Card("V100 32GB", "v100 sxm? sxm2? sxm3? 32gb", 125, 0, 15.7, 31.5, 900, 300, 32),
+    Card("V100 PCIe", "v100 pcie 16gb?", 112, 0, 14, 15.5, 900, 32, 32),
+    Card("V100 PCIe 32GB", "v100 pcie 32gb", 112, 0, 14, 31.5, 900, 32, 32),
+    Card("T4", "t4", 65, 0, 8.1, 14.5, 320, 32, 32),
+    Card("RTX 6000 Ada", "rtx 6000 ada generation?", 364, 182, 91.1, 47.5, 960, 64, 64),
+    Card("RTX A6000", "rtx? a6000", 154.8, 77.4, 38.7, 47.5, 768, 64, 64),
+    Card("RTX 5090", "rtx 5090", 209.5, 104.8, 104.8, 31.5, 1792, 128, 128),
+    Card("RTX 5080", "rtx 5080", 112.6, 56.3, 56.3, 15.5, 960, 128, 128),
+    Card("RTX 4090", "rtx 4090", 165.2, 82.6, 82.6, 23.5, 1008, 64, 64),
+    Card("RTX 4080", "rtx 4080", 97.5, 48.7, 48.7, 15.5, 717, 64, 64),
+    Card("RTX 3090 Ti", "rtx 3090 ti", 80, 40, 40, 23.5, 1008, 64, 64),
+    Card("RTX 3090", "rtx 3090", 71, 35.6, 35.6, 23.5, 936, 64, 64),
+)
+MAKERS = ("nvidia", "geforce", "tesla")
+
+
+def find_card(device_name: str) -> Card | None:
+    """The card of a name as `torch.cuda.get_device_name` or a person writes it, or None if it is not in the table.
+
+    Every word counts: "RTX 4090 D", "RTX 4090 Laptop GPU" and "A100-SXM4-40GB MIG 3g.20gb" are not the cards they
+    begin with.
+    """
+    said = set(_words(device_name))
+    for card in CARDS:
+        words = card.words.split()
+        needed = {word for word in words if not word.endswith("?")}
+        if needed <= said <= {word.removesuffix("?") for word in words}:
+            return card
+    return None
+
+
+def card_named(name: str) -> Card:
+    """The card of a name; ValueError with the nearest known ones if there is none."""
+    card = find_card(name)
+    if card is None:
+        known = {" ".join(_words(card.name)): card.name for card in CARDS}
+        close = difflib.get_close_matches(" ".join(_words(name)), known, n=4, cutoff=0.3) or [
+            "h100",
+            "a100",
+            "rtx 4090",
+        ]
+        raise ValueError(f"--time {name}: no such card is known; nearest: {', '.join(known[word] for word in close)}")
+    return card
+
+
+def _words(name: str) -> list[str]:
+    """Words in small letters, without the maker's; RTX stands apart from its number."""
+    apart = re.sub(r"\brtx(?=\w)", "rtx ", re.sub(r"[-_ ]+", " ", name.lower()))
+    return [word for word in apart.split() if word not in MAKERS]

@@ -1,0 +1,263 @@
+"""The operations of a training step: what each computes and moves, found without a GPU and without memory.
+
+Forward and backward pass run on fake tensors (shapes and types without content) under bf16 autocast as in training, so
+that every cast is there; their device is a CPU, as a GPU's fake would ask for a real one. A dispatch mode sees each
+operation: its operands are read once and its results written once, the least that a kernel of its own can do if caches
+keep nothing between kernels.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from genre_dist.config import Config
+from genre_dist.models.classifier import GenreClassifier
+from genre_dist.planner.model import Vocabulary, meta_model
+from genre_dist.stream import images
+from genre_dist.training.levers import pull_levers
+
+CONVOLUTION, CONVOLUTION_BACKWARD = "convolutions, forward", "convolutions, backward"
+BATCH_NORM, ELEMENTWISE = "BatchNorm", "ReLU, add, pooling"
+CASTS, PRODUCTS, HEADS, PIXELS = "casts to bf16 and back", "matrix products", "heads", "input pixels"
+
+
+class Operation(NamedTuple):
+    """What a GPU does at once."""
+
+    kind: str
+    backward: bool
+    flops: float
+    """2 for a multiply-add."""
+    precision: str
+    """What its products run in: bf16, tf32 or fp32."""
+    eager: int
+    """Bytes read and written by a kernel of its own."""
+    compiled: int
+    """The same where neighbours share a kernel."""
+    joined: bool
+    """Whether it then shares the kernel of an operation before it."""
+
+
+def trace_operations(
+    config: Config, vocabulary: Vocabulary, precision: str, samples: int, packed_size: int
+) -> list[Operation]:
+    """The operations of a micro-batch, from uint8 posters of a side to gradients, without the text encoder.
+
+    Raises ValueError if the model cannot run on fake tensors.
+    """
+    model = meta_model(config, vocabulary, on_gpu=True)
+    pull_levers(model, config.train, torch.device("cpu"))  # compiles nothing there
+    model.train()
+    try:
+        pixels = _pixels(config, samples, packed_size) if model.poster is not None else []
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            model.to_empty(device="cpu")
+            return pixels + _passes(model, config.data.image_size, precision == "bf16", samples)
+    except (NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"the model cannot be timed: {str(error).partition(chr(10))[0]}") from error
+
+
+def _pixels(config: Config, samples: int, packed_size: int) -> list[Operation]:
+    size = config.data.image_size
+    raw = torch.empty(samples, packed_size, packed_size, 3, dtype=torch.uint8, device="meta")
+    with Recorder(PIXELS) as recorder:
+        if config.data.shows_whole_posters:
+            images.whole(raw, size)
+        else:
+            images.cropped(raw, torch.empty(samples, 4, device="meta"), size)
+    return recorder.operations()
+
+
+def _passes(model: GenreClassifier, image_size: int, half: bool, samples: int) -> list[Operation]:
+    """Forward and backward pass of the poster's network, then of the heads."""
+    network, heads = Recorder(None), Recorder(HEADS)
+    encodings = []
+    if model.text is not None:
+        encodings.append(torch.empty(samples, model.text.encoding_size, requires_grad=not model.text.frozen))
+    if model.poster is not None:
+        posters = torch.empty(samples, 3, image_size, image_size).to(memory_format=torch.channels_last)
+        with network, torch.autocast("cpu", torch.bfloat16, enabled=half):
+            encoding = model.poster(posters)
+        encodings.append(encoding.detach().requires_grad_(encoding.requires_grad))  # the heads' part begins here
+    with heads, torch.autocast("cpu", torch.bfloat16, enabled=half):
+        logits = model.heads(torch.cat(encodings, dim=1))
+    with heads.going_back():
+        logits.float().sum().backward()
+    if model.poster is not None and encoding.requires_grad:
+        with network.going_back():
+            encoding.backward(encodings[-1].grad)
+    return network.operations() + heads.operations()
+
+
+class _Seen(NamedTuple):
+    """An operation with the memory that it touches: (storage, bytes)."""
+
+    name: str
+    kind: str
+    backward: bool
+    flops: float
+    precision: str
+    reads: list[tuple[int, int]]
+    again: int  # bytes that a second pass reads
+    writes: list[tuple[int, int]]
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for _, size in self.reads + self.writes) + self.again
+
+
+class Recorder(TorchDispatchMode):
+    """Notes every operation that touches memory, as of one kind or by its name."""
+
+    def __init__(self, kind: str | None) -> None:
+        super().__init__()
+        self._kind, self._backward = kind, False
+        self._seen: list[_Seen] = []
+        self._kept: list[Any] = []  # no storage goes, so that its address names it; tensors go, as ever
+
+    @contextmanager
+    def going_back(self) -> Iterator[None]:
+        """Note the backward pass."""
+        self._backward = True
+        with self:
+            yield
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        return self
+
+    def operations(self) -> list[Operation]:
+        """All that was seen, in order."""
+        runs = list(_runs(self._seen)) if self._kind is None else []
+        joined = {number for run in runs for number in run[1:]}
+        compiled = _compiled_bytes(self._seen, runs)
+        return [
+            Operation(
+                seen.kind, seen.backward, seen.flops, seen.precision, seen.bytes, compiled[number], number in joined
+            )
+            for number, seen in enumerate(self._seen)
+        ]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        results = func(*args, **kwargs)
+        given, made = _tensors((args, kwargs)), _tensors(results)
+        known = {_storage(tensor) for tensor in given}
+        written = [tensor for tensor in made if func._schema.is_mutable or _storage(tensor) not in known]
+        if not written or "empty" in func._opname:  # a view, or memory without content
+            return results
+        self._kept += [tensor.untyped_storage() for tensor in made]
+        count = flop_registry.get(func._overloadpacket)
+        kind = self._kind or _kind(func._opname, count is not None)
+        self._seen.append(
+            _Seen(
+                name=func._opname,
+                kind=kind,
+                backward=self._backward,
+                flops=count(*args, **kwargs, out_val=results) if count else 0,
+                precision=_precision(made[0], func._opname),
+                reads=[(_storage(tensor), _size(tensor)) for tensor in given],
+                again=_read_again(func._opname, args),
+                writes=[(_storage(tensor), _size(tensor)) for tensor in written],
+            )
+        )
+        return results
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _size(tensor: Tensor) -> int:
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())  # expanded ones are small
+
+
+def _kind(name: str, has_products: bool) -> str:
+    if name.startswith("convolution"):
+        return CONVOLUTION_BACKWARD if name.endswith("backward") else CONVOLUTION
+    if "batch_norm" in name:
+        return BATCH_NORM
+    if name == "_to_copy":
+        return CASTS
+    return PRODUCTS if has_products else ELEMENTWISE
+
+
+def _precision(result: Tensor, name: str) -> str:
+    """torch lets convolutions use TF32 by default, and matrix products not."""
+    if result.dtype == torch.bfloat16:
+        return "bf16"
+    return "tf32" if name.startswith("convolution") else "fp32"
+
+
+def _read_again(name: str, args: Any) -> int:
+    """Bytes of a second pass: BatchNorm's statistics come before its values, a convolution has two gradients."""
+    if name == "native_batch_norm":
+        training = args[5]
+        return _size(args[0]) if training else 0
+    if name == "native_batch_norm_backward":
+        training = args[7]
+        return _size(args[0]) + _size(args[1]) if training else 0
+    if name == "convolution_backward":
+        of_input, of_weight, _ = args[-1]
+        return _size(args[0]) if of_input and of_weight else 0
+    return 0
+
+
+# --- compiled
+
+
+def _compiled_bytes(operations: list[_Seen], runs: list[list[int]]) -> list[int]:
+    """Bytes of each operation where those of a run share a kernel.
+
+    What passes between them is neither written nor read, unless it is needed later; BatchNorm's second pass stays.
+    """
+    last_read = {storage: number for number, seen in enumerate(operations) for storage, _ in seen.reads}
+    moved = [seen.bytes for seen in operations]
+    for run in runs:
+        near: set[int] = set()  # read or made in this kernel
+        stored: set[int] = set()
+        for number in run:
+            seen = operations[number]
+            fetched = {storage: size for storage, size in seen.reads if storage not in near}
+            last = {storage: last_read.get(storage, -1) for storage, _ in seen.writes}
+            kept = {  # read after this kernel, or a result that nothing here reads
+                storage: size
+                for storage, size in seen.writes
+                if storage not in stored and (last[storage] > run[-1] or last[storage] <= number)
+            }
+            moved[number] = seen.again + sum(fetched.values()) + sum(kept.values())
+            near |= {*fetched, *last}
+            stored |= kept.keys()
+    return moved
+
+
+def _runs(operations: list[_Seen]) -> Iterator[list[int]]:
+    """BatchNorm and elementwise operations that follow one another; casts of weights between them do not count.
+
+    Convolutions and products end a run, and so do the forward pass's end and a sum of gradients, at a block's edge.
+    """
+    run: list[int] = []
+    before = False
+    for number, seen in enumerate(operations):
+        if run and (seen.backward != before or seen.kind in (CONVOLUTION, CONVOLUTION_BACKWARD, PRODUCTS)):
+            yield run
+            run = []
+        before = seen.backward
+        if seen.kind in (BATCH_NORM, ELEMENTWISE):
+            run.append(number)
+        if run and seen.backward and seen.name == "add":
+            yield run
+            run = []
+    if run:
+        yield run

@@ -1,0 +1,215 @@
+"""How long a training step takes on a card at best: bytes over bandwidth, operations over peak. Computed, not measured.
+
+A roofline (Williams, Waterman and Patterson 2009, https://doi.org/10.1145/1498765.1498785): no operation is faster than
+its bytes at the memory's bandwidth, nor than its products at the peak. What real kernels reach of it is an assumption
+of its own, REACHED.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+
+from genre_dist.config import Config, derive_batches
+from genre_dist.models.classifier import GenreClassifier
+from genre_dist.models.text import TextEncoder
+from genre_dist.planner.cards import Card
+from genre_dist.planner.model import find_vocabulary, meta_model
+from genre_dist.planner.operations import HEADS, PIXELS, Operation, trace_operations
+from genre_dist.planner.options import planned_micro_batch
+from genre_dist.stream.manifest import load_manifest
+from genre_dist.training.throughput import TOKENS, recurrent_flops, training_flops
+
+REACHED = (0.4, 0.75)
+"""Assumed: what training reaches of its roofline. ResNet-50 as NVIDIA published it on one GPU (DeepLearningExamples,
+PyTorch 21.03) against the roofline here: A100 2,470 of 3,700 images/s in half precision, 0.67, and 938 of 1,860 in
+TF32, 0.50; V100 1,200 of 1,600 in half precision, 0.75, and 367 of 430 in fp32, 0.85, where products are the limit. The
+lower end is for BatchNorm in bf16, which is not cuDNN's, and for newer cards, which are harder to fill."""
+RECURRENT_STEP_SECONDS = 10e-6
+"""Assumed: a time step of a recurrent layer, forward or backward. Two kernels wait for one another (the product with
+the previous state, then the gates), about 5 us each: launch and memory latency, not work. Both directions run side by
+side; a layer waits for both directions of the one below."""
+OPERATION_SECONDS = 20e-6
+"""Assumed: what Python, autograd and the launch of an operation take on the host. If that is longer than the GPU's
+work, the GPU waits; at best, CUDA graphs take it away."""
+PACKED_SIZE = 256
+"""Assumed without shards in reach: side of the packed posters, the default of `genre-dist pack`."""
+BUCKET_BYTES = 25 * 2**20
+"""DistributedDataParallel's default: gradients travel in parts of this size, the last one after the backward pass."""
+ADAMW_BYTES = {"adamw": 28, "adamw8bit": 16}
+"""A parameter's update in one kernel: weight, gradient and two averages read, weight and averages written."""
+CLIP_BYTES = 12
+"""A parameter's gradient read for the norm, read and written for the scaling."""
+ACCUMULATE_BYTES = 12
+"""A parameter's gradient added to that of the micro-batches before."""
+
+
+class Work(NamedTuple):
+    """Work of one kind and its time at best."""
+
+    kind: str
+    flops: float
+    bytes: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A step as it is run eagerly, or with the poster network's blocks compiled."""
+
+    name: str
+    works: tuple[Work, ...]
+    """Of one micro-batch, by kind: pixels, poster network, heads."""
+    launches: int
+    """Operations that the host starts in a micro-batch."""
+    passes: float
+    """Seconds of a micro-batch: pixels, poster network or text encoder (the longer one), heads."""
+    exposed: float
+    """Seconds of the exchange of gradients that the backward pass does not hide."""
+    step: float
+    """Seconds of the step at best."""
+    likely: tuple[float, float]
+    """The same at REACHED of the roofline, or as long as the host takes to start it: shortest, longest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """A step of a configuration on a number of equal cards."""
+
+    card: Card
+    ranks: int
+    precision: str
+    samples: int
+    """Of a step, over all ranks."""
+    micro_batch: int
+    accumulation: int
+    planned: bool
+    """Whether the micro-batch is the planner's for the memory."""
+    tokens: int
+    """Steps of the longest text; 0 without a text encoder."""
+    recurrent: tuple[Work, Work] | None
+    """Forward and backward pass of the text encoder for a micro-batch."""
+    copy: Work
+    """Of a micro-batch's posters to the card, beside the passes."""
+    update: Work
+    """Accumulation and clipping of gradients, optimizer."""
+    gradient_bytes: float
+    all_reduce: float
+    """Seconds of a ring's exchange of all gradients."""
+    flops: float
+    """Of a sample, as training counts them for its MFU."""
+    ways: tuple[Way, ...]
+
+    def mfu(self, seconds: float) -> float:
+        """Share of the cards' peak that a step of this time makes use of."""
+        peak = self.card.flops("bf16" if self.precision == "bf16" else "tf32")
+        return self.flops * self.samples / seconds / (peak * self.ranks)
+
+
+def time_step(config: Config, card: Card, ranks: int, micro_batch: int | None, memory: int) -> Timing:
+    """Time a step of a configuration on a card; without a micro-batch, with the planner's for the memory in bytes.
+
+    Raises ValueError for a batch that does not divide, and if the model cannot be traced.
+    """
+    precision = config.train.precision
+    if precision == "auto":
+        precision = "bf16" if card.has_bf16 else "fp32"
+    planned = micro_batch is None
+    micro = planned_micro_batch(config, memory, ranks, precision) if micro_batch is None else micro_batch
+    batches = derive_batches(replace(config.data, micro_batch=micro), ranks)
+    vocabulary, packed_size = find_vocabulary(config), _packed_size(config)
+    model = meta_model(config, vocabulary, on_gpu=True)
+    text, tokens = model.text, config.data.max_tokens if model.text is not None else 0
+    copy = micro * packed_size**2 * 3 if model.poster is not None else 0
+    gradients = _trained(model) * (2 if config.parallel.compress_gradients else 4)
+    operations = trace_operations(config, vocabulary, precision, micro, packed_size)
+    timing = Timing(
+        card=card,
+        ranks=ranks,
+        precision=precision,
+        samples=config.data.global_batch,
+        micro_batch=micro,
+        accumulation=batches.accumulation,
+        planned=planned,
+        tokens=tokens,
+        recurrent=None if text is None else _recurrent(text, tokens, micro, card),
+        copy=Work("posters to the card", 0, copy, copy / (card.host / 2 * 1e9)),
+        update=_update(config, _trained(model), batches.accumulation, card),
+        gradient_bytes=gradients,
+        all_reduce=ring_seconds(gradients, ranks, card),
+        flops=training_flops(model, config, torch.device("meta")),
+        ways=(),
+    )
+    return replace(timing, ways=(_way("eager", operations, timing), _way("blocks compiled", operations, timing)))
+
+
+def ring_seconds(size: float, ranks: int, card: Card) -> float:
+    """Seconds of an all-reduce: in a ring each rank sends 2 (N - 1) / N of the bytes, in one direction of its link."""
+    return 2 * (ranks - 1) / ranks * size / (card.link / 2 * 1e9)
+
+
+def _way(name: str, operations: list[Operation], timing: Timing) -> Way:
+    compiled = name != "eager"
+    works: dict[str, Work] = {}
+    spent: dict[tuple[str, bool], float] = defaultdict(float)  # of pixels, network and heads, forward and backward
+    for operation in operations:
+        moved = operation.compiled if compiled else operation.eager
+        seconds = at_best(operation.flops, moved, operation.precision, timing.card)
+        kind, flops, size, before = works.get(operation.kind, Work(operation.kind, 0, 0, 0))
+        works[kind] = Work(kind, flops + operation.flops, size + moved, before + seconds)
+        spent[kind if kind in (PIXELS, HEADS) else "network", operation.backward] += seconds
+    text = (0.0, 0.0) if timing.recurrent is None else tuple(work.seconds for work in timing.recurrent)
+    forward = spent[PIXELS, False] + max(spent["network", False], text[0]) + spent[HEADS, False]
+    backward = spent[HEADS, True] + max(spent["network", True], text[1])
+    passes = max(forward + backward, timing.copy.seconds)
+    last_bucket = timing.all_reduce * min(1, BUCKET_BYTES / timing.gradient_bytes)
+    exposed = max(timing.all_reduce - backward, last_bucket)
+    step = timing.accumulation * passes + timing.update.seconds + exposed
+    launches = sum(not (compiled and operation.joined) for operation in operations)
+    host = timing.accumulation * launches * OPERATION_SECONDS
+    return Way(
+        name=name,
+        works=tuple(works.values()),
+        launches=launches,
+        passes=passes,
+        exposed=exposed,
+        step=step,
+        likely=(max(step / max(REACHED), host), max(step / min(REACHED), host)),
+    )
+
+
+def at_best(flops: float, size: float, precision: str, card: Card) -> float:
+    """Seconds by the roofline."""
+    return max(size / (card.bandwidth * 1e9), flops / card.flops(precision))
+
+
+def _recurrent(text: TextEncoder, longest: int, samples: int, card: Card) -> tuple[Work, Work]:
+    """Forward and backward pass: the longest text's steps one after another, or all texts' products at the peak.
+
+    cuDNN computes it in TF32, under bf16 autocast too.
+    """
+    latency = longest * text.rnn.num_layers * RECURRENT_STEP_SECONDS
+    works = []
+    for name, flops in zip(("forward", "backward"), recurrent_flops(text), strict=True):
+        products = samples * min(TOKENS, longest) * flops
+        seconds = max(latency, products / card.flops("tf32")) if flops else 0.0
+        works.append(Work(f"recurrent network, {name}", products, 0, seconds))
+    return works[0], works[1]
+
+
+def _update(config: Config, parameters: int, accumulation: int, card: Card) -> Work:
+    per_parameter = ADAMW_BYTES[config.optim.optimizer] + CLIP_BYTES + ACCUMULATE_BYTES * (accumulation - 1)
+    size = parameters * per_parameter
+    return Work("optimizer, clipping", 0, size, at_best(0, size, "fp32", card))
+
+
+def _trained(model: GenreClassifier) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _packed_size(config: Config) -> int:
+    try:
+        return int(load_manifest(config.data.shards).image.get("size") or PACKED_SIZE)
+    except (ValueError, OSError):
+        return PACKED_SIZE
