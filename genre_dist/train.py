@@ -39,11 +39,13 @@ def train(config: Config) -> int:
     """Join the other ranks and train."""
     from genre_dist.parallel.strategy import check_strategy, strategy_name
     from genre_dist.parallel.world import start_world, stop_world, world_size
+    from genre_dist.training.determinism import before_cuda_is_used
     from genre_dist.training.loop import run_training
     from genre_dist.training.stopping import PREEMPTED
 
     check_strategy(config, world_size())  # what is wrong whoever joins is told before anybody waits
     derive_batches(config.data, world_size())
+    before_cuda_is_used(config.train.deterministic)
     world = start_world(config.parallel.timeout_seconds, strategy_name(config, world_size()) not in ("single", "ddp"))
     folder = Path(config.run.dir)
     if world.is_first:
@@ -87,6 +89,7 @@ def _evaluate(experiment: Any, split: str, stop: Any, final: bool) -> dict[str, 
         experiment.world,
         experiment.autocast,
         stop.interrupted,
+        experiment.evaluation_size,
     )
     if evaluation is None:
         return None

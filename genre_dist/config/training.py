@@ -65,8 +65,9 @@ class TrainConfig:
     activation_checkpointing: Literal["none", "stages", "blocks", "selective"] = "none"
     """What the poster encoder computes again in the backward pass instead of keeping it: its stages, its blocks, or in
     its blocks only what is cheap (norms and activations). Results stay the same."""
-    compile: bool = False
-    """Compile the poster encoder with torch.compile. It gains nothing without a GPU and is left out there."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the poster encoder's repeated blocks with torch.compile: one to three minutes, once. `auto`: on a GPU, in
+    runs of 500 steps or more. Without a GPU it gains nothing and is left out."""
     cache_encodings: Literal["auto", "on", "off"] = "auto"
     """With all encoders frozen and posters shown whole (data.crop_scale [1, 1], no flip), compute every film's encoding
     once, beside the run's folder, and train the heads on those. `on`: an error where that cannot be."""

@@ -28,9 +28,12 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         """Normalise [B, C, H, W] over B, H and W of all ranks."""
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(input)
-        output, mean, variance, count = _Normalise.apply(input, self.weight, self.bias, self.eps, self.counted)
+        normalise = _NormaliseOnGPU if input.is_cuda else _Normalise
+        output, mean, unbiased_variance, any_counted = normalise.apply(
+            input, self.weight, self.bias, self.eps, self.counted
+        )
         if self.track_running_stats:
-            self._track(mean, variance * count / (count - 1).clamp(min=1), count > 0)
+            self._track(mean, unbiased_variance, any_counted)
         return output
 
     @torch.no_grad()
@@ -39,8 +42,10 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         assert self.running_mean is not None
         assert self.running_var is not None
         self.num_batches_tracked.add_(any_counted)
-        seen = self.num_batches_tracked.clamp(min=1).to(self.running_mean.dtype)
-        share = any_counted * (1 / seen if self.momentum is None else seen.new_tensor(self.momentum))
+        if self.momentum is None:
+            share = any_counted / self.num_batches_tracked.clamp(min=1).to(self.running_mean.dtype)
+        else:
+            share = any_counted.to(self.running_mean.dtype) * self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
         self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), share)
 
@@ -56,8 +61,9 @@ class _Normalise(torch.autograd.Function):
         ctx.counted = counted
         ctx.save_for_backward(values, weight, mean, (variance + eps).rsqrt(), count)
         output = F.batch_norm(values, mean, variance, weight, bias, False, 0.0, eps)
-        ctx.mark_non_differentiable(mean, variance, count)
-        return output, mean, variance, count
+        unbiased, any_counted = variance * count / (count - 1).clamp(min=1), count > 0
+        ctx.mark_non_differentiable(mean, unbiased, any_counted)
+        return output, mean, unbiased, any_counted
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
@@ -76,6 +82,72 @@ class _Normalise(torch.autograd.Function):
         return grad_values, normalised_sum if needs_weight else None, grad_sum if needs_bias else None, None, None
 
 
+NOTHING = 1e-20
+"""Count of a batch that is not counted: torch's kernel divides by the sum of the first counts, which must not be 0."""
+
+
+class _NormaliseOnGPU(torch.autograd.Function):
+    """The same with the kernels of `torch.nn.SyncBatchNorm`, which itself waits for the device in every layer.
+
+    (It drops the ranks without samples by a mask, whose size the host has to know: `nn/modules/_functions.py`.)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, counted: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        values = _dense(values)
+        channels, per_channel = values.shape[1], values.numel() // values.shape[1]
+        mean, inverse_deviation = torch.batch_norm_stats(values, eps)  # [C], [C], fp32
+        count = mean.new_full((1,), per_channel if counted else NOTHING)
+        every = _gathered(torch.cat([mean, inverse_deviation, count]))  # [W, 2C + 1]
+        means, inverse_deviations, counts = every.split([channels, channels, 1], dim=1)
+        # with a momentum of 1 the kernel leaves there what is to be tracked: mean and unbiased variance of all ranks
+        tracked = mean.new_zeros(channels), mean.new_ones(channels)
+        mean, inverse_deviation = torch.batch_norm_gather_stats_with_counts(
+            values, means, inverse_deviations, *tracked, 1.0, eps, counts.reshape(-1)
+        )
+        any_counted = counts.amax() >= 1
+        divisors = counts.reshape(-1).to(torch.int32) + ~any_counted  # [W]; their sum is divided by
+        ctx.counted = counted
+        ctx.save_for_backward(values, weight, mean, inverse_deviation, divisors)
+        output = torch.batch_norm_elemt(values, weight, bias, mean, inverse_deviation, eps)
+        ctx.mark_non_differentiable(*tracked, any_counted)
+        return output, *tracked, any_counted
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
+        values, weight, mean, inverse_deviation, counts = ctx.saved_tensors
+        grad = _dense(grad)
+        needs = ctx.needs_input_grad
+        *sums, grad_weight, grad_bias = torch.batch_norm_backward_reduce(
+            grad, values, mean, inverse_deviation, weight, True, needs[1], needs[2]
+        )
+        totals = torch.stack(sums)  # [2, C]
+        dist.all_reduce(totals)
+        # the input's way through mean and deviation, which it moves too, if it is counted
+        totals = totals * float(ctx.counted)
+        grad_values = torch.batch_norm_backward_elemt(
+            grad, values, mean, inverse_deviation, weight, totals[0], totals[1], counts
+        )
+        return grad_values, grad_weight if needs[1] else None, grad_bias if needs[2] else None, None, None
+
+
+def _dense(values: Tensor) -> Tensor:
+    """Values [B, C, H, W] as the kernels take them: channels-last, or contiguous."""
+    return values if values.is_contiguous(memory_format=torch.channels_last) else values.contiguous()
+
+
+def _gathered(own: Tensor) -> Tensor:
+    """The tensors of all ranks, stacked: [n] -> [W, n]."""
+    every = own.new_empty(dist.get_world_size(), *own.shape)
+    if own.is_cuda and "nccl" in dist.get_backend_config():
+        dist.all_gather_into_tensor(every, own)
+    else:  # gloo, which has only this
+        dist.all_gather(list(every.unbind()), own)
+    return every
+
+
 def _global_statistics(values: Tensor, counted: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean [C], biased variance [C] and count [] over all ranks, of values [B, C, H, W] of each.
 
@@ -86,9 +158,7 @@ def _global_statistics(values: Tensor, counted: bool) -> tuple[Tensor, Tensor, T
     variance, mean = torch.var_mean(values.to(dtype), dim=(0, 2, 3), correction=0)  # [C], [C]
     count = mean.new_full((1,), values.numel() // channels * counted)
     own = torch.cat([mean, variance, count])  # [2C + 1]
-    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, own)
-    means, variances, counts = torch.stack(gathered).split([channels, channels, 1], dim=1)  # [W, C], [W, C], [W, 1]
+    means, variances, counts = _gathered(own).split([channels, channels, 1], dim=1)  # [W, C], [W, C], [W, 1]
     total = counts.sum()
     divisor = total.clamp(min=1)
     mean = (means * counts).sum(0) / divisor

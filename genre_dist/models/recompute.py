@@ -53,28 +53,29 @@ def regions(network: nn.Module, kind: Kind) -> list[nn.Module]:
     A block is a module made of others that lies in an `nn.Sequential`: a ResNet's bottlenecks, an EfficientNet's
     MBConvs, a ViT's encoder layers; the outermost counts.
     """
-    blocks = list(_blocks(network))
-    if not blocks:
+    found = list(blocks(network))
+    if not found:
         raise ValueError(
             f"train.activation_checkpointing={kind} finds no blocks in the poster encoder (modules of several parts in "
             "an nn.Sequential, as ResNets, EfficientNets and ViTs have them); set it to none, or lower data.micro_batch"
         )
     if kind != "stages":
-        return blocks
-    inside = {id(block) for block in blocks}
+        return found
+    inside = {id(block) for block in found}
     holders = [m for m in network.modules() if type(m) is nn.Sequential and any(id(c) in inside for c in m.children())]
     return [
         holder for holder in holders if not any(other in set(holder.modules()) for other in holders if other != holder)
     ]
 
 
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """A network's blocks, as `regions` tells them."""
     for child in module.children():
         composed = type(child) is not nn.Sequential and any(True for _ in child.children())
         if type(module) is nn.Sequential and composed:
             yield child
         else:
-            yield from _blocks(child)
+            yield from blocks(child)
 
 
 def _recomputed(forward: Callable[..., Tensor], contexts: Callable[[], Any], *inputs: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """The overview's encoder: word vectors, then a stacked LSTM or GRU whose top layer's states are pooled."""
 
 import contextlib
-from typing import Self
+from typing import Self, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -13,6 +14,9 @@ from genre_dist.config import TextConfig
 from genre_dist.config.model import Pooling
 
 PADDING_ID = 0
+Lengths: TypeAlias = Tensor | NDArray[np.int64]
+"""Words of each text, int64 [B]. On the host a GPU is never waited for; an array stays there whatever wraps the model,
+where DistributedDataParallel and FSDP2 move every tensor they are given."""
 
 
 class PooledStates(nn.RNNBase):
@@ -40,15 +44,26 @@ class PooledStates(nn.RNNBase):
         self.pooling = pooling
 
     def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """Map inputs [B, T, D] with valid lengths int64 [B] (1..T) to [B, directions * hidden]."""
-        # On a CPU, packing makes an LSTM leave oneDNN's kernel for a loop over time steps; a GRU has no such kernel.
-        if self.mode == "LSTM" and inputs.device.type == "cpu":
-            return self._padded_lstm(inputs, lengths)
-        return self._packed(inputs, lengths)
+        """Map inputs [B, T, D] with valid lengths int64 [B] (1..T), on the host, to [B, directions * hidden].
+
+        This computes in the type of the inputs and the weights (fp32; on a GPU by TF32), under autocast too: cuDNN's
+        recurrent kernels would be run in fp16 there, whatever type autocast has (`_cudnn_rnn_cast_reflatten` in torch's
+        autocast_mode.cpp), and without loss scaling their gradients underflow; oneDNN's have bf16 on some CPUs only.
+        """
+        with torch.autocast(inputs.device.type, enabled=False):
+            # on a CPU, packing makes an LSTM leave oneDNN's kernel for a loop over time steps; a GRU has no such kernel
+            if self.mode == "LSTM" and inputs.device.type == "cpu":
+                return self._padded_lstm(inputs, lengths)
+            return self._packed(inputs, lengths)
 
     def _packed(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        packed = pack_padded_sequence(inputs, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        assert packed.unsorted_indices is not None
+        # sorted here, on the host: torch's own sorting would wait for the device, and so would its way back
+        descending, order = torch.sort(lengths.cpu(), descending=True)
+        told = torch.stack([order, order.argsort(), lengths.cpu()])  # [3, B]
+        if inputs.is_cuda:
+            told = told.pin_memory().to(inputs.device, non_blocking=True)
+        order, inverse, lengths = told
+        packed = pack_padded_sequence(inputs.index_select(0, order), descending, batch_first=True)
         directions = 2 if self.bidirectional else 1
         start = inputs.new_zeros(self.num_layers * directions, len(inputs), self.hidden_size)
         weights = [getattr(self, name) for names in self._all_weights for name in names]
@@ -58,10 +73,10 @@ class PooledStates(nn.RNNBase):
         else:
             outputs, states = torch.gru(packed.data, packed.batch_sizes, start, weights, *options)
         if self.pooling == "last":
-            top = states[-directions:].index_select(1, packed.unsorted_indices)  # [directions, B, H]
+            top = states[-directions:].index_select(1, inverse)  # [directions, B, H]
             return top.transpose(0, 1).flatten(1)
-        steps = PackedSequence(outputs, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
-        return self._pool(pad_packed_sequence(steps, batch_first=True)[0], lengths.to(inputs.device))
+        steps = pad_packed_sequence(PackedSequence(outputs, packed.batch_sizes), batch_first=True)[0]
+        return self._pool(steps.index_select(0, inverse), lengths)
 
     def _padded_lstm(self, inputs: Tensor, lengths: Tensor) -> Tensor:
         """Compute the same without packing: padding comes last in both directions, so no valid step ever reads it."""
@@ -149,13 +164,12 @@ class TextEncoder(nn.Module):
         """Set the training mode, except that a frozen encoder stays in eval mode."""
         return super().train(mode and not self.frozen)
 
-    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Map tokens int [B, T], padded with 0, and lengths int64 [B] to encodings [B, encoding_size].
+    def forward(self, tokens: Tensor, lengths: Lengths) -> Tensor:
+        """Map tokens int [B, T], padded with 0, and lengths [B] to encodings [B, encoding_size].
 
-        A length of 0 counts as 1: the film's text is one padding token. Lengths may stay on the CPU when tokens do not;
-        that saves a GPU a wait.
+        A length of 0 counts as 1: the film's text is one padding token.
         """
         with torch.no_grad() if self.frozen else contextlib.nullcontext():
             if tokens.shape[1] == 0:  # no film of the batch has a text
                 tokens = F.pad(tokens, (0, 1), value=PADDING_ID)
-            return self.rnn(self.embedding(tokens), lengths.clamp(min=1))
+            return self.rnn(self.embedding(tokens), torch.as_tensor(lengths).clamp(min=1))

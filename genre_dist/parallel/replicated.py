@@ -4,6 +4,7 @@ import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -39,20 +40,23 @@ class Replicated:
             warnings.simplefilter("ignore", FutureWarning)  # its new name is not in every torch we support
             self._parallel = DistributedDataParallel(
                 self.model,
-                device_ids=[self.world.device.index] if self.world.device.type == "cuda" else None,
+                device_ids=None,  # with some it would move all it is given to the device, the lengths of texts too
                 gradient_as_bucket_view=True,
                 # BatchNorm's buffers may differ between the ranks until sync_buffers averages them
                 broadcast_buffers=False,
                 init_sync=False,
                 static_graph=self._static_graph,
             )
+        # gradients of the text encoder come from a stream of its own, and DDP has them added up on the loop's, on purpose
+        if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         if self._compress:
             self._parallel.register_comm_hook(None, bf16_compress_hook)
 
     def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
         return nullcontext() if last or self._parallel is None else self._parallel.no_sync()
 
-    def forward(self, *inputs: Tensor | None) -> Tensor:
+    def forward(self, *inputs: Any) -> Tensor:
         return (self._parallel or self.model)(*inputs)
 
     def backward(self, loss: Tensor) -> None:

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from genre_dist.models.classifier import GenreClassifier
 from genre_dist.parallel.tensors import all_finite, average_buffers, send_from_first
 from genre_dist.parallel.world import World
 
@@ -36,6 +37,8 @@ class Sharded:
         self, model: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer], world: World, compress: bool = False
     ) -> None:
         self.world = world
+        if isinstance(model, GenreClassifier):
+            model.text_beside = False  # a unit's weights are given up in the order of one stream
         send_from_first(model, world)
         self.model = model.to(memory_format=torch.contiguous_format)  # shards are cut from contiguous weights only
         mesh = init_device_mesh(world.device.type, (world.size,))
@@ -50,7 +53,7 @@ class Sharded:
         """Gradients are exchanged after every micro-batch: whole ones would take the memory that is to be saved."""
         return nullcontext()
 
-    def forward(self, *inputs: Tensor | None) -> Tensor:
+    def forward(self, *inputs: Any) -> Tensor:
         return self.model(*inputs)
 
     def backward(self, loss: Tensor) -> None:

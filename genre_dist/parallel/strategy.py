@@ -29,7 +29,8 @@ class Strategy(Protocol):
     def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
         """Surrounds forward and backward of a micro-batch; gradients are complete after the last one of a step."""
 
-    def forward(self, *inputs: Tensor | None) -> Tensor: ...
+    def forward(self, *inputs: Any) -> Tensor:
+        """The model's output. Tensors among the inputs lie on the world's device; what else there is stays as it is."""
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss that is this rank's part of a sum over all ranks."""
@@ -94,9 +95,9 @@ def check_strategy(config: Config, world_size: int) -> None:
             f"optim.optimizer={config.optim.optimizer} needs whole parameters, which {name} cuts up: use ddp, or "
             f"adamw, whose states {name} spreads over the ranks"
         )
-    if name == "zero3" and config.train.compile:
+    if name == "zero3" and config.train.compile is True:
         raise ValueError(
-            "train.compile with zero3: its weights come and go inside the compiled network; use fsdp, or do not compile"
+            "train.compile=true with zero3: its weights come and go inside the compiled blocks; use fsdp, or auto"
         )
     if name == "zero3" and config.model.heads.kernel == "batched":
         raise ValueError(

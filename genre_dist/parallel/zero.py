@@ -7,6 +7,7 @@ moments are gathered tensor by tensor into the form all strategies share.
 import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.heads import Heads
 from genre_dist.parallel.tensors import all_finite, average_buffers, divide, send_from_first
 from genre_dist.parallel.world import World
@@ -31,6 +33,8 @@ class Zero:
     def __init__(self, model: nn.Module, optimizer: Optimizer, world: World, settings: dict[str, Any]) -> None:
         deepspeed = _import_deepspeed(world)
         self.world, self.optimizer = world, optimizer
+        if isinstance(model, GenreClassifier):
+            model.text_beside = False  # DeepSpeed takes gradients up on the stream of the loop
         self._sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
         send_from_first(model, world)
         model = model.to(memory_format=torch.contiguous_format)  # DeepSpeed flattens weights as they lie
@@ -38,7 +42,11 @@ class Zero:
             model.apply(_compute_separately)
         try:
             self._engine = deepspeed.initialize(
-                model=model, optimizer=optimizer, config=settings, dist_init_required=False
+                args=_device_arguments(world.device),
+                model=model,
+                optimizer=optimizer,
+                config=settings,
+                dist_init_required=False,
             )[0]
         except (ValueError, KeyError) as error:
             raise ValueError(f"DeepSpeed refuses its settings: {' '.join(str(error).split())[:300]}") from None
@@ -51,7 +59,7 @@ class Zero:
         self._engine.set_gradient_accumulation_boundary(last)
         return nullcontext()
 
-    def forward(self, *inputs: Tensor | None) -> Tensor:
+    def forward(self, *inputs: Any) -> Tensor:
         return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
@@ -190,6 +198,12 @@ class Zero:
             self.optimizer.state[flat] = {"step": torch.zeros((), device=flat.device)} | zeros
         if hasattr(self._engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _device_arguments(device: torch.device) -> SimpleNamespace | None:
+    """What makes DeepSpeed take this GPU and not number LOCAL_RANK, which is another one, or none, where ranks share a
+    GPU or see one each (`_set_distributed_vars` in its runtime/engine.py)."""
+    return SimpleNamespace(device_rank=device.index) if device.type == "cuda" else None
 
 
 def _compute_separately(module: nn.Module) -> None:

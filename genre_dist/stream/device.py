@@ -96,9 +96,15 @@ def _cannot_decode(device: torch.device) -> str | None:
 
 
 def _decode(jpegs: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
-    """JPEGs, uint8 [bytes] each, on the host -> uint8 [3, H, W] each, on the device."""
+    """JPEGs, uint8 [bytes] each, on the host -> uint8 [3, H, W] each, on the device.
+
+    torchvision decodes on a stream of its own into memory of the current one, and orders only what comes after it: what
+    the current stream has still to do in memory that was given back must be done before. That was the batch before.
+    """
     from torchvision.io import ImageReadMode, decode_jpeg
 
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it will move to another package; that is no concern of a user's
         decoded: list[torch.Tensor] = decode_jpeg(jpegs, mode=ImageReadMode.RGB, device=device)
@@ -120,7 +126,7 @@ def decode_posters(batch: Batch, device: torch.device) -> None:
     try:
         if whole:
             jpegs = [torch.from_numpy(rows[number, : sizes[number]]) for number in whole]
-            pixels[torch.tensor(whole, device=device)] = torch.stack(_decode(jpegs, device))
+            pixels[sent(torch.tensor(whole), device)] = torch.stack(_decode(jpegs, device))
         batch.pixels = pixels.permute(0, 2, 3, 1)
     except RuntimeError:
         batch.images = _decoded_on_host(batch, rows)
@@ -144,18 +150,18 @@ def _decoded_on_host(batch: Batch, rows: NDArray[np.uint8]) -> NDArray[np.uint8]
 
 
 def upload(batch: Batch, device: torch.device) -> list[torch.Tensor | None]:
-    """A batch's images, tokens, labels and weights on the device; on the CPU without a copy.
+    """A batch's images, tokens, labels, weights and encodings on the device; on the CPU without a copy.
 
-    On CUDA they are copied by a stream of their own, which the computing one waits for; `batch.copied` says when the
-    host's memory is free again.
+    On CUDA they are copied by a stream of their own, which the computing one waits for, the host does not;
+    `batch.copied` says when the host's memory is free again.
     """
     images = batch.images if batch.pixels is None else batch.pixels
-    parts = [images, batch.tokens, batch.labels, batch.weights]
+    parts = [images, batch.tokens, batch.labels, batch.weights, batch.encodings]
     if device.type != "cuda":
         return [None if part is None else torch.as_tensor(part) for part in parts]
     computing = torch.cuda.current_stream(device)
     with _copying(device):
-        moved = [None if part is None else _moved(torch.as_tensor(part), device) for part in parts]
+        moved = [None if part is None else sent(torch.as_tensor(part), device) for part in parts]
         done = torch.cuda.current_stream(device).record_event()
     computing.wait_event(done)
     for tensor in moved:
@@ -165,8 +171,9 @@ def upload(batch: Batch, device: torch.device) -> list[torch.Tensor | None]:
     return moved
 
 
-def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    if tensor.device == device or not tensor.numel():
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on the device; the host does not wait until it is there."""
+    if device.type != "cuda" or tensor.device == device or not tensor.numel():
         return tensor.to(device)
     return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 

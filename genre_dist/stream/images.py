@@ -1,6 +1,7 @@
 """Posters on the device: crop, resize and normalise uint8 batches where the model runs."""
 
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +13,15 @@ STD = (0.229, 0.224, 0.225)
 
 def normalised(images: Tensor) -> Tensor:
     """uint8 [n, H, W, 3] -> float32 [n, 3, H, W] with ImageNet's mean and deviation, channels-last in memory."""
-    mean = torch.tensor(MEAN, device=images.device) * 255
-    std = torch.tensor(STD, device=images.device) * 255
+    mean, std = _mean_and_std(images.device)
     return ((images.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+@cache
+def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of values from 0 to 255, float32 [3] each; kept, as a copy to the device would wait for it."""
+    with torch.inference_mode(False):  # whoever asks first
+        return torch.tensor(MEAN, device=device) * 255, torch.tensor(STD, device=device) * 255
 
 
 def whole(images: Tensor, size: int) -> Tensor:

@@ -23,7 +23,7 @@ from genre_dist.atomic import atomic_file
 from genre_dist.config import DataConfig, derive_batches
 from genre_dist.parallel.world import World, start_world, stop_world
 from genre_dist.stream.cache import block_cache
-from genre_dist.stream.device import device_feed
+from genre_dist.stream.device import device_feed, sent
 from genre_dist.stream.encodings import Reader, open_reader
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.loader import evaluation_stream
@@ -34,7 +34,7 @@ from genre_dist.study.run import Run, load_run
 from genre_dist.study.thresholds import FILE as THRESHOLDS
 from genre_dist.study.thresholds import fit_thresholds, load_thresholds, save_thresholds
 from genre_dist.training.experiment import autocast_for, choose_precision
-from genre_dist.training.inputs import to_device, whole_pixels
+from genre_dist.training.inputs import Size, to_device, whole_pixels
 from genre_dist.training.loss import loss_sum
 from genre_dist.training.stopping import Stopped
 from genre_dist.training.watch import tolerated
@@ -60,8 +60,12 @@ def evaluate(
     world: World,
     autocast: Callable[[], AbstractContextManager[Any]],
     stop: Callable[[], bool] = lambda: False,
+    size: Size | None = None,
 ) -> Evaluation | None:
     """Predict every film of a split that has the members, each once over all ranks; the result is on rank 0.
+
+    `size`: the one size of batch that a compiled model takes. No batch waits for the device; predictions are read at
+    the end.
 
     Raises ValueError if there is no such film, Stopped if `stop` says so on any rank.
     """
@@ -73,7 +77,7 @@ def evaluate(
     began = time.monotonic()
     was_training = model.training
     model.eval()
-    parts: list[tuple[NDArray[Any], ...]] = []
+    predicted: list[tuple[NDArray[np.int64], torch.Tensor, NDArray[np.bool_]]] = []  # ids, logits, labels
     faults: list[str] = []
     loss = torch.zeros(1, device=world.device)
     stream = evaluation_stream(
@@ -89,25 +93,28 @@ def evaluate(
         for batch in stream:
             if world.any(stop()):
                 raise Stopped
-            inputs = to_device(batch, world.device, whole_pixels(data))
+            inputs = to_device(batch, world.device, whole_pixels(data), size)
             # not inference_mode: weights that a strategy gathers here may be used again in training
             with torch.no_grad(), autocast():
                 logits = model(*inputs.for_model)
-            if len(batch.ids):
+            if n := len(batch.ids):
                 # a film that could not be read keeps its row: it is predicted from blanks, and counted
-                loss += loss_sum(logits, inputs.labels, torch.ones_like(inputs.weights))
-                parts.append((batch.ids.copy(), logits.float().cpu().numpy(), batch.labels > 0))
+                loss += loss_sum(logits[:n], inputs.labels[:n], torch.ones_like(inputs.weights[:n]))
+                on_host = logits[:n].float().to("cpu", non_blocking=True)  # on its way, into pinned memory
+                predicted.append((batch.ids.copy(), on_host, batch.labels > 0))
                 faults += batch.faults
     finally:
         stream.close()
         model.train(was_training)
-    total_loss = world.sum(loss).item()
+    # [loss, films that could not be read] over all ranks: what the ranks wait for the device for
+    total_loss, bad = world.sum(torch.cat([loss, sent(torch.tensor([float(len(faults))]), world.device)])).tolist()
     if not math.isfinite(total_loss):
         raise ValueError(f"the loss on the {split} split is {total_loss}: the model's weights have run away")
+    parts = [(ids, logits.numpy(), labels) for ids, logits, labels in predicted]  # all is there: the loss came after it
     gathered = world.gather((parts, faults))
     for fault in (fault for _, rank_faults in gathered or () for fault in rank_faults):
         print(f"warning: predicted from blanks: {fault}", file=sys.stderr, flush=True)
-    _refuse_too_many_bad(world, reader, len(faults), data.max_bad_fraction)
+    _refuse_too_many_bad(reader, int(bad), data.max_bad_fraction)
     if gathered is None:
         return None
     seconds = time.monotonic() - began
@@ -126,12 +133,11 @@ def evaluate(
     return Evaluation(split, ids, logits, labels, told)
 
 
-def _refuse_too_many_bad(world: World, reader: Reader, bad: int, fraction: float) -> None:
-    """Raise ValueError on all ranks if so many films could not be read that the figures would mean little."""
-    total = int(world.sum(torch.tensor([float(bad)], device=world.device)).item())
-    if total > tolerated(reader.index.samples, fraction):
+def _refuse_too_many_bad(reader: Reader, bad: int, fraction: float) -> None:
+    """Raise ValueError if so many films could not be read on all ranks that the figures would mean little."""
+    if bad > tolerated(reader.index.samples, fraction):
         raise ValueError(
-            f"{total} films of the {reader.split} split could not be read, more than data.max_bad_fraction={fraction} "
+            f"{bad} films of the {reader.split} split could not be read, more than data.max_bad_fraction={fraction} "
             f"allows. Check the shards with `genre-dist inspect {reader.manifest.folder} --verify`"
         )
 
@@ -158,7 +164,7 @@ def evaluate_run(run_folder: Path, split: str, shards: Path | str | None = None)
     micro_batch = derive_batches(
         dataclasses.replace(data, global_batch=data.global_batch * world.size), world.size
     ).micro
-    autocast = autocast_for(choose_precision(run.config, world.device), world.device)
+    autocast = autocast_for(choose_precision(run.config, world.device, trained_elsewhere=True), world.device)
     unfitted = world.broadcast(not (run_folder / THRESHOLDS).is_file())
     fit_first = unfitted and split != "val" and manifest.samples("val", members) > 0
     for each in ("val", split) if fit_first else (split,):

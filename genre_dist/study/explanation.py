@@ -130,6 +130,7 @@ def _explain_film(
 ) -> Explained:
     """One film, a batch of 1: its `count` surest genres."""
     inputs = to_device(batch, next(run.model.parameters()).device, whole_pixels(run.config.data))
+    lengths = None if inputs.lengths is None else torch.from_numpy(inputs.lengths)
     with torch.no_grad():
         logits = run.model(inputs.images, inputs.tokens, inputs.lengths)[0].float().cpu().numpy()
     words: list[str] = []
@@ -147,7 +148,7 @@ def _explain_film(
             (
                 run.genres[genre],
                 float(logits[genre] - cut[genre]),
-                explainer(inputs.images, inputs.tokens, inputs.lengths, int(genre)),
+                explainer(inputs.images, inputs.tokens, lengths, int(genre)),
             )
             for genre in np.argsort(-(logits - cut))[:count]
         ],

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from genre_dist.atomic import atomic_file
 from genre_dist.config import Config, derive_batches
@@ -20,6 +21,8 @@ from genre_dist.parallel.strategy import strategy_name
 from genre_dist.parallel.world import World
 from genre_dist.stream.reader import Batch, part_of
 from genre_dist.training.experiment import Experiment, choose_precision
+from genre_dist.training.out_of_memory import is_out_of_memory
+from genre_dist.training.ranks import memory_to_plan
 from genre_dist.training.step import OutOfMemoryTogetherError, StepResult
 
 CAREFUL_STEPS = 20
@@ -41,7 +44,7 @@ def planned_config(config: Config, world: World) -> Config:
         return config
     from genre_dist.planner.options import planned_micro_batch
 
-    card = torch.cuda.get_device_properties(world.device).total_memory
+    card = memory_to_plan(world)
     try:
         own = planned_micro_batch(config, card, world.size, choose_precision(config, world.device))
     except ValueError:
@@ -56,39 +59,47 @@ def planned_config(config: Config, world: World) -> Config:
 
 
 class Backoff:
-    """Takes steps, in smaller and smaller pieces if it must be."""
+    """Takes steps, in smaller and smaller pieces if it must be.
 
-    def __init__(self, experiment: Experiment, folder: Path) -> None:
+    `note` is called when memory has run out, while what filled it is still there.
+    """
+
+    def __init__(self, experiment: Experiment, folder: Path, note: Callable[[], None] = lambda: None) -> None:
         config, self.world = experiment.config, experiment.world
-        self.experiment, self.folder = experiment, folder
+        self.experiment, self.folder, self._note = experiment, folder, note
         self.piece = experiment.micro_batch
+        self._kept: list[tuple[list[Tensor], list[Tensor]]] | None = None  # buffers and copies, by their type
         synchronised = config.model.poster.batch_norm == "sync" and config.model.uses_poster
         exchanges_inside = strategy_name(config, self.world.size) not in ("single", "ddp") or synchronised
         self.can_repeat = self.world.size == 1 or not exchanges_inside
         self.careful_steps = CAREFUL_STEPS
 
     def step(self, micro_batches: list[Batch], take: Callable[..., StepResult], seed: int) -> StepResult:
-        """Take a step, `take(micro_batches, careful=...)`, with this seed for dropout.
+        """Take a step, `take(micro_batches, piece, careful=..., failed=...)`, with this seed for dropout.
 
         ValueError if not even single samples fit. MemoryError where ranks cannot agree to take it again: a new start
         takes smaller pieces, and torchrun makes one."""
         if not self.experiment.splits:
             torch.manual_seed(seed)
-            return take(micro_batches)
+            return take(micro_batches, self.piece)
         careful = self.can_repeat and (self.world.size == 1 or self.careful_steps > 0)
         self.careful_steps -= 1
         while True:
-            buffers = [buffer.clone() for buffer in self.experiment.model.buffers()] if careful else []
+            if careful:
+                self._keep_buffers()
             pieces = [
                 piece for batch in micro_batches for piece in split(batch, self.experiment.micro_batch, self.piece)
             ]
             problem = None
             try:
                 torch.manual_seed(seed)
-                result: StepResult | None = take(pieces, careful=careful)
+                result: StepResult | None = take(pieces, self.piece, careful=careful, failed=self._note)
             except OutOfMemoryTogetherError:  # dealt with below: an exception's frames hold on to tensors
                 result = None
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._note()
                 result, problem = None, str(error).partition(". ")[0]
             if result is not None:
                 for batch in micro_batches:  # its memory is needed until the last piece is copied
@@ -100,9 +111,23 @@ class Backoff:
                     f"out of memory ({problem}); the other ranks could not be told. Start again: the run goes on from "
                     f"its newest checkpoint with micro-batches of {self.piece}"
                 )
-            with torch.no_grad():
-                for buffer, before in zip(self.experiment.model.buffers(), buffers, strict=True):
-                    buffer.copy_(before)
+            self._restore_buffers()
+
+    @torch.no_grad()
+    def _keep_buffers(self) -> None:
+        """Note the buffers, BatchNorm's statistics, as they are before a step that may fail."""
+        if self._kept is None:
+            by_type: dict[torch.dtype, list[Tensor]] = {}
+            for buffer in self.experiment.model.buffers():
+                by_type.setdefault(buffer.dtype, []).append(buffer)
+            self._kept = [(own, [buffer.clone() for buffer in own]) for own in by_type.values()]
+        for own, copies in self._kept:
+            torch._foreach_copy_(copies, own)
+
+    @torch.no_grad()
+    def _restore_buffers(self) -> None:
+        for own, copies in self._kept or ():
+            torch._foreach_copy_(own, copies)
 
     def _halve(self) -> None:
         """The next smaller size of pieces, noted for the next start. ValueError if there is none."""

@@ -1,4 +1,4 @@
-"""Only algorithms that give the same bits every time."""
+"""Only algorithms that give the same bits every time, or else the fastest."""
 
 import os
 from collections.abc import Iterator
@@ -7,20 +7,22 @@ from contextlib import contextmanager
 import torch
 
 
+def before_cuda_is_used(deterministic: bool) -> None:
+    """Set what cuBLAS reads once, when it is first used; see https://docs.pytorch.org/docs/stable/notes/randomness.html."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
     """Within it, torch takes deterministic algorithms, and raises RuntimeError where it has none.
 
-    cuBLAS needs its workspace set before it is first used, cuDNN must not try out which algorithm is fastest; see
-    https://docs.pytorch.org/docs/stable/notes/randomness.html.
+    Otherwise cuDNN tries out which algorithm is fastest, once for every shape.
     """
-    if not wanted:
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+    if wanted:
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not wanted
     try:
         yield
     finally:

@@ -30,15 +30,23 @@ class Averaged:
     def __init__(self, inner: Strategy, decay: float, world: World) -> None:
         self.inner, self.decay, self.world = inner, decay, world
         self.model, self.optimizer = inner.model, inner.optimizer
-        self._names = {name for name, parameter in inner.model.named_parameters() if parameter.requires_grad}
-        self._names |= {name for name, buffer in inner.model.named_buffers() if buffer.is_floating_point()}
-        self.average = {name: tensor.detach().clone() for name, tensor in self._live().items()}
+        live: dict[str, Tensor] = {name: p for name, p in inner.model.named_parameters() if p.requires_grad}
+        self._buffers = [name for name, buffer in inner.model.named_buffers() if buffer.is_floating_point()]
+        live |= {name: buffer for name, buffer in inner.model.named_buffers() if name in self._buffers}
+        self._live = live
+        self.average = {name: tensor.detach().clone() for name, tensor in live.items()}
+        spread = {name for name, tensor in live.items() if isinstance(tensor, DTensor)}
+        self._lists = [  # averages and what they follow, of one kind each; kept, as there are some thousand tensors
+            ([self.average[name] for name in names], [live[name] for name in names])
+            for names in ([name for name in live if name not in spread], [name for name in live if name in spread])
+            if names
+        ]
         self.steps = torch.zeros((), dtype=torch.int64)
 
     def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
         return self.inner.micro_batch(last)
 
-    def forward(self, *inputs: Tensor | None) -> Tensor:
+    def forward(self, *inputs: Any) -> Tensor:
         return self.inner.forward(*inputs)
 
     def backward(self, loss: Tensor) -> None:
@@ -58,11 +66,8 @@ class Averaged:
         done = int(self.steps)
         share = 1 - min(self.decay, (1 + done) / (10 + done))
         self.steps += 1
-        live = self._live()
-        for sharded in (False, True):
-            names = [name for name, tensor in live.items() if isinstance(tensor, DTensor) == sharded]
-            if names:
-                torch._foreach_lerp_([self.average[n] for n in names], [live[n] for n in names], share)
+        for averages, live in self._lists:
+            torch._foreach_lerp_(averages, live, share)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -75,20 +80,16 @@ class Averaged:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for name, tensor in self._live().items():
+        for name, tensor in self._live.items():
             before = tensor.clone()
             tensor.copy_(self.average[name])
             self.average[name].copy_(before)
-
-    def _live(self) -> dict[str, Tensor]:
-        every = dict(self.inner.model.named_parameters()) | dict(self.inner.model.named_buffers())
-        return {name: tensor.detach() for name, tensor in every.items() if name in self._names}
 
     @torch.no_grad()
     def sync_buffers(self) -> None:
         self.inner.sync_buffers()
         if self.world.size > 1:
-            for name in sorted(dict(self.inner.model.named_buffers()).keys() & self._names):
+            for name in sorted(self._buffers):
                 dist.all_reduce(self.average[name])
                 self.average[name] /= self.world.size
 

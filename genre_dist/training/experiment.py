@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,8 @@ from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.training.ema import Averaged
 from genre_dist.training.freezing import thaw_all_that_ever_trains
-from genre_dist.training.levers import adamw, pull_levers, without_effect
+from genre_dist.training.inputs import Size
+from genre_dist.training.levers import Compiling, adamw, choose_compiling, pull_levers, without_effect
 from genre_dist.training.loss import Loss, training_loss
 from genre_dist.training.throughput import peak_flops, training_flops
 from genre_dist.training.views import check_views
@@ -48,6 +50,17 @@ class Experiment(NamedTuple):
     """Micro-batches may be cut smaller on the way."""
     encodings: Manifest | None = None
     """Shards of encodings to read in place of the manifest's, where the encoders are frozen."""
+    compiling: Compiling = Compiling(False)
+
+    def training_size(self, samples: int) -> Size | None:
+        """The one size of micro-batches in training, if the model is compiled for one."""
+        poster = self.config.model.poster
+        return Size(samples, poster.frozen or poster.batch_norm == "eval") if self.compiling.wanted else None
+
+    @property
+    def evaluation_size(self) -> Size | None:
+        """The same in evaluation, where no sample sees another one."""
+        return Size(self.micro_batch, fill=True) if self.compiling.wanted else None
 
 
 def open_stream(
@@ -133,11 +146,23 @@ def total_steps(config: Config, steps_per_epoch: int) -> int:
     return config.train.steps or config.train.epochs * steps_per_epoch
 
 
-def choose_precision(config: Config, device: torch.device) -> str:
-    """fp32 or bf16, with `auto` resolved for the device."""
-    if config.train.precision != "auto":
-        return config.train.precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+def choose_precision(config: Config, device: torch.device, trained_elsewhere: bool = False) -> str:
+    """fp32 or bf16, with `auto` resolved for the device.
+
+    Raises ValueError for bf16 on a GPU without it; a run that was trained elsewhere is evaluated in fp32 there.
+    """
+    asked, on_gpu = config.train.precision, device.type == "cuda"
+    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if asked == "bf16" and on_gpu and not has_bf16:
+        if trained_elsewhere:
+            return "fp32"
+        raise ValueError(
+            f"train.precision=bf16: a {torch.cuda.get_device_name(device)} has no bf16 (sm_80 and later have it); set "
+            "it to fp32, or to auto, which takes fp32 there"
+        )
+    if asked != "auto":
+        return asked
+    return "bf16" if has_bf16 else "fp32"
 
 
 def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
@@ -157,10 +182,14 @@ def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
     stream = open_stream(config, manifest, world.size, world.rank, device_feed(world.device, config.data.decode))
     model = _build_on_all(config, manifest, world).to(world.device)
     precision = choose_precision(config, world.device)
+    if world.any(precision == "fp32"):  # cards of several kinds: all ranks compute alike
+        precision = "fp32"
     # counted before the model is spread: a forward pass on one rank would wait for the others for ever
     known = peak_flops(world.device, precision) > 0
     flops = training_flops(model, config, world.device) if known else 0.0
-    pull_levers(model, config.train, world.device)
+    steps = total_steps(config, stream.steps_per_epoch)
+    compiling = choose_compiling(config, world.device, steps)
+    pull_levers(model, replace(config.train, compile=compiling.wanted), world.device)
     if config.model.unfreezes:
         thaw_all_that_ever_trains(model, config.model)
     strategy = make_strategy(config, model, partial(make_optimizer, config=config), world, precision, splits)
@@ -177,9 +206,10 @@ def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
         autocast=autocast_for(precision, world.device),
         precision=precision,
         micro_batch=batches.micro,
-        total_steps=total_steps(config, stream.steps_per_epoch),
+        total_steps=steps,
         flops_per_sample=flops,
         splits=splits,
+        compiling=compiling,
     )
 
 
@@ -197,4 +227,18 @@ def summary(experiment: Experiment) -> str:
     ]
     if poster is not None:
         lines.append(f"poster encoder {config.model.poster.arch}, starting weights: {poster.weights_used}")
+    lines += [_computed_in(experiment), *filter(None, [experiment.compiling.why])]
     return "\n".join(lines + without_effect(config.train, experiment.world.device))
+
+
+def _computed_in(experiment: Experiment) -> str:
+    """What each part computes in; weights, their updates and the loss are fp32 everywhere."""
+    tf32 = experiment.world.device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    plain = "TF32" if tf32 else "fp32"  # torch's default for convolutions and recurrent kernels
+    parts = {
+        "texts": (experiment.model.text, plain),
+        "posters": (experiment.model.poster, experiment.precision if experiment.precision == "bf16" else plain),
+        "heads": (experiment.model.heads, experiment.precision),
+    }
+    told = ", ".join(f"{name} in {kind}" for name, (part, kind) in parts.items() if part is not None)
+    return f"computes {told}; weights, statistics and loss in fp32"

@@ -13,7 +13,6 @@ from genre_dist.config import Config, OptimConfig, TrainConfig
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.recompute import blocks, recompute_activations
 
-
 COMPILE_FROM_STEPS = 500
 """Steps from which on compiling may pay for its time."""
 COMPILED_VARIANTS = 64

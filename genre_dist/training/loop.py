@@ -14,7 +14,7 @@ import numpy as np
 
 from genre_dist.config import Config
 from genre_dist.configfile import save_config
-from genre_dist.parallel.world import World
+from genre_dist.parallel.world import LONGEST_ALLOWED, World
 from genre_dist.stream.found import Seconds
 from genre_dist.stream.order import hash64
 from genre_dist.stream.reader import Batch
@@ -28,12 +28,12 @@ from genre_dist.training.encodings import with_encodings
 from genre_dist.training.experiment import Experiment, set_up, summary
 from genre_dist.training.export import finished_step, save_model
 from genre_dist.training.freezing import follow_freezing
-from genre_dist.training.inputs import to_device, training_pixels
+from genre_dist.training.inputs import Pixels, to_device, training_pixels
 from genre_dist.training.profiling import Profiler
 from genre_dist.training.ranks import Meter, gather_ranks
 from genre_dist.training.saving import Saver
 from genre_dist.training.schedule import lr_factor, set_learning_rates
-from genre_dist.training.step import train_step
+from genre_dist.training.step import StepResult, train_step
 from genre_dist.training.stopping import PREEMPTED, Stopped, StopRequest
 from genre_dist.training.tracking import Record, open_record, read_rows
 from genre_dist.training.watch import Watch
@@ -169,7 +169,7 @@ def _train(
     if start > 0 and _why_end(experiment, record):
         return start
     watch, meter, profiler = Watch(experiment, record), Meter(world.device), Profiler(config.train, folder, world)
-    backoff = Backoff(experiment, folder)
+    backoff = Backoff(experiment, folder, partial(profiler.snapshot, "out-of-memory"))
     experiment.model.train()
     with closing(stream.batches(start)) as batches, profiler.watching(), Collector() as collector:
         for position in range(start, experiment.total_steps):
@@ -181,19 +181,11 @@ def _train(
             profiler.before_step(position + 1)
             seed = int(hash64(config.run.seed, position, world.rank)[0] >> np.uint64(1))
             set_learning_rates(strategy.optimizer, lr_factor(position, experiment.total_steps, config.optim))
-            take = partial(
-                train_step,
-                strategy,
-                prepare=partial(
-                    to_device, device=world.device, pixels=training_pixels(config.data, config.run.seed, epoch)
-                ),
-                autocast=experiment.autocast,
-                world=world,
-                clip_norm=config.optim.clip_norm,
-                stop=stop.requested(),
-                save=saver.asks(),
-                loss=experiment.loss,
-            )
+            if position == start and experiment.compiling.wanted:
+                _say(world, "compiling the poster encoder's blocks: 1 to 3 minutes, once")
+                world.allow(LONGEST_ALLOWED)
+            pixels = training_pixels(config.data, config.run.seed, epoch)
+            take = partial(_take, experiment, pixels, stop.requested(), saver.asks())
             result = backoff.step(micro_batches, take, seed)
             _note_faults(folder, micro_batches)
             done = position + 1
@@ -229,6 +221,30 @@ def _train(
     return done
 
 
+def _take(
+    experiment: Experiment,
+    pixels: Pixels,
+    stop: bool,
+    save: bool,
+    micro_batches: list[Batch],
+    samples: int,
+    **careful: Any,
+) -> StepResult:
+    """A step of micro-batches of up to so many samples."""
+    return train_step(
+        experiment.strategy,
+        micro_batches,
+        partial(to_device, device=experiment.world.device, pixels=pixels, size=experiment.training_size(samples)),
+        experiment.autocast,
+        experiment.world,
+        experiment.config.optim.clip_norm,
+        stop,
+        save,
+        experiment.loss,
+        **careful,
+    )
+
+
 def _freeze(experiment: Experiment, position: int) -> None:
     follow_freezing(
         experiment.model,
@@ -261,14 +277,23 @@ def _validate(
         return True
     experiment.strategy.sync_buffers()
     try:
-        with evaluated(experiment.strategy):
-            told = evaluate(experiment, "val", stop, False)
+        told = _evaluate(experiment, evaluate, "val", stop, False)
     except Stopped:
         return False
     if record is not None and told is not None:
         record.write(_row("val", done, epoch, told), told)
     saver.note_evaluation(done, told)
     return True
+
+
+def _evaluate(
+    experiment: Experiment, evaluate: Evaluator, split: str, stop: StopRequest, final: bool
+) -> dict[str, Any] | None:
+    """Evaluate a split with the weights that are exported; its first batch may have to be compiled."""
+    if experiment.compiling.wanted:
+        experiment.world.allow(LONGEST_ALLOWED)
+    with evaluated(experiment.strategy):
+        return evaluate(experiment, split, stop, final)
 
 
 def _row(kind: str, step: int, epoch: int, told: dict[str, Any]) -> dict[str, Any]:
@@ -305,8 +330,7 @@ def _finish(
         if experiment.manifest.samples(split, experiment.config.model.members) == 0:
             _say(world, f"no film of the {split} split has what the model needs; not evaluated")
             continue
-        with evaluated(experiment.strategy):
-            told = evaluate(experiment, split, stop, True)
+        told = _evaluate(experiment, evaluate, split, stop, True)
         if record is not None and told is not None:
             record.write(_row(split, done, epoch, told), told)
         if split == "val":

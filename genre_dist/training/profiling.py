@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from genre_dist.config import TrainConfig
 from genre_dist.parallel.world import World
+from genre_dist.training.out_of_memory import is_out_of_memory
 
 MOST_EVENTS = 200_000
 """Allocations and frees that a memory snapshot goes back."""
@@ -29,13 +30,17 @@ class Profiler:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Surrounds the training; if the GPU runs out of memory, what filled it is written first."""
+        """Surrounds the training; if the GPU runs out of memory in it, what filled it is written first.
+
+        (Where micro-batches may be halved then, `Backoff` has it written.)
+        """
         if self.snapshots:
             torch.cuda.memory._record_memory_history(max_entries=MOST_EVENTS, stacks="python")
         try:
             yield
-        except torch.OutOfMemoryError:
-            self.snapshot("out-of-memory")
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                self.snapshot("out-of-memory")
             raise
         finally:
             self._stop()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import torch.distributed as dist
 
 from genre_dist.atomic import atomic_file
@@ -83,8 +84,7 @@ class Saver:
         What is copied meanwhile may be of two steps at once; it is never written.
         """
         if self._staging is not None and self._thread is None:
-            self._thread = threading.Thread(target=self._staging.copy, args=(self.strategy.state_dict(),), daemon=True)
-            self._thread.start()
+            self._start(self._staging.copy, self.strategy.state_dict())
 
     def save(self, step: int) -> None:
         """Save what the strategy holds after `step`; returns when it is copied, or, not asynchronous, when it is whole.
@@ -103,8 +103,7 @@ class Saver:
         state = self.strategy.state_dict()
         if self._staging is not None:
             state = self._staging.copy(state)
-        self._thread = threading.Thread(target=self._write, args=(step, state, token), daemon=True)
-        self._thread.start()
+        self._start(self._write, step, state, token)
         if self._staging is None:
             self.wait()
 
@@ -142,6 +141,17 @@ class Saver:
 
     def _has(self, step: int) -> bool:
         return self.world.any(self.world.is_first and is_whole(checkpoint_path(self.folder, step)))
+
+    def _start(self, act: Callable[..., Any], *arguments: Any) -> None:
+        """Act in a thread, on this rank's device: each thread begins on GPU 0, and would take memory of it."""
+
+        def run() -> None:
+            if self.world.device.type == "cuda":
+                torch.cuda.set_device(self.world.device)
+            act(*arguments)
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
 
     def _write(self, step: int, state: dict[str, Any], token: str) -> None:
         try:

@@ -10,9 +10,11 @@ from torch import Tensor
 from genre_dist.models.batchnorm import no_statistics
 from genre_dist.parallel.strategy import Strategy
 from genre_dist.parallel.world import World
+from genre_dist.stream.device import sent
 from genre_dist.stream.reader import Batch, part_of
 from genre_dist.training.inputs import Inputs
 from genre_dist.training.loss import Loss, loss_sum
+from genre_dist.training.out_of_memory import is_out_of_memory
 
 
 class StepResult(NamedTuple):
@@ -20,6 +22,21 @@ class StepResult(NamedTuple):
 
     totals: Tensor  # [sum of losses, samples, bad samples, ranks asked to stop, ranks that ask to save]
     grad_norm: Tensor
+
+
+class Figures:
+    """A step's figures on their way to the host, behind the step itself; the next step can be queued meanwhile."""
+
+    def __init__(self, result: StepResult) -> None:
+        told = torch.cat([result.totals, result.grad_norm.reshape(1)])
+        self._told = told.to("cpu", non_blocking=True)  # into pinned memory
+        self._arrived = torch.cuda.current_stream(told.device).record_event() if told.is_cuda else None
+
+    def read(self) -> list[float]:
+        """The totals and the gradient's norm; waits for the end of the step they are of."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._told.tolist()
 
 
 class OutOfMemoryTogetherError(Exception):
@@ -37,23 +54,26 @@ def train_step(
     save: bool = False,
     loss: Loss = loss_sum,
     careful: bool = False,
+    failed: Callable[[], None] = lambda: None,
 ) -> StepResult:
     """Forward and backward over the rank's micro-batches, then one update of the weights.
 
     The gradient is that of (sum of all samples' losses over all ranks) / (number of samples over all ranks).
 
     A `careful` step exchanges nothing before all ranks are through their micro-batches; it raises
-    OutOfMemoryTogetherError on all of them if one of them ran out of memory.
+    OutOfMemoryTogetherError on all of them if one of them ran out of memory, after a call of `failed` on that rank.
+
+    On a GPU nothing here waits for the device: what goes there comes from pinned memory, what comes back is read later.
     """
     samples = sum(float(batch.weights.sum()) for batch in micro_batches)
     bad = sum(len(batch.faults) for batch in micro_batches)
-    counts = world.sum(torch.tensor([samples, bad, float(stop), float(save)], device=world.device))  # [4]
+    counts = world.sum(sent(torch.tensor([samples, bad, float(stop), float(save)]), world.device))  # [4]
     count = counts[0].clamp(min=1)
     losses = torch.zeros(1, device=world.device)
 
     def passes(batch: Batch, last: bool) -> None:
         inputs = prepare(batch)
-        with strategy.micro_batch(last=last):
+        with strategy.micro_batch(last=last), _uncompiled() if inputs.odd else nullcontext():
             with autocast(), no_statistics(strategy.model) if inputs.blank else nullcontext():
                 logits = strategy.forward(*inputs.for_model)
             batch_loss = loss(logits, inputs.labels, inputs.weights)
@@ -61,13 +81,16 @@ def train_step(
         losses.add_(batch_loss.detach())
 
     if careful:
-        failed = False
+        full = False
         try:
             for batch in micro_batches:
                 passes(batch, last=False)
-        except torch.OutOfMemoryError:
-            failed = True
-        if world.any(failed):
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            full = True
+            failed()
+        if world.any(full):
             strategy.optimizer.zero_grad(set_to_none=True)
             raise OutOfMemoryTogetherError
         if world.size > 1:
@@ -77,3 +100,8 @@ def train_step(
             passes(batch, last=number == len(micro_batches))
     norm = strategy.step(clip_norm)
     return StepResult(torch.cat([world.sum(losses), counts]), norm)
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Within it, what is compiled runs as it was written, and nothing is compiled for a size that comes once."""
+    return torch.compiler.set_stance("force_eager")

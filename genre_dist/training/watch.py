@@ -6,7 +6,7 @@ import numpy as np
 
 from genre_dist.stream.found import Seconds
 from genre_dist.training.experiment import Experiment
-from genre_dist.training.step import StepResult
+from genre_dist.training.step import Figures, StepResult
 from genre_dist.training.throughput import peak_flops, peak_memory_bytes
 from genre_dist.training.tracking import Record
 
@@ -28,7 +28,7 @@ class Watch:
 
     def __init__(self, experiment: Experiment, record: Record | None) -> None:
         self.experiment, self.record = experiment, record
-        self.pending: tuple[int, int, StepResult, float, Seconds, float] | None = None
+        self.pending: tuple[int, int, Figures, float, Seconds, float] | None = None
         self.ranks: dict[str, list[float]] | None = None  # for the next row
         self.stop_asked = self.save_asked = False
         self.stood_still = 0.0
@@ -41,10 +41,14 @@ class Watch:
         self.began = time.monotonic()
 
     def step(self, done: int, epoch: int, result: StepResult, waited: float, reading: Seconds) -> bool:
-        """Note a step; returns whether any rank was asked to stop."""
+        """Note a step that is queued; returns whether any rank was asked to stop, a step late on a GPU.
+
+        Reading the step before waits until it is done, and the device goes on with this one.
+        """
+        figures = Figures(result)
         self.flush()
         now = time.monotonic()
-        self.pending = (done, epoch, result, waited, reading, now - self.began)
+        self.pending = (done, epoch, figures, waited, reading, now - self.began)
         self.began = now
         if self.experiment.world.device.type == "cpu":  # nothing runs ahead there
             self.flush()
@@ -56,12 +60,9 @@ class Watch:
             previous, self.pending = self.pending, None
             self._write(*previous)
 
-    def _write(
-        self, done: int, epoch: int, result: StepResult, waited: float, reading: Seconds, seconds: float
-    ) -> None:
-        total, samples, bad, stopping, saving = result.totals.tolist()
+    def _write(self, done: int, epoch: int, figures: Figures, waited: float, reading: Seconds, seconds: float) -> None:
+        total, samples, bad, stopping, saving, norm = figures.read()
         self.stop_asked, self.save_asked = stopping > 0, saving > 0
-        norm = float(result.grad_norm)
         loss = total / max(1.0, samples)
         if not (np.isfinite(loss) and np.isfinite(norm)):
             raise ValueError(self._not_finite(done, loss, norm))

@@ -85,7 +85,7 @@ def test_statistics_that_a_failed_attempt_has_moved_are_put_back(sample_shards: 
     experiment: Any = SimpleNamespace(config=Config(), world=world, micro_batch=8, splits=True, model=norm)
     seen: list[dict[str, torch.Tensor]] = []
 
-    def take(pieces: list[Batch], careful: bool) -> StepResult:
+    def take(pieces: list[Batch], samples: int, **careful: Any) -> StepResult:
         seen.append({name: buffer.clone() for name, buffer in norm.named_buffers()})
         norm(torch.randn(6, 3) + 5)
         if len(seen) < 3:

@@ -1,17 +1,28 @@
 """Two ranks with unequal batches normalise as one process does with all of them."""
 
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
+import norm_kernels
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from genre_dist.models.batchnorm import SynchronisedBatchNorm2d
+from genre_dist.models import batchnorm
+from genre_dist.models.batchnorm import SynchronisedBatchNorm2d, no_statistics
 
+KERNELS = (
+    "batch_norm_stats",
+    "batch_norm_gather_stats_with_counts",
+    "batch_norm_elemt",
+    "batch_norm_backward_reduce",
+    "batch_norm_backward_elemt",
+)
 SHARES = (3, 5)  # samples on rank 0 and on rank 1
 STEPS = 2  # the second one reads statistics that the first one moved
 
@@ -46,23 +57,33 @@ def run(network: nn.Sequential, part: slice) -> dict[str, Tensor]:
     return results | {"eval": network(make_batch(0, dtype)[0]).detach()}
 
 
-def rank_main(rank: int, folder: str, affine: bool, momentum: float | None, dtype: torch.dtype) -> None:
+def join(rank: int, folder: str, on_gpu: bool) -> None:
+    """Be a rank; `on_gpu` normalises as there, with kernels that compute the same here."""
     torch.set_num_threads(1)
     timeout = timedelta(seconds=60)
     dist.init_process_group("gloo", f"file://{folder}/store", timeout=timeout, rank=rank, world_size=2)
-    first = sum(SHARES[:rank])
-    results = run(make_network(SynchronisedBatchNorm2d, affine, momentum, dtype), slice(first, first + SHARES[rank]))
-    torch.save(results, f"{folder}/rank{rank}.pt")
+    if on_gpu:
+        batchnorm._Normalise = batchnorm._NormaliseOnGPU  # type: ignore[misc, assignment]
+        for name in KERNELS:
+            setattr(torch, name, getattr(norm_kernels, name))
+
+
+def leave() -> None:
     dist.barrier()
     dist.destroy_process_group()
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize(("affine", "momentum", "dtype"), [(True, 0.1, torch.float32), (False, None, torch.float64)])
-def test_outputs_gradients_and_statistics_equal_one_process(
-    tmp_path: Path, affine: bool, momentum: float | None, dtype: torch.dtype
-) -> None:
-    context = mp.spawn(rank_main, (str(tmp_path), affine, momentum, dtype), nprocs=2, join=False)
+def rank_main(rank: int, folder: str, affine: bool, momentum: float | None, dtype: torch.dtype, on_gpu: bool) -> None:
+    join(rank, folder, on_gpu)
+    first = sum(SHARES[:rank])
+    results = run(make_network(SynchronisedBatchNorm2d, affine, momentum, dtype), slice(first, first + SHARES[rank]))
+    torch.save(results, f"{folder}/rank{rank}.pt")
+    leave()
+
+
+def on_two_ranks(main: Callable[..., None], *arguments: object) -> None:
+    """Run `main(rank, *arguments)` in two processes; a hang is a failure."""
+    context = mp.spawn(main, arguments, nprocs=2, join=False)
     try:
         deadline = time.monotonic() + 90
         while not context.join(timeout=1):
@@ -70,9 +91,25 @@ def test_outputs_gradients_and_statistics_equal_one_process(
     finally:
         for process in context.processes:
             process.kill()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("affine", "momentum", "dtype", "on_gpu"),
+    [
+        (True, 0.1, torch.float32, False),
+        (False, None, torch.float64, False),
+        (True, 0.1, torch.float32, True),
+        (False, None, torch.float32, True),
+    ],
+)
+def test_outputs_gradients_and_statistics_equal_one_process(
+    tmp_path: Path, affine: bool, momentum: float | None, dtype: torch.dtype, on_gpu: bool
+) -> None:
+    on_two_ranks(rank_main, str(tmp_path), affine, momentum, dtype, on_gpu)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     expected = run(make_network(nn.BatchNorm2d, affine, momentum, dtype), slice(None))
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-4 if on_gpu else 1e-5  # those kernels hand on 1 / deviation
     for name, value in expected.items():
         if name.startswith(("output", "input")):
             found = torch.cat([results[name] for results in ranks])
@@ -82,3 +119,41 @@ def test_outputs_gradients_and_statistics_equal_one_process(
             torch.testing.assert_close(ranks[0][name], ranks[1][name], atol=0, rtol=0)
             found = ranks[0][name]
         torch.testing.assert_close(found, value, atol=tolerance, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def uncounted_main(rank: int, folder: str, on_gpu: bool) -> None:
+    """Rank 0 has a blank sample only, in the second pass rank 1 as well."""
+    join(rank, folder, on_gpu)
+    network = make_network(SynchronisedBatchNorm2d, True, 0.1, torch.float32)
+    told = {}
+    for step in range(2):
+        inputs = make_batch(step, torch.float32)[0][: 1 if rank == 0 or step else 5].requires_grad_()
+        blank = rank == 0 or step == 1
+        with no_statistics(network) if blank else nullcontext():
+            output = network(inputs)
+        (output * (0 if blank else 1)).square().sum().backward()
+        told |= {f"output {step}": output.detach(), f"input gradient {step}": inputs.grad}
+        told |= {f"{name} {step}": buffer.clone() for name, buffer in network.named_buffers()}
+    torch.save(told | {name: p.grad for name, p in network.named_parameters()}, f"{folder}/rank{rank}.pt")
+    leave()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_blank_sample_counts_for_nothing_on_the_first_rank_and_on_all(tmp_path: Path, on_gpu: bool) -> None:
+    on_two_ranks(uncounted_main, str(tmp_path), on_gpu)
+    blank, counted = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    alone = make_network(nn.BatchNorm2d, True, 0.1, torch.float32)
+    inputs = make_batch(0, torch.float32)[0][:5].requires_grad_()
+    output = alone(inputs)
+    output.square().sum().backward()
+    tolerance = 1e-4
+    torch.testing.assert_close(counted["output 0"], output, atol=tolerance, rtol=0)
+    torch.testing.assert_close(counted["input gradient 0"], inputs.grad, atol=tolerance, rtol=0)
+    for name, buffer in alone.named_buffers():
+        for rank in (blank, counted):
+            torch.testing.assert_close(rank[f"{name} 0"], buffer, atol=tolerance, rtol=0)
+            torch.testing.assert_close(rank[f"{name} 1"], rank[f"{name} 0"], atol=0, rtol=0)  # nobody counted
+    for name, value in blank.items():
+        assert value.isfinite().all(), name
+        assert "gradient" not in name or not value.any(), name

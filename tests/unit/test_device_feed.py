@@ -118,7 +118,7 @@ def test_pinning_registers_the_whole_memory_or_says_in_one_line_that_it_could_no
 def test_on_a_cpu_nothing_is_copied(sample_shards: Path) -> None:
     source = reader(sample_shards)
     batch = source.read(first_rows(source, 4))
-    images, _, _, weights = upload(batch, CPU)
+    images, _, _, weights, _ = upload(batch, CPU)
     assert images is not None
     assert weights is not None
     assert batch.images is not None
@@ -254,10 +254,12 @@ def test_on_cuda_batches_arrive_whole_from_pinned_slots(wanted: device_module.De
                     assert torch.from_numpy(batch.tokens).is_pinned()
                 for _ in range(20):
                     busy @ busy  # the computing stream is far behind the copies
-                images, tokens, _, _ = upload(batch, feed.device)
+                images, tokens, _, _, _ = upload(batch, feed.device)
                 wanted_batch: Batch = plain.read(order.rows(step, 6 * number, 6 * number + 6))
                 assert images is not None
                 assert tokens is not None
                 assert wanted_batch.images is not None
-                assert np.abs(images.cpu().numpy().astype(int) - wanted_batch.images.astype(int)).max() <= 8
+                difference = np.abs(images.cpu().numpy().astype(int) - wanted_batch.images.astype(int))
+                # a GPU's decoder replicates chroma where the CPU's interpolates: much in places, little in the mean
+                assert difference.max() == 0 if wanted == "cpu" else difference.mean() < 2
                 assert np.array_equal(tokens.cpu().numpy(), wanted_batch.tokens)

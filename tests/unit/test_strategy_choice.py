@@ -66,7 +66,7 @@ def test_zero_without_deepspeed_names_both_ways_out(
         (["--parallel.strategy", "zero4"], "zero4"),
         (["--parallel.strategy", "fsdp", "--optim.optimizer", "adamw8bit"], "adamw8bit needs whole parameters"),
         (["--parallel.strategy", "zero3", "--model.heads.kernel", "batched"], "heads.kernel=batched with zero3"),
-        (["--parallel.strategy", "zero3", "--train.compile", "true"], "train.compile with zero3"),
+        (["--parallel.strategy", "zero3", "--train.compile", "true"], "train.compile=true with zero3"),
         (["--train.precision", "fp16"], "fp16"),
     ],
 )

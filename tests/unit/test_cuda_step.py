@@ -1,0 +1,247 @@
+"""A training step on a GPU never waits, and computes in no type but bf16, fp32 and TF32: on fake CUDA tensors."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from cuda_tensors import CUDA, Noted, cuda_tensors
+from torch import nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from genre_dist.config import (
+    Config,
+    DataConfig,
+    HeadsConfig,
+    ModelConfig,
+    OptimConfig,
+    PosterConfig,
+    TextConfig,
+    TrainConfig,
+)
+from genre_dist.models.classifier import GenreClassifier
+from genre_dist.parallel import replicated
+from genre_dist.parallel.strategy import make_strategy
+from genre_dist.parallel.world import World
+from genre_dist.stream.found import Seconds
+from genre_dist.stream.manifest import load_manifest
+from genre_dist.stream.reader import Batch
+from genre_dist.study.evaluation import evaluate
+from genre_dist.training.backoff import Backoff
+from genre_dist.training.ema import Averaged
+from genre_dist.training.experiment import autocast_for, make_optimizer
+from genre_dist.training.inputs import training_pixels
+from genre_dist.training.loop import _take
+from genre_dist.training.loss import loss_sum
+from genre_dist.training.watch import Watch
+
+SAMPLES, WORDS = 4, 50
+
+
+def batch(step: int) -> Batch:
+    draw = np.random.default_rng(step)
+    return Batch(
+        ids=np.arange(SAMPLES),
+        labels=np.zeros((SAMPLES, 19), np.float32),
+        weights=np.ones(SAMPLES, np.float32),
+        images=draw.integers(0, 256, (SAMPLES, 64, 64, 3), np.uint8),
+        tokens=draw.integers(2, WORDS, (SAMPLES, 7), np.int32),
+        lengths=np.array([7, 3, 5, 1]),
+    )
+
+
+def config(**poster: Any) -> Config:
+    return Config(
+        model=ModelConfig(
+            text=TextConfig(hidden=8, layers=2, embedding_dim=8),
+            poster=PosterConfig(arch="helpers:small_resnet", weights="none", **poster),
+            heads=HeadsConfig(hidden=(8,)),
+        ),
+        data=DataConfig(image_size=32, global_batch=SAMPLES, micro_batch=SAMPLES),
+    )
+
+
+def with_text(**text: Any) -> Config:
+    model = config().model
+    return replace(config(), model=replace(model, text=replace(model.text, **text)))
+
+
+class Run:
+    """What the loop does in its steps, with a real model, strategy, back-off and record, on a GPU that is not there."""
+
+    def __init__(self, settings: Config, world: World, noted: Noted, tmp_path: Path, precision: str = "bf16") -> None:
+        self.noted, self.rows = noted, list[dict[str, Any]]()
+        with torch.device(CUDA):
+            model = GenreClassifier(settings.model, 19, 32, WORDS, None, load_weights=False)
+        strategy: Any = make_strategy(settings, model, partial(make_optimizer, config=settings), world, precision, True)
+        if settings.train.ema_decay is not None:
+            strategy = Averaged(strategy, settings.train.ema_decay, world)
+        index = SimpleNamespace(reader=SimpleNamespace(index=SimpleNamespace(samples=100)))
+        self.experiment: Any = SimpleNamespace(
+            config=settings,
+            world=world,
+            model=model,
+            strategy=strategy,
+            stream=index,
+            loss=loss_sum,
+            autocast=autocast_for(precision, CUDA),
+            precision=precision,
+            micro_batch=SAMPLES,
+            flops_per_sample=1.0,
+            splits=True,
+            training_size=lambda samples: None,
+        )
+        self.watch = Watch(self.experiment, SimpleNamespace(write=lambda row: self.rows.append(row)))  # type: ignore[arg-type]
+        self.backoff = Backoff(self.experiment, tmp_path)
+        self.pixels = training_pixels(settings.data, 0, 0)
+
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.noted.step += 1
+            take = partial(_take, self.experiment, self.pixels, False, False)
+            result = self.backoff.step([batch(self.noted.step)], take, seed=0)
+            self.watch.step(self.noted.step, 0, result, 0.0, Seconds())
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Noted]:
+    with cuda_tensors(monkeypatch) as found:
+        yield found
+
+
+class DataParallel(nn.Module):
+    """DistributedDataParallel hands on what it is given if it is told of no device; its reducer asks for a real one."""
+
+    def __init__(self, model: nn.Module, device_ids: None, **_: Any) -> None:
+        super().__init__()
+        assert device_ids is None, "with one it moves its inputs to the device, and waits"
+        self.model = model
+
+    def forward(self, *inputs: Any) -> torch.Tensor:
+        return self.model(*inputs)
+
+    def no_sync(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+
+@pytest.fixture
+def two_ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Rank 0 of 2 whose collectives return at once."""
+    monkeypatch.setattr(replicated, "DistributedDataParallel", DataParallel)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield World(0, 2, CUDA)
+    dist.destroy_process_group()
+
+
+ALONE = World(0, 1, CUDA)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        config(),
+        replace(
+            config(), model=replace(config().model, text=TextConfig(arch="gru", hidden=8, layers=1, embedding_dim=8))
+        ),
+        replace(config(), model=replace(config().model, text=replace(config().model.text, pooling="max"))),
+        replace(config(), train=TrainConfig(ema_decay=0.9), optim=OptimConfig(clip_norm=None)),
+        config(frozen=True),
+        replace(config(), data=replace(config().data, crop_scale=(1.0, 1.0), image_size=48)),
+    ],
+    ids=["lstm", "gru", "max", "ema", "frozen", "whole images"],
+)
+def test_after_the_first_step_nothing_waits_for_the_device(settings: Config, noted: Noted, tmp_path: Path) -> None:
+    run = Run(settings, ALONE, noted, tmp_path)
+    run.steps(1)
+    noted.blocking.clear()
+    run.steps(3)
+    assert noted.blocking == []
+    assert [row["step"] for row in run.rows] == [1, 2, 3]  # one step late
+
+
+@pytest.mark.parametrize("norm", ["train", "sync"])
+def test_nor_with_ddp_where_batch_norm_may_be_synchronised(
+    norm: str, noted: Noted, two_ranks: World, tmp_path: Path
+) -> None:
+    settings = config(batch_norm=norm)
+    settings = replace(settings, data=replace(settings.data, global_batch=2 * SAMPLES))
+    run = Run(settings, two_ranks, noted, tmp_path)
+    run.backoff.careful_steps = 1  # the first steps agree, on the hosts, whether memory was enough
+    run.steps(2)
+    noted.blocking.clear()
+    before = noted.collectives
+    run.steps(2)
+    assert noted.blocking == []
+    norms = sum(isinstance(module, torch.nn.BatchNorm2d) for module in run.experiment.model.modules())
+    # counts and losses, besides what DistributedDataParallel itself does; a synchronised norm gathers and adds up once
+    assert (noted.collectives - before) / 2 == 2 + 2 * norms * (norm == "sync")
+
+
+def test_what_is_uploaded_in_a_step_is_few_and_pinned(noted: Noted, tmp_path: Path) -> None:
+    run = Run(config(), ALONE, noted, tmp_path)
+    run.steps(1)
+    before = noted.copies
+    run.steps(1)
+    # images, tokens, labels, weights; boxes of crops; the order of the texts; counts; and the figures on their way back
+    assert noted.copies - before == 8
+
+
+def test_buffers_are_kept_in_case_memory_runs_out_by_one_call_a_type_and_not_one_a_buffer(
+    noted: Noted, tmp_path: Path
+) -> None:
+    run = Run(config(), ALONE, noted, tmp_path)
+    run.steps(1)
+    noted.calls.clear()
+    run.steps(1)
+    buffers = list(run.experiment.model.buffers())
+    assert noted.calls["_foreach_copy_"] == len({buffer.dtype for buffer in buffers}) == 2
+    assert noted.calls["clone"] < len(buffers) / 2
+
+
+def test_nothing_is_computed_in_fp16_under_bf16_autocast(noted: Noted, tmp_path: Path) -> None:
+    run = Run(config(), ALONE, noted, tmp_path)
+    run.steps(2)
+    floats = {kind for kind in noted.types if kind.is_floating_point}
+    assert floats == {torch.float32, torch.bfloat16}
+
+
+def test_nor_in_bf16_without_autocast(noted: Noted, tmp_path: Path) -> None:
+    run = Run(config(), ALONE, noted, tmp_path, precision="fp32")
+    run.steps(2)
+    assert {kind for kind in noted.types if kind.is_floating_point} == {torch.float32}
+
+
+def test_the_text_encoder_computes_on_a_stream_beside_the_posters_and_not_where_weights_come_and_go(
+    noted: Noted, tmp_path: Path
+) -> None:
+    run = Run(config(), ALONE, noted, tmp_path)
+    run.steps(1)
+    assert noted.streams.used.count("beside") == 2  # the copies', and the texts'
+    run.experiment.model.text_beside = False
+    run.steps(1)
+    assert noted.streams.used.count("beside") == 3
+
+
+def test_an_evaluation_waits_once_at_its_end(noted: Noted, sample_shards: Path, tmp_path: Path) -> None:
+    settings = replace(config(), data=replace(config().data, workers=0))
+    manifest = load_manifest(sample_shards)
+    with torch.device(CUDA):
+        model = GenreClassifier(settings.model, 19, 32, manifest.text["words"], None, load_weights=False)
+    noted.blocking.clear()
+    data, members = settings.data, settings.model.members
+
+    def next_batch() -> AbstractContextManager[Any]:
+        noted.step += 1
+        return autocast_for("bf16", CUDA)()
+
+    told = evaluate(model, manifest, "val", members, data, SAMPLES, ALONE, next_batch)
+    assert told is not None
+    assert len(told.ids) > 3 * SAMPLES
+    assert [what.split(":")[0] for what in noted.blocking if "images.py" not in what] == ["evaluation.py"]
