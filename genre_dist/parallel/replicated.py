@@ -47,7 +47,7 @@ class Replicated:
                 init_sync=False,
                 static_graph=self._static_graph,
             )
-        # gradients of the text encoder come from a stream of its own, and DDP has them added up on the loop's, on purpose
+        # the text encoder's gradients come from a stream of its own, and DDP adds them up on the loop's, on purpose
         if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         if self._compress:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import norm_kernels
 import numpy as np
 import pytest
 import torch
@@ -26,7 +27,9 @@ from genre_dist.config import (
     TextConfig,
     TrainConfig,
 )
+from genre_dist.models.batchnorm import NOTHING
 from genre_dist.models.classifier import GenreClassifier
+from genre_dist.models.text import TextEncoder
 from genre_dist.parallel import replicated
 from genre_dist.parallel.strategy import make_strategy
 from genre_dist.parallel.world import World
@@ -36,8 +39,8 @@ from genre_dist.stream.reader import Batch
 from genre_dist.study.evaluation import evaluate
 from genre_dist.training.backoff import Backoff
 from genre_dist.training.ema import Averaged
-from genre_dist.training.experiment import autocast_for, make_optimizer
-from genre_dist.training.inputs import training_pixels
+from genre_dist.training.experiment import _computed_in, autocast_for, make_optimizer
+from genre_dist.training.inputs import to_device, training_pixels, whole_pixels
 from genre_dist.training.loop import _take
 from genre_dist.training.loss import loss_sum
 from genre_dist.training.watch import Watch
@@ -45,15 +48,15 @@ from genre_dist.training.watch import Watch
 SAMPLES, WORDS = 4, 50
 
 
-def batch(step: int) -> Batch:
+def batch(step: int = 0, words: int = 7) -> Batch:
     draw = np.random.default_rng(step)
     return Batch(
         ids=np.arange(SAMPLES),
         labels=np.zeros((SAMPLES, 19), np.float32),
         weights=np.ones(SAMPLES, np.float32),
         images=draw.integers(0, 256, (SAMPLES, 64, 64, 3), np.uint8),
-        tokens=draw.integers(2, WORDS, (SAMPLES, 7), np.int32),
-        lengths=np.array([7, 3, 5, 1]),
+        tokens=draw.integers(2, WORDS, (SAMPLES, words), np.int32),
+        lengths=np.minimum([7, 3, 5, 1], words),
     )
 
 
@@ -245,3 +248,110 @@ def test_an_evaluation_waits_once_at_its_end(noted: Noted, sample_shards: Path, 
     assert told is not None
     assert len(told.ids) > 3 * SAMPLES
     assert [what.split(":")[0] for what in noted.blocking if "images.py" not in what] == ["evaluation.py"]
+
+
+def test_texts_come_in_few_widths(noted: Noted) -> None:
+    widths = {
+        to_device(batch(words=words), CUDA, whole_pixels(DataConfig())).tokens.shape[1] for words in (1, 7, 64, 65)
+    }
+    assert widths == {64, 128}
+    assert to_device(batch(words=7), torch.device("cpu"), whole_pixels(DataConfig())).tokens.shape[1] == 7
+
+
+@pytest.mark.parametrize(
+    ("precision", "tf32", "told"),
+    [
+        ("bf16", True, "texts in TF32, posters in bf16, heads in bf16"),
+        ("bf16", False, "texts in fp32, posters in bf16, heads in bf16"),
+        ("fp32", True, "texts in TF32, posters in TF32, heads in fp32"),
+    ],
+)
+def test_a_run_says_what_each_part_computes_in_on_a_gpu(
+    precision: str, tf32: bool, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    model = SimpleNamespace(text=1, poster=1, heads=1)
+    experiment: Any = SimpleNamespace(world=ALONE, precision=precision, model=model)
+    assert told in _computed_in(experiment)
+
+
+# ---- with a GPU: the same held against the real thing
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@needs_gpu
+@pytest.mark.parametrize("settings", [config(), with_text(arch="gru"), with_text(pooling="max")])
+def test_on_a_gpu_torch_finds_no_operation_that_synchronises(settings: Config, tmp_path: Path) -> None:
+    run = Run(settings, ALONE, Noted(), tmp_path)
+    run.steps(3)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run.steps(3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(np.isfinite(row["loss"]) for row in run.rows)
+
+
+@needs_gpu
+def test_on_a_gpu_two_streams_compute_what_one_does(tmp_path: Path) -> None:
+    told = []
+    for beside in (True, False):
+        torch.manual_seed(0)
+        run = Run(config(batch_norm="eval"), ALONE, Noted(), tmp_path, precision="fp32")
+        run.experiment.model.text_beside = beside
+        run.steps(3)
+        told.append([row["loss"] for row in run.rows] + [p.sum().item() for p in run.experiment.model.parameters()])
+    assert told[0] == pytest.approx(told[1], rel=1e-3)
+
+
+@needs_gpu
+@pytest.mark.parametrize("arch", ["lstm", "gru"])
+@pytest.mark.parametrize("pooling", ["last", "max", "mean"])
+def test_on_a_gpu_texts_are_encoded_as_on_a_cpu_under_autocast_too(arch: Any, pooling: Any) -> None:
+    torch.manual_seed(0)
+    encoder = TextEncoder(TextConfig(arch=arch, pooling=pooling, hidden=16, layers=2, embedding_dim=8), WORDS, None)
+    tokens, lengths = torch.randint(2, WORDS, (SAMPLES, 7)), np.array([7, 3, 5, 1])
+    plain = encoder(tokens, lengths)
+    plain.square().sum().backward()
+    expected = [plain, *(p.grad.clone() for p in encoder.parameters() if p.grad is not None)]
+    encoder.zero_grad()
+    encoder.cuda()
+    with torch.autocast("cuda", torch.bfloat16):
+        found = encoder(tokens.cuda(), lengths)
+    assert found.dtype == torch.float32
+    found.square().sum().backward()
+    for value, wanted in zip(
+        [found, *(p.grad for p in encoder.parameters() if p.grad is not None)], expected, strict=True
+    ):
+        torch.testing.assert_close(value.cpu(), wanted, atol=5e-3, rtol=2e-2)  # TF32 has ten bits of mantissa
+
+
+@needs_gpu
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("counts", [(300.0, 200.0), (NOTHING, 200.0), (NOTHING, NOTHING)])
+def test_on_a_gpu_the_kernels_of_synchronised_batch_norm_compute_what_is_written_out(
+    format: torch.memory_format, counts: tuple[float, float]
+) -> None:
+    generator = torch.manual_seed(0)
+    values, grad = (torch.randn(3, 4, 6, 6, generator=generator) + 2 for _ in range(2))
+    weight, bias = torch.rand(4, generator=generator) + 0.5, torch.randn(4, generator=generator)
+
+    def compute(kernels: Any, device: torch.device) -> list[torch.Tensor]:
+        on = [tensor.to(device) for tensor in (weight, bias)]
+        own, back = (tensor.to(device).to(memory_format=format) for tensor in (values, grad))
+        mean, inverse = kernels.batch_norm_stats(own, 1e-5)
+        means, inverses = torch.stack([mean, mean + 1]), torch.stack([inverse, inverse * 2])
+        tracked = torch.zeros(4, device=device), torch.ones(4, device=device)
+        shares = torch.tensor(counts, device=device)
+        mean, inverse = kernels.batch_norm_gather_stats_with_counts(own, means, inverses, *tracked, 1.0, 1e-5, shares)
+        output = kernels.batch_norm_elemt(own, *on, mean, inverse, 1e-5)
+        sums = kernels.batch_norm_backward_reduce(back, own, mean, inverse, on[0], True, True, True)
+        divisors = torch.tensor([300, 200], dtype=torch.int32, device=device)
+        moved = kernels.batch_norm_backward_elemt(back, own, mean, inverse, on[0], sums[0], sums[1], divisors)
+        return [tensor.cpu() for tensor in (mean, inverse, output, *sums, moved, *tracked)]
+
+    for found, wanted in zip(compute(torch, CUDA), compute(norm_kernels, torch.device("cpu")), strict=True):
+        assert found.isfinite().all()
+        if counts[1] > 1:  # where nobody is counted the numbers mean nothing
+            torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
