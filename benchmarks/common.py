@@ -14,6 +14,7 @@ import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 
@@ -48,20 +49,29 @@ def measured(claim: str, values: Sequence[float], unit: str) -> Row:
 
 def report(rows: Sequence[Row], json_file: Path | None) -> None:
     """Print the rows as a table and write them to a file if one is named."""
-    print(f"Machine: {machine()}\n")
-    print("| claim | value | unit | spread | goal | holds |\n| --- | --- | --- | --- | --- | --- |")
+    print_head(machine())
     for row in rows:
-        holds = {True: "yes", False: "**no**", None: ""}[row.holds]
-        value = f"{row.value:.4g}" if math.isfinite(row.value) else ""
-        print(f"| {row.claim} | {value} | {row.unit} | {row.spread} | {row.goal} | {holds} |")
+        print_row(row)
     if json_file:
         write(rows, json_file)
 
 
+def print_head(here: str) -> None:
+    """The machine and the head of the table of rows."""
+    print(f"Machine: {here}\n")
+    print("| claim | value | unit | spread | goal | holds |\n| --- | --- | --- | --- | --- | --- |", flush=True)
+
+
+def print_row(row: Row) -> None:
+    """One line of the table."""
+    holds = {True: "yes", False: "**no**", None: ""}[row.holds]
+    value = f"{row.value:.4g}" if math.isfinite(row.value) else ""
+    print(f"| {row.claim} | {value} | {row.unit} | {row.spread} | {row.goal} | {holds} |", flush=True)
+
+
 def write(rows: Sequence[Row], json_file: Path) -> None:
-    """Write rows to a file, all that it held replaced."""
-    here = machine()
-    told = [dataclasses.asdict(row) | {"machine": here} for row in rows]
+    """Write rows to a file, all that it held replaced, whole or not at all; a row without a machine is of this one."""
+    told = [dataclasses.asdict(row) | {"machine": row.machine or machine()} for row in rows]
     for row in told:  # JSON knows no NaN
         row["value"] = row["value"] if math.isfinite(row["value"]) else None
     partial = json_file.with_name(f"{json_file.name}.tmp")
@@ -69,6 +79,7 @@ def write(rows: Sequence[Row], json_file: Path) -> None:
     partial.replace(json_file)
 
 
+@cache
 def machine() -> str:
     """Processor, cores, memory, GPU and versions, in one line."""
     import torch  # here: benchmarks of memory start processes that need none of it

@@ -1,159 +1,160 @@
-"""Everything worth knowing about a GPU, in one command: speed, use, memory, and where the time goes.
+"""Everything worth knowing about a GPU, in one command: whether it computes right, how fast, and where the time goes.
 
-    python benchmarks/gpu.py                     under 8 minutes on one GPU, no network
-    python benchmarks/gpu.py --quick             tiny sizes, also on a CPU
-    python benchmarks/gpu.py --minutes 3         what does not fit the time is skipped, and said to be
+    python benchmarks/gpu.py --prepare gpu-prepared    beforehand, anywhere: shards (40 MB) and what takes long to count
+    python benchmarks/gpu.py --json gpu.json           under 10 minutes on one GPU, no network
+    python benchmarks/gpu.py --sections loop,trace     these only
+    python benchmarks/gpu.py --minutes 4               no section is started that does not fit the time
+    python benchmarks/gpu.py --quick                   tiny sizes, also on a CPU
 
-A section that fails gives a row that says why, and the others go on. Samples are noise in the shape of real ones; the
-loader's are procedural films.
+Sections run in order of their value. Each row is printed and written as it comes, so what was measured outlives a kill;
+a section that fails gives a row that says why, and the others go on. Beside the JSON lie `.trace.json.gz`, a Chrome
+trace (ui.perfetto.dev opens it), and `.log`, what the sections printed. Samples are noise in the shape of real ones, or
+procedural films.
 """
 
 import argparse
+import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from common import Row, report
-from gpu_sections import Bench, decoding, feeding, heads, one_rank, spread
+from common import Row, print_head, print_row, write
+from gpu_prepare import prepare, prepared_folder
+from gpu_sections import SECTIONS, Section
+from gpu_worker import Hello, Options, Worker, die_with_parent, serve
 
-from genre_dist.config import Config
-from genre_dist.models.classifier import GenreClassifier
-from genre_dist.planner.measure import make_step
-from genre_dist.planner.memory import Setting, peak_bytes
-from genre_dist.training.throughput import peak_flops
-
-GOAL_RATE, GOAL_PLAN = 1800, 0.10
-
-
-@dataclass(frozen=True)
-class Case:
-    """One way to train."""
-
-    what: str  # end to end, frozen, frozen-cached
-    precision: str = "bf16"
-    channels_last: bool = True
-    compile: bool = False
-    checkpointing: str = "none"
-    micro: int = 128
-
-    def __str__(self) -> str:
-        parts = [self.what, self.precision, "NHWC" if self.channels_last else "NCHW"]
-        parts += ["compiled"] * self.compile + [f"checkpointing {self.checkpointing}"] * (self.checkpointing != "none")
-        return f"{', '.join(parts)}, batch {self.micro}"
+MINUTES = 9.6
+"""A little under ten: what a lent machine may give a command."""
+LAST_SECONDS = 15
+"""How long a section may go on after the time is up."""
+START_SECONDS = 120
+NAN = float("nan")
 
 
-CASES = [
-    *(Case("end to end", micro=micro) for micro in (64, 128, 256)),
-    Case("frozen"),
-    Case("frozen-cached", micro=1024),
-    *(Case("end to end", precision=precision, micro=64) for precision in ("tf32", "fp32")),
-    Case("end to end", channels_last=False),
-    *(Case("end to end", checkpointing=kind, micro=256) for kind in ("blocks", "stages", "selective")),
-    Case("frozen", precision="fp32", micro=64),
-    Case("end to end", compile=True),
-]
+class Runner:
+    """Runs sections in processes, keeps their rows, and writes them as they come."""
+
+    def __init__(self, arguments: argparse.Namespace, work: Path) -> None:
+        self.quick, self.json = arguments.quick, arguments.json
+        self.ends = time.monotonic() + 60 * arguments.minutes
+        beside = work / "gpu" if self.json is None else self.json.with_suffix("")
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        self.options = Options(self.quick, work, arguments.shards or prepared_folder(), beside)
+        self.log = open(f"{beside}.log", "wb")  # noqa: SIM115 (closed in close)
+        self.rows: list[Row] = []
+        self.worker = Worker(self.options, self.log)
+        try:
+            self.hello = self.worker.hello(START_SECONDS)
+        except RuntimeError as error:
+            self.hello = Hello(f"unknown: {error}", on_gpu=False)
+        print_head(self.hello.machine)
+
+    def run(self, section: Section) -> None:
+        """Run a section, or say why not."""
+        left, needed = self.ends - time.monotonic(), section.estimate(self.quick)
+        if section.needs_cuda and not self.hello.on_gpu:
+            self._tell(Row(claim=f"{section.name}: not measured", value=NAN, unit="needs CUDA"))
+            return
+        if needed > left:
+            why = f"skipped, it takes {needed:.0f} s and {max(0.0, left):.0f} s are left"
+            self._tell(Row(claim=f"{section.name}: {why}", value=NAN, unit=""))
+            return
+        began = time.monotonic()
+        problem = self._measure(section, min(section.limit(self.quick), left + LAST_SECONDS))
+        if problem is not None:
+            self._tell(Row(claim=f"{section.name}: failed: {problem}", value=NAN, unit=""))
+        expected = "" if self.quick else f"{needed:g} s expected"
+        took = time.monotonic() - began
+        self._tell(Row(claim=f"{section.name}: the whole section", value=took, unit="s", spread=expected))
+
+    def _measure(self, section: Section, limit: float) -> str | None:
+        if section.alone and self.hello.on_gpu:
+            alone = Worker(self.options, self.log)
+            try:
+                return alone.run(section.function, limit, self._tell)
+            finally:
+                alone.close()
+        if not self.worker.is_open:
+            self.worker = Worker(self.options, self.log)
+        return self.worker.run(section.function, limit, self._tell)
+
+    def _tell(self, row: Row) -> None:
+        self.rows.append(replace(row, machine=self.hello.machine))
+        print_row(row)
+        if self.json is not None:
+            write(self.rows, self.json)
+
+    def close(self) -> None:
+        self.worker.close()
+        self.log.close()
 
 
-def run_case(bench: Bench, case: Case, config: Config, precision: str, micro: int) -> tuple[float, int]:
-    """Samples per second and peak memory; the model is gone afterwards."""
-    step = make_step(config, bench.words, case.checkpointing, precision, bench.world)  # type: ignore[arg-type]
-    batch = bench.batch(config, micro)
-    if case.what == "frozen-cached":
-        encodings = np.random.default_rng(0).random((micro, _encoding_size(config)), np.float32)
-        batch = replace(batch, images=None, tokens=None, lengths=None, encodings=encodings)
-    return bench.rate(lambda: step([batch]), micro)
+def main() -> int:
+    arguments = _arguments()
+    if arguments.parent is not None:
+        die_with_parent(arguments.parent)
+    if arguments.worker is not None:
+        serve(arguments.worker)
+    elif arguments.rank is not None:
+        from gpu_bench import stand_in_for_missing
+
+        stand_in_for_missing()
+        from gpu_ranks import one_rank
+
+        one_rank(arguments.rank)
+    elif arguments.prepare is not None:
+        print(prepare(arguments.prepare, arguments.quick))
+    else:
+        known = {section.name: section for section in SECTIONS}
+        named = list(known) if arguments.sections is None else arguments.sections.split(",")
+        if unknown := [name for name in named if name not in known]:
+            print(f"no section {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
+            return 2
+        _run([section for name, section in known.items() if name in named], arguments)
+    return 0
 
 
-def training(bench: Bench, case: Case) -> Iterator[Row]:
-    """Samples per second, MFU, peak memory, and the planner's peak."""
-    micro = 4 if bench.quick else case.micro
-    tf32 = case.precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    frozen = case.what != "end to end"
-    config = bench.config(frozen, channels_last=case.channels_last, compile=case.compile)
-    precision = "bf16" if case.precision == "bf16" else "fp32"
-    rate, peak = run_case(bench, case, config, precision, micro)
-    bench.free()
-    goal = bench.device.type == "cuda" and case.what == "end to end" and case.precision == "bf16" and micro >= 128
-    plain = goal and not case.compile and case.checkpointing == "none" and case.channels_last
-    yield Row(
-        claim=str(replace(case, micro=micro)),
-        value=rate,
-        unit="samples/s",
-        goal=f">= {GOAL_RATE} on one H100" if plain else "",
-        holds=rate >= GOAL_RATE if plain and "H100" in torch.cuda.get_device_name() else None,
-    )
-    limit = peak_flops(bench.device, case.precision)
-    if limit and case.what != "frozen-cached":
-        yield Row(claim="... MFU", value=rate * bench.flops(config) / limit, unit="share of the peak")
-    if not peak:
-        return
-    yield Row(claim="... peak memory", value=peak / 2**30, unit="GiB allocated")
-    if case.what != "frozen-cached" and not case.compile:
-        setting = Setting(strategy="single", ranks=1, precision=precision, checkpointing=case.checkpointing)  # type: ignore[arg-type]
-        planned = bench.planned(config, frozen, case.checkpointing)
-        off = peak_bytes(planned.traces, planned.sizes, setting, micro) / peak - 1
-        yield Row(
-            claim="... planned over measured peak, less 1",
-            value=off,
-            unit="share",
-            goal=f"within {GOAL_PLAN:.0%}",
-            holds=abs(off) <= GOAL_PLAN,
-        )
+def _run(sections: Sequence[Section], arguments: argparse.Namespace) -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that all is tidied up
+    if not arguments.quick:
+        print("\n".join(_plan(sections)) + "\n", flush=True)
+    with tempfile.TemporaryDirectory(prefix="genre_dist-gpu-", ignore_cleanup_errors=True) as work:
+        runner = Runner(arguments, Path(work))
+        try:
+            for section in sections:
+                runner.run(section)
+        finally:
+            runner.close()
 
 
-def _encoding_size(config: Config) -> int:
-    with torch.device("meta"):
-        model = GenreClassifier(config.model, 19, config.data.image_size, 100, None, load_weights=False)
-    assert model.text is not None
-    assert model.poster is not None
-    return model.text.encoding_size + model.poster.encoding_size
+def _plan(sections: Sequence[Section]) -> list[str]:
+    """The sections with their seconds, and when each should be through."""
+    lines, total = ["| section | seconds expected | through after | process |", "| --- | --- | --- | --- |"], 0.0
+    for section in sections:
+        total += section.seconds
+        process = "its own" if section.alone else ""
+        lines.append(f"| {section.name} | {section.seconds:g} | {total:g} | {process} |")
+    return lines
 
 
-def guarded(bench: Bench, name: str, section: Callable[[], Iterator[Row]]) -> list[Row]:
-    """A section's rows; one that says why where it fails or time is up."""
-    if time.monotonic() > bench.deadline:
-        return [Row(claim=f"{name}: skipped, time is up", value=float("nan"), unit="")]
-    rows: list[Row] = []
-    began = time.monotonic()
-    try:
-        rows.extend(section())
-    except Exception as error:  # whatever it is, the other sections are worth having
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        rows.append(Row(claim=f"{name}: failed: {type(error).__name__}: {reason}", value=float("nan"), unit=""))
-    print(f"{name}: {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
-    bench.free()
-    return rows
-
-
-def main() -> None:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, within a minute")
     parser.add_argument("--json", type=Path, help="write the rows here as well")
-    parser.add_argument("--minutes", type=float, default=7.0, help="start no section after this long")
-    parser.add_argument("--rank_of", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.rank_of:
-        one_rank(arguments.rank_of, arguments.quick)
-        return
-    bench = Bench(arguments.quick, time.monotonic() + 60 * arguments.minutes)
-    cases = CASES[3:6] if arguments.quick else CASES
-    rows: list[Row] = []
-    for case in cases[:5]:
-        rows += guarded(bench, str(case), lambda case=case: training(bench, case))  # type: ignore[misc]
-    rows += guarded(bench, "feeding", lambda: feeding(bench))
-    rows += guarded(bench, "heads", lambda: heads(bench))
-    rows += guarded(bench, "decoding", lambda: decoding(bench))
-    for case in cases[5:]:
-        rows += guarded(bench, str(case), lambda case=case: training(bench, case))  # type: ignore[misc]
-    for strategy in ("fsdp",) if arguments.quick else ("ddp", "fsdp", "zero1", "zero2", "zero3"):
-        rows += guarded(bench, strategy, lambda strategy=strategy: spread(bench, strategy))  # type: ignore[misc]
-    report(rows, arguments.json)
+    parser.add_argument("--prepare", type=Path, metavar="DIR", help="make what is used later, and measure nothing")
+    parser.add_argument("--shards", type=Path, metavar="DIR", help="what --prepare made (default: gpu-prepared)")
+    parser.add_argument("--sections", metavar="A,B", help="only these")
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES, help="start no section that takes longer than is left"
+    )
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--rank", help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,7 +18,7 @@ from torch import Tensor
 from genre_dist.atomic import atomic_file
 from genre_dist.config import Config, derive_batches
 from genre_dist.parallel.strategy import strategy_name
-from genre_dist.parallel.world import World
+from genre_dist.parallel.world import LONGEST_ALLOWED, World
 from genre_dist.stream.reader import Batch, part_of
 from genre_dist.training.experiment import Experiment, choose_precision
 from genre_dist.training.out_of_memory import is_out_of_memory
@@ -139,6 +139,7 @@ class Backoff:
         whole = self.experiment.micro_batch
         self.piece = max(n for n in range(1, self.piece // 2 + 1) if whole % n == 0)
         self.careful_steps = CAREFUL_STEPS
+        self.world.allow(LONGEST_ALLOWED)  # a compiled model is compiled anew for the smaller size
         if self.world.device.type == "cuda":
             gc.collect()  # what failed may still hold on to its tensors
             torch.cuda.empty_cache()
