@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 
 from genre_dist.config import Config
@@ -61,7 +60,7 @@ def parse_config(argv: Sequence[str], prog: str = "python -m genre_dist.train") 
 
 def save_config(config: Config, path: Path) -> None:
     """Write the resolved configuration as YAML that `--config` reads back."""
-    path.write_text(yaml.safe_dump(_plain(config.to_dict()), sort_keys=False))
+    path.write_text(config.to_yaml())
 
 
 def load_config(path: Path) -> Config:
@@ -123,9 +122,3 @@ def _explain(message: str, argv: Sequence[str]) -> str:
         message = f"{' or '.join(files) or '--config'} is not a YAML file of sections and keys: {message}"
     message = re.sub(r"Parser key \"([\w.]+)\":", r"configuration key `\1`:", message)
     return re.sub(r"\s+", " ", message).strip()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from genre_dist.config import Config
-from genre_dist.configfile import save_config
 from genre_dist.parallel.world import LONGEST_ALLOWED, World
 from genre_dist.stream.found import Seconds
 from genre_dist.stream.order import hash64
@@ -101,7 +100,7 @@ def _resume(experiment: Experiment, folder: Path, stop: StopRequest) -> int:
         copy = replace(config, run=replace(config.run, overwrite=False))
         if experiment.splits:
             copy = replace(copy, data=replace(config.data, micro_batch="auto"))
-        save_config(copy, folder / "config.yaml")
+        (folder / "config.yaml").write_text(copy.to_yaml())
         stop.forget_left_over()
     world.barrier()  # no rank may take an old STOP file for a new one
     return 0 if saved is None else saved.step
