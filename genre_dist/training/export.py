@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from genre_dist.atomic import atomic_file
-from genre_dist.configfile import load_config
 from genre_dist.storage import read_bytes
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.training.checkpoint import Saved, checkpoint_path, load_weights, newest_checkpoint, read_saved
@@ -61,6 +60,8 @@ def export_run(run: Path, out: Path, which: str | None = None, shards: Path | No
             if (run / name).is_file():
                 shutil.copyfile(run / name, out / name)
     else:
+        from genre_dist.configfile import load_config  # training saves models too, and needs no parser of options
+
         config = load_config(run / "config.yaml")
         manifest = load_manifest(shards or config.data.shards)
         if manifest.fingerprint != saved.facts["data_fingerprint"]:

@@ -36,7 +36,7 @@ def test_both_ranks_take_nccl_where_each_has_a_gpu_and_gloo_where_they_share_one
 ) -> None:
     codes, said = ranks_of(tmp_path, gpus)
     assert not any(codes), said
-    assert said.count(f"backend {backend}, {sharing} on its GPU, 2 met\n") == 2, said
+    assert said.count(f"backend {backend}, {sharing} on its GPU, 2 met") == 2, said
     assert said.count("for trying out only") == (1 if backend == "gloo" else 0)  # by rank 0 alone
 
 
@@ -54,8 +54,8 @@ def test_a_restart_by_torchrun_compares_the_gpus_of_its_own_ranks_not_of_those_t
         ranks.start([TORCHRUN, *flags, __file__], GPUS="a a;b c")
         codes, said = ranks.wait(60), ranks.output()
     assert not any(codes), said
-    assert said.count("backend gloo, 2 on its GPU, 2 met\n") == 2, said
-    assert said.count(f"backend {NCCL}, 1 on its GPU, 2 met\n") == 2, said
+    assert said.count("backend gloo, 2 on its GPU, 2 met") == 2, said
+    assert said.count(f"backend {NCCL}, 1 on its GPU, 2 met") == 2, said
 
 
 def main() -> None:
