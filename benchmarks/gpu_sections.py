@@ -27,6 +27,7 @@ class Section:
 SECTIONS = (
     Section("precision", 20, "gpu_checks:precision"),
     Section("agreement", 12, "gpu_checks:agreement"),
+    Section("decoding", 15, "gpu_checks:decoding", alone=True),
     Section("bf16", 20, "gpu_speed:bf16"),
     Section("loop", 40, "gpu_loop:loop"),
     Section("trace", 15, "gpu_trace:trace"),
@@ -36,7 +37,6 @@ SECTIONS = (
     Section("checkpoint", 28, "gpu_loop:checkpoint", alone=True),
     Section("recompute", 30, "gpu_speed:recompute"),
     Section("frozen", 17, "gpu_speed:frozen"),
-    Section("decoding", 15, "gpu_checks:decoding", alone=True),
     Section("heads", 8, "gpu_speed:heads"),
     Section("fp32", 20, "gpu_speed:fp32"),
     Section("ranks", 55, "gpu_ranks:ranks", alone=True),
