@@ -220,6 +220,11 @@ def test_bf16_on_a_gpu_without_it_is_refused_with_the_ways_out(cuda: FakeCuda) -
     assert choose_precision(with_precision("bf16"), torch.device("cpu")) == "bf16"
 
 
+def test_a_run_that_was_trained_in_bf16_is_evaluated_in_fp32_on_a_gpu_without_it(cuda: FakeCuda) -> None:
+    cuda.capability = (7, 5)
+    assert choose_precision(with_precision("bf16"), GPU, trained_elsewhere=True) == "fp32"
+
+
 # --- the load of the GPU
 
 
