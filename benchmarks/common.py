@@ -71,11 +71,11 @@ def print_row(row: Row) -> None:
 
 def write(rows: Sequence[Row], json_file: Path) -> None:
     """Write rows to a file, all that it held replaced, whole or not at all; a row without a machine is of this one."""
-    told = [dataclasses.asdict(row) | {"machine": row.machine or machine()} for row in rows]
-    for row in told:  # JSON knows no NaN
+    objects = [dataclasses.asdict(row) | {"machine": row.machine or machine()} for row in rows]
+    for row in objects:  # JSON knows no NaN
         row["value"] = row["value"] if math.isfinite(row["value"]) else None
     partial = json_file.with_name(f"{json_file.name}.tmp")
-    partial.write_text(json.dumps(told, indent=1, allow_nan=False))
+    partial.write_text(json.dumps(objects, indent=1, allow_nan=False))
     partial.replace(json_file)
 
 

@@ -73,13 +73,7 @@ def precision(bench: Bench) -> Iterator[Row]:
     rounded = text_gradients(bench, "bf16")
     for layer, gradient in exact.items():
         off = float((rounded[layer] - gradient).norm() / gradient.norm())
-        yield Row(
-            claim=f"text gradients of layer {layer}, bf16 against fp32",
-            value=off,
-            unit="relative error",
-            goal=f"< {GOAL_GRADIENTS}",
-            holds=off < GOAL_GRADIENTS,
-        )
+        yield below(f"text gradients of layer {layer}, bf16 against fp32", off, "relative error", GOAL_GRADIENTS)
 
 
 def text_gradients(bench: Bench, kind: str) -> dict[int, Tensor]:
@@ -143,13 +137,13 @@ def losses(bench: Bench, starts: list[Config], world: World, folder: Path | None
 def off_by(what: str, expected: list[float], found: list[float]) -> Row:
     """The largest relative difference of two runs' losses."""
     off = max(abs(a - b) / abs(a) for a, b in zip(expected, found, strict=True))
-    return Row(
-        claim=f"losses: {what} against one process that was never stopped",
-        value=off,
-        unit="relative difference",
-        goal=f"< {GOAL_LOSSES}",
-        holds=off < GOAL_LOSSES,
-    )
+    claim = f"losses: {what} against one process that was never stopped"
+    return below(claim, off, "relative difference", GOAL_LOSSES)
+
+
+def below(claim: str, value: float, unit: str, goal: float, spread: str = "") -> Row:
+    """A row whose value should stay below a goal."""
+    return Row(claim=claim, value=value, unit=unit, goal=f"< {goal:g}", holds=value < goal, spread=spread)
 
 
 def decoding(bench: Bench) -> Iterator[Row]:
@@ -178,7 +172,7 @@ def decoding(bench: Bench) -> Iterator[Row]:
     decode_posters(batch, bench.device)
     pixels = torch.as_tensor(batch.images) if batch.pixels is None else batch.pixels.cpu()
     others = np.arange(len(jpegs)) != 1
-    where = f"decoded on the {'CPU' if batch.pixels is None else 'GPU'}, {len(batch.faults)} faults told"
+    where = f"decoded on the {'CPU' if batch.pixels is None else 'GPU'}, {len(batch.faults)} faults reported"
     yield pixels_apart("... with one damaged JPEG among them, the others", pixels[others], out[others], where)
 
 
@@ -193,14 +187,7 @@ def decoded(batch: Batch, device: torch.device) -> Tensor:
 
 def pixels_apart(claim: str, found: Tensor, expected: np.ndarray, spread: str) -> Row:
     off = float((found.cpu().float() - torch.from_numpy(expected).float()).abs().mean())
-    return Row(
-        claim=claim,
-        value=off,
-        unit="of 255, mean difference",
-        goal=f"< {GOAL_PIXELS:g}",
-        holds=off < GOAL_PIXELS,
-        spread=spread,
-    )
+    return below(claim, off, "of 255, mean difference", GOAL_PIXELS, spread)
 
 
 def some_posters(bench: Bench, most: int) -> list[bytes]:

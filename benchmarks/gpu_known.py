@@ -1,4 +1,4 @@
-"""What is known of a model without a GPU: its work, and the planner's peaks. Counted once, and kept for later."""
+"""Numbers of a model that need no GPU: its FLOPs and the planner's peaks, computed once and kept in a file."""
 
 import hashlib
 import json
@@ -62,8 +62,8 @@ class Known:
 
 def _model(config: Config) -> str:
     """A name for a model, its pixels, and the code that counts."""
-    told = json.dumps([asdict(config.model), config.data.image_size], sort_keys=True)
-    return hashlib.sha256(told.encode() + _code()).hexdigest()[:12]
+    settings = json.dumps([asdict(config.model), config.data.image_size], sort_keys=True)
+    return hashlib.sha256(settings.encode() + _code()).hexdigest()[:12]
 
 
 @cache

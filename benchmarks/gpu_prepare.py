@@ -1,4 +1,4 @@
-"""What a GPU machine should spend no time on, made beforehand: packed shards, and what is known of the model."""
+"""Packed shards and the numbers of the model, made beforehand: a GPU machine should spend no time on them."""
 
 import shutil
 from pathlib import Path

@@ -39,11 +39,16 @@ def run_ranks(bench: Bench, strategy: str) -> tuple[list[float], list[float]]:
     with tempfile.TemporaryDirectory(dir=bench.work) as name:
         options = {"strategy": strategy, "quick": bench.quick, "work": name, "prepared": str(prepared)}
         command = [*child_command(), "--rank", json.dumps(options)]
-        told = {"WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
-        told |= {"OMP_NUM_THREADS": 1}
+        variables = {
+            "WORLD_SIZE": RANKS,
+            "LOCAL_WORLD_SIZE": RANKS,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": _free_port(),
+        }
+        variables |= {"OMP_NUM_THREADS": 1}
         running = []
         for rank in range(RANKS):
-            own = {key: str(value) for key, value in (told | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+            own = {key: str(value) for key, value in (variables | {"RANK": rank, "LOCAL_RANK": rank}).items()}
             running.append(subprocess.Popen(command, env=os.environ | own))
         try:
             while any(process.poll() is None for process in running) and not any(p.returncode for p in running):
@@ -62,9 +67,9 @@ def _free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def one_rank(told: str) -> None:
+def one_rank(arguments: str) -> None:
     """A rank of `run_ranks`: the losses of the small run, then the peak of three steps of the study's model."""
-    options = json.loads(told)
+    options = json.loads(arguments)
     work, strategy = Path(options["work"]), options["strategy"]
     world = start_world()
     bench = Bench(Options(options["quick"], work, Path(options["prepared"]), work / "rank"))

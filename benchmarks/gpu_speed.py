@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -77,31 +78,6 @@ def cases(quick: bool, section: str | None = None) -> list[Case]:
     return [case for held in chosen for case in held]
 
 
-def bf16(bench: Bench) -> Iterator[Row]:
-    """The plainest way: all of the model in bf16."""
-    yield from _speeds(bench, "bf16")
-
-
-def batches(bench: Bench) -> Iterator[Row]:
-    """The same with smaller and larger batches."""
-    yield from _speeds(bench, "batches")
-
-
-def recompute(bench: Bench) -> Iterator[Row]:
-    """Activations computed again instead of kept."""
-    yield from _speeds(bench, "recompute")
-
-
-def frozen(bench: Bench) -> Iterator[Row]:
-    """Frozen encoders, computed in every step or once for all."""
-    yield from _speeds(bench, "frozen")
-
-
-def fp32(bench: Bench) -> Iterator[Row]:
-    """fp32, with and without tensor cores."""
-    yield from _speeds(bench, "fp32")
-
-
 def compiled(bench: Bench) -> Iterator[Row]:
     """The poster encoder's blocks compiled: a step, then the real loop."""
     from gpu_loop import real_loop
@@ -115,6 +91,12 @@ def _speeds(bench: Bench, section: str) -> Iterator[Row]:
     for case in cases(bench.quick, section):
         yield from _speed(bench, case)
         bench.free()
+
+
+bf16, batches, recompute, frozen, fp32 = (
+    partial(_speeds, section=name) for name in ("bf16", "batches", "recompute", "frozen", "fp32")
+)
+"""Sections without more than their cases."""
 
 
 def _speed(bench: Bench, case: Case) -> Iterator[Row]:

@@ -24,7 +24,7 @@ from common import Row, machine
 
 @dataclass(frozen=True)
 class Options:
-    """What a process that measures is told."""
+    """The settings of a process that measures."""
 
     quick: bool
     work: Path
@@ -85,7 +85,7 @@ class Worker:
         raise RuntimeError(self._end())
 
     def run(self, function: str, limit: float, tell: Callable[[Row], None]) -> str | None:
-        """Run a section's function, each row told as it comes; returns what went wrong, if anything did.
+        """Run a section's function, each row passed on as it comes; returns what went wrong, if anything did.
 
         The worker is closed afterwards if it hangs, has ended, or its device answers no more.
         """
@@ -96,13 +96,13 @@ class Worker:
                 if not self._connection.poll(max(0.0, deadline - time.monotonic())):
                     self.close()
                     return f"given up after {limit:.0f} s"
-                told = self._connection.recv()
-                if isinstance(told, Row):
-                    tell(told)
-                elif isinstance(told, Ended):
-                    if not told.is_healthy:
+                message = self._connection.recv()
+                if isinstance(message, Row):
+                    tell(message)
+                elif isinstance(message, Ended):
+                    if not message.is_healthy:
                         self.close()
-                    return told.problem
+                    return message.problem
         except (EOFError, OSError):
             self.close()
             return self._end()

@@ -59,10 +59,10 @@ class PooledStates(nn.RNNBase):
     def _packed(self, inputs: Tensor, lengths: Tensor) -> Tensor:
         # sorted here, on the host: torch's own sorting would wait for the device, and so would its way back
         descending, order = torch.sort(lengths.cpu(), descending=True)
-        told = torch.stack([order, order.argsort(), lengths.cpu()])  # [3, B]
+        indices = torch.stack([order, order.argsort(), lengths.cpu()])  # [3, B]
         if inputs.is_cuda:
-            told = told.pin_memory().to(inputs.device, non_blocking=True)
-        order, inverse, lengths = told
+            indices = indices.pin_memory().to(inputs.device, non_blocking=True)
+        order, inverse, lengths = indices
         packed = pack_padded_sequence(inputs.index_select(0, order), descending, batch_first=True)
         directions = 2 if self.bidirectional else 1
         start = inputs.new_zeros(self.num_layers * directions, len(inputs), self.hidden_size)

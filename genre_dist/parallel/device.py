@@ -129,7 +129,7 @@ def exchange_cards(store: dist.Store, card: Card, rank: int, size: int) -> list[
     store.set(f"card {rank}", json.dumps(card))
     if card == Card():
         return [card]
-    cards = [Card(*json.loads(told)) for told in store.multi_get([f"card {each}" for each in range(size)])]
+    cards = [Card(*json.loads(text)) for text in store.multi_get([f"card {each}" for each in range(size)])]
     for each, other in enumerate(cards):
         if other.problem:
             raise ValueError(f"rank {each} on {other.problem}")

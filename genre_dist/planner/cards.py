@@ -110,11 +110,7 @@ def card_named(name: str) -> Card:
     card = find_card(name)
     if card is None:
         known = {" ".join(_words(card.name)): card.name for card in CARDS}
-        close = difflib.get_close_matches(" ".join(_words(name)), known, n=4, cutoff=0.3) or [
-            "h100",
-            "a100",
-            "rtx 4090",
-        ]
+        close = difflib.get_close_matches(" ".join(_words(name)), known, n=4, cutoff=0.0)
         raise ValueError(f"--time {name}: no such card is known; nearest: {', '.join(known[word] for word in close)}")
     return card
 

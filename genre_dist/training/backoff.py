@@ -38,16 +38,20 @@ def may_split(config: Config, world: World) -> bool:
 def planned_config(config: Config, world: World) -> Config:
     """On a GPU, `data.micro_batch: auto` as a number: the planner's, at most what an earlier start found to fit.
 
-    The same on all ranks. Elsewhere, and for a model the planner cannot follow, the configuration as it is.
+    The same on all ranks. Elsewhere, and for a model the planner cannot follow, which it says, the configuration as it
+    is. Raises ValueError as `choose_precision` does.
     """
     if not may_split(config, world):
         return config
     from genre_dist.planner.options import planned_micro_batch
 
-    card = memory_to_plan(world)
+    card, precision = memory_to_plan(world), choose_precision(config, world.device)
     try:
-        own = planned_micro_batch(config, card, world.size, choose_precision(config, world.device))
-    except ValueError:
+        own = planned_micro_batch(config, card, world.size, precision)
+    except ValueError as error:
+        if world.is_first:
+            micro = derive_batches(config.data, world.size).micro
+            print(f"micro-batches of {micro} to begin with, not planned for the memory: {error}", flush=True)
         return config
     note = Path(config.run.dir) / NOTE
     if note.is_file() and not config.run.overwrite:

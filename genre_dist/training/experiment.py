@@ -165,6 +165,11 @@ def choose_precision(config: Config, device: torch.device, trained_elsewhere: bo
     return "bf16" if has_bf16 else "fp32"
 
 
+def agreed_precision(config: Config, world: World) -> str:
+    """The precision of all ranks: fp32 if the GPU of one of them has no bf16."""
+    return "fp32" if world.any(choose_precision(config, world.device) == "fp32") else "bf16"
+
+
 def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
     """What surrounds every forward pass: bf16 autocast, or nothing for fp32."""
     return partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bf16")
@@ -181,9 +186,7 @@ def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
     manifest = load_manifest(config.data.shards)
     stream = open_stream(config, manifest, world.size, world.rank, device_feed(world.device, config.data.decode))
     model = _build_on_all(config, manifest, world).to(world.device)
-    precision = choose_precision(config, world.device)
-    if world.any(precision == "fp32"):  # cards of several kinds: all ranks compute alike
-        precision = "fp32"
+    precision = agreed_precision(config, world)
     # counted before the model is spread: a forward pass on one rank would wait for the others for ever
     known = peak_flops(world.device, precision) > 0
     flops = training_flops(model, config, world.device) if known else 0.0

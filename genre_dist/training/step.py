@@ -28,15 +28,15 @@ class Figures:
     """A step's figures on their way to the host, behind the step itself; the next step can be queued meanwhile."""
 
     def __init__(self, result: StepResult) -> None:
-        told = torch.cat([result.totals, result.grad_norm.reshape(1)])
-        self._told = told.to("cpu", non_blocking=True)  # into pinned memory
-        self._arrived = torch.cuda.current_stream(told.device).record_event() if told.is_cuda else None
+        figures = torch.cat([result.totals, result.grad_norm.reshape(1)])
+        self._host = figures.to("cpu", non_blocking=True)  # into pinned memory
+        self._arrived = torch.cuda.current_stream(figures.device).record_event() if figures.is_cuda else None
 
     def read(self) -> list[float]:
         """The totals and the gradient's norm; waits for the end of the step they are of."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return self._told.tolist()
+        return self._host.tolist()
 
 
 class OutOfMemoryTogetherError(Exception):

@@ -16,7 +16,7 @@ from genre_dist.parallel.device import Card, exchange_cards, has_kernels, is_sha
 from genre_dist.parallel.world import World, _backend, start_world
 from genre_dist.planner.memory import CONTEXT_BYTES
 from genre_dist.training import backoff
-from genre_dist.training.experiment import choose_precision
+from genre_dist.training.experiment import agreed_precision, choose_precision
 from genre_dist.training.host_bound import host_bound
 from genre_dist.training.ranks import Meter, memory_to_plan
 
@@ -220,6 +220,12 @@ def test_bf16_on_a_gpu_without_it_is_refused_with_the_ways_out(cuda: FakeCuda) -
     assert choose_precision(with_precision("bf16"), torch.device("cpu")) == "bf16"
 
 
+@pytest.mark.parametrize(("another_rank", "taken"), [(False, "bf16"), (True, "fp32")])
+def test_ranks_on_gpus_of_several_kinds_compute_alike(another_rank: bool, taken: str, cuda: FakeCuda) -> None:
+    world: Any = SimpleNamespace(device=GPU, any=lambda own: own or another_rank)
+    assert agreed_precision(with_precision("auto"), world) == taken
+
+
 def test_a_run_that_was_trained_in_bf16_is_evaluated_in_fp32_on_a_gpu_without_it(cuda: FakeCuda) -> None:
     cuda.capability = (7, 5)
     assert choose_precision(with_precision("bf16"), GPU, trained_elsewhere=True) == "fp32"
@@ -271,6 +277,19 @@ def test_the_plan_of_a_gpu_that_others_use_is_for_what_is_free_and_counts_the_co
     told = capsys.readouterr().out
     assert "2.0 GB of 80.0 GB are free, other processes hold the rest" in told
     assert "CUDA_VISIBLE_DEVICES" in told
+
+
+def test_a_model_that_cannot_be_planned_is_trained_all_the_same_and_the_reason_is_printed(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> int:
+        raise ValueError("the model cannot be planned: no meta form")
+
+    monkeypatch.setattr("genre_dist.planner.options.planned_micro_batch", refuse)
+    assert backoff.planned_config(Config(), World(0, 1, GPU)) == Config()
+    assert "micro-batches of 32 to begin with" in capsys.readouterr().out
+    backoff.planned_config(Config(), World(0, 1, GPU))
+    assert "the model cannot be planned: no meta form" in capsys.readouterr().out
 
 
 def test_a_gpu_that_is_free_but_for_the_context_is_no_news(cuda: FakeCuda, capsys: pytest.CaptureFixture[str]) -> None:
