@@ -1,0 +1,151 @@
+"""One writer a folder: a lock of the kernel's, which any death releases.
+
+The lock is `flock` on the file `.lock` in the folder, which stays there and says who took it last. Nodes that share the
+folder share the lock, where their file system has locks at all. Processes started by the writer do not inherit it.
+A copy of the folder is not locked.
+"""
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from genre_dist.storage import Place
+
+FILE = ".lock"
+GRACE_SECONDS = 1.0
+"""For so long a writer that is about to end is waited for: a killed process, the ranks of a start before this one."""
+_LAUNCH = (
+    "TORCHELASTIC_RUN_ID",
+    "TORCHELASTIC_RESTART_COUNT",
+    "SLURM_JOB_ID",
+    "SLURM_STEP_ID",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
+
+class BusyError(ValueError):
+    """Another process writes the folder."""
+
+
+class Lock:
+    """A lock that is held until `release`, or until this process ends."""
+
+    def __init__(self, file: IO[str] | None) -> None:
+        self._file = file
+
+    def share(self) -> None:
+        """Let the other ranks of this run in (`take` with shared=True); whoever wants the folder alone stays out."""
+        if self._file is not None:
+            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def fileno(self) -> int | None:
+        """For a child that is to hold the lock as well, for as long as it lives."""
+        return None if self._file is None else self._file.fileno()
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def take(folder: Place, shared: bool = False, file: str = FILE) -> Lock:
+    """Lock a folder, made if it is not there, against all other writers or, if shared, against those who want it alone.
+
+    Raises BusyError, naming host and process, if another one has it. A remote place has no locks, nor have a few file
+    systems; the latter is said.
+    """
+    if not isinstance(folder, Path):
+        return Lock(None)
+    folder.mkdir(parents=True, exist_ok=True)
+    opened = open(folder / file, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 (held on purpose)
+    mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        if not _lock(opened, mode, GRACE_SECONDS):
+            raise BusyError(_refusal(folder, opened))
+        with suppress(OSError):  # a full disk: the lock holds, only its name is missing
+            if not shared:
+                opened.truncate(0)
+            opened.write(_own_line())
+            opened.flush()
+    except BaseException:
+        opened.close()
+        raise
+    return Lock(opened)
+
+
+@contextmanager
+def one_writer(folder: Place, shared: bool = False, file: str = FILE) -> Iterator[Lock]:
+    """Hold a folder's lock for a block. Raises as `take` does."""
+    lock = take(folder, shared, file)
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def refuse_if_busy(folder: Path, file: str = FILE) -> None:
+    """For the ranks that do not take the lock themselves: raise BusyError if a process of another launch has it.
+
+    So all ranks of a second start end at once, not only the one that wanted the lock.
+    """
+    with suppress(FileNotFoundError, PermissionError), open(folder / file, "r+", encoding="utf-8") as opened:
+        ends = time.monotonic() + GRACE_SECONDS
+        while not _lock(opened, fcntl.LOCK_EX, 0.0) and _launch_of(opened) != _launch():
+            if time.monotonic() >= ends:
+                raise BusyError(_refusal(folder, opened))
+            time.sleep(0.05)
+
+
+def holds_files(folder: Path) -> bool:
+    """Whether there is anything in a folder beside its lock."""
+    return folder.is_dir() and any(path.name != FILE for path in folder.iterdir())
+
+
+def _lock(opened: IO[str], mode: int, seconds: float) -> bool:
+    """Try for so long to get a lock; True also where the file system knows none."""
+    ends = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(opened, mode | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= ends:
+                return False
+            time.sleep(0.05)
+        except OSError as error:
+            print(
+                f"{opened.name}: no locks on this file system ({error.strerror}); let no second process write there",
+                file=sys.stderr,
+            )
+            return True
+
+
+def _own_line() -> str:
+    return f"{os.getpid()} {os.uname().nodename} {time.strftime('%Y-%m-%dT%H:%M:%S%z')} {_launch()}\n"
+
+
+def _launch(environment: Mapping[str, str] = os.environ) -> str:
+    """The same on all ranks of one launch, and different for two of them; '-' for a process alone."""
+    return ",".join(environment.get(name, "").replace(" ", "_") for name in _LAUNCH).strip(",") or "-"
+
+
+def _launch_of(opened: IO[str]) -> str:
+    return (_first_line(opened) + [""] * 4)[3]
+
+
+def _first_line(opened: IO[str]) -> list[str]:
+    opened.seek(0)
+    return "".join(letter if letter.isprintable() else " " for letter in opened.readline(4096)).split()
+
+
+def _refusal(folder: Path, opened: IO[str]) -> str:
+    pid, host, since, *_ = _first_line(opened) + ["?"] * 3
+    return (
+        f"{folder} is being written by process {pid} on {host} (since {since}), or by what it started: wait until that "
+        "has ended, stop it, or name another folder"
+    )

@@ -1,0 +1,78 @@
+"""Files that come from outside: what they say is checked against its type before any of it is used.
+
+A type is a dataclass, a NamedTuple or a TypedDict, its fields annotated with the kinds below. Nothing is guessed: a
+number in quotes is no number, a field that is not known is refused.
+"""
+
+import re
+from pathlib import PurePosixPath
+from typing import Annotated, Any, TypeVar
+
+from annotated_types import Ge, Le, Predicate
+
+from genre_dist.storage import Place, file_size, read_bytes
+
+LARGEST_BYTES = 64 << 20
+"""A JSON file above this is refused before it is read."""
+LONGEST_TOLD = 80
+_PLAIN = {
+    "Predicate 'is_file_name' failed": "not the name of a file in or below its folder",
+    "Predicate 'is_sha256' failed": "not a SHA-256 (64 hex digits)",
+}
+
+Kind = TypeVar("Kind")
+
+
+def is_file_name(text: str) -> bool:
+    """Whether this names a file in or below a folder, and nothing outside: relative, no `..`, no odd characters."""
+    path = PurePosixPath(text)
+    return (
+        0 < len(text) <= 1024
+        and text.isprintable()
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and "\\" not in text
+        and "://" not in text
+        and str(path) == text
+        and text != "."
+    )
+
+
+def is_sha256(text: str) -> bool:
+    return re.fullmatch("[0-9a-f]{64}", text) is not None
+
+
+FileName = Annotated[str, Predicate(is_file_name)]
+"""A file in a folder or below it."""
+Sha256 = Annotated[str, Predicate(is_sha256)]
+Count = Annotated[int, Ge(0), Le(2**62)]
+
+
+def parse_json(kind: type[Kind], written: bytes, path: Place | str, remedy: str) -> Kind:
+    """JSON as a value of a type. Raises ValueError in one line with the file, the key, what is wrong and the remedy."""
+    from pydantic import TypeAdapter, ValidationError  # not where only types are needed: 0.1 s
+
+    try:
+        return TypeAdapter(kind).validate_json(written, strict=True)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False)[0]
+        key = ".".join(map(str, problem["loc"]))
+        found = "" if problem["type"] in ("missing", "json_invalid") else f", found {_shortened(problem['input'])}"
+        told = _one_line(_PLAIN.get(problem["msg"], problem["msg"]))
+        raise ValueError(f"{path}: {_one_line(key) + ': ' if key else ''}{told}{found}; {remedy}") from None
+
+
+def read_json(kind: type[Kind], path: Place, remedy: str) -> Kind:
+    """A JSON file as a value of a type. Raises ValueError as `parse_json` does, OSError if it cannot be read."""
+    if (size := file_size(path)) > LARGEST_BYTES:
+        raise ValueError(f"{path}: {size:,} bytes, more than such a file ever has; {remedy}")
+    return parse_json(kind, read_bytes(path), path, remedy)
+
+
+def _shortened(value: Any) -> str:
+    told = _one_line(repr(value))
+    return told if len(told) <= LONGEST_TOLD else f"{told[:LONGEST_TOLD]}..."
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", "".join(letter if letter.isprintable() else " " for letter in text)).strip()
