@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help setup quickstart test lint bench clean
+.PHONY: help setup quickstart test chaos lint bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1|/' | awk -F'|' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -22,6 +22,11 @@ quickstart: setup  ## draw films, pack, train frozen and end to end, compare: mi
 
 test: setup  ## all tests
 	$(BIN)/python -m pytest
+
+chaos: MINUTES ?= 10
+chaos: SEED ?= 203
+chaos: setup  ## kills, pauses, full disks and few descriptors on every stage: make chaos MINUTES=60 SEED=7
+	$(BIN)/python -m pytest tests/chaos -s --chaos_minutes $(MINUTES) --chaos_seed $(SEED) --chaos_log chaos.log
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,13 +1,16 @@
 """Files that are whole or absent."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from genre_dist.storage import Place, upload
+
+_TEMPORARY = re.compile(r".+\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 @contextmanager
@@ -16,24 +19,57 @@ def atomic_file(path: Place, mode: str = "wb", sync: bool = True) -> Iterator[IO
 
     Without `sync` a crash of the machine may leave a file that is not whole, a crash of the process may not.
     Its name is this process's alone, so writers of the same file on several nodes never meet: the last rename counts.
-    After a kill it stays behind; it ends in `.tmp`. What is for a remote place is written here and uploaded when whole.
+    After a kill it stays behind until `remove_leftovers`. What is for a remote place is written here and then uploaded.
     """
+    encoding = None if "b" in mode else "utf-8"
     if not isinstance(path, Path):
         with tempfile.TemporaryDirectory() as folder:
             finished = Path(folder, path.name)
-            with open(finished, mode) as file:
+            with open(finished, mode, encoding=encoding) as file:
                 yield file
             upload(finished, path)
         return
     token = f"{os.uname().nodename[:64]}-{os.getpid()}-{os.urandom(4).hex()}"
     temporary = path.with_name(f"{path.name}.{token}.tmp")
     try:
-        with open(temporary, mode) as file:
+        with open(temporary, mode, encoding=encoding) as file:
             yield file
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        # a full disk does not say which file it was
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(path)
         raise
+
+
+def remove_leftovers(folder: Place) -> int:
+    """Remove what killed writers left in a folder (not below it), and return how many files that were.
+
+    For whoever has just taken the folder's lock, before any other rank is let in: all writers but this one are dead
+    then. A process of this host that is alive keeps its files all the same.
+    """
+    removed = 0
+    if isinstance(folder, Path) and folder.is_dir():
+        for name in os.listdir(folder):
+            if (written := _TEMPORARY.fullmatch(name)) and not _is_alive(written["host"], int(written["pid"])):
+                with suppress(OSError):  # a leftover is not worth an error
+                    (folder / name).unlink()
+                    removed += 1
+    return removed
+
+
+def _is_alive(host: str, pid: int) -> bool:
+    """Whether another process of this host has the number."""
+    if host != os.uname().nodename[:64] or pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

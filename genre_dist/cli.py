@@ -3,24 +3,34 @@
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from genre_dist.acquire import verbs as acquire
 from genre_dist.cluster import verbs as cluster
 from genre_dist.planner import verbs as planner
 from genre_dist.prepare import verbs as prepare
+from genre_dist.printable import printable
 from genre_dist.stream import verbs as stream
 from genre_dist.study import verbs as study
 from genre_dist.training import verbs as training
 
+STOPPED = 130
+"""Exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb. User mistakes end with one line on stderr and exit code 2."""
+    """Run a verb. User mistakes end with one line on stderr and exit code 2, Ctrl-C with one and STOPPED."""
     arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # titles on a terminal that cannot show them
     try:
         return arguments.run(arguments) or 0
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"error: {printable(error) or type(error).__name__}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return STOPPED
 
 
 def _parser() -> ArgumentParser:

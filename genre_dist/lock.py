@@ -1,6 +1,6 @@
 """One writer a folder: a lock of the kernel's, which any death releases.
 
-The lock is `flock` on the file `.lock` in the folder, which stays there and says who took it last. Nodes that share the
+The lock is `flock` on the file `.lock` in the folder, which stays there and says who has it. Nodes that share the
 folder share the lock, where their file system has locks at all. Processes started by the writer do not inherit it.
 A copy of the folder is not locked.
 """
@@ -36,13 +36,16 @@ class BusyError(ValueError):
 class Lock:
     """A lock that is held until `release`, or until this process ends."""
 
-    def __init__(self, file: IO[str] | None) -> None:
-        self._file = file
+    def __init__(self, file: IO[str] | None, shared: bool = False) -> None:
+        self._file, self._shared = file, shared
 
     def share(self) -> None:
-        """Let the other ranks of this run in (`take` with shared=True); whoever wants the folder alone stays out."""
-        if self._file is not None:
-            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        """Let the other ranks of this run in (`take` with shared=True); whoever wants the folder alone stays out.
+
+        The kernel gives one lock up before it gives the other: raises BusyError if another start was quicker.
+        """
+        if self._file is not None and not _lock(self._file, fcntl.LOCK_SH, GRACE_SECONDS):
+            raise BusyError(_refusal(Path(self._file.name).parent, self._file))
 
     def fileno(self) -> int | None:
         """For a child that is to hold the lock as well, for as long as it lives."""
@@ -50,6 +53,9 @@ class Lock:
 
     def release(self) -> None:
         if self._file is not None:
+            if not self._shared:
+                with suppress(OSError):
+                    self._file.truncate(0)  # nobody writes here: folders that hold the same are the same
             self._file.close()
 
 
@@ -63,19 +69,24 @@ def take(folder: Place, shared: bool = False, file: str = FILE) -> Lock:
         return Lock(None)
     folder.mkdir(parents=True, exist_ok=True)
     opened = open(folder / file, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 (held on purpose)
-    mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        if not _lock(opened, mode, GRACE_SECONDS):
+        # also where it will share: the first of them writes over the names of those that are gone
+        is_first = _lock(opened, fcntl.LOCK_EX, 0.0 if shared else GRACE_SECONDS)
+        if not is_first and not (shared and _lock(opened, fcntl.LOCK_SH, GRACE_SECONDS)):
             raise BusyError(_refusal(folder, opened))
+        if not _is_there(folder / file, opened):  # its last holder has removed the folder that it made in vain
+            opened.close()
+            return take(folder, shared, file)
         with suppress(OSError):  # a full disk: the lock holds, only its name is missing
-            if not shared:
+            if is_first:
                 opened.truncate(0)
-            opened.write(_own_line())
-            opened.flush()
+            os.write(opened.fileno(), _own_line().encode())  # nothing is left in a buffer for close() to fail on
+        if shared and is_first and not _lock(opened, fcntl.LOCK_SH, GRACE_SECONDS):
+            raise BusyError(_refusal(folder, opened))
     except BaseException:
         opened.close()
         raise
-    return Lock(opened)
+    return Lock(opened, shared)
 
 
 @contextmanager
@@ -95,7 +106,8 @@ def refuse_if_busy(folder: Path, file: str = FILE) -> None:
     """
     with suppress(FileNotFoundError, PermissionError), open(folder / file, "r+", encoding="utf-8") as opened:
         ends = time.monotonic() + GRACE_SECONDS
-        while not _lock(opened, fcntl.LOCK_EX, 0.0) and _launch_of(opened) != _launch():
+        # ranks share it once they have met: then it is not held by ours
+        while not _could(opened, fcntl.LOCK_EX) and (_could(opened, fcntl.LOCK_SH) or _launch_of(opened) != _launch()):
             if time.monotonic() >= ends:
                 raise BusyError(_refusal(folder, opened))
             time.sleep(0.05)
@@ -123,6 +135,20 @@ def _lock(opened: IO[str], mode: int, seconds: float) -> bool:
                 file=sys.stderr,
             )
             return True
+
+
+def _could(opened: IO[str], mode: int) -> bool:
+    """Whether a lock could be had, which is given up again."""
+    could = _lock(opened, mode, 0.0)
+    with suppress(OSError):
+        fcntl.flock(opened, fcntl.LOCK_UN)
+    return could
+
+
+def _is_there(path: Path, opened: IO[str]) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(opened.fileno()), path.stat())
+    return False
 
 
 def _own_line() -> str:

@@ -26,7 +26,7 @@ class RateColumn(ProgressColumn):
 def progress_bar() -> Progress:
     """A progress display on stderr; silent where stderr is no terminal, so logs stay readable."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         RateColumn(),

@@ -9,12 +9,14 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
+
+from genre_dist.printable import printable
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -74,11 +76,19 @@ def is_remote(path: Place) -> bool:
     return not isinstance(path, Path)
 
 
-def read_bytes(path: Place) -> bytes:
-    """A whole file. Raises FileNotFoundError, or ValueError naming a remote file that cannot be had."""
+def read_bytes(path: Place, most: int | None = None) -> bytes:
+    """A whole file of up to `most` bytes. Raises FileNotFoundError, or ValueError naming a file that cannot be had."""
     if isinstance(path, Path):
-        return path.read_bytes()
-    return patiently(path, lambda: bytes(path.fs.cat_file(path.path)))
+        with open(path, "rb") as local:
+            data = local.read() if most is None else local.read(most + 1)
+    elif path.protocol in ("http", "https"):
+        data = patiently(path, partial(_over_http, path, most))
+    else:
+        end = most + 1 if most is not None and file_size(path) > most else None
+        data = patiently(path, lambda: bytes(path.fs.cat_file(path.path, end=end)))
+    if most is not None and len(data) > most:
+        raise ValueError(f"{path}: more than {most:,} bytes, which such a file never has")
+    return data
 
 
 def read_range(path: Place, start: int, end: int, size: int) -> bytes:
@@ -95,25 +105,71 @@ def read_range(path: Place, start: int, end: int, size: int) -> bytes:
 
 
 def _range(path: "UPath", start: int, end: int, size: int) -> bytes:
-    if path.protocol in ("http", "https"):  # its open() notices a server that answers with the whole file
-        with path.fs.open(path.path, size=size, cache_type="none") as file:
-            file.seek(start)
-            data = bytes(file.read(end - start))
-    else:
-        data = bytes(path.fs.cat_file(path.path, start=start, end=end))
+    if path.protocol in ("http", "https"):
+        return _over_http(path, end - start, f"bytes {start}-{end - 1}", size)
+    data = bytes(path.fs.cat_file(path.path, start=start, end=end))
     if len(data) != end - start:
         raise EOFError(f"{len(data):,} bytes came where {end - start:,} were asked for at byte {start:,}")
     return data
 
 
+def _over_http(path: "UPath", most: int | None, wanted: str = "", size: int = 0) -> bytes:
+    """What a server answers, up to a little over `most` bytes: a whole file, or a range of one that has `size` bytes.
+
+    Raises EOFError if the server sends another range, ValueError if it has none or the file has another size.
+    """
+    from fsspec.asyn import sync
+
+    async def answer() -> bytes:
+        session = await path.fs.set_session()
+        options = dict(path.fs.kwargs)
+        headers = options.pop("headers", {}) | {"Accept-Encoding": "identity"}
+        if wanted:
+            headers["Range"] = wanted.replace(" ", "=")
+        async with session.get(path.fs.encode_url(path.path), headers=headers, **options) as answer:
+            answer.raise_for_status()
+            if wanted:
+                _check_range(answer.status, answer.headers, wanted, size)
+            data = bytearray()
+            async for piece in answer.content.iter_chunked(RANGE_BYTES):
+                data += piece
+                if most is not None and len(data) > most:
+                    break
+        if wanted and len(data) != most:
+            raise EOFError(f"{len(data):,} bytes came where {wanted} was asked for")
+        return bytes(data)
+
+    return bytes(sync(path.fs.loop, answer))
+
+
+def _check_range(status: int, headers: Mapping[str, str], wanted: str, size: int) -> None:
+    if status != 206:
+        raise ValueError("no range requests")
+    given, _, whole = headers.get("Content-Range", "").partition("/")
+    if given != wanted or headers.get("Content-Encoding", "identity") != "identity":
+        raise EOFError(f"the server sends {printable(given)[:80] or 'an unknown range'} where {wanted} was asked for")
+    if whole not in ("*", str(size)):
+        raise ValueError(f"it has {printable(whole)[:80]} bytes now, not {size:,}")
+
+
 def file_size(path: Place) -> int:
     """Bytes of a file. Raises FileNotFoundError, or ValueError naming a remote file that cannot be had."""
+    return file_version(path)[0]
+
+
+def file_version(path: Place) -> tuple[int, str]:
+    """Bytes of a file, and what changes when it does: its time, or what a server names its version ("" if nothing).
+
+    Raises as `file_size` does.
+    """
     if isinstance(path, Path):
-        return path.stat().st_size
-    size = patiently(path, lambda: path.fs.info(path.path)["size"])
-    if size is None:
+        about = path.stat()
+        return about.st_size, str(about.st_mtime_ns)
+    told = patiently(path, lambda: path.fs.info(path.path))
+    if told["size"] is None:
         raise ValueError(f"{path}: the server does not tell the size of its files (no Content-Length)")
-    return int(size)
+    version = next((told[key] for key in ("ETag", "LastModified", "Last-Modified") if told.get(key)), "")
+    return int(told["size"]), printable(version)
 
 
 def exists(path: Place) -> bool:
@@ -270,6 +326,6 @@ def _plain(error: Exception) -> str:
     elif isinstance(error, TimeoutError):
         what = "no answer in time"
     else:
-        what = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        what = printable(error)[:200] or type(error).__name__
     tried = f", after {ATTEMPTS} attempts" if _may_pass(error) else ""
     return f"cannot be read or written ({what}{tried}); try again later, the same command goes on"

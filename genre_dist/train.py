@@ -15,7 +15,9 @@ from typing import Any
 
 from genre_dist.config import Config, derive_batches
 from genre_dist.configfile import parse_config
-from genre_dist.parallel.launcher import note_exit_code, restarted, settle, settled
+from genre_dist.lock import BusyError
+from genre_dist.parallel.launcher import PREEMPTED, note_exit_code, restarted, settle, settled, world_size
+from genre_dist.parallel.one_run import one_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,37 +38,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(config: Config) -> int:
-    """Join the other ranks and train."""
-    from genre_dist.parallel.strategy import check_strategy, strategy_name
-    from genre_dist.parallel.world import start_world, stop_world, world_size
-    from genre_dist.training.determinism import before_cuda_is_used
-    from genre_dist.training.loop import run_training
-    from genre_dist.training.stopping import PREEMPTED
-
-    check_strategy(config, world_size())  # what is wrong whoever joins is told before anybody waits
-    derive_batches(config.data, world_size())
-    before_cuda_is_used(config.train.deterministic)
-    world = start_world(config.parallel.timeout_seconds, strategy_name(config, world_size()) not in ("single", "ddp"))
+    """Join the other ranks and train. Raises BusyError, before torch is imported, if another start is at it."""
     folder = Path(config.run.dir)
-    if world.is_first:
-        note_exit_code(folder, None)
-    try:
-        code = run_training(config, world, _evaluate)
-    except ValueError:
-        if world.is_first:
-            note_exit_code(folder, 2)
-        raise
-    if world.is_first:
-        note_exit_code(folder, code)
-    if code == PREEMPTED:
-        settle(code)
-    stop_world(world)
-    return code
+    with one_run(folder) as held:
+        from genre_dist.parallel.strategy import check_strategy, strategy_name
+        from genre_dist.parallel.world import all_ranks
+        from genre_dist.training.determinism import before_cuda_is_used
+        from genre_dist.training.loop import run_training
+
+        try:
+            check_strategy(config, world_size())  # what is wrong whoever joins is told before anybody waits
+            derive_batches(config.data, world_size())
+            before_cuda_is_used(config.train.deterministic)
+            group = strategy_name(config, world_size()) not in ("single", "ddp")
+            with all_ranks(config.parallel.timeout_seconds, group) as world:
+                held.share(world)
+                note_exit_code(folder, None)
+                code = run_training(config, world, _evaluate)
+        except BusyError:
+            raise
+        except (ValueError, SystemExit) as error:
+            _note(folder, error.code if isinstance(error, SystemExit) else 2)
+            raise
+        _note(folder, code)
+        return code
+
+
+def _note(folder: Path, code: object) -> None:
+    """Note how the run ended, where that is not for another attempt to change."""
+    if code in (0, 2, PREEMPTED):
+        note_exit_code(folder, int(code))
+    if code in (2, PREEMPTED):
+        settle(int(code))
 
 
 def dry_run(config: Config) -> int:
     """Print what would be trained and at what cost."""
-    from genre_dist.parallel.world import world_size
     from genre_dist.training.estimate import estimate
 
     print(estimate(config, world_size()))

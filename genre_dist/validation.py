@@ -5,6 +5,7 @@ number in quotes is no number, a field that is not known is refused.
 """
 
 import re
+from functools import cache
 from pathlib import PurePosixPath
 from typing import Annotated, Any, TypeVar
 
@@ -50,15 +51,16 @@ Count = Annotated[int, Ge(0), Le(2**62)]
 
 def parse_json(kind: type[Kind], written: bytes, path: Place | str, remedy: str) -> Kind:
     """JSON as a value of a type. Raises ValueError in one line with the file, the key, what is wrong and the remedy."""
-    from pydantic import TypeAdapter, ValidationError  # not where only types are needed: 0.1 s
+    from pydantic import ValidationError  # not where only types are needed: 0.1 s
 
     try:
-        return TypeAdapter(kind).validate_json(written, strict=True)
+        return _adapter(kind).validate_json(written, strict=True)  # type: ignore[arg-type]
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]
         key = ".".join(map(str, problem["loc"]))
-        found = "" if problem["type"] in ("missing", "json_invalid") else f", found {_shortened(problem['input'])}"
-        told = _one_line(_PLAIN.get(problem["msg"], problem["msg"]))
+        is_told = problem["type"] in ("missing", "json_invalid", "value_error")
+        found = "" if is_told else f", found {_shortened(problem['input'])}"
+        told = _one_line(_PLAIN.get(problem["msg"], problem["msg"].removeprefix("Value error, ")))
         raise ValueError(f"{path}: {_one_line(key) + ': ' if key else ''}{told}{found}; {remedy}") from None
 
 
@@ -67,6 +69,13 @@ def read_json(kind: type[Kind], path: Place, remedy: str) -> Kind:
     if (size := file_size(path)) > LARGEST_BYTES:
         raise ValueError(f"{path}: {size:,} bytes, more than such a file ever has; {remedy}")
     return parse_json(kind, read_bytes(path), path, remedy)
+
+
+@cache  # for files that are read line by line
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def _shortened(value: Any) -> str:

@@ -4,89 +4,52 @@ Run as a program it serves until its stdin closes; `serve` starts that program a
 TMDB's: /3/genre/movie/list, /3/discover/movie, /3/movie/ID, /t/p/SIZE/NAME.jpg, /p/exports/movie_ids_DATE.json.gz.
 
 Rules make it misbehave. A rule is {"path": regex, "do": KIND, "times": N}: the first N requests of each matching path
-get KIND (429, 429-date, 500, 503, slow, cut, reset, gif, html, html-json, empty, truncated, 404).
+get KIND: 404, 429, 429-date, 500, 503; slow, cut, truncated, dribble, dribble-head; gif, html, empty, json (the rule's
+`value`), text (its `text`); odd-head; redirect (to its `to`); or the right answer in a packing of PACKINGS.
 """
 
 import argparse
 import contextlib
 import gzip
-import io
 import json
-import random
 import re
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+import zlib
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from PIL import Image
+from acquire_films import GIF, commented, make_films, make_images
 
 from genre_dist.genres import GENRES
 
 KEY = "0123456789abcdef0123456789abcdef"
 TOKEN = "eyJhbGciOiJIUzI1NiJ9." + "c2VjcmV0" * 8 + ".c2lnbmF0dXJlLXNpZ25hdHVyZQ"
-GIF = (
-    b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
-)
 MOST_PAGES = 500
 FILMS_PER_PAGE = 20
-
-
-# ---- the films ------------------------------------------------------------------------------------------------------
-
-
-def make_films(
-    count: int, seed: int, poster_share: float, undated_share: float, crowded: float
-) -> list[dict[str, Any]]:
-    """Films as the API gives them, with dates in 1990-2009; a share `crowded` of them in 1999."""
-    rng = random.Random(seed)
-    films = []
-    for index in range(count):
-        year = 1999 if rng.random() < crowded else rng.randrange(1990, 2010)
-        day = date(year, 1, 1) + timedelta(days=rng.randrange(365))
-        number = 10 + index + index // 2
-        has_poster = rng.random() < poster_share
-        films.append(
-            {
-                "id": number,
-                "title": f"Film {number} — Amélie",
-                "original_title": f"Film {number}",
-                "original_language": rng.choice(["en", "en", "fr", "de"]),
-                "overview": f"Overview of film {number}: " + " ".join(rng.choices(["love", "war", "ghost"], k=30)),
-                "genre_ids": rng.sample([genre.id for genre in GENRES], rng.randrange(4)),
-                "release_date": "" if rng.random() < undated_share else str(day),
-                "poster_path": f"/poster-{number}.jpg" if has_poster else None,
-                "popularity": round(rng.random() * 50, 3),
-                "adult": False,
-                "video": False,
-                "vote_count": rng.randrange(100),
-            }
-        )
-    return films
-
-
-def make_images(size: tuple[int, int]) -> list[bytes]:
-    """A few JPEGs; a film's poster is one of them with the film's name in a comment, so that each differs."""
-    images = []
-    for shade in range(4):
-        file = io.BytesIO()
-        Image.effect_noise(size, 20 + 10 * shade).convert("RGB").save(file, "JPEG", quality=60)
-        images.append(file.getvalue())
-    return images
-
-
-def commented(image: bytes, text: bytes) -> bytes:
-    """A JPEG with a comment after its first marker."""
-    return image[:2] + b"\xff\xfe" + (len(text) + 2).to_bytes(2, "big") + text + image[2:]
+# What an answer is called (Content-Encoding), and what it is.
+PACKINGS = {
+    "gzip": ("gzip", gzip.compress),
+    "deflate": ("deflate", zlib.compress),
+    "deflate-without-head": ("deflate", lambda body: zlib.compress(body)[2:-4]),
+    "gzip-unsaid": ("", gzip.compress),
+    "gzip-untrue": ("gzip", bytes),
+    "deflate-untrue": ("deflate", bytes),
+    "gzip-cut": ("gzip", lambda body: gzip.compress(body)[:-9]),
+    "gzip-damaged": ("gzip", lambda body: gzip.compress(body)[:-5] + b"wrong"),
+    "deflate-cut": ("deflate", lambda body: zlib.compress(body)[:-5]),
+    "gzip-bomb": ("gzip", lambda body: gzip.compress(bytes(300 << 20), 1)),
+    "large": ("", lambda body: bytes(80 << 20)),
+}
 
 
 # ---- the server -----------------------------------------------------------------------------------------------------
@@ -139,6 +102,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server: Server
+    packing = ""
 
     def setup(self) -> None:
         super().setup()
@@ -178,6 +142,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.agents.add(self.headers.get("User-Agent", ""))
         if self.server.delay:
             time.sleep(self.server.delay)
+        self.packing = ""
         rule = self.server.rule_for(asked)
         if rule and self.misbehave(rule):
             return
@@ -247,6 +212,9 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "slow":
             time.sleep(rule["seconds"])
             return False
+        if kind in PACKINGS:
+            self.packing = kind
+            return False
         if kind in plain:
             self.reply(200, *plain[kind])
         elif kind == "429":
@@ -254,12 +222,25 @@ class Handler(BaseHTTPRequestHandler):
         elif kind == "429-date":
             then = datetime.now(UTC) + timedelta(seconds=rule["seconds"])
             self.reply(429, b"{}", "application/json", {"Retry-After": format_datetime(then, usegmt=True)})
-        elif kind in ("truncated", "dribble"):
-            head = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: 5000\r\n\r\n"
-            self.wfile.write(head + self.server.images[0][:1000])
-            if kind == "dribble":
+        elif kind == "json":
+            self.reply_json(rule["value"])
+        elif kind == "text":
+            self.reply(200, rule["text"].encode("utf-8", "surrogatepass"), "application/json")
+        elif kind == "odd-head":
+            self.reply(200, b"{}", "application/json", {"no colon\r\n odd": "\x1b[31m", "\x1b]0;": "x"})
+        elif kind == "redirect":
+            self.reply(302, b"x" * 1000, "text/html", {"Location": rule["to"] + self.path})
+        elif kind in ("truncated", "dribble", "dribble-head"):
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n"
+            rest = (
+                b"X-Slow: "
+                if kind == "dribble-head"
+                else b"Content-Length: 5000\r\n\r\n" + self.server.images[0][:1000]
+            )
+            self.wfile.write(head + rest)
+            if kind != "truncated":
                 with contextlib.suppress(OSError):
-                    for _ in range(1000):
+                    for _ in range(rule.get("drops", 1000)):
                         time.sleep(0.05)
                         self.wfile.write(b"x")
             self.close_connection = True
@@ -274,7 +255,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, status: int, body: bytes, kind: str, headers: dict[str, str] | None = None) -> None:
         """Everything in one packet: two would wait for each other's acknowledgement."""
-        lines = [f"HTTP/1.1 {status} X", f"Content-Type: {kind}", f"Content-Length: {len(body)}"]
+        if self.packing:
+            called, pack = PACKINGS[self.packing]
+            headers, body = {"Content-Encoding": called}, pack(body)
+        lines = [f"HTTP/1.1 {status} \x1b[31mX", f"Content-Type: {kind}", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         self.wfile.write("\r\n".join([*lines, "", ""]).encode() + body)
 

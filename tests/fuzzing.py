@@ -47,7 +47,8 @@ def odd_json(draw: st.DrawFn, valid: Any) -> bytes:
     """A JSON document like `valid`: a few values replaced, keys dropped or added; now and then anything at all."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.sampled_from([b"", b"[" * 200_000, b'{"a":' * 5_000, b"\xff\xfe{}", b"nul", b"{} {}"]))
-    document = draw(ANY_JSON) if draw(st.integers(0, 9)) == 0 else copy.deepcopy(valid)
+    # copies: lists and dicts of these strategies are the same ones in every example
+    document = copy.deepcopy(draw(ANY_JSON) if draw(st.integers(0, 9)) == 0 else valid)
     for _ in range(draw(st.integers(1, 3))):
         document = _changed(draw, document)
     return json.dumps(document).encode("utf-8", "surrogatepass")
@@ -56,17 +57,17 @@ def odd_json(draw: st.DrawFn, valid: Any) -> bytes:
 def _changed(draw: st.DrawFn, document: Any) -> Any:
     places = list(_places(document))
     if not places:
-        return draw(ANY_JSON)
+        return copy.deepcopy(draw(ANY_JSON))
     inside, key = draw(st.sampled_from(places))
     what = draw(st.sampled_from(["replace", "drop", "add", "double"]))
     if what == "replace" or not isinstance(inside, dict):
-        inside[key] = draw(NASTY | ANY_JSON)
+        inside[key] = copy.deepcopy(draw(NASTY | ANY_JSON))
     elif what == "drop":
         del inside[key]
     elif what == "add":
-        inside[draw(st.text(max_size=8))] = draw(NASTY)
+        inside[draw(st.text(max_size=8))] = copy.deepcopy(draw(NASTY))
     else:
-        inside[key] = [inside[key], inside[key]]
+        inside[key] = [inside[key], copy.deepcopy(inside[key])]
     return document
 
 

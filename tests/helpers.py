@@ -19,6 +19,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from genre_dist import lock
+
 torch.set_num_threads(1)  # runs in the tests' own process compute as the ranks they are compared with
 
 TESTS = Path(__file__).parent
@@ -73,8 +75,9 @@ def losses(run: Path) -> dict[int, float]:
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder and what is in it."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Every file below a folder and what is in it, but who wrote there last."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != lock.FILE)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def checkpoints(run: Path) -> list[str]:

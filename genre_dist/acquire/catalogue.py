@@ -7,6 +7,7 @@ whole in memory. Both appear under their final names only when complete.
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar, cast
@@ -14,7 +15,9 @@ from typing import IO, Any, Self, TypeVar, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genre_dist.storage import Place, exists, opened
+from genre_dist.acquire.parquet import open_parquet, stream_rows
+from genre_dist.printable import printable
+from genre_dist.storage import Place, exists
 
 AnyPlace = TypeVar("AnyPlace", bound=Place)
 SCHEMA = pa.schema(
@@ -36,7 +39,6 @@ SCHEMA = pa.schema(
     ]
 )
 ROWS_PER_GROUP = 1_000
-ROWS_PER_BATCH = 250
 COPY_CHUNK_BYTES = 1 << 20
 HOW_TO_MAKE_ONE = "make one with `genre-dist import`, `genre-dist fetch` or `genre-dist sample`"
 
@@ -68,16 +70,34 @@ def write_poster(catalogue: Path, tmdb_id: int, source: IO[bytes]) -> tuple[int,
     partial = partial_file(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0
-    try:
+    with _removed_at_the_end(partial):
         with partial.open("wb") as copy:
             while chunk := source.read(COPY_CHUNK_BYTES):
                 copy.write(chunk)
                 digest.update(chunk)
                 size += len(chunk)
         partial.replace(target)
+    return size, digest.hexdigest()
+
+
+@contextmanager
+def _removed_at_the_end(partial: Path) -> Iterator[None]:
+    """Remove a partial file if it is still there. An error of the disk gets the file's name, which it seldom has."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(partial)
+        raise
     finally:
         partial.unlink(missing_ok=True)
-    return size, digest.hexdigest()
+
+
+def remove_partial_files(catalogue: Path) -> None:
+    """Remove what killed writers left, for whoever has just taken the catalogue's lock."""
+    for folder in (catalogue, catalogue / "posters"):
+        for partial in folder.glob(".*.part" if folder == catalogue else "*/.*.part"):
+            partial.unlink(missing_ok=True)
 
 
 class CatalogueWriter:
@@ -94,7 +114,7 @@ class CatalogueWriter:
 
     def __enter__(self) -> Self:
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        self.parquet = pq.ParquetWriter(self.partial, SCHEMA, compression="zstd")
+        self.parquet = pq.ParquetWriter(self.partial, SCHEMA, compression="zstd", write_page_checksum=True)
         return self
 
     def add(self, row: dict[str, Any]) -> None:
@@ -111,38 +131,61 @@ class CatalogueWriter:
         self.rows.clear()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        try:
-            if kind is None and self.rows:
+        with _removed_at_the_end(self.partial):
+            if kind is not None:
+                with suppress(OSError):  # what there is goes away anyway
+                    self.parquet.close()
+                return
+            if self.rows:
                 self._write_group()
             self.parquet.close()
-            if kind is None:
-                with self.partial.open("rb") as file:
-                    os.fsync(file.fileno())
-                self.partial.replace(self.target)
-        finally:
-            self.partial.unlink(missing_ok=True)
+            with self.partial.open("rb") as file:
+                os.fsync(file.fileno())
+            self.partial.replace(self.target)
 
 
 def read_rows(catalogue: Place, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """The catalogue's films in file order, as dicts of `columns` (all of SCHEMA by default), read batch by batch.
 
-    Raises ValueError, at once, if there is no catalogue, it cannot be read, or it lacks one of the columns.
+    Raises ValueError, at once, if there is no catalogue, it cannot be read, or it lacks one of the columns or has
+    others of that name; later, for a damaged file and for a film without an id.
     """
     names = list(SCHEMA.names if columns is None else columns)
     file = _open(catalogue)
-    missing = [name for name in names if name not in file.schema_arrow.names]
-    if missing:
+    missing = [name for name in names if file.schema_arrow.names.count(name) != 1]
+    other = [] if missing else [field for field in map(file.schema_arrow.field, names) if not _fits(field)]
+    if missing or other:
         file.close()
-        raise ValueError(
-            f"{movies_file(catalogue)} lacks {', '.join(missing)}: it is no catalogue of ours; {HOW_TO_MAKE_ONE}"
-        )
-    return _stream(file, names)
+        types = ", ".join(f"{field.name} as {field.type}" for field in other)
+        told = f"has {printable(types)[:300]}" if other else f"lacks {', '.join(missing)} (or has them twice)"
+        raise ValueError(f"{movies_file(catalogue)} {told}: it is no catalogue of ours; {HOW_TO_MAKE_ONE}")
+    schema = pa.schema([SCHEMA.field(name) for name in names])
+    return _checked(stream_rows(file, movies_file(catalogue), names, HOW_TO_MAKE_ONE, schema), movies_file(catalogue))
 
 
-def _stream(file: pq.ParquetFile, names: list[str]) -> Iterator[dict[str, Any]]:
-    with file:
-        for batch in file.iter_batches(ROWS_PER_BATCH, columns=names, use_threads=False):
-            yield from batch.to_pylist()
+def _fits(field: pa.Field) -> bool:
+    """Whether a column is of a type that can be read as the catalogue's."""
+    found, wanted = field.type, SCHEMA.field(field.name).type
+    return bool(found == wanted or pa.types.is_null(found) or any(of(found) and of(wanted) for of in _KINDS))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_list_of_integers(kind: pa.DataType) -> bool:
+    return bool((pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_integer(kind.value_type))
+
+
+_KINDS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_timestamp, _is_text, _is_list_of_integers)
+
+
+def _checked(rows: Iterator[dict[str, Any]], path: Place) -> Iterator[dict[str, Any]]:
+    for number, row in enumerate(rows, start=1):
+        if "tmdb_id" in row and not (row["tmdb_id"] or 0) > 0:
+            raise ValueError(f"{path}, row {number}: {row['tmdb_id']} is no film's id; {HOW_TO_MAKE_ONE}")
+        yield row
 
 
 def count_rows(catalogue: Place) -> int:
@@ -155,7 +198,4 @@ def _open(catalogue: Place) -> pq.ParquetFile:
     path = movies_file(catalogue)
     if not exists(path):
         raise ValueError(f"no catalogue in {catalogue} (there is no {path}); {HOW_TO_MAKE_ONE}")
-    try:
-        return pq.ParquetFile(path if isinstance(path, Path) else opened(path))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} cannot be read as Parquet ({error}); {HOW_TO_MAKE_ONE}") from error
+    return open_parquet(path, HOW_TO_MAKE_ONE)

@@ -1,22 +1,18 @@
 """The posters: downloaded several at a time, checked, kept whole; the journal says what became of each."""
 
 import io
-import time
 from array import array
 from collections.abc import Iterator
 
-import requests
 from PIL import Image, UnidentifiedImageError, WebPImagePlugin  # noqa: F401 (Pillow loads WebP only when asked)
 
-from genre_dist.acquire import web as http
 from genre_dist.acquire.catalogue import poster_file, write_poster
 from genre_dist.acquire.fetch_state import State, Work
-from genre_dist.acquire.web import FetchError, StoppedError, TransientError, outcomes
+from genre_dist.acquire.web import FetchError, StoppedError, TransientError, Web, outcomes
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 LARGEST_BYTES = 64 << 20
-LONGEST_SECONDS = 120.0  # for one poster; a server may also send a byte now and then for ever
-CHUNK_BYTES = 1 << 16
+MOST_REDIRECTS = 5
 
 
 def fetch_posters(work: Work) -> None:
@@ -45,7 +41,7 @@ def _paths(work: Work, films: "array[int]") -> Iterator[tuple[int, str]]:
     for film in films:
         if work.stopping():
             return
-        yield film, work.state.film(film)["poster_path"]
+        yield film, work.state.film(film)["poster_path"] or ""
 
 
 def wanted_posters(state: State, work: Work) -> Iterator[int]:
@@ -75,43 +71,22 @@ def fetch_poster(work: Work, film: int, path: str) -> tuple[int, str]:
     return write_poster(work.options.out, film, io.BytesIO(body))
 
 
-def download_poster(web: http.Web, image_url: str, size: str, path: str) -> bytes:
+def download_poster(web: Web, image_url: str, size: str, path: str) -> bytes:
     """A poster's file. Raises FetchError if it cannot be had, or StoppedError."""
     url = f"{image_url.rstrip('/')}/{size}/{path.lstrip('/')}"
 
     def once() -> bytes:
-        headers = {"Accept-Encoding": "identity"}
-        with web.session.get(url, stream=True, timeout=http.TIMEOUT_SECONDS, headers=headers) as response:
-            response.raise_for_status()
-            body = _body(web, response)
-        _check_image(body)
+        body = web.body(url, LARGEST_BYTES, MOST_REDIRECTS)
+        check_image(body)
         return body
 
     return web.patiently(once)
 
 
-def _body(web: http.Web, response: requests.Response) -> bytes:
-    """The whole body. Raises TransientError if it is empty, cut off, too large or too slow."""
-    deadline = time.monotonic() + LONGEST_SECONDS
-    body = bytearray()
-    while chunk := response.raw.read1(CHUNK_BYTES):
-        body += chunk
-        if web.stopping.is_set():
-            raise StoppedError
-        if len(body) > LARGEST_BYTES:
-            raise FetchError(f"larger than {LARGEST_BYTES >> 20} MiB")
-        if time.monotonic() > deadline:
-            raise http.UnreachableError("too slow")
-    promised = response.headers.get("Content-Length", "")
+def check_image(body: bytes) -> None:
+    """Raise TransientError unless the header is that of an image a poster may be; pixels are not decoded."""
     if not body:
         raise TransientError("empty")
-    if promised.isdigit() and len(body) != int(promised):
-        raise TransientError("truncated")
-    return bytes(body)
-
-
-def _check_image(body: bytes) -> None:
-    """Raise TransientError unless the header is that of an image a poster may be; pixels are not decoded."""
     try:
         with Image.open(io.BytesIO(body), formats=FORMATS):
             pass

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from genre_dist.acquire.journal import Journal, Offsets
+from genre_dist.acquire.journal import Journal, Line, Offsets, Row
 from genre_dist.acquire.tally import Tally
-from genre_dist.acquire.tmdb import Tmdb
+from genre_dist.acquire.tmdb import MOST_PAGES, Tmdb
 from genre_dist.acquire.web import Web
 from genre_dist.acquire.windows import Window
 
@@ -86,6 +86,10 @@ class Page(NamedTuple):
     pages: int
     results: int
 
+    def last(self) -> int:
+        """The last page that the API lists."""
+        return min(self.pages, MOST_PAGES)
+
 
 class Refresh(NamedTuple):
     """A renewal of windows: films recorded before `offset` are to be brought up to date."""
@@ -113,23 +117,38 @@ class State:
         self.listed: dict[str, set[int]] = {}  # the films on those pages
         self.passed_over: dict[str, set[int]] = {}  # query -> films of the id export that do not belong
         self.refresh: Refresh | None = None  # the one that is under way
-        for offset, line in journal.lines():
-            self._take(offset, line)
+        self.damaged = self.first_damaged = 0  # lines that say nothing, and the number of the first
+        self.doubtful = False  # whether what belongs to the next page may be damaged
+        for number, (offset, line) in enumerate(journal.lines(), start=1):
+            if line is None or not self._take(offset, line):
+                self.damaged += 1
+                self.first_damaged = self.first_damaged or number
+                self.doubtful = True
+        self.doubtful = False
 
     def record(self, *lines: dict[str, Any]) -> None:
         """Write to the journal, then count it as done."""
-        for offset, line in zip(self.journal.append(*lines), lines, strict=True):
+        for offset, line in self.journal.append(*lines):
             self._take(offset, line)
 
-    def _take(self, offset: int, line: dict[str, Any]) -> None:
+    def _take(self, offset: int, line: Line) -> bool:
+        """Count as done what a line says; whether it says anything.
+
+        Only what is there in whole is done: a page with all its films, a window with all its pages.
+        """
         match line:
             case {"film": {"tmdb_id": film}}:
                 self.films[film] = offset
-            case {"poster": film}:
+            case {"poster": film, "path": _, "status": _, "bytes": _, "sha256": _}:
                 self.posters[film] = offset
             case {"page": page, "of": key, "pages": pages, "results": results, "ids": ids}:
-                self.pages.setdefault(key, {})[page] = Page(pages, results)
-                self.listed.setdefault(key, set()).update(ids)
+                if self.doubtful:
+                    self.doubtful = False
+                    for film in ids:  # a line before the damaged one would be older
+                        self.films.discard(film)
+                elif ",poster" in key or all(film in self.films for film in ids):
+                    self.pages.setdefault(key, {})[page] = Page(pages, results)
+                    self.listed.setdefault(key, set()).update(ids)
             case {"again": key}:
                 self.read_again.add(key)
                 self.pages.pop(key, None)
@@ -137,8 +156,9 @@ class State:
                 self.split.add(key)
                 self._forget(key)
             case {"window": key}:
-                self.done.add(key)
-                self._forget(key)
+                if self._has_all_pages(key):
+                    self.done.add(key)
+                    self._forget(key)
             case {"passed_over": film, "query": query}:
                 self.passed_over.setdefault(query, set()).add(film)
             case {"refresh": years, "query": query}:
@@ -151,6 +171,15 @@ class State:
                 self.passed_over.pop(query, None)
             case {"refreshed": _}:
                 self.refresh = None
+            case {"failed": _}:
+                pass
+            case _:
+                return False
+        return True
+
+    def _has_all_pages(self, key: str) -> bool:
+        pages = self.pages.get(key, {})
+        return 1 in pages and all(number in pages for number in range(1, pages[1].last() + 1))
 
     def _forget(self, key: str) -> None:
         self.pages.pop(key, None)
@@ -162,12 +191,11 @@ class State:
         offset = self.films.get(film)
         return offset is not None and (self.refresh is None or offset >= self.refresh.offset)
 
-    def film(self, film: int) -> dict[str, Any]:
-        """A film's newest metadata: the catalogue's columns less those of the poster."""
-        row: dict[str, Any] = self._line(self.films, film)["film"]
-        return row
+    def film(self, film: int) -> Row:
+        """A film's newest metadata."""
+        return self._line(self.films, film)["film"]
 
-    def poster(self, film: int, path: str) -> dict[str, Any] | None:
+    def poster(self, film: int, path: str) -> Line | None:
         """What became of the poster at `path`, TMDB's name of it: `status`, `bytes`, `sha256`. None if not tried yet.
 
         If TMDB has no poster, the one that the film had before is meant.
@@ -177,7 +205,7 @@ class State:
         line = self._line(self.posters, film)
         return line if line["path"] == path or not path else None
 
-    def _line(self, offsets: Offsets, film: int) -> dict[str, Any]:
+    def _line(self, offsets: Offsets, film: int) -> Line:
         offset = offsets.get(film)
         if offset is None:
             raise KeyError(film)

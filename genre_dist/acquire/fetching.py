@@ -4,25 +4,24 @@ Everything fetched goes into a journal (CATALOGUE/.fetch/journal.jsonl) as it co
 at the end, or when the process is asked to stop. The journal stays: it is what makes the next fetch an addition.
 """
 
-import signal
-import sys
-import threading
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from types import FrameType
 from typing import Any, NamedTuple
 
-from genre_dist.acquire.catalogue import CatalogueWriter, movies_file, read_rows
-from genre_dist.acquire.fetch_films import fetch_films, fetch_undated
+from genre_dist.acquire.catalogue import CatalogueWriter, movies_file, read_rows, remove_partial_files
+from genre_dist.acquire.fetch_films import fetch_films
 from genre_dist.acquire.fetch_posters import fetch_posters
 from genre_dist.acquire.fetch_state import NO_POSTERS, FetchOptions, Refresh, State, Work
+from genre_dist.acquire.fetch_undated import fetch_undated
 from genre_dist.acquire.journal import Journal
+from genre_dist.acquire.signals import stopping_on_signals
 from genre_dist.acquire.tally import Tally
 from genre_dist.acquire.tmdb import Tmdb, genre_differences
-from genre_dist.acquire.web import FetchError, Web
+from genre_dist.acquire.web import FetchError, StoppedError, Web
+from genre_dist.atomic import remove_leftovers
+from genre_dist.lock import one_writer
+from genre_dist.printable import printable
 
 POSTER_COLUMNS = ("poster_status", "poster_bytes", "poster_sha256")
 NOT_YET = "failed: not fetched yet"  # the fetch was stopped before it
@@ -54,40 +53,41 @@ def fetch(options: FetchOptions) -> FetchReport:
     """Fetch films and posters into the catalogue `options.out`, going on where an earlier fetch stopped.
 
     Films already in movies.parquet are kept, whoever wrote them. SIGINT and SIGTERM end the fetch early with a whole
-    catalogue. Raises ValueError for what the user must change (KeyRefusedError among them), OSError when the disk is
-    full.
+    catalogue, the second of them at once. Raises ValueError for what the user must change (KeyRefusedError and
+    BusyError among them), OSError when the disk is full.
     """
-    folder = options.out / ".fetch"
-    with Journal(folder / "journal.jsonl") as journal, Tally() as tally:
-        web = Web(options.rate, options.concurrency)
+    web = Web(options.rate, options.concurrency)
+    try:
+        with stopping_on_signals(web.stop), one_writer(options.out):
+            remove_partial_files(options.out)
+            remove_leftovers(options.out / ".fetch")
+            return _fetch(options, web)
+    except OSError as error:
+        raise OSError(
+            f"cannot write below {options.out}: {error.strerror or error}. What is fetched so far is kept; "
+            "make room and run the same command to go on"
+        ) from error
+
+
+def _fetch(options: FetchOptions, web: Web) -> FetchReport:
+    with Journal(options.out / ".fetch" / "journal.jsonl") as journal, Tally() as tally:
         state = State(journal)
-        with _stopping_on_signals(web.stopping), ThreadPoolExecutor(options.concurrency) as pool:
-            tmdb = Tmdb(web, options.key, options.api_url)
-            work = Work(options, state, web, tmdb, pool, tally)
+        if state.damaged:
+            tally.notes.append(
+                f"{journal.path}: {state.damaged:,} damaged lines, such as line {state.first_damaged:,}, passed over; "
+                "what they said is fetched again"
+            )
+        _adopt(state, options)
+        with ThreadPoolExecutor(options.concurrency) as pool:
+            work = Work(options, state, web, Tmdb(web, options.key, options.api_url), pool, tally)
             try:
-                tally.notes += _check_genres(tmdb, options)
-                _adopt(state, options)
-                if options.refresh and not _covers(options, state.refresh):
-                    state.record({"refresh": options.years, "query": options.query(), "at": _now()})
-                fetch_films(work)
-                if options.with_undated and not work.stopping():
-                    fetch_undated(work, folder)
-                whole = not (work.stopping() or tally.missing_pages or tally.missing_films)
-                if whole and _covers(options, state.refresh):
-                    state.record({"refreshed": _now()})
-                if options.size != NO_POSTERS and not work.stopping():
-                    fetch_posters(work)
-            except OSError as error:
-                web.stopping.set()  # or the threads would go on while the pool waits for them
-                raise OSError(
-                    f"cannot write below {options.out}: {error.strerror or error}. What is fetched so far is kept; "
-                    "make room and run the same command to go on"
-                ) from error
-            except BaseException:
-                web.stopping.set()
-                raise
-        posters = _write_catalogue(state, options)
-    stopped = "stopped" if web.stopping.is_set() else "the server is out of reach" if tally.hopeless() else ""
+                _fetch_all(work)
+            except StoppedError:
+                pass
+            finally:
+                web.stop("")  # nothing is under way but after an error; then threads would go on while the pool waits
+        stopped = web.why_stopped or ("the server is out of reach before the end" if tally.hopeless() else "")
+        posters = write_catalogue(state, options)
     return FetchReport(
         len(state.films),
         posters,
@@ -99,20 +99,37 @@ def fetch(options: FetchOptions) -> FetchReport:
     )
 
 
+def _fetch_all(work: Work) -> None:
+    """Everything that needs the network. Raises StoppedError if it is to stop before the first answer."""
+    options, state, tally = work.options, work.state, work.tally
+    tally.notes += _check_genres(work.tmdb, options)
+    if options.refresh and not _covers(options, state.refresh):
+        state.record({"refresh": options.years, "query": options.query(), "at": _now()})
+    fetch_films(work)
+    if options.with_undated and not work.stopping():
+        fetch_undated(work, options.out / ".fetch")
+    whole = not (work.stopping() or tally.missing_pages or tally.missing_films)
+    if whole and _covers(options, state.refresh):
+        state.record({"refreshed": _now()})
+    if options.size != NO_POSTERS and not work.stopping():
+        fetch_posters(work)
+
+
 def summary(report: FetchReport, options: FetchOptions) -> list[str]:
     """The report in lines for the user."""
     lines = [f"{options.out}: {report.films:,} films, {report.posters['ok']:,} with a poster"]
-    lines += [f"  {note}" for note in report.notes]
-    lines += [f"  {n:,} times the unknown genre `{name}`, dropped" for name, n in report.unknown_genres.most_common(10)]
+    lines += [f"  {printable(note)}" for note in report.notes]
+    unknown = report.unknown_genres.most_common(10)
+    lines += [f"  {n:,} times the unknown genre `{printable(name)}`, dropped" for name, n in unknown]
     if report.missing_pages:
         lines.append(f"  {report.missing_pages:,} pages of films are missing; run again to fetch them")
     if report.missing_films:
         lines.append(f"  {report.missing_films:,} films without a date are missing; run again to fetch them")
-    lines += [f"  {n:,} posters {reason}" for reason, n in report.failed_posters().most_common(10)]
+    lines += [f"  {n:,} posters {printable(reason)}" for reason, n in report.failed_posters().most_common(10)]
     if any(status != NOT_YET for status in report.failed_posters()):
         lines.append("  run again with --retry_failed to try these posters again")
     if report.stopped:
-        lines.append(f"  {report.stopped} before the end; run the same command to go on")
+        lines.append(f"  {report.stopped}; run the same command to go on")
     elif not report.films:
         lines.append("  no film fits the options")
     return lines
@@ -127,33 +144,12 @@ def _covers(options: FetchOptions, refresh: Refresh | None) -> bool:
     return refresh is not None and refresh.query == options.query() and refresh.years <= set(options.years)
 
 
-@contextmanager
-def _stopping_on_signals(stopping: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM set `stopping`; the second of them acts as ever. Nothing changes outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopping.set()
-        for signal_number, handler in before.items():
-            signal.signal(signal_number, handler)
-        print("stopping: the catalogue is being written; once more to leave at once", file=sys.stderr, flush=True)
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _check_genres(tmdb: Tmdb, options: FetchOptions) -> list[str]:
     """Warnings about genres that are not ours. The first request of all: ValueError if the API cannot be reached."""
     try:
         differences = genre_differences(tmdb.genres())
+    except StoppedError:
+        raise
     except FetchError as failure:
         raise ValueError(
             f"{options.api_url} cannot be used ({failure}); check --api_url and the network, or try again later"
@@ -162,35 +158,37 @@ def _check_genres(tmdb: Tmdb, options: FetchOptions) -> list[str]:
 
 
 def _adopt(state: State, options: FetchOptions) -> None:
-    """Take films of movies.parquet that the journal lacks into it: an import's, or those of a lost journal."""
+    """Take what the journal lacks of movies.parquet into it: an import's films, or those of lost or damaged lines."""
     if not movies_file(options.out).exists():
         return
     for row in read_rows(options.out):
         film = row["tmdb_id"]
-        if film in state.films:
-            continue
         status, size, sha256 = (row.pop(name) for name in POSTER_COLUMNS)
-        fetched = row["fetched_at"]
-        row["fetched_at"] = fetched.isoformat() if fetched else None
-        lines: list[dict[str, Any]] = [{"film": row}]
-        if status != "none" and status != NOT_YET:
+        lines: list[dict[str, Any]] = []
+        if film not in state.films:
+            fetched = row["fetched_at"]
+            lines.append({"film": row | {"fetched_at": fetched.isoformat() if fetched else None}})
+        if film not in state.posters and status not in (None, "none", NOT_YET):
             path = row["poster_path"] or ""
-            lines.append({"poster": film, "path": path, "status": status, "bytes": size, "sha256": sha256})
-        state.record(*lines)
+            line = {"poster": film, "path": path, "status": status, "bytes": size or 0, "sha256": sha256 or ""}
+            lines.append(line)
+        if lines:
+            state.record(*lines)
 
 
-def _write_catalogue(state: State, options: FetchOptions) -> Counter[str]:
+def write_catalogue(state: State, options: FetchOptions) -> Counter[str]:
     """Write movies.parquet, films ascending by id; poster status -> films."""
     statuses: Counter[str] = Counter()
     with CatalogueWriter(options.out) as writer:
         for film in state.films:
             row = state.film(film)
-            row["fetched_at"] = row["fetched_at"] and datetime.fromisoformat(row["fetched_at"])
+            fetched = row["fetched_at"] and datetime.fromisoformat(row["fetched_at"])
             path = row["poster_path"] or ""
             poster = state.poster(film, path)
             if poster is None:
                 untried = "none" if not path or options.size == NO_POSTERS else NOT_YET
                 poster = {"status": untried, "bytes": 0, "sha256": ""}
-            writer.add(row | {f"poster_{name}": poster[name] for name in ("status", "bytes", "sha256")})
+            columns = {f"poster_{name}": poster[name] for name in ("status", "bytes", "sha256")}
+            writer.add({**row, **columns, "fetched_at": fetched})
             statuses[poster["status"]] += 1
     return statuses

@@ -1,20 +1,18 @@
 """Import: any table of films (Parquet, CSV, JSON lines) and any folders or tars of posters become a catalogue.
 
-Three passes, each streaming: the table for its ids (so that a bad table is refused before anything is written), the
-posters, and the table again to write the rows with what became of their posters. Memory holds two small entries a film.
+Passes that stream: the table for its ids (so that a bad table is refused before anything is written), the posters, and
+the table again to write the rows with what became of their posters. Memory holds two small entries a film.
 """
 
-import gzip
 import hashlib
+import io
 import os
 import shutil
 import sys
-import tarfile
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePath, PurePosixPath
-from typing import IO, Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import Progress
@@ -24,43 +22,44 @@ from genre_dist.acquire.catalogue import (
     movies_file,
     partial_file,
     poster_file,
+    remove_partial_files,
     write_poster,
 )
+from genre_dist.acquire.left_out import LeftOut
+from genre_dist.acquire.poster_search import Look, Poster, TarMember, find_posters
 from genre_dist.acquire.tables import (
     TEXT_COLUMNS,
-    film_id,
     genre_ids,
     number_of,
+    open_table,
     release_date,
-    source_columns,
-    table_rows,
     text_of,
+    whole_number,
 )
+from genre_dist.lock import one_writer
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-BROKEN_TAR = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
+NEEDED = ("tmdb_id", "genre_ids")
+COUNTED = ("overview", "title", "release_date", "genre_ids")
+EMPTY_POSTER = "failed: the file is empty"
 
 
 class ImportReport(NamedTuple):
-    """What an import did, as counts of films, except `unknown_genres` (name -> occurrences) and posters."""
+    """What an import did."""
 
     rows: int
-    with_poster: int
-    without_known_genre: int
-    duplicates: int
-    unknown_genres: dict[str, int]
-    posters_without_row: int
+    having: Counter[str]
+    """Films that have a `poster`, and other things by the names of their columns."""
+    unknown_genres: Counter[str]
+    """Name -> occurrences."""
+    left_out: LeftOut
 
 
-class _Poster(NamedTuple):
+class _Taken(NamedTuple):
     """The poster of one film, as copied into the catalogue."""
 
     size: int
     sha256: str
-
-
-# A poster on offer: its name without suffix, words that say where it is, and the file.
-_Candidate = tuple[str, str, Path | IO[bytes]]
+    look: Look
 
 
 def import_catalogue(
@@ -74,157 +73,55 @@ def import_catalogue(
     """Make a catalogue in `out` from a table and from posters, which are found by file name.
 
     `table` is .parquet, .csv (UTF-8, with a heading) or .jsonl. `columns` maps our column names to the table's. Each of
-    `posters` is a folder, searched with its subfolders, or a tar; the poster of a film is the first file whose name
-    without suffix is the film's value in column `poster_key`. `overwrite` replaces a catalogue already in `out`.
+    `posters` is a folder, searched with all below it, or a tar; the poster of a film is the first picture that is named
+    as the film's value in column `poster_key` says. `overwrite` replaces a catalogue already in `out`.
 
     Raises ValueError, naming file, column or row, for whatever cannot be read. A broken tar leaves the posters before
     the break, each whole, but no movies.parquet.
     """
-    _check_places(table, posters, out, overwrite)
-    source = source_columns(table, columns, poster_key)
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        film_of_key, found, duplicates = _read_ids(
-            progress.track(table_rows(table, source), description="ids"), table, source
-        )
+    _check_places(table, posters, out)
+    with one_writer(out), Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        if movies_file(out).exists() and not overwrite:
+            raise ValueError(f"{out} already holds a catalogue; give another --out, or --overwrite to replace it")
+        left_out = LeftOut()
+        films = open_table(table, columns, poster_key, NEEDED)
+        known = films.known(progress.track(films.rows(), description="ids"), left_out)
         if overwrite:
             movies_file(out).unlink(missing_ok=True)
             shutil.rmtree(out / "posters", ignore_errors=True)
-        strangers = 0
+        remove_partial_files(out)
+        taken: dict[int, _Taken] = {}
         for path in posters:
-            candidates = _tar_posters(path) if path.is_file() else _folder_posters(path)
-            files = progress.track(candidates, description=path.name)
-            strangers += _take_posters(files, path, out, film_of_key, found)
-        rows = progress.track(table_rows(table, source), description="films", total=len(found))
-        return _write_films(rows, table, source, out, found)._replace(
-            duplicates=duplicates, posters_without_row=strangers
-        )
+            for poster in progress.track(find_posters(path, known.of_key, left_out), description=path.name):
+                _take(poster, known.of_key[poster.key], out, taken, left_out)
+        rows = progress.track(films.rows(), description="films", total=len(known.ids))
+        return _write_films(rows, known.ids, taken, out, left_out)
 
 
-def _check_places(table: Path, posters: Sequence[Path], out: Path, overwrite: bool) -> None:
+def _check_places(table: Path, posters: Sequence[Path], out: Path) -> None:
     for path in (table, *posters):
         if not path.exists():
             raise ValueError(f"{path} does not exist; check --table and --posters")
         if path.resolve().is_relative_to(out.resolve()):
             raise ValueError(f"{path} lies inside --out {out}, which this import writes; give another --out")
-    if movies_file(out).exists() and not overwrite:
-        raise ValueError(f"{out} already holds a catalogue; give another --out, or --overwrite to replace it")
 
 
-def _read_ids(
-    rows: Iterable[dict[str, Any]], table: Path, source: Mapping[str, str]
-) -> tuple[dict[str, int], dict[int, _Poster | None], int]:
-    """Poster key -> film, an entry without poster for every film, and how many rows repeat a film."""
-    film_of_key: dict[str, int] = {}
-    found: dict[int, _Poster | None] = {}
-    duplicates = 0
-    by_id = source["key"] == source["tmdb_id"]
-    for number, row in enumerate(rows, start=1):
-        film = film_id(row.get(source["tmdb_id"]), table, number)
-        if film in found:
-            duplicates += 1
-            continue
-        found[film] = None
-        key = str(film) if by_id else text_of(row.get(source["key"]))
-        if key:
-            film_of_key.setdefault(key, film)
-    return film_of_key, found, duplicates
+def _take(poster: Poster, film: int, out: Path, taken: dict[int, _Taken], left_out: LeftOut) -> None:
+    """Copy a poster, unless there is one already that looks as good."""
+    if film in taken and poster.look <= taken[film].look:
+        left_out.add("further files for films that have a poster, left out", poster.where)
+        return
+    size, sha256 = _link(poster.place, out, film) or write_poster(out, film, io.BytesIO(poster.read()))
+    taken[film] = _Taken(size, sha256, poster.look)
 
 
-def _write_films(
-    rows: Iterable[dict[str, Any]], table: Path, source: Mapping[str, str], out: Path, found: dict[int, _Poster | None]
-) -> ImportReport:
-    unknown: Counter[str] = Counter()
-    films = with_poster = without_genre = 0
-    with CatalogueWriter(out) as writer:
-        for number, row in enumerate(rows, start=1):
-            film = film_id(row.get(source["tmdb_id"]), table, number)
-            if film not in found:  # written already: the first row of a film wins
-                continue
-            poster = found.pop(film)
-            genres = genre_ids(row.get(source["genre_ids"]), unknown)
-            writer.add(_film(film, genres, row, source, poster))
-            films += 1
-            with_poster += poster is not None and poster.size > 0
-            without_genre += not genres
-    return ImportReport(films, with_poster, without_genre, 0, dict(unknown.most_common()), 0)
+def _link(source: Path | TarMember, out: Path, film: int) -> tuple[int, str] | None:
+    """Give a file a second name in the catalogue, which needs no space; its size and SHA-256.
 
-
-def _film(
-    film: int, genres: list[int], row: Mapping[str, Any], source: Mapping[str, str], poster: _Poster | None
-) -> dict[str, Any]:
-    cell = {name: row.get(column) for name, column in source.items()}
-    status = "none" if poster is None else "ok" if poster.size else "failed: the file is empty"
-    return {
-        "tmdb_id": film,
-        **{name: text_of(cell.get(name)) for name in TEXT_COLUMNS},
-        "genre_ids": genres,
-        "release_date": release_date(cell.get("release_date")),
-        "popularity": number_of(cell.get("popularity")),
-        "adult": text_of(cell.get("adult")).lower() in ("true", "1"),
-        "poster_status": status,
-        "poster_bytes": poster.size if poster else 0,
-        "poster_sha256": poster.sha256 if poster else "",
-        "fetched_at": None,
-    }
-
-
-def _take_posters(
-    files: Iterable[_Candidate], path: Path, out: Path, film_of_key: Mapping[str, int], found: dict[int, _Poster | None]
-) -> int:
-    """Copy the posters that belong to a film which has none yet; the return value counts those of no film at all."""
-    strangers = 0
-    where = "its beginning"
-    try:
-        for name, where, source in files:  # noqa: B007 (the handler below reads it)
-            film = film_of_key.get(name)
-            strangers += film is None
-            if film is not None and found[film] is None:
-                found[film] = _link(source, out, film) if isinstance(source, Path) else _copy(source, out, film)
-    except BROKEN_TAR as error:
-        raise ValueError(f"{path} is damaged at or after {where} ({error}); fetch it again") from error
-    return strangers
-
-
-def _is_poster(name: PurePath) -> bool:
-    return name.suffix.lower() in IMAGE_SUFFIXES and not name.name.startswith(".")
-
-
-def _tar_posters(path: Path) -> Iterator[_Candidate]:
-    """The image files of a tar, in order. Names serve to find the film and never become paths; links are not read."""
-    try:
-        tar = tarfile.open(path)  # noqa: SIM115 (the with below; an archive that cannot be opened is another error)
-    except BROKEN_TAR as error:
-        raise ValueError(
-            f"{path} is no tar, or cut off at its start; unpack other archives and give the folder"
-        ) from error
-    with tar:
-        while (member := tar.next()) is not None:
-            name = PurePosixPath(member.name)
-            if member.isreg() and _is_poster(name) and (file := tar.extractfile(member)) is not None:
-                yield name.stem, f"member {member.name!r} (byte {member.offset})", file
-            tar.members.clear()  # type: ignore[attr-defined]  # tarfile remembers every member: memory that would grow with the archive
-        # tarfile takes a damaged header, or none, for the end of the archive. The end is a block of zeros.
-        assert tar.fileobj is not None
-        tar.fileobj.seek(tar.offset)
-        if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"no end mark at byte {tar.offset}")
-
-
-def _copy(source: IO[bytes], out: Path, film: int) -> _Poster:
-    return _Poster(*write_poster(out, film, source))
-
-
-def _folder_posters(folder: Path) -> Iterator[_Candidate]:
-    for parent, folders, names in os.walk(folder):
-        folders.sort()  # of two files for one film the first wins: always the same one
-        for name in sorted(names):
-            path = Path(parent, name)
-            if _is_poster(path) and path.is_file():
-                yield path.stem, str(path), path
-
-
-def _link(source: Path, out: Path, film: int) -> _Poster:
-    """A second name for the file where the file system allows it, which needs no space; else a copy."""
+    None where that cannot be: files in tars, other file systems.
+    """
+    if isinstance(source, TarMember):
+        return None
     target = poster_file(out, film)
     partial = partial_file(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -232,9 +129,61 @@ def _link(source: Path, out: Path, film: int) -> _Poster:
     try:
         os.link(source.resolve(), partial)
     except OSError:
-        with source.open("rb") as file:
-            return _copy(file, out, film)
+        return None
     partial.replace(target)
     partial.unlink(missing_ok=True)  # a rename onto another name of the same file leaves both
     with target.open("rb") as file:
-        return _Poster(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_films(
+    rows: Iterable[tuple[int, dict[str, Any]]],
+    ids: set[int],
+    taken: Mapping[int, _Taken],
+    out: Path,
+    left_out: LeftOut,
+) -> ImportReport:
+    """Write the first row of every film; `ids` is emptied on the way."""
+    unknown: Counter[str] = Counter()
+    having: Counter[str] = Counter()
+    films = 0
+    with CatalogueWriter(out) as writer:
+        for film, cells in rows:
+            if film not in ids:
+                continue
+            ids.remove(film)
+            row = _film(film, cells, taken.get(film), unknown)
+            writer.add(row)
+            films += 1
+            having.update(name for name in COUNTED if row[name])
+            having["poster"] += row["poster_status"] == "ok"
+            _note_losses(row, cells, left_out)
+    return ImportReport(films, having, unknown, left_out)
+
+
+def _film(film: int, cells: Mapping[str, Any], poster: _Taken | None, unknown: Counter[str]) -> dict[str, Any]:
+    status = "none" if poster is None else "ok" if poster.size else EMPTY_POSTER
+    return {
+        "tmdb_id": film,
+        **{name: text_of(cells.get(name)) for name in TEXT_COLUMNS},
+        "genre_ids": genre_ids(cells.get("genre_ids"), unknown),
+        "release_date": release_date(cells.get("release_date")),
+        "popularity": number_of(cells.get("popularity")),
+        "adult": whole_number(text_of(cells.get("adult"))).lower() in ("true", "1"),
+        "poster_status": status,
+        "poster_bytes": poster.size if poster else 0,
+        "poster_sha256": poster.sha256 if poster else "",
+        "fetched_at": None,
+    }
+
+
+def _note_losses(row: Mapping[str, Any], cells: Mapping[str, Any], left_out: LeftOut) -> None:
+    """Count what of a film's row could not be kept."""
+    film = row["tmdb_id"]
+    if not row["genre_ids"]:
+        left_out.add("films without a known genre (pack leaves them out)", f"film {film}")
+    if row["poster_status"] == EMPTY_POSTER:
+        left_out.add(f"posters {EMPTY_POSTER}", f"film {film}")
+    for name, kept in (("release_date", row["release_date"]), ("popularity", row["popularity"] is not None)):
+        if not kept and text_of(cells.get(name)):
+            left_out.add(f"films whose {name} has a form that is not read", f"film {film} ({cells[name]})")

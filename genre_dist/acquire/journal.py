@@ -1,37 +1,115 @@
 """The journal of a fetch: one JSON object a line, only ever appended to; what is done is what it says.
 
 A line is handed to the system before the next request's result is looked at, so a killed process loses nothing it had
-recorded. It is forced to the disk in groups, so a power cut loses at most the last group.
+recorded. It is forced to the disk in groups, so a power cut loses at most the last group. Each line ends in a checksum.
 """
 
-import fcntl
 import json
 import os
 import time
+import zlib
 from array import array
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from annotated_types import Ge, Le, Len, Predicate
+from pydantic import StringConstraints, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from genre_dist.acquire.answers import MOST_LISTED, FilmId
+from genre_dist.printable import printable
+from genre_dist.validation import Count
 
 LINES_PER_SYNC = 500
 SECONDS_PER_SYNC = 2.0
 IDS_PER_BLOCK = 256
+LONGEST_LINE = 16 << 20
+_SUM = b',"crc":"'
+
+
+def is_time(text: str) -> bool:
+    """Whether this is a time with its zone, in the years that a catalogue can hold."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC) >= datetime(1970, 1, 1, tzinfo=UTC)
+    except (ValueError, TypeError, OverflowError):
+        return False
+
+
+WindowKey = Annotated[str, StringConstraints(pattern=r"^\S+ [0-9]{4}-[0-9]{2}-[0-9]{2}\.\.[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
+Int32 = Annotated[int, Ge(-(2**31)), Le(2**31 - 1)]
+
+
+class Row(TypedDict):
+    """A film as the catalogue has it, less what concerns its poster."""
+
+    tmdb_id: FilmId
+    imdb_id: str | None
+    title: str | None
+    original_language: str | None
+    overview: str | None
+    genre_ids: list[Int32] | None
+    release_date: str | None
+    poster_path: str | None
+    popularity: float | None
+    adult: bool | None
+    fetched_at: Annotated[str, Predicate(is_time)] | None
+
+
+class Line(TypedDict, total=False):
+    """What a line may hold. What happened, its first key says, and what else belongs to that `State` knows."""
+
+    film: Row
+    poster: FilmId
+    path: str
+    status: str
+    bytes: Count
+    sha256: str
+    page: Count
+    of: WindowKey
+    pages: Count
+    results: Count
+    ids: Annotated[list[FilmId], Len(0, MOST_LISTED)]
+    again: WindowKey
+    split: WindowKey
+    window: WindowKey
+    passed_over: FilmId
+    query: str
+    refresh: Annotated[list[int], Len(0, 10_000)]
+    refreshed: str
+    failed: str
+
+
+_LINE = TypeAdapter(Line)
+
+
+def _written(line: dict[str, Any]) -> bytes:
+    body = json.dumps(line, separators=(",", ":")).encode()[:-1]
+    return b'%s%s%08x"}\n' % (body, _SUM, zlib.crc32(body))
+
+
+def _read(text: bytes) -> Line | None:
+    """A line's content; None if it is damaged. Older lines have no checksum."""
+    body, mark, rest = text.rpartition(_SUM)
+    if mark and rest != b'%08x"}\n' % zlib.crc32(body):
+        return None
+    try:
+        return _LINE.validate_json(text, strict=True)
+    except ValidationError:
+        return None
 
 
 class Journal:
-    """An append-only file of JSON lines, locked against a second writer. Use it in a `with` block."""
+    """An append-only file of JSON lines; the catalogue's lock keeps others away. Use it in a `with` block."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create it; a torn last line, left by a kill, is cut off. ValueError if another fetch has it open."""
+        """Open or create it; a torn last line, left by a kill, is cut off."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.writer = path.open("ab", buffering=0)
-        try:
-            fcntl.flock(self.writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.writer.close()
-            raise ValueError(f"another fetch is writing {path}; wait for it, or give another --out") from None
         self.reader = path.open("rb")
         self.end = self._cut_torn_line()
         self.unsynced, self.synced_at = 0, time.monotonic()
@@ -40,7 +118,8 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        os.fsync(self.writer.fileno())
+        if self.unsynced:
+            os.fsync(self.writer.fileno())
         self.reader.close()
         self.writer.close()
 
@@ -56,43 +135,43 @@ class Journal:
         self.writer.truncate(end)
         return end
 
-    def append(self, *lines: dict[str, Any]) -> list[int]:
-        """Write lines in one go; their byte offsets. OSError when the disk is full."""
-        encoded = [json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines]
-        offsets = []
-        for line in encoded:
-            offsets.append(self.end)
-            self.end += len(line)
+    def append(self, *lines: dict[str, Any]) -> list[tuple[int, Line]]:
+        """Write lines in one go; each with its byte offset, as it will be read.
+
+        Raises OSError when the disk is full, and ValueError for what could not be read again.
+        """
+        encoded = [_written(line) for line in lines]
+        appended = []
+        end = self.end
+        for text in encoded:
+            if (line := _read(text)) is None:
+                raise ValueError(f"{self.path} cannot hold {printable(text.decode())[:300]}; mend or delete that film")
+            appended.append((end, line))
+            end += len(text)
         left = memoryview(b"".join(encoded))
         while left:  # a write may take only a part, on a disk that is nearly full
             left = left[self.writer.write(left) :]
+        self.end = end
         self.unsynced += len(lines)
         if self.unsynced >= LINES_PER_SYNC or time.monotonic() - self.synced_at > SECONDS_PER_SYNC:
             os.fsync(self.writer.fileno())
             self.unsynced, self.synced_at = 0, time.monotonic()
-        return offsets
+        return appended
 
-    def read(self, offset: int) -> dict[str, Any]:
-        """The line at an offset that `append` or `lines` gave."""
+    def read(self, offset: int) -> Line:
+        """The line at an offset that `append` or `lines` gave. ValueError if it was changed since."""
         self.reader.seek(offset)
-        line: dict[str, Any] = json.loads(self.reader.readline())
+        line = _read(self.reader.readline(LONGEST_LINE))
+        if line is None:
+            raise ValueError(f"{self.path}, byte {offset}: damaged while it was in use; run the same command again")
         return line
 
-    def lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Every line with its offset, from the first. ValueError, with the line's number, if one is no JSON object."""
+    def lines(self) -> Iterator[tuple[int, Line | None]]:
+        """Every line with its offset, from the first; None for one that is damaged."""
         offset = 0
         with self.path.open("rb") as file:
-            for number, text in enumerate(file, start=1):
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    line = None
-                if not isinstance(line, dict):
-                    raise ValueError(
-                        f"{self.path}, line {number}: damaged. Delete the file and run again: films in movies.parquet "
-                        "and their posters are kept, the others are fetched again"
-                    )
-                yield offset, line
+            for text in iter(partial(file.readline, LONGEST_LINE), b""):
+                yield offset, _read(text)
                 offset += len(text)
 
 
@@ -116,6 +195,13 @@ class Offsets:
             block = self.blocks[number] = array("q", [-1]) * IDS_PER_BLOCK
         self.count += block[place] < 0
         block[place] = offset
+
+    def discard(self, film: int) -> None:
+        """Forget the film, if it is there."""
+        if film in self:
+            number, place = divmod(film, IDS_PER_BLOCK)
+            self.blocks[number][place] = -1
+            self.count -= 1
 
     def get(self, film: int) -> int | None:
         """The film's offset, or None."""

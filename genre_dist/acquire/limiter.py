@@ -9,6 +9,7 @@ from email.utils import parsedate_to_datetime
 
 WINDOW_SECONDS = 1.005  # a little more than the second that the server counts: clocks differ
 CATCH_UP_SECONDS = 0.1  # how far behind its pace the limiter may fall and still make up for it
+MOST_SECONDS = 366 * 86400.0  # a Retry-After beyond says no more than that
 LOOK_AGAIN_SECONDS = 0.01  # while as many requests as a second may have are still without an answer
 
 
@@ -75,20 +76,23 @@ class Limiter:
         """How long every request is under way; nothing is known before a second's requests are answered."""
         return min(self.fastest, 1.0) if self.answers >= self.rate else 0.0
 
-    def pause(self, seconds: float) -> None:
-        """Let nobody ask for so long; of several pauses the one that ends last counts."""
+    def pause(self, seconds: float) -> float:
+        """Let nobody ask for so long, and return how much longer that is than what was to wait already."""
         with self._counting:
-            self.paused_until = max(self.paused_until, self.clock() + seconds)
+            now = self.clock()
+            longer = max(0.0, now + seconds - max(self.paused_until, now))
+            self.paused_until = max(self.paused_until, now + seconds)
+            return longer
 
 
 def retry_after_seconds(header: str | None, now: datetime | None = None) -> float | None:
     """What a Retry-After header asks for, in seconds; it may give seconds or a date. None if it says nothing usable."""
     text = (header or "").strip()
     if text.isascii() and text.isdigit():
-        return float(text)
+        return min(float(text), MOST_SECONDS)
     try:
         then = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, TypeError, IndexError, OverflowError):  # the parser of the standard library, by what it meets
         return None
     then = then if then.tzinfo else then.replace(tzinfo=UTC)
-    return max(0.0, (then - (now or datetime.now(UTC))).total_seconds())
+    return min(max(0.0, (then - (now or datetime.now(UTC))).total_seconds()), MOST_SECONDS)

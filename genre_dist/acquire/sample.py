@@ -16,8 +16,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from genre_dist.acquire.catalogue import CatalogueWriter, movies_file, write_poster
+from genre_dist.acquire.catalogue import CatalogueWriter, movies_file, remove_partial_files, write_poster
 from genre_dist.genres import GENRES, ID_OF_NAME
+from genre_dist.lock import one_writer
 
 # Per genre: its share of films in per cent (the films of shared/data), the genres it likes to go with, its words.
 PROFILES: dict[str, tuple[float, str, str]] = {
@@ -120,23 +121,25 @@ JPEG_QUALITY = 85
 def make_sample(films: int, seed: int, out: Path, size: tuple[int, int] = (228, 342)) -> None:
     """Write a catalogue of `films` invented films, ids 1 to `films`, with posters of `size` (width, height) in pixels.
 
-    The same seed gives the same films. Raises ValueError if `out` holds a catalogue already, or for a number that
-    makes no sense.
+    The same seed gives the same films. Raises ValueError if `out` holds a catalogue already or is being written, or for
+    a number that makes no sense.
     """
     if films < 1 or seed < 0 or min(size) < 32:
         raise ValueError(
             f"--films {films} --seed {seed}, posters of {size[0]} x {size[1]}: "
             "give at least 1 film, a seed from 0 and at least 32 pixels"
         )
-    if movies_file(out).exists():
-        raise ValueError(f"{out} already holds a catalogue; delete it or give another --out")
     numbers = range(1, films + 1)
-    with CatalogueWriter(out) as writer:
-        for tmdb_id in track(numbers, "films", console=Console(stderr=True), disable=not sys.stderr.isatty()):
-            row, poster = _film(np.random.default_rng([seed, tmdb_id]), tmdb_id, size)
-            if poster:
-                row["poster_bytes"], row["poster_sha256"] = write_poster(out, tmdb_id, io.BytesIO(poster))
-            writer.add(row)
+    with one_writer(out):
+        if movies_file(out).exists():
+            raise ValueError(f"{out} already holds a catalogue; delete it or give another --out")
+        remove_partial_files(out)
+        with CatalogueWriter(out) as writer:
+            for tmdb_id in track(numbers, "films", console=Console(stderr=True), disable=not sys.stderr.isatty()):
+                row, poster = _film(np.random.default_rng([seed, tmdb_id]), tmdb_id, size)
+                if poster:
+                    row["poster_bytes"], row["poster_sha256"] = write_poster(out, tmdb_id, io.BytesIO(poster))
+                writer.add(row)
 
 
 def _film(rng: np.random.Generator, tmdb_id: int, size: tuple[int, int]) -> tuple[dict[str, Any], bytes]:

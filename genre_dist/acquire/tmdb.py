@@ -1,27 +1,23 @@
-"""The TMDB API through tmdbsimple: genres, films by release date, one film; and how a film becomes a catalogue row.
-
-tmdbsimple sets its address and a `Connection: close` of its own on every object; both are replaced here, so that a
-mirror can be asked and connections are kept.
-"""
+"""The TMDB API: genres, films by release date, one film; and how a film becomes a catalogue row."""
 
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tmdbsimple
+from pydantic import TypeAdapter
 
-from genre_dist.acquire import web
+from genre_dist.acquire.answers import FILM, GENRES, PAGE, Answer, FilmAnswer, PageAnswer, read_answer
 from genre_dist.acquire.tables import TEXT_COLUMNS, genre_ids, number_of, release_date, text_of
-from genre_dist.acquire.web import FetchError, TransientError, Web
+from genre_dist.acquire.web import FetchError, Web
 from genre_dist.acquire.windows import Window
-from genre_dist.genres import GENRES
+from genre_dist.genres import GENRES as OUR_GENRES
 
 MOST_PAGES = 500  # of a query; the API refuses page 501
 FILMS_PER_PAGE = 20
 MOST_FILMS = MOST_PAGES * FILMS_PER_PAGE
+LARGEST_ANSWER_BYTES = 4 << 20
 # By date, not popularity: that changes while pages are read, and films would move between them.
 SORTED_BY = "primary_release_date.asc"
 
@@ -29,7 +25,7 @@ SORTED_BY = "primary_release_date.asc"
 def read_key(key_file: Path | None) -> str:
     """The API key or bearer token, from a file or the variable TMDB_API_KEY. ValueError if there is none."""
     source = f"--key_file {key_file}" if key_file else "TMDB_API_KEY"
-    key = (key_file.read_text() if key_file else os.environ.get("TMDB_API_KEY", "")).strip()
+    key = (key_file.read_text(errors="replace") if key_file else os.environ.get("TMDB_API_KEY", "")).strip()
     if not key:
         raise ValueError(
             f"no TMDB key in {source}: get one, free, at https://www.themoviedb.org/settings/api, then "
@@ -50,43 +46,44 @@ class KeyRefusedError(ValueError):
 
 
 class Tmdb:
-    """The metadata API. Its methods may run in any thread; they raise FetchError, KeyRefusedError or StoppedError."""
+    """The metadata API. Its methods may run in any thread; they raise FetchError or KeyRefusedError."""
 
     def __init__(self, shared: Web, key: str, api_url: str) -> None:
         """`api_url` may end in the API's version, /3, or leave it out."""
         self.web = shared
         self.address = api_url.rstrip("/").removesuffix("/3") + "/3"
-        tmdbsimple.API_KEY = key  # the library keeps it there and nowhere else
-        tmdbsimple.USE_BEARER_AUTH = is_bearer_token(key)
+        self._headers = {"Accept": "application/json", "Accept-Encoding": "gzip"}
+        self._key = {} if is_bearer_token(key) else {"api_key": key}
+        if not self._key:
+            self._headers["Authorization"] = f"Bearer {key}"
 
     def genres(self) -> dict[int, str]:
         """The API's own list: id -> name."""
-        answer = self._ask(tmdbsimple.Genres, lambda api: api.movie_list(), "genres")
-        return {genre["id"]: genre["name"] for genre in answer["genres"]}
+        return {genre["id"]: genre["name"] for genre in self._ask("genre/movie/list", GENRES)["genres"]}
 
-    def discover(self, window: Window, page: int, filters: dict[str, Any]) -> dict[str, Any]:
-        """One page of the films of a window: `results`, `total_pages`, `total_results`."""
+    def discover(self, window: Window, page: int, filters: dict[str, Any]) -> PageAnswer:
+        """One page of the films of a window."""
         query = filters | {
             "primary_release_date.gte": str(window.first),
             "primary_release_date.lte": str(window.last),
             "sort_by": SORTED_BY,
             "page": page,
         }
-        return self._ask(tmdbsimple.Discover, lambda api: api.movie(**query), "results")
+        return self._ask("discover/movie", PAGE, **query)
 
-    def movie(self, film: int) -> dict[str, Any]:
+    def movie(self, film: int) -> FilmAnswer:
         """One film, with its imdb_id, which `discover` does not give."""
-        return self._ask(lambda: tmdbsimple.Movies(film), lambda api: api.info(), "id")
+        answer = self._ask(f"movie/{film}", FILM)
+        if answer["id"] != film:
+            raise FetchError("the answer is another film")
+        return answer
 
-    def _ask(self, make: Callable[[], Any], call: Callable[[Any], Any], needed: str) -> dict[str, Any]:
-        def once() -> dict[str, Any]:
-            api = make()
-            api.base_uri, api.session, api.timeout = self.address, self.web.session, web.TIMEOUT_SECONDS
-            del api.headers["Connection"]
-            answer = call(api)
-            if not isinstance(answer, dict) or needed not in answer:
-                raise TransientError(f"the answer has no {needed}")
-            return answer
+    def _ask(self, path: str, kind: TypeAdapter[Answer], **query: Any) -> Answer:
+        request = {"params": query | self._key, "headers": self._headers}
+
+        def once() -> Answer:
+            # no redirections: another host, or one without TLS, would be given the key
+            return read_answer(kind, self.web.body(f"{self.address}/{path}", LARGEST_ANSWER_BYTES, 0, **request))
 
         try:
             return self.web.patiently(once)
@@ -98,7 +95,7 @@ class Tmdb:
 
 def genre_differences(listed: dict[int, str]) -> list[str]:
     """How the API's genres differ from ours, in words; empty if they do not."""
-    ours = {genre.id: genre.name for genre in GENRES}
+    ours = {genre.id: genre.name for genre in OUR_GENRES}
     return [
         f"genre {number}: {ours.get(number, 'none')!r} here, {listed.get(number, 'none')!r} in the API"
         for number in sorted(ours.keys() | listed.keys())
@@ -106,20 +103,17 @@ def genre_differences(listed: dict[int, str]) -> list[str]:
     ]
 
 
-def film_row(film: Any, unknown_genres: Counter[str]) -> dict[str, Any] | None:
-    """A film of the API as a row of the catalogue, less what concerns its poster and time; None if it has no id.
+def film_row(film: FilmAnswer, unknown_genres: Counter[str]) -> dict[str, Any]:
+    """A film of the API as a row of the catalogue, less what concerns its poster and time.
 
     `discover` gives no imdb_id: it stays empty but for films fetched one by one. Unknown genres are counted, and
     dropped.
     """
-    number = film.get("id") if isinstance(film, dict) else None
-    if not isinstance(number, int) or number <= 0:
-        return None
     return {
-        "tmdb_id": number,
+        "tmdb_id": film["id"],
         **{name: text_of(film.get(name)) for name in TEXT_COLUMNS},
         "genre_ids": genre_ids(film.get("genre_ids", film.get("genres")), unknown_genres),
         "release_date": release_date(film.get("release_date")),
         "popularity": number_of(film.get("popularity")),
-        "adult": film.get("adult") is True,
+        "adult": film.get("adult", False),
     }

@@ -3,14 +3,16 @@
 from argparse import Namespace
 from pathlib import Path
 
-from genre_dist.options import Verbs, names
+from genre_dist.options import Verbs, columns, names
 
 
 def add_verbs(verbs: Verbs) -> None:
     """Add this room's verbs to the console command."""
     verb = verbs.add_parser("import", help="make a catalogue from a table and posters")
     verb.add_argument("--table", type=Path, required=True, help="Parquet, CSV or JSON lines, one film a row")
-    verb.add_argument("--posters", type=Path, nargs="*", default=[], help="folders or tar files of poster images")
+    verb.add_argument(
+        "--posters", type=Path, nargs="*", default=[], help="folders (with all below them) or tars of posters"
+    )
     verb.add_argument("--out", type=Path, required=True, help="the catalogue's folder")
     verb.add_argument(
         "--columns",
@@ -51,27 +53,27 @@ def add_verbs(verbs: Verbs) -> None:
 
 def _import(arguments: Namespace) -> None:
     from genre_dist.acquire.importing import import_catalogue
+    from genre_dist.printable import printable
 
-    columns = {}
-    for pair in arguments.columns:
-        ours, equals, theirs = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--columns takes pairs such as overview=plot, not `{pair}`")
-        columns[ours] = theirs
     report = import_catalogue(
-        arguments.table, arguments.posters, arguments.out, columns, arguments.poster_key, arguments.overwrite
+        arguments.table,
+        arguments.posters,
+        arguments.out,
+        columns(arguments.columns),
+        arguments.poster_key,
+        arguments.overwrite,
     )
-    print(f"{arguments.out}: {report.rows:,} films, {report.with_poster:,} with a poster")
-    notes = {
-        "without a known genre (pack leaves them out)": report.without_known_genre,
-        "rows with an id that was there before, left out": report.duplicates,
-        "posters without a row, left out": report.posters_without_row,
-    }
-    for note, count in notes.items():
-        if count:
-            print(f"  {count:,} {note}")
-    for genre, count in sorted(report.unknown_genres.items(), key=lambda item: -item[1])[:10]:
-        print(f"  unknown genre `{genre}` dropped from {count:,} films")
+    having = report.having
+    print(
+        f"{arguments.out}: {report.rows:,} films, {having['poster']:,} with a poster, {having['overview']:,} with an "
+        f"overview, {having['title']:,} with a title, {having['release_date']:,} with a release date"
+    )
+    for line in report.left_out.lines():
+        print(f"  {line}")
+    for genre, count in report.unknown_genres.most_common(10):
+        print(f"  unknown genre `{printable(genre)}` dropped from {count:,} films")
+    if len(report.unknown_genres) > 10:
+        print(f"  and {len(report.unknown_genres) - 10:,} more unknown genres")
     print(f"next: genre-dist pack --catalogue {arguments.out} --out shards/default")
 
 

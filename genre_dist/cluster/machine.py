@@ -19,7 +19,7 @@ NO_DISK = 3 * GIB
 LITTLE_SHM = GIB
 """NCCL takes some tens of MB a pair of ranks there; Docker's default of 64 MB is too little for several GPUs."""
 FEW_FILES = 1024
-"""A rank holds each shard it reads open, besides sockets and pipes of its readers."""
+"""Readers hold a quarter of these open at most, and open shards again and again where that is little."""
 
 
 def check_disk(folder: Path) -> Finding:
@@ -46,10 +46,14 @@ def check_shm(folder: Path = Path("/dev/shm"), ranks: int = 1) -> Finding:
 
 
 def check_open_files() -> Finding:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < FEW_FILES:
-        return Finding("open files", "wrong", f"at most {soft}", f"ulimit -n {max(hard, FEW_FILES)}")
-    return ok("open files", f"at most {soft:,}")
+    """How many files a process may have open. Training raises the limit as far as it may."""
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    told = "without limit" if most == resource.RLIM_INFINITY else f"at most {most:,}"
+    told += f" (now {soft:,}; readers raise it)" if soft not in (most, resource.RLIM_INFINITY) else ""
+    if most != resource.RLIM_INFINITY and most < FEW_FILES:
+        fix = f"raise the hard limit to {FEW_FILES:,} or more: docker run --ulimit nofile=65536, or LimitNOFILE="
+        return Finding("open files", "wrong", told, fix)
+    return ok("open files", told)
 
 
 def check_network(nodes: int = 1, environment: Mapping[str, str] = os.environ) -> Finding:

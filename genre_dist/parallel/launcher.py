@@ -8,8 +8,27 @@ from pathlib import Path
 
 from genre_dist.atomic import atomic_file
 
+HUNG = 70
+"""Exit code of a rank when the ranks made no progress for too long (EX_SOFTWARE of sysexits.h)."""
+PREEMPTED = 75
+"""Exit code of a run that stopped early and can be continued (EX_TEMPFAIL of sysexits.h)."""
 EXIT_CODE = "exit_code"
 """The file in a run's folder with the exit code of its last start; absent while it runs, or if it was killed."""
+
+
+def own_rank() -> int:
+    """This process's place among the ranks; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many ranks the launcher started, before any process group exists; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_launched() -> bool:
+    """Whether a launcher started this process, by hand or not, as one of its ranks."""
+    return "RANK" in os.environ
 
 
 def launched_by_torchrun() -> bool:
@@ -43,13 +62,13 @@ def settle(code: int) -> None:
 
 
 def note_exit_code(run: Path, code: int | None) -> None:
-    """Under torchrun: write the run's exit code into its folder, or (None) remove what an earlier start left there."""
-    if not launched_by_torchrun():
+    """Under torchrun rank 0 writes the run's exit code into its folder, or (None) removes an earlier start's."""
+    if own_rank() != 0 or not launched_by_torchrun():
         return
     if code is None:
         (run / EXIT_CODE).unlink(missing_ok=True)
     elif run.is_dir():
-        with atomic_file(run / EXIT_CODE, "w") as file:
+        with suppress(OSError), atomic_file(run / EXIT_CODE, "w") as file:  # a full disk: what it fails with is told
             file.write(f"{code}\n")
 
 

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -11,9 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from genre_dist.parallel.board import sign_in
 from genre_dist.parallel.device import Card, choose_device, exchange_cards, is_shared, ranks_on, take_device
+from genre_dist.parallel.launcher import own_rank, world_size
 from genre_dist.parallel.watchdog import Watchdog
 
+FOR_EVER = timedelta(days=365)
 LONGEST_ALLOWED = 600.0
 """Seconds that a rank may be busy by itself (see `World.allow`) while others wait for it in a collective."""
 
@@ -38,7 +42,7 @@ class World:
         """Add a tensor up over all ranks, in place; it must lie on the world's device."""
         if self.size > 1:
             dist.all_reduce(tensor)
-            self._progress()
+            self.progress()
         return tensor
 
     def any(self, flag: bool) -> bool:
@@ -47,7 +51,7 @@ class World:
             return flag
         flags = torch.tensor(float(flag))
         dist.all_reduce(flags)
-        self._progress()
+        self.progress()
         return bool(flags.item() > 0)
 
     def gather(self, thing: Any) -> list[Any] | None:
@@ -56,7 +60,7 @@ class World:
             return [thing]
         gathered: list[Any] | None = [None] * self.size if self.is_first else None
         dist.gather_object(thing, gathered)
-        self._progress()
+        self.progress()
         return gathered
 
     def broadcast(self, thing: Any) -> Any:
@@ -65,78 +69,112 @@ class World:
             return thing
         box = [thing]
         dist.broadcast_object_list(box)
-        self._progress()
+        self.progress()
         return box[0]
 
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
-            self._progress()
+            self.progress()
+
+    def wait_for_all(self) -> None:
+        """Wait until all ranks are here, however long, as long as one of them makes progress (see `progress`)."""
+        self.any(False)
+
+    def progress(self) -> None:
+        """A piece of work of this rank's own is done (a batch, a shard): nobody who waits for it takes it to hang."""
+        if self.watchdog is not None:
+            self.watchdog.progress()
 
     def allow(self, seconds: float) -> None:
         """What comes next may take so much longer before a rank counts as hanging."""
         if self.watchdog is not None:
             self.watchdog.allow(seconds)
 
-    def _progress(self) -> None:
-        if self.watchdog is not None:
-            self.watchdog.progress()
 
+@contextmanager
+def all_ranks(timeout_seconds: int = 600, group: bool = False) -> Iterator[World]:
+    """Surrounds what the ranks do together: `start_world`, and `stop_world` at the end.
 
-def world_size() -> int:
-    """How many ranks the launcher started, before any process group exists; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    A rank that ends by an error tells the others. One that cannot go on without it says so in one line and raises
+    SystemExit with the exit code that fits: 2 after a mistake of the user's, 75 if it was interrupted, else 1.
+    """
+    world = start_world(timeout_seconds, group)
+    try:
+        yield world
+        stop_world(world)
+    except BaseException as error:
+        if world.watchdog is None:
+            raise
+        end = world.watchdog.part(error)
+        world.watchdog.close()
+        if end is None:
+            raise
+        print(f"error: {end}; this rank cannot go on without it", file=sys.stderr, flush=True)
+        raise SystemExit(end.code) from None
 
 
 def start_world(timeout_seconds: int = 600, group: bool = False) -> World:
     """Join the ranks that torchrun started (or be alone) and take a device: this rank's GPU, or the CPU.
 
-    A rank that waits for the others for `timeout_seconds` prints its stacks and ends (see `Watchdog`). Raises OSError
-    if the ranks do not find each other, ValueError if a rank's GPU cannot be used. `group` makes a process group for
-    one rank alone too, for libraries that cannot do without.
+    A rank that waits for the others for `timeout_seconds` while nobody makes progress prints its stacks and ends (see
+    `Watchdog`). Raises OSError if the ranks do not find each other, ValueError if a rank's GPU cannot be used. `group`
+    makes a process group for one rank alone too, for libraries that cannot do without.
     """
-    size, rank = world_size(), int(os.environ.get("RANK", "0"))
+    size, rank = world_size(), own_rank()
     device = choose_device()
     card = take_device(device)
-    if card.problem and (size == 1 or dist.is_initialized()):
-        raise ValueError(card.problem)  # otherwise on all ranks together, when they have met
     if size == 1:
+        if card.problem:
+            raise ValueError(card.problem)  # of several ranks on all together, when they have met
         if group and not dist.is_initialized():
             dist.init_process_group(_backend([card]), store=dist.HashStore(), rank=0, world_size=1)
         return World(rank, size, device)
     watchdog = Watchdog(rank, size, timeout_seconds)
-    cards = [card]
-    if not dist.is_initialized():
-        # torch's own timeout comes second: it knows only the collective, not the stacks, nor what may take longer
-        cards = _meet(card, timeout_seconds + 2 * watchdog.farewell + LONGEST_ALLOWED)
-    watchdog.progress()
+    try:
+        cards, store = _meet(card, timeout_seconds + LONGEST_ALLOWED)
+    except BaseException:
+        watchdog.close()
+        raise
+    watchdog.join(store, None if _is_of_launcher() else 0)
     return World(rank, size, device, watchdog, ranks_on(card, cards))
 
 
-def _meet(card: Card, timeout_seconds: float) -> list[Card]:
-    """Make the process group; returns the ranks' GPUs, which decide on its backend and so are exchanged before."""
+def _meet(card: Card, timeout_seconds: float) -> tuple[list[Card], dist.Store]:
+    """Make the process group.
+
+    Returns the ranks' GPUs, which decide on its backend and so are exchanged before, and a second connection to the
+    store over which they have met.
+    """
     host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     timeout = timedelta(seconds=timeout_seconds)
-    rank, size = int(os.environ.get("RANK", "0")), world_size()
+    rank, size = own_rank(), world_size()
     try:
         if _restarts_share_a_store():
             server: dist.Store = dist.TCPStore(host, int(port), size, is_master=False, timeout=timeout)
-            prefix = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
         else:  # as init_process_group does it
             server, _, _ = next(dist.rendezvous("env://", timeout=timeout))
             server.set_timeout(timeout)
-            prefix = "default_pg"
+        prefix = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
         store = dist.PrefixStore(prefix, server)
         cards = exchange_cards(store, card, rank, size)
         if rank == 0 and is_shared(cards):
             print("several ranks are on one GPU: they talk over gloo, slowly; for trying out only", file=sys.stderr)
-        dist.init_process_group(_backend(cards), store=store, rank=rank, world_size=size, timeout=timeout)
-        return cards
+        board = dist.PrefixStore(f"{prefix} board", dist.TCPStore(host, int(port), is_master=False, timeout=timeout))
+        sign_in(board, rank)
+        # the watchdog's timeout is the one that counts: it knows who works, and shows where the others wait
+        dist.init_process_group(_backend(cards), store=store, rank=rank, world_size=size, timeout=FOR_EVER)
+        return cards, board
     except dist.DistError as error:
         raise OSError(
             f"the ranks could not meet at {host}:{port}: {str(error).splitlines()[0]} (another program may have the "
             "port, a rank may not have started, or the node is not reached by that name: `genre-dist doctor` on each)"
         ) from None
+
+
+def _is_of_launcher() -> bool:
+    """Whether torchrun hosts the store, which then outlives the ranks."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _restarts_share_a_store() -> bool:
@@ -145,16 +183,16 @@ def _restarts_share_a_store() -> bool:
     On several nodes it has to be told not to (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, see launch/): they count restarts
     differently.
     """
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return _is_of_launcher() and os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
 
 
 def stop_world(world: World) -> None:
     """Leave together: a rank that tears its group down early can abort the others."""
-    if dist.is_initialized():
-        world.barrier()
-        dist.destroy_process_group()
+    world.barrier()
     if world.watchdog is not None:
         world.watchdog.close()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _backend(cards: Sequence[Card]) -> str:

@@ -1,5 +1,6 @@
 """A plan for people (a table, what it consists of, the command) and for programs (JSON)."""
 
+import shlex
 from dataclasses import asdict
 from typing import Any, get_args
 
@@ -11,16 +12,17 @@ from genre_dist.planner import memory
 from genre_dist.planner.options import Option, Plan
 from genre_dist.planner.sizes import gb, mb
 from genre_dist.planner.trace import RECURRENT_VALUES, Trace
+from genre_dist.printable import printable
 
 
 def print_plan(plan: Plan, config_file: str) -> None:
     """The whole answer."""
     console = Console(highlight=False)
     for line in _model_lines(plan):
-        console.print(line, soft_wrap=True)
+        console.print(printable(line), soft_wrap=True, markup=False)
     console.print(_table(plan))
     for line in _answer(plan, config_file):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(printable(line), soft_wrap=True, markup=False)
 
 
 def _model_lines(plan: Plan) -> list[str]:
@@ -111,7 +113,7 @@ def command(plan: Plan, option: Option, config_file: str) -> str:
     setting = option.setting
     words = [
         f"torchrun --nproc_per_node={plan.ranks} -m genre_dist.train",
-        f"--config {config_file}" if config_file else "",
+        f"--config {shlex.quote(config_file)}" if config_file else "",
         f"--data.global_batch {plan.config.data.global_batch} --data.micro_batch {option.micro_batch}",
         f"--parallel.strategy {setting.strategy} --train.precision {setting.precision}",
         f"--train.activation_checkpointing {setting.checkpointing}" if setting.checkpointing != "none" else "",

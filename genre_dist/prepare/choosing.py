@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from genre_dist.acquire.catalogue import read_rows
 from genre_dist.genres import INDEX_OF_ID
-from genre_dist.prepare.shard import Recipe, read_report, without_problems
+from genre_dist.prepare.report import Recipe, Report, shortened, whole_report
+from genre_dist.prepare.shard import films_of
 from genre_dist.prepare.splits import order_key, split_of
 from genre_dist.prepare.vocabulary import forget_rare, tokenise
-from genre_dist.storage import Place, exists, has_size
-from genre_dist.stream.index import RECORD, index_path, load_array
-from genre_dist.stream.manifest import FILE, SPLITS, load_manifest
+from genre_dist.storage import Place, exists
+from genre_dist.stream.manifest import FILE, SPLITS, Text, load_manifest
 
 COLUMNS = ["tmdb_id", "title", "overview", "genre_ids", "release_date", "poster_status", "poster_sha256"]
 
@@ -23,13 +23,14 @@ COLUMNS = ["tmdb_id", "title", "overview", "genre_ids", "release_date", "poster_
 class Before(NamedTuple):
     """What a finished folder of shards holds. Its films stay where they are; only others are packed."""
 
-    reports: list[dict[str, Any]]
-    """Of the manifest's shards that are whole, in the manifest's order."""
+    reports: list[Report]
+    """Of the manifest's shards that are whole, in the manifest's order, shortened."""
     ids: NDArray[np.int64]  # [films] ascending; also of films whose poster could not be read
-    vocabulary_sha256: str
+    text: Text | None
+    """Of the manifest; None if no shard is whole."""
 
 
-NOTHING = Before([], np.empty(0, np.int64), "")
+NOTHING = Before([], np.empty(0, np.int64), None)
 
 
 class Chosen(NamedTuple):
@@ -51,38 +52,29 @@ def packed_before(out: Place, recipe: Recipe) -> Before:
     """
     if not exists(out / FILE):
         return NOTHING
-    manifest = load_manifest(out)
+    try:
+        manifest = load_manifest(out)
+    except ValueError as error:
+        raise ValueError(f"{error} (--overwrite replaces what is there)") from None
     reports, ids = [], []
     for shard in manifest.shards:
-        path = out / shard.file
-        report, films = read_report(path), _films_of(path)
-        if report is None or films is None or not has_size(path, report["shard"]["bytes"]):
+        report, films = whole_report(out / shard.file), films_of(out, shard)
+        if report is None or films is None or report.shard != shard:
             continue
-        _refuse_other_options(out, report, recipe)
+        _refuse_other_options(out, report.recipe, recipe)
         if "poster" in recipe.require:
-            films = np.append(films, [problem["tmdb_id"] for problem in report["problems"]]).astype(np.int64)
+            films = np.append(films, [problem["tmdb_id"] for problem in report.problems]).astype(np.int64)
         ids.append(films)
-        reports.append(without_problems(report))
-    if not reports:
-        return NOTHING
-    return Before(reports, np.unique(np.concatenate(ids)), manifest.text["vocabulary_sha256"])
+        reports.append(shortened(report))
+    return Before(reports, np.unique(np.concatenate(ids)), manifest.text) if reports else NOTHING
 
 
-def _films_of(shard: Place) -> NDArray[np.int64] | None:
-    """The films a shard's index names, None if it cannot be read."""
-    try:
-        records = load_array(index_path(shard))
-    except (OSError, ValueError, EOFError):
-        return None
-    return np.array(records["id"]) if records.dtype == RECORD else None
-
-
-def _refuse_other_options(out: Place, report: dict[str, Any], recipe: Recipe) -> None:
+def _refuse_other_options(out: Place, before: Recipe, recipe: Recipe) -> None:
     """A folder of finished shards is only continued, never mixed with shards of another recipe."""
-    there, wanted = report.get("recipe", {}), asdict(recipe) | {"require": list(recipe.require)}
+    there, wanted = asdict(before), asdict(recipe)
     for name, value in wanted.items():
-        if name != "vocabulary_sha256" and there.get(name) != value:
-            old, new = (",".join(told) if isinstance(told, list) else told for told in (there.get(name), value))
+        if name != "vocabulary_sha256" and there[name] != value:
+            old, new = (",".join(told) if isinstance(told, tuple) else told for told in (there[name], value))
             raise ValueError(
                 f"{out} already holds shards packed with another --{name.removesuffix('_sha256')} ({old or 'none'} "
                 f"there, {new or 'none'} here); pack into another folder, or pass --overwrite to replace them"
@@ -143,7 +135,7 @@ def choose(catalogue: Place, recipe: Recipe, before: Before) -> Chosen:
             f"{catalogue} knows {known:,} of the {len(before.ids):,} films packed before: another catalogue? Pack it "
             "into another folder, or pass --overwrite to replace the shards"
         )
-    taken = {report["shard"]["file"] for report in before.reports}
+    taken = {report.shard.file for report in before.reports}
     arrays = np.asarray(ids), np.asarray(keys), np.asarray(splits)
     sorted_ids, shard, shards = _assign(*arrays, recipe.shard_size, taken)
     twice = np.flatnonzero(sorted_ids[1:] == sorted_ids[:-1])

@@ -9,7 +9,8 @@ from typing import Any
 from genre_dist.acquire.catalogue import read_rows
 from genre_dist.genres import INDEX_OF_ID
 from genre_dist.prepare.choosing import COLUMNS, Chosen, film_text, place_of
-from genre_dist.prepare.shard import Job, Recipe
+from genre_dist.prepare.report import Recipe
+from genre_dist.prepare.shard import Job
 from genre_dist.prepare.splits import order_key
 from genre_dist.storage import Place
 

@@ -6,36 +6,36 @@ leaves finished shards and continues where it stopped, a later one appends the f
 """
 
 import errno
-import multiprocessing
-import multiprocessing.connection
-import os
 import tempfile
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from genre_dist import lock
 from genre_dist.atomic import atomic_file
 from genre_dist.genres import GENRES
-from genre_dist.prepare.choosing import NOTHING, Before, choose, packed_before
+from genre_dist.lock import one_writer, take
+from genre_dist.prepare.choosing import NOTHING, Before, Chosen, choose, packed_before
 from genre_dist.prepare.layout import lay_out
 from genre_dist.prepare.parts import marker, what_is_missing
-from genre_dist.prepare.shard import Job, Recipe, finished, pack_shard, report_path
+from genre_dist.prepare.pool import pack_all
+from genre_dist.prepare.report import Recipe, Report, poster_lines, report_path
+from genre_dist.prepare.shard import Job, finished
 from genre_dist.prepare.splits import RULE
-from genre_dist.prepare.vectors import file_sha256, matrix_for, read_vectors
+from genre_dist.prepare.vectors import WordVectors, file_sha256, matrix_for, read_vectors
 from genre_dist.prepare.vocabulary import choose_words, load_words, save_words, words_sha256
-from genre_dist.progress import progress_bar
+from genre_dist.printable import printable
 from genre_dist.storage import Place, check_writable, exists, remove, remove_folder
-from genre_dist.stream.index import index_path, load_array, save_array
-from genre_dist.stream.manifest import FILE, SPLITS, Manifest, Shard, save_manifest
+from genre_dist.stream.index import index_path, save_array
+from genre_dist.stream.manifest import FILE, SPLITS, Manifest, save_manifest
+from genre_dist.stream.words import load_vectors
 
+WORDS, VECTORS = "vocabulary.txt", "vectors.npy"
 _WORK = ".packing"
 
 
@@ -46,8 +46,10 @@ class Plan(NamedTuple):
     recipe: Recipe
     before: Before
     words: list[str]
-    found: dict[str, NDArray[np.float32]] | None
+    found: WordVectors | None
     """The file's vectors of the words; None without a file, or where vectors.npy is there already."""
+    dim: int | None
+    """Width of the vectors; None without any."""
     left_out: Counter[str]
     jobs: list[Job]
 
@@ -67,12 +69,10 @@ def pack(
     Raises ValueError for wrong options, for shards of other options in `out` (unless `overwrite`), and for a catalogue
     without a film to pack; OSError if the disk is full. What was finished stays, and the same command goes on.
     """
-    recipe = _recipe(out, vectors, options)
-    before = NOTHING if overwrite else packed_before(out, recipe)
-    with _planned(catalogue, out, recipe, vectors, before, out / _WORK) as plan:
+    with _planned(catalogue, out, vectors, options, overwrite=overwrite) as plan:
         _remove_old(plan, overwrite)
         _save_vocabulary(plan)
-        return _finish(plan, _run(plan.jobs, workers))
+        return _finish(plan, pack_all(plan.jobs, workers))
 
 
 def pack_part(
@@ -89,10 +89,9 @@ def pack_part(
     Nothing is shared but the folder: every part finds the same plan by itself, touches its own shards only and writes
     no manifest; `merge_parts` does. Raises as `pack` does.
     """
-    recipe = _recipe(out, vectors, options)
-    before = packed_before(out, recipe)
-    with _planned(catalogue, out, recipe, vectors, before, marker(out / _WORK, part), part) as plan:
-        return len(_run(plan.jobs, workers))
+    with _planned(catalogue, out, vectors, options, part=part) as plan:
+        _remove_halves(plan)
+        return len(pack_all(plan.jobs, workers))
 
 
 def merge_parts(catalogue: Place, out: Place, *, vectors: Place | None = None, **options: Any) -> Manifest:
@@ -100,9 +99,7 @@ def merge_parts(catalogue: Place, out: Place, *, vectors: Place | None = None, *
 
     Raises ValueError if shards are missing or of other options, saying how many and which commands make them.
     """
-    recipe = _recipe(out, vectors, options)
-    before = packed_before(out, recipe)
-    with _planned(catalogue, out, recipe, vectors, before, out / _WORK / "merge") as plan:
+    with _planned(catalogue, out, vectors, options, work=f"{_WORK}/merge") as plan:
         reports = {job.file: finished(job) for job in plan.jobs}
         missing = [number for number, job in enumerate(plan.jobs) if reports[job.file] is None]
         if missing:
@@ -110,182 +107,178 @@ def merge_parts(catalogue: Place, out: Place, *, vectors: Place | None = None, *
         _remove_old(plan, overwrite=False)
         _save_vocabulary(plan)
         manifest = _finish(plan, [report for report in reports.values() if report])
-    remove_folder(out / _WORK)
-    return manifest
-
-
-def _recipe(out: Place, vectors: Place | None, options: dict[str, Any]) -> Recipe:
-    check_writable(out)
-    recipe = Recipe(**options)
-    return recipe if vectors is None else replace(recipe, vectors_sha256=file_sha256(vectors))
+        remove_folder(out / _WORK)
+        return manifest
 
 
 @contextmanager
 def _planned(
     catalogue: Place,
     out: Place,
-    recipe: Recipe,
     vectors: Place | None,
-    before: Before,
-    work: Place,
+    options: dict[str, Any],
+    *,
+    overwrite: bool = False,
     part: tuple[int, int] | None = None,
+    work: str = _WORK,
 ) -> Iterator[Plan]:
-    """Find out what is to do and lay it out below `work`, which goes in the end; a part's own stays, empty, as a mark.
+    """Lock the folder, find out what is to do and lay it out below `work`."""
+    check_writable(out)
+    recipe = Recipe(**options)
+    place = out / work if part is None else marker(out / work, part)
+    try:
+        with _locked(out, place, part):
+            if vectors is not None:
+                recipe = replace(recipe, vectors_sha256=file_sha256(vectors))
+            before = NOTHING if overwrite else packed_before(out, recipe)
+            chosen = _chosen(catalogue, recipe, before)
+            words, found, dim = _words(out, chosen.counts, vectors, before)
+            chosen.counts.clear()
+            recipe = replace(recipe, vocabulary_sha256=words_sha256(words))
+            with _workspace(place, part) as own:
+                save_words(words, own / WORDS)
+                jobs = lay_out(catalogue, out, recipe, chosen, own, own / WORDS, part or (0, 1))
+                yield Plan(out, recipe, before, words, found, dim, chosen.left_out, jobs)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        where = error.filename or (out if isinstance(out, Path) else tempfile.gettempdir())
+        raise OSError(
+            error.errno,
+            f"no space left to write {where}; the shards that are finished stay. Free some space and run the same "
+            "command again",
+        ) from None
 
-    Only a part may run beside others, so whoever else comes removes what killed ones left in its `work`.
-    """
+
+@contextmanager
+def _locked(out: Place, work: Place, part: tuple[int, int] | None) -> Iterator[None]:
+    """Keep all others out; a part shares the folder with the other parts of the same cut, but not with itself."""
+    with one_writer(out, shared=part is not None), nullcontext() if part is None else one_writer(work):
+        if part is not None and isinstance(work, Path):
+            for other in work.parent.glob("*-of-*"):
+                if other.is_dir() and not other.name.endswith(f"-of-{part[1]}"):
+                    take(other).release()
+        yield
+
+
+def _chosen(catalogue: Place, recipe: Recipe, before: Before) -> Chosen:
     chosen = choose(catalogue, recipe, before)
     if not before.reports and not len(chosen.ids):
         reasons = ", ".join(f"{count:,} with {reason}" for reason, count in chosen.left_out.most_common())
         raise ValueError(
             f"{catalogue}: no film to pack ({reasons or 'it is empty'}); require less with --require, or import more"
         )
-    words, found = _words(out, chosen.counts, vectors, before)
-    chosen.counts.clear()
-    recipe = replace(recipe, vocabulary_sha256=words_sha256(words))
+    return chosen
+
+
+@contextmanager
+def _workspace(work: Place, part: tuple[int, int] | None) -> Iterator[Path]:
+    """A folder of this process's own below `work`, which goes in the end; a part's `work` stays, empty, as a mark.
+
+    What killed ones left there is removed. For a remote one the folder is here, and `work` is an empty file.
+    """
+    below = work if isinstance(work, Path) else None
+    if part is None:
+        remove_folder(work)
+    if below is None:
+        with atomic_file(work):
+            pass
+    else:
+        below.mkdir(parents=True, exist_ok=True)
+        for left in below.iterdir():
+            if left.name != lock.FILE:
+                remove_folder(left)
     try:
-        if part is None:
-            remove_folder(work)
-        with _workspace(work) as own:
-            save_words(words, Path(own, "vocabulary.txt"))
-            jobs = lay_out(catalogue, out, recipe, chosen, Path(own), Path(own, "vocabulary.txt"), part or (0, 1))
-            yield Plan(out, recipe, before, words, found, chosen.left_out, jobs)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise OSError(
-            error.errno,
-            f"no space left to write shards into {out}; those that are finished stay. Free some space and run the same "
-            "command again",
-        ) from None
+        with tempfile.TemporaryDirectory(dir=below, ignore_cleanup_errors=True) as own:
+            yield Path(own)
     finally:
         if part is None:
             remove_folder(work)
 
 
-@contextmanager
-def _workspace(work: Place) -> Iterator[str]:
-    """A folder of this process's own below `work`; for a remote one it is here, and `work` is an empty file: a mark."""
-    if isinstance(work, Path):
-        work.mkdir(parents=True, exist_ok=True)
-    else:
-        with atomic_file(work):
-            pass
-    below = work if isinstance(work, Path) else None
-    with tempfile.TemporaryDirectory(dir=below, ignore_cleanup_errors=True) as own:
-        yield own
-
-
 def _words(
     out: Place, counts: Counter[str], vectors: Place | None, before: Before
-) -> tuple[list[str], dict[str, NDArray[np.float32]] | None]:
-    """The vocabulary, and the vectors to save: a finished folder keeps its own, as ids of words must not move."""
-    if not before.reports:
+) -> tuple[list[str], WordVectors | None, int | None]:
+    """The vocabulary, vectors to save, and their width. A finished folder keeps its words, as ids must not move."""
+    if before.text is None:
         if vectors is None:
-            return choose_words(counts), None
-        found = read_vectors(vectors, counts)
-        if not found:
-            raise ValueError(f"{vectors}: none of the {len(counts):,} words of the train split is in this file")
-        return choose_words(counts, found), found
-    path = out / "vocabulary.txt"
-    words = list(load_words(path))
-    if words_sha256(words) != before.vocabulary_sha256:
-        raise ValueError(f"{path}: not the vocabulary the shards were packed with; restore it, or pass --overwrite")
-    keep = vectors is None or exists(out / "vectors.npy")
-    return words, None if keep or vectors is None else read_vectors(vectors, set(words))
+            return choose_words(counts), None, None
+        found = _found(vectors, counts)
+        return choose_words(counts, found.of), found, found.dim
+    words = list(load_words(out / WORDS, before.text["vocabulary_sha256"]))
+    with suppress(ValueError):  # if they are lost or damaged, they are made again
+        load_vectors(out, before.text)
+        return words, None, before.text["dim"]
+    assert vectors is not None, "the options are those of before"
+    found = _found(vectors, set(words))
+    return words, found, found.dim
+
+
+def _found(vectors: Place, words: Mapping[str, int] | set[str]) -> WordVectors:
+    """The words' vectors, with a word on what was read. Raises ValueError if the file has none of the words."""
+    found = read_vectors(vectors, words)
+    if not found.of:
+        raise ValueError(f"{vectors}: none of the {len(words):,} words of the train split is in this file")
+    inside = "" if found.file == vectors.name else f" ({printable(found.file)})"
+    print(f"{vectors}{inside}: {found.dim} numbers a word, for {len(found.of):,} of {len(words):,} words here")
+    for note in found.notes:
+        print(f"  {note}")
+    return found
 
 
 def _save_vocabulary(plan: Plan) -> None:
     """The words and their vectors; after an extension they are there already."""
     if not plan.before.reports:
-        save_words(plan.words, plan.out / "vocabulary.txt")
-    path = plan.out / "vectors.npy"
-    if not plan.recipe.vectors_sha256:
+        save_words(plan.words, plan.out / WORDS)
+    path = plan.out / VECTORS
+    if plan.dim is None:
         remove(path)
     elif plan.found is not None:
         with atomic_file(path) as file:
-            save_array(matrix_for(plan.words, plan.found), file)
-        plan.found.clear()
+            save_array(matrix_for(plan.words, plan.found.of), file)
+        plan.found.of.clear()
 
 
-def _run(jobs: list[Job], workers: int) -> list[dict[str, Any]]:
-    """Pack what is not finished yet; returns all reports in the order of the jobs."""
-    reports = {job.file: report for job in jobs if (report := finished(job))}
-    todo = [job for job in jobs if job.file not in reports]
-    with progress_bar() as progress:
-        task = progress.add_task("packing shards", total=len(jobs), completed=len(reports))
-        for job, report in _packed(todo, workers):
-            reports[job.file] = report
-            progress.advance(task)
-    return [reports[job.file] for job in jobs]
-
-
-def _packed(jobs: list[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Shards as they get finished, on several processes if there are several shards."""
-    if workers <= 1 or len(jobs) <= 1:
-        yield from ((job, pack_shard(job)) for job in jobs)
-        return
-    # spawn: a fork would copy the locks of whatever threads this process has
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker) as pool:
-        waiting = {pool.submit(pack_shard, job): job for job in jobs}
-        try:
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """A worker whose parent was killed ends too; left alone it would go on writing, and then wait for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "this runs in a worker"
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _finish(plan: Plan, reports: list[dict[str, Any]]) -> Manifest:
+def _finish(plan: Plan, reports: list[Report]) -> Manifest:
     """Write the manifest of the shards there were and the new ones."""
     reports = sorted(
         [*plan.before.reports, *reports],
-        key=lambda report: (SPLITS.index(report["shard"]["split"]), report["shard"]["file"]),
+        key=lambda report: (SPLITS.index(report.shard.split), report.shard.file),
     )
     counts = {split: np.zeros(len(GENRES), int) for split in SPLITS}
     left_out = Counter(plan.left_out)
     for report in reports:
-        counts[report["shard"]["split"]] += report["genre_counts"]
-        left_out.update(report["left_out"])
-    recipe, vectors = plan.recipe, plan.out / "vectors.npy"
+        counts[report.shard.split] += report.genre_counts
+        left_out.update(report.left_out)
+    recipe = plan.recipe
     manifest = Manifest(
         folder=plan.out,
         genres=GENRES,
         image={"size": recipe.size, "fit": recipe.fit, "quality": recipe.quality},
         text={
             "source": recipe.text,
-            "vocabulary": "vocabulary.txt",
+            "vocabulary": WORDS,
             "words": len(plan.words),
             "vocabulary_sha256": recipe.vocabulary_sha256,
-            "vectors": vectors.name if recipe.vectors_sha256 else None,
-            "dim": int(load_array(vectors).shape[1]) if recipe.vectors_sha256 else None,
+            "vectors": VECTORS if plan.dim else None,
+            "dim": plan.dim,
         },
         require=recipe.require,
         split_rule=RULE,
         genre_counts={split: count.tolist() for split, count in counts.items()},
         left_out=dict(sorted(left_out.items())),
-        shards=tuple(Shard(**report["shard"]) for report in reports),
+        shards=tuple(report.shard for report in reports),
     )
     save_manifest(manifest)
+    for line in poster_lines(reports):
+        print(printable(line))
     return manifest
 
 
 def _remove_old(plan: Plan, overwrite: bool) -> None:
     """Remove what is in the way: old shards, and what killed packs left half-written or with other options."""
     out = plan.out
-    keep = {report["shard"]["file"] for report in plan.before.reports}
+    keep = {report.shard.file for report in plan.before.reports}
     keep |= {job.file for job in plan.jobs if finished(job)}
     if overwrite and exists(out / FILE):  # without a manifest it is this pack itself, not finished yet
         remove(out / FILE)
@@ -296,3 +289,11 @@ def _remove_old(plan: Plan, overwrite: bool) -> None:
                 remove(old)
     for path in out.glob("*.tmp"):
         remove(path)
+
+
+def _remove_halves(plan: Plan) -> None:
+    """Remove what killed ones left half-written of this part's shards."""
+    mine = {job.file.removesuffix(".tar") for job in plan.jobs}
+    for path in plan.out.glob("*.tmp"):
+        if path.name.partition(".")[0] in mine:
+            remove(path)

@@ -1,6 +1,7 @@
 """One pack shared by many nodes: which part a process is, and which parts are still missing."""
 
 import os
+import re
 from collections.abc import Mapping
 
 from genre_dist.storage import Place
@@ -39,7 +40,8 @@ def marker(work: Place, part: tuple[int, int]) -> Place:
 
 def what_is_missing(out: Place, missing: list[int], total: int, work: Place) -> str:
     """The merge's message: how many shards are not finished, by their numbers, and which commands make them."""
-    cut = {int(path.name.partition("-of-")[2]) for path in work.glob("*-of-*")}
+    marks = [re.fullmatch(r"\d{1,9}-of-([1-9]\d{0,8})", path.name) for path in work.glob("*-of-*")]
+    cut = {int(mark[1]) for mark in marks if mark}
     ways = [
         " ".join(f"--part {number}/{parts}" for number in sorted({shard % parts for shard in missing}))
         for parts in sorted(cut)

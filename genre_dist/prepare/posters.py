@@ -1,18 +1,23 @@
 """Posters of any kind -> RGB pixels of one shape -> JPEG, and what was odd about them."""
 
 import io
+from contextlib import suppress
 from typing import Literal
 
 import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from genre_dist.stream.decode import before_pixels
 
 Fit = Literal["squash", "crop", "pad"]
 
 MAX_PIXELS = 64_000_000
 """A poster with more pixels is refused before it is decoded (a small file can name any size)."""
+MAX_BYTES = 256 << 20
+"""A larger file is refused before it is read."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What posters may be; Pillow knows formats that start other programs (EPS runs Ghostscript)."""
 HALVE_FROM = 6
@@ -49,12 +54,17 @@ def load_rgb(data: bytes, least: int | None = None) -> tuple[NDArray[np.uint8], 
     """An image file -> uint8 [height, width, 3] RGB, upright, and what makes it no plain RGB JPEG; '' if it is one.
 
     Greyscale, CMYK, palettes and transparency become RGB; EXIF rotation is applied. A plain JPEG whose sides are both
-    `least` pixels or more is decoded at half its size, if that and its middle fall on whole pixels. Raises ValueError
-    for what is no whole image, or larger than MAX_PIXELS.
+    `least` pixels or more is decoded at half its size, if that and its middle fall on whole pixels. A JPEG that libjpeg
+    only warns of is decoded, and the warning is odd. Raises ValueError for what is no whole image, or larger than
+    MAX_PIXELS.
     """
     try:
-        shape = _plain_shape(data)
-        return _general(data) if shape is None else (_decode(data, *shape, least), "")
+        if shape := _plain_shape(data):
+            with suppress(ValueError):  # simplejpeg refuses warnings too
+                return _decode(data, *shape, least), ""
+        return _general(data)
+    except UnidentifiedImageError:
+        raise ValueError(f"not a whole image: none of the kinds {', '.join(FORMATS)}") from None
     except Exception as error:  # for damaged files Pillow raises errors of many kinds
         raise ValueError(f"not a whole image: {error}") from None
 
@@ -72,19 +82,11 @@ def _plain_shape(data: bytes) -> tuple[int, int] | None:
         return None
     _check_pixels(height, width)
     plain = colours in ("YCbCr", "RGB")
-    head = _before_scan(data)
+    head = before_pixels(data)
     if plain and (b"Exif\0" in head or b"tiff:Orientation" in head):
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             plain = opened.getexif().get(_EXIF_ORIENTATION, 1) == 1
     return (height, width) if plain else None
-
-
-def _before_scan(data: bytes) -> bytes:
-    """A JPEG's segments before its pixels: where EXIF is. (Searching the pixels too took 5 % of packing's time.)"""
-    place = 2
-    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] not in (b"\xda", b""):
-        place += 2 + max(2, int.from_bytes(data[place + 2 : place + 4]))
-    return data[:place] if data[place : place + 2] == b"\xff\xda" else data
 
 
 def _check_pixels(height: int, width: int) -> None:
@@ -107,12 +109,28 @@ def _general(data: bytes) -> tuple[NDArray[np.uint8], str]:
         _check_pixels(opened.height, opened.width)
         orientation = opened.getexif().get(_EXIF_ORIENTATION, 1)
         odd = [opened.format or ""] if opened.format != "JPEG" else []
+        odd += [_warning(data)] if opened.format in ("JPEG", "MPO") else []
         odd += [_MODES.get(opened.mode, f"mode {opened.mode}")] if opened.mode != "RGB" else []
         odd += [f"EXIF orientation {orientation}"] if orientation != 1 else []
         image = ImageOps.exif_transpose(opened)
         if image.mode.startswith("I;16"):  # convert() would clip its 16 bits instead of scaling them
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return np.asarray(image.convert("RGB")), ", ".join(odd) or "unusual JPEG"
+        return np.asarray(image.convert("RGB")), ", ".join(filter(None, odd)) or "unusual JPEG"
+
+
+def _warning(data: bytes) -> str:
+    """What libjpeg finds wrong with a JPEG, '' if nothing. Raises ValueError if the pixels end before the picture does.
+
+    (Pillow raises for files that end early, not where an end mark stands too early: there it paints the rest grey.)
+    """
+    try:
+        colours = simplejpeg.decode_jpeg_header(data)[2]
+        simplejpeg.decode_jpeg(data, colorspace="CMYK" if colours in ("CMYK", "YCCK") else "GRAY")
+    except ValueError as error:
+        if "remature end" in str(error):
+            raise
+        return str(error)
+    return ""
 
 
 def square(pixels: NDArray[np.uint8], size: int, fit: Fit) -> NDArray[np.uint8]:

@@ -1,14 +1,15 @@
 """One shard: films in, a tar, its index and a report out, all or nothing."""
 
+import errno
 import hashlib
 import json
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,44 +19,33 @@ from genre_dist.acquire.catalogue import poster_file
 from genre_dist.atomic import atomic_file
 from genre_dist.genres import INDEX_OF_ID
 from genre_dist.prepare.members import sample
-from genre_dist.prepare.posters import UNTOUCHED, Fit, square_jpeg
+from genre_dist.prepare.posters import MAX_BYTES, UNTOUCHED, square_jpeg
+from genre_dist.prepare.report import (
+    NO_FILE,
+    NO_PICTURE,
+    NO_POSTER,
+    NOT_OPENED,
+    ODD,
+    RESIZED,
+    UNREADABLE,
+    Odd,
+    Problem,
+    Recipe,
+    Report,
+    recipe_key,
+    report_path,
+    save_report,
+    shortened,
+    whole_report,
+)
 from genre_dist.prepare.vocabulary import encode, load_words, tokenise
-from genre_dist.storage import Place, exists, has_size, is_remote, read_bytes, remove
+from genre_dist.storage import Place, has_size, is_remote, read_bytes, remove
 from genre_dist.stream import tar
-from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, index_path, save_array
+from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, DamagedArrayError, index_path, load_array, save_array
 from genre_dist.stream.manifest import Shard
 
 READ_AHEAD = 16
 """Posters asked for at a time, where the catalogue is remote."""
-RESIZED, ODD, UNREADABLE, NO_POSTER = "resized", "odd", "unreadable", "none"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What decides a shard's bytes, beside its films. ValueError for a value that makes no sense."""
-
-    require: tuple[str, ...] = ("poster", "overview")
-    text: str = "overview"
-    size: int = 256
-    fit: Fit = "squash"
-    quality: int = 90
-    shard_size: int = 1000
-    vectors_sha256: str = ""
-    """Of the file of word vectors, '' without one: it decides which words seen once are kept."""
-    vocabulary_sha256: str = ""
-
-    def __post_init__(self) -> None:
-        unknown = set(self.require) - {"poster", "overview"}
-        if unknown:
-            raise ValueError(f"--require knows poster and overview, not {', '.join(sorted(unknown))}")
-        if self.text not in ("overview", "title", "both"):
-            raise ValueError(f"--text is overview, title or both, not {self.text}")
-        if self.fit not in get_args(Fit):
-            raise ValueError(f"--fit is {', '.join(get_args(Fit))}, not {self.fit}")
-        if not 1 <= self.size <= 4096 or self.shard_size < 1:
-            raise ValueError("--size goes from 1 to 4096, --shard_size is at least 1")
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"--quality goes from 1 to 100, not {self.quality}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,37 +63,27 @@ class Job:
     recipe: Recipe
 
 
-def report_path(shard: Place) -> Place:
-    """The shard's report, written last: a shard without one is not finished."""
-    return shard.with_suffix(".report.json")
-
-
-def recipe_key(job: Job) -> str:
-    """Identifies what the shard's bytes should be; a finished shard with the same key is left alone."""
-    told = json.dumps([asdict(job.recipe), job.split, job.films_sha256], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
-
-
-def finished(job: Job) -> dict[str, Any] | None:
-    """The report of a shard that is already packed from the same films in the same way, else None."""
-    path = job.out / job.file
-    report = read_report(path)
-    if report is None or report["key"] != recipe_key(job) or not exists(index_path(path)):
+def finished(job: Job) -> Report | None:
+    """The report of a shard that is already packed from the same films in the same way, else None; shortened."""
+    report = whole_report(job.out / job.file)
+    if report is None or report.key != _key(job) or films_of(job.out, report.shard) is None:
         return None
-    return without_problems(report) if has_size(path, report["shard"]["bytes"]) else None
+    return shortened(report)
 
 
-def read_report(shard: Place) -> dict[str, Any] | None:
-    """A shard's report, None if it has none that can be read."""
+def _key(job: Job) -> str:
+    return recipe_key(job.recipe, job.split, job.films_sha256)
+
+
+def films_of(out: Place, shard: Shard) -> NDArray[np.int64] | None:
+    """The films of a shard by its index, None if its tar or its index is missing or another one."""
+    path = out / shard.file
     try:
-        return json.loads(read_bytes(report_path(shard)))
-    except (FileNotFoundError, ValueError):
+        records = load_array(index_path(path))
+    except (FileNotFoundError, DamagedArrayError):
         return None
-
-
-def without_problems(report: dict[str, Any]) -> dict[str, Any]:
-    """A report without its lists of odd and unreadable posters: with all shards', memory would grow with the films."""
-    return {name: value for name, value in report.items() if name not in ("problems", "odd")}
+    is_whole = records.dtype == RECORD and records.shape == (shard.samples,) and has_size(path, shard.bytes)
+    return np.array(records["id"]) if is_whole else None
 
 
 @lru_cache(maxsize=1)
@@ -112,8 +92,8 @@ def _load_words(path: Path, sha256: str) -> dict[str, int]:
     return load_words(path)
 
 
-def pack_shard(job: Job) -> dict[str, Any]:
-    """Write one shard, its index and its report; returns the report without its problems.
+def pack_shard(job: Job) -> Report:
+    """Write one shard, its index and its report; returns the report, shortened.
 
     Raises OSError with the file's name if it cannot be written; nothing half-written stays.
     """
@@ -123,21 +103,21 @@ def pack_shard(job: Job) -> dict[str, Any]:
     words = _load_words(job.words, job.recipe.vocabulary_sha256)
     records: list[tuple[int, int, int, int, int]] = []
     genres = [0] * len(INDEX_OF_ID)
-    problems: list[dict[str, Any]] = []
-    odd: list[dict[str, Any]] = []
+    problems: list[Problem] = []
+    odd: list[Odd] = []
     outcomes: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     digest = hashlib.sha256()
     offset = 0
     with atomic_file(path) as file, open(job.films, encoding="utf-8") as films:
-        for film, (poster, outcome, note) in _with_posters(map(json.loads, films), job):
+        for film, (poster, outcome, note, why) in _with_posters(map(json.loads, films), job):
             outcomes[outcome] += 1
             if outcome == ODD:
                 odd.append({"tmdb_id": film["tmdb_id"], "odd": note})
             elif outcome == UNREADABLE:
                 problems.append({"tmdb_id": film["tmdb_id"], "problem": note})
                 if "poster" in job.recipe.require:
-                    left_out["unreadable poster"] += 1
+                    left_out[why] += 1
                     continue
             tokens = encode(tokenise(film["text"]), words) if film["text"].strip() else None
             data = sample(film, poster, tokens)
@@ -154,19 +134,18 @@ def pack_shard(job: Job) -> dict[str, Any]:
     index = np.array(records, RECORD)
     with atomic_file(index_path(path)) as file:
         save_array(index, file)
-    report = {
-        "key": recipe_key(job),
-        "recipe": asdict(job.recipe),
-        "shard": asdict(_shard(job, index, offset + len(tar.END), digest.hexdigest())),
-        "genre_counts": genres,
-        "left_out": dict(left_out),
-        "posters": dict(sorted(outcomes.items())),
-        "odd": odd,
-        "problems": problems,
-    }
-    with atomic_file(report_path(path), "w") as file:
-        json.dump(report, file, indent=1)
-    return without_problems(report)
+    report = Report(
+        key=_key(job),
+        recipe=job.recipe,
+        shard=_shard(job, index, offset + len(tar.END), digest.hexdigest()),
+        genre_counts=genres,
+        left_out=dict(left_out),
+        posters=dict(sorted(outcomes.items())),
+        odd=odd,
+        problems=problems,
+    )
+    save_report(report, path)
+    return shortened(report)
 
 
 def _shard(job: Job, index: NDArray[np.void], size: int, sha256: str) -> Shard:
@@ -191,6 +170,8 @@ class Outcome(NamedTuple):
     """One of RESIZED, UNTOUCHED, ODD, UNREADABLE and NO_POSTER: what a report counts."""
     note: str
     """What was odd about the file (`load_rgb` says it), or the file's name and what is wrong with it."""
+    why: str = NO_PICTURE
+    """The reason, if the film is left out because of it."""
 
 
 def _with_posters(films: Iterable[dict[str, Any]], job: Job) -> Iterator[tuple[dict[str, Any], Outcome]]:
@@ -199,8 +180,11 @@ def _with_posters(films: Iterable[dict[str, Any]], job: Job) -> Iterator[tuple[d
     for film, path, data in _with_files(films, job):
         if path is None:
             yield film, Outcome(None, NO_POSTER, "")
-        elif data is None:
-            yield film, Outcome(None, UNREADABLE, f"{path} is missing")
+        elif isinstance(data, OSError):
+            if isinstance(data, FileNotFoundError):
+                yield film, Outcome(None, UNREADABLE, f"{path} is missing", NO_FILE)
+            else:
+                yield film, Outcome(None, UNREADABLE, f"{path}: {data.strerror}", NOT_OPENED)
         else:
             try:
                 jpeg, odd = square_jpeg(data, recipe.size, recipe.fit, recipe.quality)
@@ -213,23 +197,25 @@ def _with_posters(films: Iterable[dict[str, Any]], job: Job) -> Iterator[tuple[d
 
 def _with_files(
     films: Iterable[dict[str, Any]], job: Job
-) -> Iterator[tuple[dict[str, Any], Place | None, bytes | None]]:
-    """Each film with its poster's file, None without one, and its bytes, None if it is missing.
+) -> Iterator[tuple[dict[str, Any], Place | None, bytes | OSError]]:
+    """Each film with its poster's file, None without one, and its bytes or why it cannot be opened.
 
     Remote files are asked for READ_AHEAD at a time.
     """
 
-    def read(path: Place | None) -> bytes | None:
+    def read(path: Place | None) -> bytes | OSError:
         try:
-            return None if path is None else read_bytes(path)
-        except FileNotFoundError:
-            return None
+            if isinstance(path, Path) and path.stat().st_size > MAX_BYTES:
+                return OSError(errno.EFBIG, f"more than {MAX_BYTES:,} bytes")
+            return b"" if path is None else read_bytes(path)
+        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+            return error
 
     placed = ((film, None if film["poster"] is None else poster_file(job.catalogue, film["tmdb_id"])) for film in films)
     if not is_remote(job.catalogue):
         yield from ((film, path, read(path)) for film, path in placed)
         return
-    coming: deque[tuple[dict[str, Any], Place | None, Future[bytes | None]]] = deque()
+    coming: deque[tuple[dict[str, Any], Place | None, Future[bytes | OSError]]] = deque()
     with ThreadPoolExecutor(READ_AHEAD) as pool:
         for film, path in placed:
             coming.append((film, path, pool.submit(read, path)))

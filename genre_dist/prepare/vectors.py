@@ -1,42 +1,76 @@
 """Word vectors, read as a stream: GloVe's and word2vec's files, also compressed. Only the wanted rows are kept."""
 
+import codecs
 import gzip
 import hashlib
+import math
+import re
 import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import IO
+from itertools import chain, count, islice, takewhile
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from genre_dist.printable import printable
 from genre_dist.storage import Place, exists, opened
 
 LONGEST_LINE = 1 << 20  # bytes; what is longer is no line of text
 LONGEST_WORD = 10_000  # bytes
 CHUNK = 1 << 20
+SETTLING = 20
+"""Rows that settle the width of a text whose first line does not tell it: most of them have it."""
+_ENDINGS = (".txt", ".vec", ".bin")
+_HEAD = re.compile(rb"(\d{1,15}) (\d{1,9})")
 
 Row = tuple[str, NDArray[np.float32]]
 
 
-def read_vectors(path: Place, wanted: Mapping[str, int] | set[str]) -> dict[str, NDArray[np.float32]]:
+class WordVectors(NamedTuple):
+    """What a file told of the wanted words."""
+
+    file: str
+    """Its name, or that of the file in an archive."""
+    of: dict[str, NDArray[np.float32]]  # [dim] each
+    notes: list[str]
+    """What is odd about the file, a line each."""
+
+    @property
+    def dim(self) -> int:
+        return len(next(iter(self.of.values()), ()))
+
+
+def read_vectors(path: Place, wanted: Mapping[str, int] | set[str]) -> WordVectors:
     """The wanted words' vectors, float32 [dim], of any width, from a file or a URL's place.
 
     Read are GloVe's and word2vec's text (`word number number ...` lines, with or without a first line `words width`),
-    word2vec's `.bin`, each also as `.gz`, and the first `.txt` in a `.zip`. Raises ValueError naming the line or the
-    word's number where the file is damaged or cut short.
+    word2vec's `.bin`, each also as `.gz` or alone in a `.zip`. Where a word has spaces, the last `width` fields are its
+    vector; of a word's rows the first counts. Raises ValueError naming the line or the word's number where the file is
+    damaged or cut short, and the files of an archive that has several.
     """
     found: dict[str, NDArray[np.float32]] = {}
+    twice: set[str] = set()
+    notes: list[str] = []
+    keys = {word.encode() for word in wanted}
     try:
         with _opened(path) as (file, name):
-            rows = _binary_rows(file, path, wanted) if name.endswith(".bin") else _text_rows(file, path, wanted)
-            for word, vector in rows:
-                found.setdefault(word, vector)
-    except (zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: damaged or cut short ({error}); fetch it again") from None
-    return found
+            is_binary = name.lower().endswith(".bin")
+            for word, vector in _binary_rows(file, path, keys) if is_binary else _text_rows(file, path, keys, notes):
+                if found.setdefault(word, vector) is not vector:
+                    twice.add(word)
+    except Exception as error:  # for a damaged archive there are errors of many kinds
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: damaged, or not readable here ({printable(error)[:200]}); fetch it again") from None
+    if twice:
+        notes.append(
+            f"{len(twice):,} words are there more than once, such as `{printable(min(twice))}`: the first row counts"
+        )
+    return WordVectors(name, found, notes)
 
 
 def file_sha256(path: Place) -> str:
@@ -55,14 +89,12 @@ def _require(path: Place) -> None:
 def _opened(path: Place) -> Iterator[tuple[IO[bytes], str]]:
     """The file's content, decompressed on the way, and its name without the compression's ending."""
     _require(path)
-    if path.suffix == ".zip":
+    if path.suffix.lower() == ".zip":
         with opened(path) as packed, zipfile.ZipFile(packed) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".txt")]
-            if not names:
-                raise ValueError(f"{path}: no .txt in this archive; unpack the vectors and name their file")
-            with archive.open(names[0]) as file:
-                yield file, names[0]
-    elif path.suffix == ".gz":
+            name = _only_file(archive, path)
+            with archive.open(name) as file:
+                yield file, name
+    elif path.suffix.lower() == ".gz":
         with opened(path) as packed, gzip.open(packed) as file:
             yield file, path.stem  # type: ignore[misc]
     else:
@@ -70,37 +102,90 @@ def _opened(path: Place) -> Iterator[tuple[IO[bytes], str]]:
             yield file, path.name
 
 
-def _text_rows(file: IO[bytes], path: Place, wanted: Iterable[str]) -> Iterator[Row]:
-    """Wanted words of a text file. The first line sets the width; every line is checked, few are parsed."""
-    keys = {word.encode() for word in wanted}
-    told, dim, rows, number = None, 0, 0, 0
-    while line := file.readline(LONGEST_LINE):
-        number += 1
-        line = line.rstrip(b"\r\n").rstrip(b" ")
-        spaces = line.count(b" ")
-        if number == 1 and spaces == 1 and line.replace(b" ", b"").isdigit():
-            told = [int(part) for part in line.split()]
-            continue
-        dim = dim or (told[1] if told else spaces)
+def _only_file(archive: zipfile.ZipFile, path: Place) -> str:
+    """The one file of vectors in an archive. Raises ValueError if there is none, or several to choose from."""
+    named = [name for name in archive.namelist() if name.lower().endswith(_ENDINGS) and not _is_of_the_system(name)]
+    fitting = [name for name in named if _may_hold_vectors(archive, name)] if len(named) > 1 else named
+    if not fitting:
+        endings = ", ".join(_ENDINGS)
+        raise ValueError(f"{path}: no file of vectors ({endings}) in this archive; unpack them and name their file")
+    if len(fitting) > 1:
+        told = ", ".join(map(printable, fitting[:10])) + (", ..." if len(fitting) > 10 else "")
+        raise ValueError(
+            f"{path}: {len(fitting)} files of this archive may be meant: {told}; unpack the one you want and name it "
+            "with --vectors"
+        )
+    return fitting[0]
+
+
+def _is_of_the_system(name: str) -> bool:
+    """What macOS adds to archives, and hidden files."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
+def _may_hold_vectors(archive: zipfile.ZipFile, name: str) -> bool:
+    """Whether a file begins with a row of numbers, as a text about the vectors does not."""
+    with archive.open(name) as file:
+        last = file.readline(LONGEST_LINE).split()[-1:]
+    try:
+        return bool(last) and math.isfinite(float(last[0][:100]))
+    except ValueError:
+        return False
+
+
+def _text_rows(file: IO[bytes], path: Place, keys: set[bytes], notes: list[str]) -> Iterator[Row]:
+    """Wanted words of a text file. Every line is checked, few are parsed."""
+    lines = _lines(file, path)
+    first = list(islice(lines, 1 + SETTLING))
+    told = _HEAD.fullmatch(first[0]) if first else None
+    if told:
+        del first[0]
+    dim = int(told[2]) if told else _usual_width(first)
+    rows = phrases = first_phrase = 0
+    for number, line in enumerate(chain(first, lines), 2 if told else 1):
         rows += 1
+        spaces = line.count(b" ")
         if spaces < dim or dim < 1:
             raise ValueError(
                 f"{path} line {number}: {spaces} values where there should be {max(dim, 1)}; the file is damaged or "
                 "cut short, fetch it again or remove the line"
             )
-        parts = line.rsplit(b" ", dim) if spaces > dim else line.split(b" ", 1)
-        word = parts[0]  # with spaces in GloVe 840B
-        if spaces > dim and _is_number(word.rsplit(b" ", 1)[-1]):
-            raise ValueError(f"{path} line {number}: {spaces} values where there should be {dim}; fetch the file again")
+        word, *values = line.split(b" ", 1) if spaces == dim else line.rsplit(b" ", dim)
+        if spaces > dim and _is_number(word.rpartition(b" ")[2]):
+            phrases, first_phrase = phrases + 1, first_phrase or number
         if word in keys:
-            yield word.decode(), _numbers(b" ".join(parts[1:]), dim, f"{path} line {number}", word)
-    if told and rows != told[0]:
-        raise ValueError(f"{path} line {number}: the end after {rows:,} of {told[0]:,} words; fetch the file again")
+            yield word.decode(), _numbers(b" ".join(values), dim, f"{path} line {number}", word)
+    if told and rows != int(told[1]):
+        raise ValueError(f"{path} line {rows + 1}: the end after {rows:,} of {int(told[1]):,} words; fetch it again")
+    if phrases:
+        notes.append(
+            f"{phrases:,} rows have more than {dim} numbers, the first is line {first_phrase}: the last {dim} are the "
+            "vector, what is before them is a word with spaces"
+        )
+
+
+def _lines(file: IO[bytes], path: Place) -> Iterator[bytes]:
+    """Lines of a text without their ends. Raises ValueError for one that does not end."""
+    for number in count(1):
+        line = file.readline(LONGEST_LINE)
+        if not line:
+            return
+        if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+            raise ValueError(f"{path} line {number}: longer than {LONGEST_LINE:,} bytes; this is no text of vectors")
+        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        yield line.rstrip(b"\r\n").rstrip(b" ")
+
+
+def _usual_width(lines: list[bytes]) -> int:
+    """How many numbers most of these rows end in, their words left out."""
+    widths = Counter(sum(1 for _ in takewhile(_is_number, line.split(b" ")[:0:-1])) for line in lines)
+    return max(widths, key=widths.__getitem__, default=0)
 
 
 def _numbers(values: bytes, dim: int, where: str, word: bytes) -> NDArray[np.float32]:
     try:
-        vector = np.array(values.split(b" "), np.float32)
+        with np.errstate(over="ignore"):
+            vector = np.array(values.split(b" "), np.float32)
     except ValueError:
         vector = np.full(dim, np.nan, np.float32)
     return _finite(vector, where, word)
@@ -108,7 +193,7 @@ def _numbers(values: bytes, dim: int, where: str, word: bytes) -> NDArray[np.flo
 
 def _finite(vector: NDArray[np.float32], where: str, word: bytes) -> NDArray[np.float32]:
     if not np.isfinite(vector).all():
-        raise ValueError(f"{where}: a value of `{word.decode(errors='replace')}` is no number; fetch the file again")
+        raise ValueError(f"{where}: a value of `{printable(word.decode())}` is no number; fetch the file again")
     return vector
 
 
@@ -117,12 +202,11 @@ def _is_number(text: bytes) -> bool:
         float(text)
     except ValueError:
         return False
-    return b"." in text and any(48 <= character < 58 for character in text)
+    return True
 
 
-def _binary_rows(file: IO[bytes], path: Place, wanted: Iterable[str]) -> Iterator[Row]:
+def _binary_rows(file: IO[bytes], path: Place, keys: set[bytes]) -> Iterator[Row]:
     """Wanted words of word2vec's binary form: `words width`, then for each a word, a space and float32 numbers."""
-    keys = {word.encode() for word in wanted}
     head = file.readline(100).split()
     if len(head) != 2 or not all(part.isdigit() for part in head) or not 1 <= int(head[1]) <= 100_000:
         raise ValueError(f"{path}: does not begin as a .bin of word2vec, with a line of two numbers")

@@ -17,7 +17,10 @@ def add_verbs(verbs: Verbs) -> None:
     )
     verb.add_argument("--catalogue", required=True, help="its folder or URL (s3://, ...)")
     verb.add_argument("--out", required=True, help="the shards' folder or URL")
-    verb.add_argument("--vectors", help="word vectors, a file or URL: GloVe or word2vec, .txt .bin .gz .zip, any width")
+    verb.add_argument(
+        "--vectors",
+        help="word vectors of any width, a file or URL: GloVe or word2vec, .txt .vec .bin, also as .gz or in a .zip",
+    )
     verb.add_argument(
         "--require", default="poster,overview", help="leave out films that lack one of these; '' keeps all"
     )
@@ -49,6 +52,7 @@ def _pack(arguments: Namespace) -> None:
 
     from genre_dist.prepare.pack import merge_parts, pack, pack_part
     from genre_dist.prepare.parts import parse_part
+    from genre_dist.printable import printable
     from genre_dist.storage import exists, place
     from genre_dist.stream.manifest import FILE, load_manifest
 
@@ -74,16 +78,20 @@ def _pack(arguments: Namespace) -> None:
     counts = ", ".join(f"{manifest.samples(split):,} {split}" for split in ("train", "val", "test"))
     print(f"{out}: {len(manifest.shards)} shards, {counts}; {manifest.text['words']:,} words")
     for reason, count in manifest.left_out.items():
-        print(f"  {count:,} films left out: {reason}")
+        print(f"  {count:,} films left out: {printable(reason)}")
     print(f"next: genre-dist inspect {out}")
 
 
 def _inspect(arguments: Namespace) -> int:
-    from genre_dist.prepare.inspection import print_summary, verify
+    from contextlib import nullcontext, suppress
+
+    from genre_dist.prepare.inspection import print_summary
+    from genre_dist.prepare.verification import verify
     from genre_dist.stream.manifest import load_manifest
 
     manifest = load_manifest(arguments.shards)
-    print_summary(manifest)
+    with suppress(ValueError) if arguments.verify else nullcontext():  # what is wrong is told below
+        print_summary(manifest)
     if not arguments.verify:
         return 0
     faults = verify(manifest)

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
-from genre_dist.storage import Place, read_bytes
+from genre_dist.storage import Place
 from genre_dist.stream.sample import UNKNOWN
+from genre_dist.stream.words import SPECIAL
+from genre_dist.stream.words import load_words as load_words
 
 MOST_WORDS = 2_000_000
 """Different words counted at a time: about 250 MB."""
-SPECIAL = ("<pad>", "<unk>")  # ids 0 and 1, as stream.reader has them
 
 
 def tokenise(text: str) -> list[str]:
@@ -79,12 +80,3 @@ def save_words(words: list[str], path: Place) -> None:
 
 def _lines(words: list[str]) -> bytes:
     return "".join(f"{word}\n" for word in words).encode()
-
-
-def load_words(path: Place) -> dict[str, int]:
-    """The ids of a vocabulary's words. Raises ValueError if the file is missing."""
-    try:
-        text = read_bytes(path).decode()
-    except FileNotFoundError:
-        raise ValueError(f"{path}: the vocabulary is missing; pack the shards again") from None
-    return {word: number for number, word in enumerate(text.split("\n")[:-1])}

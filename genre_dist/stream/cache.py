@@ -1,24 +1,33 @@
 """A bounded folder of blocks of remote files, shared by all ranks and workers of a node and kept between runs.
 
-Every block is a file that appears whole, by a rename. The bytes used, and who fetches which block, are settled under
-`flock`, which the kernel takes back from a process that dies, so a kill at any moment leaves nothing that has to be
-mended; a block half written by a killed process goes with the next clearing up. A block is named by its file's checksum
-and number, so other shards at the same address are never mixed up with it.
+Every block is a file that appears whole, by a rename, and ends in a checksum. The bytes used, and who fetches which
+block, are settled under `flock`, which the kernel takes back from a process that dies, so a kill at any moment leaves
+nothing that has to be mended; a block half written by a killed process goes with the next clearing up. A block is named
+by its file's checksum and number, so other shards at the same address are never mixed up with it.
+
+The cache only helps: where it cannot be read or written, the blocks come from afar, and that is said once.
 """
 
+import errno
 import fcntl
 import os
+import shutil
+import sys
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from genre_dist.atomic import atomic_file
 
 BLOCK_BYTES = 1 << 20
+CHECKSUM_BYTES = 4
 KEEP = 0.9
 """When the cache is full, what was not used for longest goes until this share of the limit is left."""
+SPARE_BYTES = 64 << 20
+"""So much of the disk is left to others."""
 
 
 LOCKS = 512
@@ -48,56 +57,105 @@ class BlockCache(NamedTuple):
 
     def _block(self, key: str, number: int, start: int, end: int, fetch: Callable[[int, int], bytes]) -> bytes:
         path = self.folder / "blocks" / key / f"{number:06d}"
-        data = _kept(path, end - start)
-        if data is None:
-            with self._locked(f"{zlib.crc32(f'{key} {number}'.encode()) % LOCKS:03d}"):  # or two would fetch it
-                data = _kept(path, end - start) or self._add(path, fetch(start, end))
+        if (data := _kept(path, end - start)) is not None:
+            return data
+        try:
+            lock = self._lock(f"{zlib.crc32(f'{key} {number}'.encode()) % LOCKS:03d}")  # or two would fetch it
+        except OSError as error:
+            _say_once(f"{self.folder}: the cache cannot be used ({error.strerror}); reading on without it")
+            return fetch(start, end)
+        with lock:
+            if (data := _kept(path, end - start)) is None:
+                data = fetch(start, end)
+                try:
+                    self._add(path, data)
+                except OSError as error:
+                    _say_once(f"{self.folder}: the cache takes no more blocks ({error.strerror}); reading on")
         return data
 
-    def _add(self, path: Path, data: bytes) -> bytes:
-        """Keep a block, after making room for it."""
-        with self._locked("used") as file:
-            used = int(file.read() or -1)
-            if used < 0 or used + len(data) > self.limit:
-                used = self._clear_up(len(data))
-            file.seek(0)
-            file.truncate()
-            file.write(str(used + len(data)))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path, sync=False) as file:
-            file.write(data)
-        return data
+    def _add(self, path: Path, data: bytes) -> None:
+        """Keep a block, after making room for it. Raises OSError if that cannot be."""
+        size = len(data) + CHECKSUM_BYTES
+        with self._lock("used") as file:
+            used = _count(file.read(32))
+            free = shutil.disk_usage(self.folder).free - SPARE_BYTES
+            if used is None or used + size > self.limit or size > free:
+                used = self._clear_up(size, free)
+            _write(file, used + size)  # before the block: should this process be killed, no block is left out
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_file(path, sync=False) as block:
+                    block.write(data + _checksum(path, data))
+            except OSError:
+                _write(file, used)
+                raise
 
-    @contextmanager
-    def _locked(self, name: str) -> Iterator[IO[str]]:
+    def _lock(self, name: str) -> IO[str]:
+        """A file that is locked until it is closed. Raises OSError if there can be none."""
         (self.folder / "locks").mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "locks" / name, "a+") as file:
+        file = open(self.folder / "locks" / name, "a+", errors="replace")  # noqa: SIM115 (the caller closes it)
+        try:
             fcntl.flock(file, fcntl.LOCK_EX)  # released with the file, however the process ends
             file.seek(0)
-            yield file
+        except BaseException:
+            file.close()
+            raise
+        return file
 
-    def _clear_up(self, size: int) -> int:
-        """Remove the oldest blocks, if it must be; returns the bytes that are left."""
+    def _clear_up(self, size: int, free: int) -> int:
+        """Remove the oldest blocks, if it must be; returns the bytes that are left. Raises OSError without room."""
         blocks = []
         for path in (self.folder / "blocks").glob("*/*"):
             with suppress(FileNotFoundError):
                 about = path.stat()
                 blocks.append((about.st_mtime_ns, about.st_size, path))
         used = sum(block[1] for block in blocks)
-        if used + size <= self.limit:
-            return used
-        for _, bytes_freed, path in sorted(blocks):
-            if used + size <= KEEP * self.limit:
+        limit = min(self.limit, used + free)
+        if limit < self.limit:
+            _say_once(f"{self.folder}: the disk has less room than the cache's {self.limit / 1e9:g} GB; it keeps less")
+        for _, bytes_freed, path in sorted(blocks) if used + size > limit else ():
+            if used + size <= KEEP * limit:
                 break
             path.unlink(missing_ok=True)
             used -= bytes_freed
+        if used + size > limit:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return used
 
 
 def _kept(path: Path, size: int) -> bytes | None:
-    """A whole block, None if it is not there; another process may clear it up at any moment."""
-    with suppress(FileNotFoundError):
-        data = path.read_bytes()
-        os.utime(path)
-        return data if len(data) == size else None
+    """A whole block, None if it is not there or damaged; another process may clear it up at any moment."""
+    with suppress(OSError):
+        with open(path, "rb") as file:
+            written = file.read(size + CHECKSUM_BYTES + 1)
+        data = written[:size]
+        if written[size:] == _checksum(path, data):
+            with suppress(OSError):  # a cache that can only be read
+                os.utime(path)
+            return data
     return None
+
+
+def _checksum(path: Path, data: bytes) -> bytes:
+    """Of a block's bytes and its name."""
+    named = zlib.crc32(f"{path.parent.name} {path.name}".encode())
+    return zlib.crc32(data, named).to_bytes(CHECKSUM_BYTES)
+
+
+def _count(text: str) -> int | None:
+    """The bytes in use as they were written down; None if that cannot be read."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else None
+
+
+def _write(file: IO[str], count: int) -> None:
+    file.seek(0)
+    file.truncate()
+    file.write(str(count))
+    file.flush()
+
+
+@cache
+def _say_once(line: str) -> None:
+    """A line from this process, if it reads for the first rank of its machine."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line, file=sys.stderr)

@@ -1,10 +1,14 @@
 """JPEG decoding into memory that is already there, by the fastest decoder at hand.
 
 In this order, which is that of their speed into a given buffer (benchmarks/loader.py): simplejpeg, OpenCV, torchvision.
-Any of them may be missing. Only simplejpeg tells damage in the middle of a picture.
+Any of them may be missing. Only simplejpeg tells damage in the middle of a picture, but it also refuses what libjpeg
+merely warns of; where every pixel is there all the same, such a picture is decoded by Pillow.
 """
 
-from collections.abc import Callable
+import io
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -12,6 +16,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+END = b"\xff\xd9"
+_UNUSUAL_HEAD = re.compile("unknown JFIF revision|Unknown Adobe color transform|bad ICC marker")
+_LEFT_OVER = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 
 Data = bytes | memoryview
 Decode = Callable[[Data, NDArray[np.uint8]], None]
@@ -39,18 +47,70 @@ def check_jpeg(data: Data, shape: tuple[int, ...]) -> None:
 
     A look at both ends, without decoding; needs simplejpeg.
     """
-    height, width, _, _ = import_module("simplejpeg").decode_jpeg_header(data)
-    _check_shape((height, width), shape)
+    try:
+        found = import_module("simplejpeg").decode_jpeg_header(data)
+    except ValueError as error:
+        if not _UNUSUAL_HEAD.search(str(error)):
+            raise
+        with _opened(bytes(data)) as image:
+            found = image.height, image.width
+    _check_shape(found, shape)
     _check_end(data)
+
+
+def before_pixels(data: Data) -> Data:
+    """A JPEG's segments before its pixels: where EXIF is. (Searching the pixels too took 5 % of packing's time.)"""
+    place = 2
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] not in (b"\xda", b""):
+        place += 2 + max(2, int.from_bytes(data[place + 2 : place + 4]))
+    return data[:place] if data[place : place + 2] == b"\xff\xda" else data
 
 
 def _simplejpeg(module: ModuleType) -> Decode:
     def into(data: Data, out: NDArray[np.uint8]) -> None:
-        decoded = module.decode_jpeg(data, "RGB", buffer=out)  # refuses a buffer that is too small
+        try:
+            decoded = module.decode_jpeg(data, "RGB", buffer=out)  # refuses a buffer that is too small
+        except ValueError as error:
+            if not _is_harmless(str(error), bytes(data)):
+                raise
+            decoded = _pillow(bytes(data), out)
         if decoded.shape != out.shape:
             _check_shape(decoded.shape, out.shape)
 
     return into
+
+
+def _is_harmless(warning: str, data: bytes) -> bool:
+    """Whether no pixel is wrong: an unusual head, or zeros before the end mark.
+
+    (Damage in the middle leaves bytes over before the end mark as well, but those of a picture.)
+    """
+    if left_over := _LEFT_OVER.search(warning):
+        end = data.rfind(END)
+        return not data[end - int(left_over[1]) : end].strip(b"\0")
+    return _UNUSUAL_HEAD.search(warning) is not None
+
+
+def _pillow(data: bytes, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Decode a JPEG that libjpeg warns of. Raises ValueError if it is cut short or of another shape."""
+    with _opened(data) as image:
+        _check_shape((image.height, image.width), out.shape)
+        out[:] = np.asarray(image.convert("RGB"))
+    return out
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Any]:
+    """A JPEG opened by Pillow, whose errors are ValueErrors here."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+            yield image
+    except ValueError:
+        raise
+    except Exception as error:  # for damaged files Pillow raises errors of many kinds
+        raise ValueError(f"not a whole JPEG ({error})") from None
 
 
 def _cv2(module: ModuleType) -> Decode:
@@ -98,8 +158,8 @@ def _module(name: str) -> ModuleType | None:
 
 
 def _check_end(data: Data) -> None:
-    """The end marker, perhaps with zeros behind it: some decoders paint what is missing grey and say nothing."""
-    if not bytes(data[-64:]).rstrip(b"\0").endswith(b"\xff\xd9"):
+    """The end marker, perhaps with something behind it: some decoders paint what is missing grey and say nothing."""
+    if not bytes(data[-64:]).rstrip(b"\0").endswith(END) and END not in bytes(data[len(before_pixels(data)) :]):
         raise ValueError("not a whole JPEG")
 
 

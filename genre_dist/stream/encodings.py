@@ -8,20 +8,20 @@ blanks and the reason in its .json.
 import io
 import json
 import time
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from genre_dist.printable import printable
 from genre_dist.stream import tar
 from genre_dist.stream.cache import BlockCache
 from genre_dist.stream.found import Seconds
-from genre_dist.stream.index import SplitIndex, save_array
+from genre_dist.stream.index import SplitIndex, array_in, save_array
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import Batch, ShardReader
-from genre_dist.stream.sample import read_members
-from genre_dist.stream.source import OpenFile, Rooms
+from genre_dist.stream.sample import label_rows, load_about, load_genres, read_members
+from genre_dist.stream.source import LocalTars, Rooms
 
 MEMBER = "encoding.npy"
 
@@ -35,8 +35,9 @@ class EncodingReader:
         self.index = SplitIndex(manifest, split, wanted)
         self.has_images, self.has_texts = False, "overview" in wanted
         self._width = int(manifest.encoding["size"])
-        self._genre_of_id = {genre.id: number for number, genre in enumerate(manifest.genres)}
-        self._open, self._rooms = lru_cache(256)(OpenFile), Rooms()
+        self._head = _saved(np.zeros(self._width, np.float32))[: -4 * self._width]
+        self._labels = label_rows(manifest.genres)
+        self._source, self._rooms = LocalTars(self.index.paths), Rooms()
 
     def lengths(self, rows: Rows) -> NDArray[np.int64]:
         """Lengths of the texts the encodings were made from, int64 [n]."""
@@ -62,31 +63,43 @@ class EncodingReader:
         rooms = self._rooms.of(records["size"].tolist())
         places = zip(rows.shard.tolist(), *(records[name].tolist() for name in ("id", "offset")), rooms, strict=True)
         for number, (shard, film, offset, room) in enumerate(places):
-            path = str(self.manifest.folder / self.index.shards[shard].file)
             try:
-                self._fill(read_members(self._open(path).read(room, offset), film), number, batch)
+                self._fill(read_members(self._source.read(shard, offset, room), film), number, batch)
             except (ValueError, KeyError, OSError) as error:
+                told = f"no member .{error.args[0]}" if isinstance(error, KeyError) else printable(error)
                 raise ValueError(
-                    f"{path}: the encoding of film {film} cannot be read ({error}); delete {self.manifest.folder}, "
-                    "it is made again"
+                    f"{self.index.paths[shard]}: the encoding of film {film} cannot be read ({told}); delete "
+                    f"{self.manifest.folder}, it is made again"
                 ) from None
         batch.seconds = Seconds(read=time.perf_counter() - began)
         return batch
 
     def _fill(self, parts: dict[str, memoryview], number: int, batch: Batch) -> None:
         assert batch.encodings is not None
-        told = json.loads(bytes(parts["json"]))
-        values = parts[MEMBER]
-        start = len(values) - 4 * self._width  # after the head that np.save writes
-        if start <= 0 or bytes(values[:6]) != b"\x93NUMPY":
-            raise ValueError(f"no float32 array of {self._width}")
-        batch.encodings[number] = np.frombuffer(values[start:], np.float32)
-        if fault := told.get("fault"):
+        batch.encodings[number] = self._numbers(parts[MEMBER])
+        if fault := _fault(parts["json"]):
             batch.weights[number] = 0
             batch.faults.append(fault)
         else:
-            for genre in told["genre_ids"]:
-                batch.labels[number, self._genre_of_id[genre]] = 1
+            batch.labels[number] = self._labels(load_genres(parts["json"]))
+
+    def _numbers(self, data: memoryview) -> NDArray[np.float32]:
+        """A member encoding.npy -> float32 [E]. Raises ValueError if it is anything else."""
+        if data[: len(self._head)] == self._head and len(data) == len(self._head) + 4 * self._width:
+            numbers = np.frombuffer(data, np.float32, offset=len(self._head))
+        else:  # a head that another NumPy wrote: to parse it takes ten times as long
+            numbers = array_in(data)
+        if numbers.dtype != np.float32 or numbers.shape != (self._width,) or not np.isfinite(numbers).all():
+            raise ValueError(f"not {self._width} finite numbers")
+        return numbers
+
+
+def _fault(data: memoryview) -> str | None:
+    """Why a film's media could not be read, None if they could. Raises ValueError for a damaged member .json."""
+    fault = load_about(data).get("fault")
+    if fault is not None and not isinstance(fault, str):
+        raise ValueError("the fault in the member .json is no text")
+    return None if fault is None else printable(fault)
 
 
 Reader = ShardReader | EncodingReader

@@ -7,44 +7,74 @@ about it. `tars.json`, written last, lists them all.
 
 import hashlib
 import json
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
-from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Interval, Len, Predicate
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from genre_dist.atomic import atomic_file
-from genre_dist.storage import Place, file_size, inside, is_remote, local_copy, place, read_bytes
-from genre_dist.stream.index import RECORD, save_array
-from genre_dist.stream.tar import mapped, members, padded
+from genre_dist.storage import Place, file_version, inside, is_remote, local_copy, place, read_bytes
+from genre_dist.stream.index import DamagedArrayError, load_array, save_array
+from genre_dist.stream.tar_index import MOST_EXTENSIONS, TarIndex, read_index
+from genre_dist.validation import LARGEST_BYTES, Count, FileName, Sha256, parse_json
+from genre_dist.workers import in_processes
 
 FILE = "tars.json"
 FOLDER = "tars.index"
 SCHEMA = 1
-MOST_EXTENSIONS = 16  # bits of the index's `has`
-_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # WebDataset's rule: the key ends at the first dot of the name
+_REMEDY = "this is no listing that `genre-dist index` wrote; run it again"
+
+
+def _is_bits(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) < 1 << MOST_EXTENSIONS
+
+
+def is_address(text: str) -> bool:
+    """Whether a listing may name a tar so: by a path or URL, relative to the listing or not, without `..`."""
+    return 0 < len(text) <= 4096 and text.isprintable() and ".." not in PurePosixPath(text).parts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tar:
     """One tar: how many samples it has, and with which extensions."""
 
-    file: str
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (no field)
+
+    file: Annotated[str, Predicate(is_address)]
     """Relative to the listing's folder, or absolute, or a URL."""
-    index_file: str
-    identity: str
+    index_file: FileName
+    identity: Sha256
     """Checksum of the index and of the address: a name for the tar's bytes."""
-    samples: int
-    bytes: int
-    extensions: tuple[str, ...]
+    samples: Annotated[int, Interval(ge=1, le=2**32)]
+    bytes: Count
+    extensions: Annotated[tuple[Annotated[str, Predicate(str.isprintable)], ...], Len(1, MOST_EXTENSIONS)]
     """In the order of the bits of `has`."""
-    has: dict[str, int]
+    has: dict[Annotated[str, Predicate(_is_bits)], Count]
     """Samples by their value of `has`, written as a decimal number."""
+    version: str = ""
+    """What changes when the tar does: its time, or what the server names its version."""
+    links: Count = 0
+    """Members that are links to others; where those lie is in a file of its own, beside the index."""
+    notes: tuple[Annotated[str, Predicate(str.isprintable)], ...] = ()
+    """A line for whatever is not read, or odd."""
+
+    def __post_init__(self) -> None:
+        if sum(self.has.values()) != self.samples:
+            raise ValueError(f"{self.file} has {self.samples:,} samples, but {sum(self.has.values()):,} by extensions")
+        if len(set(self.extensions)) != len(self.extensions):
+            raise ValueError(f"{self.file} has an extension twice")
+
+    @property
+    def links_file(self) -> str:
+        """Where its links lead, int64 [links, 3] (`TarIndex.links`)."""
+        return f"{self.index_file.removesuffix('.npy')}.links.npy"
 
     def mask(self, members: tuple[str, ...]) -> int:
         """These extensions as bits of `has`; one that this tar never has is a bit that no sample has."""
@@ -80,20 +110,27 @@ class Tars:
         return hashlib.sha256(json.dumps([tar.identity for tar in self.tars]).encode()).hexdigest()[:16]
 
 
+class _Listing(TypedDict):
+    format: Literal["genre_dist tars"]
+    schema: Literal[1]
+    tars: tuple[Tar, ...]
+
+
+_Listing.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+
+
 def load_tars(folder: Place | str) -> Tars:
-    """Read the listing that `genre-dist index` made. Raises ValueError if there is none or it is another version's."""
+    """Read the listing that `genre-dist index` made.
+
+    Raises ValueError if there is none, it is another version's, or anything in it is not as it can be.
+    """
     folder = place(folder)
     path = folder / FILE
     try:
-        told = json.loads(read_bytes(path))
-        if told["schema"] != SCHEMA:
-            raise ValueError(f"schema {told['schema']}, this version reads {SCHEMA}")
-        tars = tuple(Tar(**tar | {"extensions": tuple(tar["extensions"])}) for tar in told["tars"])
+        written = read_bytes(path, LARGEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"no listing in {folder} ({FILE} is missing): genre-dist index TARS --out {folder}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a listing of tars ({error}); run `genre-dist index` again") from None
-    return Tars(folder=folder, tars=tars)
+    return Tars(folder=folder, tars=parse_json(_Listing, written, path, _REMEDY)["tars"])
 
 
 def find_tars(named: Sequence[Place]) -> list[Place]:
@@ -129,12 +166,14 @@ def index_tars(tars: Sequence[Place], out: Place, workers: int = 1) -> Tars:
         raise ValueError(f"{twice[0]} is named twice")
     if not jobs:
         raise ValueError("no tars to index")
+    if unfit := [address for _, address, _ in jobs if not is_address(address)]:
+        raise ValueError(f"{unfit[0]!r} cannot be listed: no `..` and no control characters in the address of a tar")
     if not is_remote(out):
         (Path(str(out)) / FOLDER).mkdir(parents=True, exist_ok=True)
     done: dict[str, Tar] = {}
     with progress_bar() as progress:
         task = progress.add_task("indexing tars", total=len(jobs))
-        for tar in _indexed(jobs, workers):
+        for _, tar in in_processes(_index_one, jobs, workers, "indexing tars"):
             done[tar.file] = tar
             progress.advance(task)
     found = Tars(folder=out, tars=tuple(done[address] for _, address, _ in jobs))
@@ -142,22 +181,6 @@ def index_tars(tars: Sequence[Place], out: Place, workers: int = 1) -> Tars:
     with atomic_file(out / FILE, "w") as file:
         json.dump(told, file, indent=1)
     return found
-
-
-def _indexed(jobs: list[tuple[Place, str, Place]], workers: int) -> Iterator[Tar]:
-    """Tars as they get indexed, on several processes if there are several."""
-    if workers <= 1 or len(jobs) <= 1:
-        yield from (_index_one(*job) for job in jobs)
-        return
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from multiprocessing import get_context
-
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting = [pool.submit(_index_one, *job) for job in jobs]
-        try:
-            yield from (future.result() for future in as_completed(waiting))
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _address(path: Place, out: Place) -> str:
@@ -169,91 +192,73 @@ def _address(path: Place, out: Place) -> str:
     return str(whole.relative_to(base_folder)) if whole.is_relative_to(base_folder) else str(whole)
 
 
-def _index_one(path: Place, address: str, out: Place) -> Tar:
-    """Index one tar, unless that is done and the tar has the same size."""
+def _index_one(job: tuple[Place, str, Place]) -> Tar:
+    """Index one tar, unless that is done and the tar is the same by size and version."""
+    path, address, out = job
     try:
-        size = file_size(path)
+        size, version = file_version(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such tar") from None
-    name = f"{path.name.removesuffix('.tar')}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
-    about = out / FOLDER / f"{name}.json"
-    try:
-        told = json.loads(read_bytes(about))
-        known = Tar(**told | {"extensions": tuple(told["extensions"])})
-        if known.bytes == size and file_size(inside(out, known.index_file)):
-            return known
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
-        pass  # not yet, or not whole
+    stem = "".join(letter if letter.isprintable() and letter != "\\" else "_" for letter in path.name)
+    name = f"{stem.removesuffix('.tar')[:100]}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
+    index_file = f"{FOLDER}/{name}.npy"
+    known = _known(out / FOLDER / f"{name}.json", out)
+    if known and (known.file, known.index_file, known.bytes, known.version) == (address, index_file, size, version):
+        return known
     try:
         with local_copy(path) as local:
-            records, extensions = read_index(local)
+            index = read_index(local)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    index_file = f"{FOLDER}/{name}.npy"
-    with atomic_file(out / FOLDER / f"{name}.npy") as file:
-        save_array(records, file)
-    values, counts = np.unique(records["has"], return_counts=True)
+    values, counts = np.unique(index.records["has"], return_counts=True)
     tar = Tar(
         file=address,
         index_file=index_file,
-        identity=hashlib.sha256(records.tobytes() + address.encode()).hexdigest(),
-        samples=len(records),
+        identity=_identity(index.records, index.links, address),
+        samples=len(index.records),
         bytes=size,
-        extensions=extensions,
+        extensions=index.extensions,
         has={str(value): count for value, count in zip(values.tolist(), counts.tolist(), strict=True)},
+        version=version,
+        links=len(index.links),
+        notes=index.notes,
     )
-    with atomic_file(about, "w") as file:
-        json.dump(asdict(tar), file)
+    _save(tar, index, out)
     return tar
 
 
-def read_index(path: Path) -> tuple[NDArray[np.void], tuple[str, ...]]:
-    """The index of one tar, RECORD [samples], and its extensions in the order of the bits of `has`.
-
-    Only headers are read. Raises ValueError for what cannot be read as samples.
-    """
-    bits: dict[str, int] = {}
-    records = np.array(list(_records(path, bits)), RECORD)
-    if not len(records):
-        raise ValueError("no samples in it: members are named KEY.EXTENSION")
-    values, counts = np.unique(records["id"], return_counts=True)
-    if counts.max(initial=1) > 1:
-        raise ValueError(
-            f"the sample {values[counts > 1][0]} is there twice, or its members lie apart; they must follow each other"
-        )
-    return records, tuple(bits)
+def _save(tar: Tar, index: TarIndex, out: Place) -> None:
+    """Write a tar's index, its links if it has some, and last what is said about it."""
+    with atomic_file(out / tar.index_file) as file:
+        save_array(index.records, file)
+    if tar.links:
+        with atomic_file(out / tar.links_file) as file:
+            save_array(index.links, file)
+    with atomic_file((out / tar.index_file).with_suffix(".json"), "w") as file:
+        json.dump(asdict(tar), file)
 
 
-def _records(path: Path, bits: dict[str, int]) -> Iterator[tuple[int, int, int, int, int]]:
-    """A record for each run of members that share a key; fills `bits` with the extensions' bits."""
-    named = ((split_name(member.name), member) for member in members(mapped(path)))
-    for key, group in groupby((pair for pair in named if pair[0]), key=lambda pair: pair[0] and pair[0][0]):
-        assert key
-        has, first, end = 0, -1, 0
-        for name, member in group:
-            assert name
-            bit = 1 << bits.setdefault(name[1], len(bits))
-            if has & bit:
-                raise ValueError(f"two members {member.name} in one sample, the second at byte {member.header}")
-            has |= bit
-            first = member.header if first < 0 else first
-            end = member.start + padded(member.size)
-        if len(bits) > MOST_EXTENSIONS:
-            raise ValueError(f"more than {MOST_EXTENSIONS} kinds of members: {', '.join(bits)}")
-        if end - first >= 1 << 32:
-            raise ValueError(f"the sample {key} has {end - first:,} bytes; 4 GiB is the most")
-        yield sample_id(key), first, end - first, 0, has
+def _known(about: Place, out: Place) -> Tar | None:
+    """What is said about a tar that is indexed already; None if it is not, or its index is not whole."""
+    try:
+        tar = parse_json(Tar, read_bytes(about, LARGEST_BYTES), about, _REMEDY)
+        records, links = load_array(out / tar.index_file), load_links(out, tar)
+    except (FileNotFoundError, ValueError):
+        return None
+    return tar if _identity(records, links, tar.file) == tar.identity else None
 
 
-def split_name(name: str) -> tuple[str, str] | None:
-    """Key and extension of a member as WebDataset sees them; None for one that is part of no sample."""
-    match = _NAME.fullmatch(name.removeprefix("./"))
-    return (match[1], match[2].lower()) if match else None
+def _identity(records: NDArray[np.void], links: NDArray[np.int64], address: str) -> str:
+    return hashlib.sha256(records.tobytes() + links.tobytes() + address.encode()).hexdigest()
 
 
-def sample_id(key: str) -> int:
-    """A sample's id: the number that its key is (`000000012` is 12), or a hash of the key."""
-    base = key.rpartition("/")[2]
-    if base == key and base.isascii() and base.isdecimal() and len(base) <= 18:
-        return int(base)
-    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") >> 1
+def load_links(folder: Place, tar: Tar) -> NDArray[np.int64]:
+    """Where a tar's links lead, int64 [links, 3]. Raises ValueError or OSError if that cannot be read."""
+    if not tar.links:
+        return np.empty((0, 3), np.int64)
+    path = inside(folder, tar.links_file)
+    links = load_array(path)
+    _, start, size = links.T if links.shape == (tar.links, 3) and links.dtype == np.int64 else np.full((3, 1), -1)
+    if not ((start >= 0) & (size >= 0) & (start <= tar.bytes) & (size <= tar.bytes - start)).all():
+        raise DamagedArrayError(f"{path}: not the {tar.links:,} links of the tar; `genre-dist index` makes it again")
+    return np.array(links)  # no open file

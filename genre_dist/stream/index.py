@@ -4,6 +4,7 @@ It lies beside the shard as `<shard>.index.npy`, a plain NumPy array of `RECORD`
 """
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -11,7 +12,9 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from genre_dist.printable import printable
 from genre_dist.storage import Place, inside, is_remote, read_bytes
+from genre_dist.stream.open_files import is_too_many, most_open_files
 from genre_dist.stream.order import Rows
 
 RECORD = np.dtype(
@@ -31,18 +34,54 @@ _REMEDY = "`genre-dist index` makes it again"
 POSTER, OVERVIEW = 1, 2
 FLAGS = {"poster": POSTER, "overview": OVERVIEW}
 MOST_HELD = 1024  # shards
+_BEGIN = b"\x93NUMPY\x01\x00"
+LONGEST_HEAD = 1 << 16
+"""Bytes before an array's numbers."""
 
 
 def index_path(shard: Place) -> Place:
     return shard.with_suffix(".index.npy")
 
 
-def load_array(path: Place) -> NDArray[Any]:
-    """An array that np.save wrote: mapped if it is local, read if it is remote. Raises as np.load does."""
-    if isinstance(path, Path):
+class DamagedArrayError(ValueError):
+    """A file or member is no array as np.save writes them."""
+
+
+def load_array(path: Place, most: int | None = None) -> NDArray[Any]:
+    """An array that np.save wrote: mapped if it is local, read if it is remote, of at most `most` bytes then.
+
+    Raises OSError or ValueError if it cannot be read, DamagedArrayError, before memory is taken, if it is no array.
+    """
+    if not isinstance(path, Path):
+        return array_in(read_bytes(path, most))
+    with open(path, "rb") as file:
+        dtype, shape = _array_head(file, path.stat().st_size)
         # as a plain array: NumPy's memmap costs microseconds at every access
-        return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-    return np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
+        return np.memmap(file, dtype, "r", file.tell(), shape).view(np.ndarray)
+
+
+def array_in(data: bytes | memoryview) -> NDArray[Any]:
+    """The array in bytes that np.save wrote, without a copy. Raises DamagedArrayError if they are anything else."""
+    file = io.BytesIO(data[:LONGEST_HEAD])
+    dtype, shape = _array_head(file, len(data))
+    return np.ndarray(shape, dtype, data, file.tell())
+
+
+def _array_head(file: IO[bytes], size: int) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Type and shape of the array that fills a file of `size` bytes; the file is left behind its head."""
+    try:
+        begin = file.read(len(_BEGIN) + 2)
+        text = file.read(int.from_bytes(begin[-2:], "little"))
+        if begin[:-2] != _BEGIN or b"\\" in text:  # Python warns of unknown escapes
+            raise ValueError("another beginning")
+        shape, by_columns, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(begin[-2:] + text))
+    except Exception as error:  # for a damaged head NumPy raises errors of many kinds
+        raise DamagedArrayError(f"no array that np.save wrote: {printable(error)[:200]}") from None
+    if dtype.hasobject or (by_columns and len(shape) > 1) or min(shape, default=0) < 0:
+        raise DamagedArrayError(f"an array of another kind: {printable(dtype)[:200]}")
+    if (whole := file.tell() + dtype.itemsize * math.prod(shape)) != size:
+        raise DamagedArrayError(f"{size:,} bytes where its head tells of {whole:,}")
+    return dtype, shape
 
 
 def save_array(array: NDArray[Any], file: IO[bytes]) -> None:
@@ -83,7 +122,8 @@ class Listing(Protocol):
 class SplitIndex:
     """The rows of some shards that have the wanted members, looked up shard by shard.
 
-    Only the shards in use are held, the newest MOST_HELD; local ones are mapped, remote ones are 24 bytes a sample.
+    Only the shards in use are held, the newest MOST_HELD; remote ones are 24 bytes a sample, local ones are mapped. (A
+    map is an open file to the system, so there are fewer where few may be open.)
     """
 
     def __init__(self, manifest: Listing, split: str, members: tuple[str, ...]) -> None:
@@ -92,6 +132,7 @@ class SplitIndex:
         self.sizes: list[int] = [shard.count(members) for shard in self.shards]
         self.paths: list[Place] = [inside(self.folder, shard.file) for shard in self.shards]
         self.is_remote = any(map(is_remote, self.paths))
+        self._most = MOST_HELD if is_remote(self.folder) else most_open_files(MOST_HELD)
         self._held: dict[int, NDArray[np.void]] = {}  # the longest unused first
 
     @property
@@ -102,40 +143,58 @@ class SplitIndex:
         """Index records of samples, RECORD [n]."""
         found = np.empty(len(rows.row), _WHOLE)
         numbers = np.unique(rows.shard).tolist()
-        self._hold(numbers)
+        if is_remote(self.folder):
+            self._fetch(numbers)
         for number in numbers:
             here = rows.shard == number
-            found[here] = self._held[number].view(_WHOLE)[rows.row[here]]
+            found[here] = self._of(number).view(_WHOLE)[rows.row[here]]
         return found.view(RECORD)
 
     def ids(self, rows: Rows) -> NDArray[np.int64]:
         """Film ids of samples, int64 [n]."""
         return self.records(rows)["id"]
 
-    def _hold(self, numbers: list[int]) -> None:
-        """Have the records of these shards at hand; remote ones come together, not one after the other."""
-        missing = [number for number in numbers if number not in self._held]
-        if is_remote(self.folder) and len(missing) > 1:
-            from concurrent.futures import ThreadPoolExecutor
+    def _fetch(self, numbers: list[int]) -> None:
+        """Have the records of remote shards at hand, those that are missing together, not one after the other."""
+        from concurrent.futures import ThreadPoolExecutor
 
+        self._most = max(MOST_HELD, len(numbers))
+        missing = [number for number in numbers if number not in self._held]
+        if len(missing) > 1:
             with ThreadPoolExecutor(16) as pool:
                 self._held.update(zip(missing, pool.map(self._read, missing), strict=True))
-        for number in numbers:
-            self._held[number] = self._held.pop(number) if number in self._held else self._read(number)
-        while len(self._held) > max(MOST_HELD, len(numbers)):
+
+    def _of(self, number: int) -> NDArray[np.void]:
+        """The records of a shard, which is held from now on."""
+        records = self._held.pop(number, None)
+        self._held[number] = records = self._read(number) if records is None else records
+        while len(self._held) > self._most:
             del self._held[next(iter(self._held))]
+        return records
 
     def _read(self, number: int) -> NDArray[np.void]:
         shard = self.shards[number]
         path = inside(self.folder, shard.index_file)
         try:
-            records = load_array(path)
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{path}: the shard's index cannot be read ({error}); {_REMEDY}") from None
+            records = load_array(path, LONGEST_HEAD + RECORD.itemsize * shard.samples)
+        except FileNotFoundError:
+            raise ValueError(f"{path}: the shard's index is missing; {_REMEDY}") from None
+        except DamagedArrayError as error:
+            raise ValueError(f"{path}: the shard's index is damaged ({error}); {_REMEDY}") from None
+        except OSError as error:
+            if is_too_many(error) and self._held:
+                self._held.clear()  # other parts of the process have taken theirs
+                return self._read(number)
+            raise ValueError(f"{path}: the shard's index cannot be read ({error.strerror})") from None
         if records.dtype != RECORD or records.shape != (shard.samples,):
             raise ValueError(
                 f"{path}: not an index of the manifest's {shard.samples} samples (found {list(records.shape)} of "
                 f"{records.dtype}); {_REMEDY}"
+            )
+        if (outside := _not_inside(records, shard.bytes)) is not None:
+            raise ValueError(
+                f"{path}: sample {outside} would lie outside the shard's {shard.bytes:,} bytes, or in another one; "
+                f"{_REMEDY}"
             )
         mask = shard.mask(self.members)
         wanted = (records["has"] & mask) == mask
@@ -146,3 +205,22 @@ class SplitIndex:
                 f"{self.sizes[number]}; {_REMEDY}"
             )
         return selected
+
+
+def _not_inside(records: NDArray[np.void], size: int) -> int | None:
+    """The first sample that does not lie inside `size` bytes, or overlaps another one; None if all are well.
+
+    Whole records may be there several times.
+    """
+    start, length = records["offset"], records["size"].astype(np.int64)
+    inside_it = (start >= 0) & (start <= size) & (length <= size - np.clip(start, 0, size))
+    if not inside_it.all():
+        return int(np.argmin(inside_it))
+    if (start[1:] < start[:-1] + length[:-1]).any():  # or they are in another order, or films that were left out
+        order = np.lexsort((length, start))
+        start, length = start[order], length[order]
+        again = (start[1:] == start[:-1]) & (length[1:] == length[:-1])
+        meets = (start[1:] < start[:-1] + length[:-1]) & ~again
+        if meets.any():
+            return int(order[1 + np.argmax(meets)])
+    return None

@@ -3,34 +3,56 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Interval, Predicate
+from typing_extensions import TypedDict
 
 from genre_dist.atomic import atomic_file
 from genre_dist.genres import Genre
 from genre_dist.storage import Place, place, read_bytes
 from genre_dist.stream.index import FLAGS
+from genre_dist.validation import LARGEST_BYTES, Count, FileName, Sha256, parse_json
 
 SCHEMA = 1
 FILE = "manifest.json"
 SPLITS = ("train", "val", "test")
+_REMEDY = "this is not a manifest that `genre-dist pack` wrote; pack the shards again, or fetch them again"
+
+Told = Annotated[str, Predicate(str.isprintable)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One tar: its counts by members present, its size and checksum."""
+    """One tar: its counts by members present, its size and checksum. Raises ValueError for counts that cannot be."""
 
-    file: str
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (no field)
+
+    file: FileName
     split: str
-    samples: int
-    poster: int
+    samples: Annotated[int, Interval(ge=0, le=2**32)]
+    poster: Count
     """Samples with a poster."""
-    overview: int
+    overview: Count
     """Samples with a text."""
-    both: int
+    both: Count
     """Samples with both."""
-    bytes: int
-    sha256: str
+    bytes: Count
+    sha256: Sha256
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"{self.file} is of an unknown split `{self.split}`")
+        if not self.file.endswith(".tar"):
+            raise ValueError(f"{self.file} is not named as a tar")
+        some = self.poster + self.overview - self.both
+        if not self.both <= min(self.poster, self.overview) <= some <= self.samples:
+            raise ValueError(
+                f"{self.file} cannot have {self.samples:,} samples, {self.poster:,} with a poster, {self.overview:,} "
+                f"with a text, {self.both:,} with both"
+            )
 
     @property
     def index_file(self) -> str:
@@ -56,28 +78,91 @@ class Shard:
         return {"poster": self.poster, "overview": self.overview}[members[0]] if members else self.samples
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What `manifest.json` holds, and the folder it lies in."""
+class Image(TypedDict):
+    """The posters as they were packed."""
 
-    folder: Place
+    size: Annotated[int, Interval(ge=1, le=65_500)]
+    """Side of the square, pixels."""
+    fit: Told
+    quality: int
+
+
+class Text(TypedDict):
+    """The texts as they were packed."""
+
+    source: Told
+    """overview, title or both."""
+    vocabulary: FileName
+    words: Annotated[int, Interval(ge=2, le=2**31 - 1)]
+    vocabulary_sha256: Sha256
+    vectors: FileName | None
+    dim: Annotated[int, Ge(1)] | None
+    """Width of the vectors."""
+
+
+class Encoding(TypedDict):
+    """Of shards of encodings."""
+
+    size: Annotated[int, Interval(ge=1, le=2**24)]
+    """Numbers a film."""
+    key: Told
+    source: Told
+    """Fingerprint of the shards they are made of."""
+
+
+for _kind in (Image, Text, Encoding):
+    _kind.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What `manifest.json` holds. Raises ValueError for what cannot be."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (no field)
+
+    format: Literal["genre_dist shards"] = "genre_dist shards"
+    schema: Literal[1] = 1
     genres: tuple[Genre, ...]
     """The labels, in the order of every logit and label list."""
-    image: dict[str, Any]
-    """`size` (side of the square, pixels), `fit`, `quality`."""
-    text: dict[str, Any]
-    """`source` (overview, title or both), `vocabulary` (file), `words`, `vocabulary_sha256`, `vectors` (file or null),
-    `dim` (width of the vectors or null)."""
+    image: Image
+    text: Text
     require: tuple[str, ...]
     """Members a film had to have to be packed."""
-    split_rule: str
-    genre_counts: dict[str, list[int]]
+    split_rule: Told
+    genre_counts: dict[str, list[Count]]
     """Per split, films of each genre."""
-    left_out: dict[str, int]
+    left_out: dict[Told, Count]
     """Films that were not packed, by reason."""
     shards: tuple[Shard, ...]
-    encoding: dict[str, Any] | None = None
-    """Of shards of encodings: `size` (numbers a film), `key`, `source` (fingerprint of the shards they are made of)."""
+    encoding: Encoding | None = None
+
+    def __post_init__(self) -> None:
+        if not self.genres or not all(genre.name.isprintable() for genre in self.genres):
+            raise ValueError("there are no genres, or some without a proper name")
+        if unknown := set(self.require) - set(FLAGS):
+            raise ValueError(f"films have {' and '.join(FLAGS)}, not {min(unknown)!r}")
+        for what in ("id", "name"):
+            if again := _twice(getattr(genre, what) for genre in self.genres):
+                raise ValueError(f"two genres have the {what} {again[0]!r}")
+        if again := _twice(shard.file for shard in self.shards):
+            raise ValueError(f"{again[0]} is there twice")
+        if {split: len(counts) for split, counts in self.genre_counts.items()} != dict.fromkeys(
+            SPLITS, len(self.genres)
+        ):
+            raise ValueError(f"genre_counts has not one number for each genre of {', '.join(SPLITS)}")
+
+
+def _twice(values: Iterable[Any]) -> list[Any]:
+    """Values that come more than once."""
+    seen: set[Any] = set()
+    return [value for value in values if value in seen or seen.add(value)]  # type: ignore[func-returns-value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Contents):
+    """A manifest and the folder it lies in."""
+
+    folder: Place
 
     def shards_of(self, split: str) -> tuple[Shard, ...]:
         """The shards of a split in stored order. Raises ValueError for a split that does not exist."""
@@ -107,7 +192,7 @@ class Manifest:
         if self.encoding is None:
             del told["encoding"]
         told["genres"] = [genre._asdict() for genre in self.genres]
-        return {"format": "genre_dist shards", "schema": SCHEMA} | told
+        return told
 
 
 def save_manifest(manifest: Manifest) -> None:
@@ -116,44 +201,31 @@ def save_manifest(manifest: Manifest) -> None:
         json.dump(manifest.to_dict(), file, indent=1)
 
 
+class _Head(TypedDict):
+    format: object
+    schema: object
+
+
 def load_manifest(folder: Place | str) -> Manifest:
     """Read the manifest of a folder of shards, which may lie behind a URL (https://, s3://, ...).
 
-    Raises ValueError if there is none, saying how shards are made, or if another version of the schema wrote it.
+    Raises ValueError if there is none, saying how shards are made, if another version of the schema wrote it, or if
+    anything in it is not as it can be: every name is one in its folder, every number one that was counted.
     """
     folder = place(folder)
     path = folder / FILE
     try:
-        written = read_bytes(path)
+        written = read_bytes(path, LARGEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"no shards in {folder} ({FILE} is missing). Make some:  genre-dist sample --films 2000 --out catalogue  "
             f"&&  genre-dist pack --catalogue catalogue --out {folder}   (or `genre-dist import` your own films first)"
         ) from None
-    try:
-        told = json.loads(written)
-        schema = told.pop("schema")
-        told.pop("format")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: not a manifest of genre_dist ({error}); pack the shards again") from None
-    if schema != SCHEMA:
+    schema = parse_json(_Head, written, path, _REMEDY)["schema"]
+    if isinstance(schema, int | str) and schema != SCHEMA:
         raise ValueError(
-            f"{path}: written with schema version {schema}, this version reads {SCHEMA}; pack the shards again, or use "
-            "the genre_dist that packed them"
+            f"{path}: written with schema version {schema!r}, this version reads {SCHEMA}; pack the shards again, or "
+            "use the genre_dist that packed them"
         )
-    try:
-        manifest = Manifest(
-            folder=folder,
-            **told
-            | {
-                "genres": tuple(Genre(**genre) for genre in told["genres"]),
-                "require": tuple(told["require"]),
-                "shards": tuple(Shard(**shard) for shard in told["shards"]),
-            },
-        )
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{path}: a field is missing or unknown ({error}); pack the shards again") from None
-    for shard in manifest.shards:
-        if shard.split not in SPLITS:
-            raise ValueError(f"{path}: {shard.file} is of an unknown split `{shard.split}`; pack the shards again")
-    return manifest
+    contents = parse_json(Contents, written, path, _REMEDY)
+    return Manifest(folder=folder, **vars(contents))

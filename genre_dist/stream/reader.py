@@ -3,19 +3,19 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from genre_dist.printable import printable
 from genre_dist.stream.cache import BlockCache
 from genre_dist.stream.decode import check_jpeg, decode_jpeg, decoder
 from genre_dist.stream.found import Copied, Found, Seconds, find
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.order import Rows
-from genre_dist.stream.sample import PADDING, check_tokens, load_genres, read_members, read_tokens
+from genre_dist.stream.sample import PADDING, check_tokens, label_rows, load_genres, read_members, read_tokens
 from genre_dist.stream.slots import Arrays, Room, arrays, private_memory
 from genre_dist.stream.source import Rooms, source_of
 
@@ -74,8 +74,7 @@ class ShardReader:
         if self.has_images:
             decoder()  # if there is none, then better now than in a worker
         self._words = int(manifest.text["words"])
-        self._genre_of_id = {genre.id: number for number, genre in enumerate(manifest.genres)}
-        self._labels = lru_cache(maxsize=4096)(self._label_row)
+        self._labels = label_rows(manifest.genres)
         self._source, self._rooms = source_of(self.index, cache), Rooms()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -184,15 +183,6 @@ class ShardReader:
                 except ValueError as error:
                     problems.setdefault(number, error)
 
-    def _label_row(self, genres: tuple[int, ...]) -> NDArray[np.float32]:
-        """Genre ids -> float32 [genres] of 0 and 1. Raises ValueError for one that the manifest does not have."""
-        row = np.zeros(len(self._genre_of_id), np.float32)
-        for genre in genres:
-            if genre not in self._genre_of_id:
-                raise ValueError(f"the genre {genre} is not in the manifest")
-            row[self._genre_of_id[genre]] = 1
-        return row
-
     def _piece(self, shard: int, offset: int, room: memoryview) -> memoryview:
         """A sample's piece of its tar."""
         data = self._source.read(shard, offset, room)
@@ -201,7 +191,7 @@ class ShardReader:
         return data
 
     def _describe(self, shard: int, film: int, offset: int, error: Exception) -> str:
-        what = f"no member .{error.args[0]}" if isinstance(error, KeyError) else str(error)
+        what = f"no member .{error.args[0]}" if isinstance(error, KeyError) else printable(error)
         return f"{self.index.paths[shard]}: film {film} at byte {offset}: {what}"
 
 

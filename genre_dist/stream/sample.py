@@ -4,17 +4,18 @@ What our own packing writes takes a short way here, in a few microseconds; every
 same result. Which is which shows in the bytes, so nothing has to be declared.
 """
 
-import io
 import json
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from genre_dist.genres import Genre
+from genre_dist.stream.index import DamagedArrayError, array_in
 from genre_dist.stream.tar import members
 
 PADDING, UNKNOWN = 0, 1  # token ids of the first two words of every vocabulary
@@ -31,10 +32,10 @@ def read_members(data: Data, film: int) -> dict[str, memoryview]:
 
 def _members(view: memoryview, film: int) -> dict[str, memoryview]:
     key, parts = str(film), {}
-    for name, start, size, _ in members(view):
+    for name, start, size, *_ in members(view):
         owner, _, extension = name.partition(".")
         if owner != key:
-            raise ValueError(f"a member {name} lies where film {film} should; the index is of another tar")
+            raise ValueError(f"a member {name!r} lies where film {film} should; the index is of another tar")
         parts[extension] = view[start : start + size]
     return parts
 
@@ -91,12 +92,12 @@ def read_tokens(data: Data) -> NDArray[np.int32]:
     if plain and len(data) == plain.end() + 4 * int(plain[1]):
         return np.frombuffer(data, np.int32, offset=plain.end())
     try:
-        array: Any = np.load(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # for a damaged header NumPy raises errors of many kinds
+        array = array_in(data)
+    except DamagedArrayError as error:
         raise ValueError(f"the tokens are no NumPy array ({error})") from None
-    if getattr(array, "ndim", None) != 1 or array.dtype != np.int32:
+    if array.ndim != 1 or array.dtype != np.int32:
         raise ValueError("the tokens are no int32 array of one dimension")
-    return np.asarray(array)
+    return array
 
 
 def check_tokens(tokens: NDArray[np.int32], words: int) -> None:
@@ -117,11 +118,37 @@ def load_genres(data: Data) -> tuple[int, ...]:
     """The genre ids in a member .json. Raises ValueError if there are none."""
     if plain := _PLAIN_ABOUT.fullmatch(data):
         return _numbers(plain[1])
-    told = json.loads(bytes(data))
-    genres = told.get("genre_ids") if isinstance(told, dict) else None
-    if not isinstance(genres, list) or not all(isinstance(genre, int) for genre in genres):
+    genres = load_about(data).get("genre_ids")
+    if not isinstance(genres, list) or not all(type(genre) is int for genre in genres):
         raise ValueError("the member .json has no list of genre_ids")
     return tuple(genres)
+
+
+def load_about(data: Data) -> dict[str, Any]:
+    """A member .json. Raises ValueError if it is anything but an object."""
+    try:
+        told = json.loads(bytes(data))
+    except RecursionError:
+        raise ValueError("the member .json is nested too deeply") from None
+    if not isinstance(told, dict):
+        raise ValueError("the member .json is no object, so it has no genre_ids")
+    return told
+
+
+def label_rows(genres: Iterable[Genre]) -> Callable[[tuple[int, ...]], NDArray[np.float32]]:
+    """What turns genre ids into float32 [genres] of 0 and 1. It raises ValueError for an id that is not among them."""
+    places = {genre.id: number for number, genre in enumerate(genres)}
+
+    @lru_cache(maxsize=4096)
+    def row(chosen: tuple[int, ...]) -> NDArray[np.float32]:
+        labels = np.zeros(len(places), np.float32)
+        for genre in chosen:
+            if genre not in places:
+                raise ValueError(f"the genre {str(genre)[:40]} is not in the manifest")
+            labels[places[genre]] = 1
+        return labels
+
+    return row
 
 
 @lru_cache(maxsize=4096)

@@ -1,7 +1,6 @@
 """Where the bytes of samples come from: tars on this machine, or remote ones read in long runs ahead of their use."""
 
 import os
-import resource
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
@@ -13,10 +12,12 @@ from genre_dist.storage import Place, read_range
 from genre_dist.stream.cache import BlockCache
 from genre_dist.stream.found import Found
 from genre_dist.stream.index import SplitIndex
+from genre_dist.stream.open_files import is_too_many, most_open_files
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+MOST_OPEN = 4096
 CONNECTIONS = 16
 """Requests at a time of one process."""
 LONGEST_RUN = 4 << 20
@@ -33,20 +34,25 @@ class LocalTars:
 
     def __init__(self, paths: Sequence[Place]) -> None:
         self._paths = [str(path) for path in paths]
-        self._open = lru_cache(_most_open_files())(OpenFile)  # an evicted file is closed when its last read ends
+        # a step reads from as many shards as it has lanes; an evicted file is closed when its last read ends
+        self._open = lru_cache(most_open_files(MOST_OPEN))(OpenFile)
 
     def prepare(self, found: Found) -> None:
         """Nothing is read ahead: the system's page cache does that."""
 
     def read(self, shard: int, offset: int, room: memoryview) -> memoryview:
         """A sample's bytes, as many as there is room for, fewer where the file ends early; they lie in the room."""
-        return self._open(self._paths[shard]).read(room, offset)
+        try:
+            return self._open(self._paths[shard]).read(room, offset)
+        except OSError as error:
+            if not is_too_many(error):
+                raise
+            self._open.cache_clear()  # other parts of the process have taken theirs
+            return self._open(self._paths[shard]).read(room, offset)
 
-
-def _most_open_files() -> int:
-    """Half of what the system lets a process open; a step reads from as many shards as it has lanes."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return min(4096, soft // 2)
+    def fetch(self, shard: int, start: int, size: int) -> bytes:
+        """Bytes that nobody prepared."""
+        return bytes(self.read(shard, start, memoryview(bytearray(size))))
 
 
 class Rooms:
@@ -132,6 +138,10 @@ class RemoteTars:
         """A sample's bytes, where they came in; they are forgotten here."""
         run = self._runs.pop((shard, offset))
         return memoryview(run.data.result())[offset - run.start : offset - run.start + len(room)]
+
+    def fetch(self, shard: int, start: int, size: int) -> bytes:
+        """Bytes that nobody prepared."""
+        return self._get(shard, start, start + size)
 
     def _get(self, number: int, start: int, end: int) -> bytes:
         shard, path = self._shards[number], self._paths[number]

@@ -14,14 +14,32 @@ BLOCK = 512
 END = bytes(2 * BLOCK)
 
 
+FILE, HARD_LINK, SYMBOLIC_LINK = "file", "hard link", "symbolic link"
+KINDS = {
+    **dict.fromkeys((b"0", b"\0", b"7"), FILE),
+    b"1": HARD_LINK,
+    b"2": SYMBOLIC_LINK,
+    b"3": "device",
+    b"4": "device",
+    b"5": "folder",
+    b"6": "pipe",
+    b"S": "sparse file",
+}
+LONGEST_EXTENSION = 1 << 20
+"""Bytes of PAX records or of a long name."""
+
+
 class Member(NamedTuple):
-    """One regular file of a tar: its name and where its bytes lie in the buffer."""
+    """One entry of a tar: its name and where its bytes lie in the buffer."""
 
     name: str
     start: int
     size: int
     header: int
     """Where its first header begins, those that extend it included."""
+    kind: str = FILE
+    target: str = ""
+    """What a link names: a hard link a member, a symbolic link a path relative to its own folder."""
 
 
 def padded(size: int) -> int:
@@ -39,37 +57,73 @@ def header(name: str, size: int) -> bytes:
 
 
 def members(buffer: bytes | memoryview) -> Iterator[Member]:
-    """Regular files in a piece of a tar that begins at a header.
+    """Regular files in a piece of a tar that begins at a header. Raises ValueError as `entries` does."""
+    return (entry for entry in entries(buffer) if entry.kind == FILE)
 
+
+def entries(buffer: bytes | memoryview) -> Iterator[Member]:
+    """Files, links, folders and whatever else is in a piece of a tar that begins at a header.
+
+    Behind an end mark, zeros, it goes on where another tar follows (`cat a.tar b.tar`), as `tar --ignore-zeros` does.
     Raises ValueError naming the offset where the piece is no tar, or ends inside a header or a member.
     """
     view = memoryview(buffer)
-    position, first, long_name, long_size = 0, 0, None, None
+    position, first = 0, 0
+    told: dict[str, str] = {}  # what extensions say of the member that they stand before
     while position + BLOCK <= len(view):
-        name, digits, kind, magic, prefix = _HEADER.unpack_from(view, position)  # one call: this is the hot path
-        if name[0] == 0:  # the end marker: two blocks of zeros
-            return
+        name, digits, kind, link, magic, prefix = _HEADER.unpack_from(view, position)  # one call: this is the hot path
+        if name[0] == 0 and view[position : position + BLOCK] == _ZEROS:
+            position = first = behind_zeros(view, position)
+            if view[position + 257 : position + 262] != b"ustar":
+                return
+            told = {}
+            continue
         if magic[:5] != b"ustar":  # the same in USTAR, PAX and GNU headers
             raise ValueError(f"no tar header at byte {position}")
-        size = _number(digits, position)
-        if long_size is not None and kind not in b"xgL":
-            size = long_size
-        start = position + BLOCK
+        size, start = _number(digits, position), position + BLOCK
+        is_plain = kind == b"0" and not told
+        if not is_plain:
+            if kind in _WITHOUT_CONTENT:
+                size = 0
+            elif kind not in _EXTENDS:
+                size = _decimal(told["size"], position) if "size" in told else size
+                start = _behind_sparse_map(view, position) if kind == b"S" else start
         if size < 0 or start + size > len(view):
             raise ValueError(f"the member at byte {position} should have {size} bytes, {len(view) - start} are there")
-        if kind == b"x":
-            records = _pax_records(view[start : start + size].tobytes())
-            long_name = records.get("path", long_name)
-            long_size = int(records["size"]) if "size" in records else long_size
-        elif kind == b"L":
-            long_name = _text(view[start : start + size].tobytes())
+        position = start + (size + BLOCK - 1) // BLOCK * BLOCK
+        if is_plain:
+            yield Member(_name(name, prefix if magic == b"ustar\0" else b""), start, size, first)
+        elif kind in _EXTENDS:
+            told |= _extension(kind, view[start : start + size], start - BLOCK)
+            continue
         else:
-            if kind in (b"0", b"\0"):
-                yield Member(long_name or _name(name, prefix if magic == b"ustar\0" else b""), start, size, first)
-            first, long_name, long_size = start + padded(size), None, None
-        position = start + padded(size)
-    if position < len(view) and view[position]:
+            shown = "sparse file" if "GNU.sparse" in told else KINDS.get(kind, "entry of an unknown kind")
+            plain_name = _name(name, prefix if magic == b"ustar\0" else b"")
+            target = told.get("linkpath") or _text(link)
+            yield Member(told.get("path") or plain_name, start, size, first, shown, target)
+            told = {}
+        first = position
+    if position < len(view) and any(view[position:]):
         raise ValueError(f"the tar header at byte {position} is cut short")
+
+
+def behind_zeros(view: memoryview, position: int) -> int:
+    """The first whole block from a position on that is not all zeros; the end if there is none."""
+    while position < len(view):
+        piece = view[position : position + _CHUNK]
+        if rest := len(bytes(piece).lstrip(b"\0")):
+            return position + (len(piece) - rest) // BLOCK * BLOCK
+        position += len(piece)
+    return position
+
+
+def _behind_sparse_map(view: memoryview, position: int) -> int:
+    """Where the content of a sparse file begins: its map may take more blocks than the header."""
+    start, more = position + BLOCK, view[position + 482]
+    while more and start + BLOCK <= len(view):
+        more = view[start + 504]
+        start += BLOCK
+    return start
 
 
 def mapped(path: Path) -> memoryview:
@@ -84,7 +138,11 @@ def mapped(path: Path) -> memoryview:
 
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ")  # gzip, bzip2, zstd, xz
-_HEADER = struct.Struct("100s24x12s20xc100x6s82x155s12x")  # name, size, kind, magic, and the prefix of a long name
+_HEADER = struct.Struct("100s24x12s20xc100s6s82x155s12x")  # name, size, kind, link, magic, the prefix of a long name
+_ZEROS = bytes(BLOCK)
+_CHUNK = 1 << 20
+_WITHOUT_CONTENT = b"123456"  # links, devices, folders, pipes: their size is of no meaning
+_EXTENDS = b"xXgLK"
 
 
 def _number(digits: bytes, position: int) -> int:
@@ -105,14 +163,38 @@ def _name(name: bytes, prefix: bytes) -> str:
     return f"{_text(prefix)}/{_text(name)}" if prefix[:1] > b"\0" else _text(name)
 
 
+def _decimal(text: str, position: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+        raise ValueError(f"the size of the member at byte {position} is no number")
+    return int(text)
+
+
+def _extension(kind: bytes, data: memoryview, position: int) -> dict[str, str]:
+    """What an extension says of the member behind it: path, linkpath, size, and whether it is sparse (GNU.sparse)."""
+    if len(data) > LONGEST_EXTENSION:
+        raise ValueError(f"the extension at byte {position} has {len(data):,} bytes; {LONGEST_EXTENSION:,} is the most")
+    if kind in b"LK":
+        return {"path" if kind == b"L" else "linkpath": _text(bytes(data))}
+    if kind == b"g":  # of the whole tar: times, comments
+        return {}
+    try:
+        records = _pax_records(bytes(data))
+    except ValueError:
+        raise ValueError(f"the PAX records at byte {position} are damaged") from None
+    if any(key.startswith("GNU.sparse.") for key in records):
+        records |= {"GNU.sparse": "", "path": records.get("GNU.sparse.name", records.get("path", ""))}
+    return records
+
+
 def _pax_records(data: bytes) -> dict[str, str]:
     """PAX records: lines of `LENGTH KEY=VALUE\\n`, LENGTH counting the whole line."""
-    records = {}
-    while data:
-        length = int(data[: data.index(b" ")])
-        if not 0 < length <= len(data):
-            raise ValueError(f"a PAX record of {length} bytes where {len(data)} are left")
-        key, _, value = data[data.index(b" ") + 1 : length - 1].partition(b"=")
+    records, position = {}, 0
+    while position < len(data):
+        space = data.index(b" ", position, position + 8)
+        end = position + int(data[position:space])
+        if not space < end <= len(data):
+            raise ValueError("a record of another length")
+        key, _, value = data[space + 1 : end - 1].partition(b"=")
         records[key.decode()] = value.decode("utf-8", "surrogateescape")
-        data = data[length:]
+        position = end
     return records

@@ -2,21 +2,24 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from genre_dist.printable import printable
 from genre_dist.stream.cache import BlockCache
-from genre_dist.stream.foreign import Tars, sample_id, split_name
+from genre_dist.stream.foreign import Tars, load_links
 from genre_dist.stream.found import Copied, Found, Seconds, find
 from genre_dist.stream.index import SplitIndex
+from genre_dist.stream.keys import sample_id, split_name
 from genre_dist.stream.order import Rows
 from genre_dist.stream.slots import Arrays, Room, arrays, private_memory
 from genre_dist.stream.source import Rooms, source_of
-from genre_dist.stream.tar import members
+from genre_dist.stream.tar import FILE, entries
 
 Members: TypeAlias = dict[str, bytes]
 """A sample's members by extension, and its key as `__key__`."""
@@ -58,6 +61,7 @@ class TarReader:
             have = ", ".join(f"{count:,} .{name}" for name, count in manifest.extensions.most_common()) or "none"
             raise ValueError(f"{manifest.folder}: no sample of {tars} has {' and '.join(wanted)}; there are {have}")
         self._source, self._rooms = source_of(self.index, cache), Rooms()
+        self._tars, self._links = manifest.shards_of(tars), lru_cache(64)(self._links_of)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to a worker as what it was made from."""
@@ -103,27 +107,62 @@ class TarReader:
         columns = (found.shard, found.record["id"], found.record["offset"])
         rooms = self._rooms.of(found.record["size"].tolist())
         for shard, number, offset, room in zip(*(column.tolist() for column in columns), rooms, strict=True):
+            piece = room[:0]
             try:
-                sample = self._members(self._source.read(shard, offset, room), number, len(room))
+                piece = self._source.read(shard, offset, room)
+                if len(piece) < len(room):
+                    raise ValueError(f"the file ends {len(room) - len(piece)} bytes early; it is truncated")
+                sample = self._members(piece, number, shard, offset)
                 if self.decode is not None:
                     before = time.perf_counter()
-                    sample = self.decode(sample)
+                    sample = _decoded(self.decode, sample)
                     decoding += time.perf_counter() - before
                 samples.append(sample)
             except (ValueError, OSError) as error:
                 samples.append(None)
-                faults.append(f"{self.index.paths[shard]}: sample {number} at byte {offset}: {error}")
+                named = _key_of(piece) or number
+                faults.append(f"{self.index.paths[shard]}: sample {named} at byte {offset}: {printable(error)}")
         return (samples, faults), Seconds(time.perf_counter() - began - decoding, decoding)
 
-    def _members(self, data: memoryview, number: int, size: int) -> Members:
-        if len(data) < size:
-            raise ValueError(f"the file ends {size - len(data)} bytes early; it is truncated")
+    def _members(self, data: memoryview, number: int, shard: int, offset: int) -> Members:
+        """The members in a sample's piece of its tar, those that are links read where they lead."""
         found: dict[str, Any] = {}
-        for name, start, length, _ in members(data):
+        for name, start, length, header, kind, _ in entries(data):
             if (named := split_name(name)) is None:
                 continue
-            if sample_id(named[0]) != number:
-                raise ValueError(f"a member {name} lies there; the index is of another tar")
-            found["__key__"] = named[0]
-            found[named[1]] = bytes(data[start : start + length])
+            if kind == FILE:
+                content = bytes(data[start : start + length])
+            elif place := self._links(shard).get(offset + header):
+                content = self._source.fetch(shard, *place)
+            else:
+                continue
+            if sample_id(named[0]) != number or named[0] != found.setdefault("__key__", named[0]):
+                raise ValueError(f"a member {name!r} lies there; the index is of another tar")
+            found[named[1]] = content
+        if lacking := [name for name in ("__key__", *self.wanted) if name not in found]:
+            raise ValueError(f"no member .{lacking[0]}" if found else "the index is of another tar")
         return found
+
+    def _links_of(self, shard: int) -> dict[int, tuple[int, int]]:
+        """Where a link's header begins -> where the file begins that it leads to, and its size."""
+        links = load_links(self.manifest.folder, self._tars[shard])
+        return {header: (start, size) for header, start, size in links.tolist()}
+
+
+def _decoded(decode: Callable[[Members], Any], sample: Members) -> Any:
+    """What `decode` makes of a sample. Raises ValueError for whatever it raises: other people's code, on any data."""
+    try:
+        return decode(sample)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__} in {decode.__name__}: {error}") from None
+
+
+def _key_of(piece: memoryview) -> str:
+    """The key that a sample's piece begins with; "" where that cannot be read."""
+    with suppress(ValueError):
+        for entry in entries(piece):
+            if named := split_name(entry.name):
+                return printable(named[0])
+    return ""

@@ -4,6 +4,8 @@ from argparse import Namespace
 
 from genre_dist.options import Verbs, names
 
+MOST_NOTES = 20
+
 
 def add_verbs(verbs: Verbs) -> None:
     """Add this room's verbs to the console command."""
@@ -38,25 +40,39 @@ def add_verbs(verbs: Verbs) -> None:
 def _index(arguments: Namespace) -> None:
     import os
 
-    from genre_dist.storage import exists, place
-    from genre_dist.stream.foreign import find_tars, index_tars
+    from genre_dist.atomic import remove_leftovers
+    from genre_dist.lock import one_writer
+    from genre_dist.storage import exists, inside, place
+    from genre_dist.stream.foreign import FOLDER, find_tars, index_tars
     from genre_dist.stream.indexing import index_shards
     from genre_dist.stream.manifest import FILE, load_manifest
 
     folder = place(arguments.shards[0])
     if len(arguments.shards) == 1 and arguments.out is None and exists(folder / FILE):
-        manifest = load_manifest(folder)
-        print(f"{folder}: {index_shards(manifest):,} samples of {len(manifest.shards)} shards indexed")
+        with one_writer(folder):
+            remove_leftovers(folder)
+            manifest = load_manifest(folder)
+            indexed = index_shards(manifest)
+        print(f"{folder}: {indexed.samples:,} samples of {len(manifest.shards)} shards indexed")
+        if indexed.unread:
+            print(f"note: {indexed.unread:,} texts cannot be read: genre-dist inspect {folder} --verify names them")
         return
     tars = find_tars([place(named) for named in arguments.shards])
     if arguments.out is None and tars[0] == folder:
         raise ValueError("where is the listing of these tars to go? Name a folder with --out")
     out = folder if arguments.out is None else place(arguments.out)
-    listing = index_tars(tars, out, arguments.workers or os.cpu_count() or 1)
+    with one_writer(out):
+        for written in (out, out / FOLDER):
+            remove_leftovers(written)
+        listing = index_tars(tars, out, arguments.workers or os.cpu_count() or 1)
     samples = sum(tar.samples for tar in listing.tars)
     print(f"{out}: {samples:,} samples of {len(listing.tars):,} tars listed in tars.json")
     for name, count in sorted(listing.extensions.items(), key=lambda item: -item[1]):
         print(f"  {count:,} with .{name}")
+    notes = [f"{inside(out, tar.file)}: {note}" for tar in listing.tars for note in tar.notes]
+    print("".join(f"note: {note}\n" for note in notes[:MOST_NOTES]), end="")
+    if len(notes) > MOST_NOTES:
+        print(f"note: {len(notes) - MOST_NOTES:,} more such notes, in tars.json")
     print("next: genre_dist.stream.TarReader reads them (shards/README.md)")
 
 

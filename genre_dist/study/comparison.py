@@ -244,6 +244,12 @@ def _notes(models: Sequence[Model], shared: NDArray[np.int64]) -> list[str]:
             + "). Differences are on the films that both models of a pair have; "
             f"{len(shared):,} films are common to all."
         )
+    for model in models:
+        if model.unlike_seeds:
+            notes.append(
+                f"NOT ALL RUNS THAT COUNT AS SEEDS OF {model.name} WERE TRAINED ALIKE ({model.unlike_seeds}). To "
+                "compare them with each other, give their folders names that differ in more than the seed."
+            )
     unfitted = [model.name for model in models if any(result.scores.thresholds is None for result in model.results)]
     if unfitted:
         notes.append(f"No thresholds for {', '.join(unfitted)}: `genre-dist evaluate RUN --split val` fits them.")

@@ -1,16 +1,36 @@
 """What runs cost and how they learned, from their records (metrics.jsonl), read line by line."""
 
-import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple, NotRequired
 
 import numpy as np
+from annotated_types import Ge, Le
+from typing_extensions import TypedDict
 
+from genre_dist.study.evaluated import Share
 from genre_dist.study.results import Result
+from genre_dist.validation import Count, parse_json
 
 POINTS = 100  # of a curve; longer ones are thinned out
+LONGEST_LINE = 1 << 20
+Amount = Annotated[float, Ge(0), Le(1e18)]
+
+
+class Row(TypedDict):
+    """What is read of a line of metrics.jsonl; there is more in it."""
+
+    kind: str
+    step: Count
+    loss: NotRequired[Amount | None]
+    step_seconds: NotRequired[Amount]
+    samples: NotRequired[Count | None]
+    samples_per_second: NotRequired[Amount]
+    ranks: NotRequired[Annotated[int, Ge(1), Le(10**9)]]
+    device: NotRequired[str]
+    memory_bytes: NotRequired[Amount | None]
+    micro_f1: NotRequired[Share | None]
+    mean_average_precision: NotRequired[Share | None]
 
 
 class Cost(NamedTuple):
@@ -77,15 +97,20 @@ def _cost_of_baseline(result: Result) -> Cost | None:
 
 
 def read_record(run: Path) -> tuple[Cost | None, Curves]:
-    """Cost and curves of a run; no cost and empty curves where it kept no record of steps."""
+    """Cost and curves of a run; no cost and empty curves where it kept no record of steps.
+
+    Raises ValueError for a line that is no row of a record; only the last one may be cut short.
+    """
     curves = Curves([], [], [], [])
     hours = device_hours = 0.0
     last_step = peak = samples = 0
     ranks: int | None = None
     device, complete, rates, losses = None, True, _Thinned(), _Thinned()
     for row in _rows(run / "metrics.jsonl"):
-        step = int(row["step"])
+        step = row["step"]
         if row["kind"] == "train" and "step_seconds" in row:
+            if step <= last_step:
+                raise ValueError(f"{run / 'metrics.jsonl'}: step {step} comes after step {last_step}; mend the file")
             passed = step - last_step  # with train.log_every_steps, a row stands for several steps
             complete &= passed == 1
             ranks = max(ranks or 0, row["ranks"]) if "ranks" in row else ranks
@@ -93,17 +118,18 @@ def read_record(run: Path) -> tuple[Cost | None, Curves]:
             device_hours += passed * row["step_seconds"] / 3600 * row.get("ranks", 1)
             device, peak = row.get("device", device), max(peak, int(row.get("memory_bytes") or 0))
             samples, last_step = samples + int(row.get("samples") or 0), step
-            if row.get("loss") is not None:
-                losses.add([step, hours, row["loss"]])
-            rates.add([row["samples_per_second"]])
+            if (loss := row.get("loss")) is not None:
+                losses.add([step, hours, loss])
+            if "samples_per_second" in row:
+                rates.add([row["samples_per_second"]])
         elif row["kind"] == "val":
-            for name, points in (
-                ("loss", curves.val_loss),
-                ("micro_f1", curves.val_micro_f1),
-                ("mean_average_precision", curves.val_map),
+            for value, points in (
+                (row.get("loss"), curves.val_loss),
+                (row.get("micro_f1"), curves.val_micro_f1),
+                (row.get("mean_average_precision"), curves.val_map),
             ):
-                if row.get(name) is not None:
-                    points.append([step, hours, row[name]])
+                if value is not None:
+                    points.append([step, hours, value])
     if not last_step:
         return None, curves
     speed = float(np.median(rates.points)) if rates.points else None
@@ -144,12 +170,11 @@ def _smooth(points: list[list[float]]) -> list[list[float]]:
     ]
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def _rows(path: Path) -> Iterator[Row]:
     if not path.is_file():
         return
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            with suppress(ValueError):  # a run that still writes may have a half line at its end
-                row = json.loads(line)
-                if isinstance(row, dict) and "kind" in row and "step" in row:
-                    yield row
+    with open(path, "rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
+            if not line.endswith(b"\n") and len(line) < LONGEST_LINE:
+                return  # a run that still writes may have a half line at its end
+            yield parse_json(Row, line, f"{path}, line {number}", "remove the line")

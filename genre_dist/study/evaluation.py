@@ -1,7 +1,6 @@
 """Evaluating a split exactly once per film on any number of ranks, and what it leaves on disk."""
 
 import dataclasses
-import json
 import math
 import sys
 import time
@@ -11,17 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from genre_dist.atomic import atomic_file
 from genre_dist.config import DataConfig, derive_batches
-from genre_dist.parallel.world import World, start_world, stop_world
+from genre_dist.parallel.world import World
+from genre_dist.printable import printable, terminal
 from genre_dist.stream.cache import block_cache
 from genre_dist.stream.device import device_feed, sent
 from genre_dist.stream.encodings import Reader, open_reader
@@ -29,8 +25,9 @@ from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.order import Rows
+from genre_dist.study.evaluated import Predictions, write_evaluation
 from genre_dist.study.metrics import figures_of_named, metrics
-from genre_dist.study.run import Run, load_run
+from genre_dist.study.run import Run
 from genre_dist.study.thresholds import FILE as THRESHOLDS
 from genre_dist.study.thresholds import fit_thresholds, load_thresholds, save_thresholds
 from genre_dist.training.experiment import autocast_for, choose_precision
@@ -113,7 +110,7 @@ def evaluate(
     parts = [(ids, logits.numpy(), labels) for ids, logits, labels in predicted]  # all is there: the loss came after it
     gathered = world.gather((parts, faults))
     for fault in (fault for _, rank_faults in gathered or () for fault in rank_faults):
-        print(f"warning: predicted from blanks: {fault}", file=sys.stderr, flush=True)
+        print(f"warning: predicted from blanks: {printable(fault)}", file=sys.stderr, flush=True)
     _refuse_too_many_bad(reader, int(bad), data.max_bad_fraction)
     if gathered is None:
         return None
@@ -150,14 +147,12 @@ def _all_ids(index: SplitIndex) -> NDArray[np.int64]:
     )
 
 
-def evaluate_run(run_folder: Path, split: str, shards: Path | str | None = None) -> None:
-    """Evaluate a finished run on a split of its own (or other) shards, on all ranks that were started.
+def evaluate_run(run: Run, folder: Path, split: str, shards: Path | str | None, world: World) -> None:
+    """Evaluate a finished run on a split of its own (or other) shards, on all ranks.
 
     A run whose thresholds were never fitted is evaluated on val first. Raises ValueError if the shards have other
     genres or another vocabulary than the model was trained with.
     """
-    world = start_world()
-    run = load_run(run_folder, world.device)
     data, members = run.config.data, run.config.model.members
     manifest = load_manifest(shards or data.shards)
     check_same_labels(run, manifest)
@@ -165,13 +160,13 @@ def evaluate_run(run_folder: Path, split: str, shards: Path | str | None = None)
         dataclasses.replace(data, global_batch=data.global_batch * world.size), world.size
     ).micro
     autocast = autocast_for(choose_precision(run.config, world.device, trained_elsewhere=True), world.device)
-    unfitted = world.broadcast(not (run_folder / THRESHOLDS).is_file())
+    unfitted = world.broadcast(not (folder / THRESHOLDS).is_file())
     fit_first = unfitted and split != "val" and manifest.samples("val", members) > 0
     for each in ("val", split) if fit_first else (split,):
         evaluation = evaluate(run.model, manifest, each, members, data, micro_batch, world, autocast)
         if evaluation is not None:
-            print_evaluation(save_evaluation(evaluation, run_folder))
-    stop_world(world)
+            world.progress()  # figures of many films take their time, for which the others wait
+            print_evaluation(save_evaluation(evaluation, folder))
 
 
 def check_same_labels(run: Run, manifest: Manifest) -> None:
@@ -202,25 +197,16 @@ def save_evaluation(evaluation: Evaluation, run: Path) -> dict[str, Any]:
         named = evaluation.logits > thresholds
         told["fitted"] = {"fitted_on_these_films": evaluation.split == "val"}
         told["fitted"] |= figures_of_named(named, evaluation.labels, genres)
-    table = pa.table(
-        {
-            "tmdb_id": pa.array(evaluation.ids, pa.int64()),
-            "logits": pa.array(list(evaluation.logits), pa.list_(pa.float32())),
-            "labels": pa.array(list(evaluation.labels), pa.list_(pa.bool_())),
-        }
-    )
-    with atomic_file(run / f"predictions-{evaluation.split}.parquet") as file:
-        pq.write_table(table, file)
-    with atomic_file(run / f"metrics-{evaluation.split}.json", "w") as file:
-        json.dump(told, file, indent=1)
+    predictions = Predictions(evaluation.ids, evaluation.logits, evaluation.labels)
+    write_evaluation(run, evaluation.split, predictions, told)
     return told
 
 
 def print_evaluation(told: dict[str, Any]) -> None:
     """The evaluation as tables for people."""
-    console = Console()
+    console = terminal()
     left_out = f", {told['left_out']:,} without what the model needs left out" if told["left_out"] else ""
-    console.print(f"[bold]{told['split']}[/]: {told['films']:,} films{left_out}")
+    console.print(f"{told['split']}: {told['films']:,} films{left_out}", style="bold")
     fitted = told.get("fitted", {})
     on = "these films" if fitted.get("fitted_on_these_films") else "val"
     table = Table("", "threshold 0.5", f"fitted on {on}")
@@ -233,7 +219,7 @@ def print_evaluation(told: dict[str, Any]) -> None:
     table = Table("genre", "films", "F1 (fitted)", "F1", "precision", "recall", "accuracy", "AP", "AUC")
     for genre, row in told["per_genre"].items():
         at_fitted = fitted["per_genre"][genre]["f1"] if fitted else None
-        table.add_row(genre, f"{row['films']:,}", *map(_number, (at_fitted, *(row[key] for key in keys))))
+        table.add_row(printable(genre), f"{row['films']:,}", *map(_number, (at_fitted, *(row[key] for key in keys))))
     console.print(table)
 
 

@@ -48,6 +48,8 @@ class ExplainOptions:
     """Other shards than the run was trained on."""
     ablation: bool = True
     """Whether to measure what each medium is worth."""
+    trust_code: bool = False
+    """Run code that the config.yaml of a run made elsewhere names."""
 
 
 class Explained(NamedTuple):
@@ -69,7 +71,7 @@ def explain(folder: Path, out: Path, options: ExplainOptions) -> dict[str, Any]:
     and for shards of other genres or another vocabulary than the model's.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = load_run(folder, device)
+    run = load_run(folder, device, options.trust_code)
     manifest = load_manifest(options.shards or run.config.data.shards)
     check_same_labels(run, manifest)
     thresholds = load_thresholds(folder, run.genres)

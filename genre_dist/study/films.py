@@ -1,6 +1,5 @@
 """Films one after the other, from shards or from a catalogue, for what looks at all of them. One is held at a time."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,12 +11,13 @@ from genre_dist.acquire.catalogue import poster_file, read_rows
 from genre_dist.genres import INDEX_OF_ID
 from genre_dist.prepare.choosing import COLUMNS, film_text
 from genre_dist.prepare.splits import split_of
-from genre_dist.prepare.vocabulary import load_words, tokenise
+from genre_dist.prepare.vocabulary import tokenise
 from genre_dist.storage import opened
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import SPLITS, Manifest
 from genre_dist.stream.order import Rows
-from genre_dist.stream.sample import load_genres, load_tokens, read_members
+from genre_dist.stream.sample import load_about, load_genres, load_tokens, read_members
+from genre_dist.stream.words import load_words
 
 
 class PackedFilm(NamedTuple):
@@ -80,13 +80,14 @@ _NO_WORDS = np.empty(0, np.int32)
 def _packed(parts: dict[str, memoryview], film: int, split: str, places: dict[int, int], words: int) -> PackedFilm:
     genres = tuple(places[genre] for genre in load_genres(parts["json"]))
     tokens = load_tokens(parts["tokens.npy"], words) if "tokens.npy" in parts else None
-    date = json.loads(bytes(parts["json"])).get("release_date") or ""
-    return PackedFilm(film, split, genres, tokens, date, bytes(parts["jpg"]) if "jpg" in parts else None)
+    date = load_about(parts["json"]).get("release_date")
+    poster = bytes(parts["jpg"]) if "jpg" in parts else None
+    return PackedFilm(film, split, genres, tokens, date if isinstance(date, str) else "", poster)
 
 
 def shard_films(manifest: Manifest) -> Iterator[Film]:
     """All films of the shards. A word outside the vocabulary reads <unk>."""
-    words = list(load_words(manifest.folder / manifest.text["vocabulary"]))
+    words = list(load_words(manifest.folder / manifest.text["vocabulary"], manifest.text["vocabulary_sha256"]))
     for film in packed_films(manifest):
         spelt = None if film.tokens is None else [words[token] for token in film.tokens.tolist()]
         yield Film(film.id, film.split, film.genres, "", spelt, film.release_date, film.poster, film.fault)

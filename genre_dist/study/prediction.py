@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from genre_dist.acquire.fetch_posters import download_poster
+from genre_dist.acquire.poster_search import LARGEST_BYTES, TarMember
 from genre_dist.acquire.tmdb import Tmdb
 from genre_dist.acquire.web import FetchError, Web
+from genre_dist.prepare.choosing import film_text
 from genre_dist.prepare.posters import load_rgb, square
 from genre_dist.prepare.vocabulary import encode, tokenise
 from genre_dist.stream.images import whole
@@ -21,11 +23,16 @@ from genre_dist.study.run import Run
 POSTER_SIZE = "w342"
 
 
-class Film(NamedTuple):
-    """What is known of a film; a poster as a file, or its bytes."""
+TEXT_FIELDS = {"overview": ("overview",), "title": ("title",), "both": ("title", "overview")}
+"""What the text is made of, by the shards' `text.source`."""
+NO_TEXT = {"overview": "no overview", "title": "no title", "both": "neither title nor overview"}
 
-    poster: Path | bytes | None
-    overview: str | None
+
+class Film(NamedTuple):
+    """What is known of a film: a poster as a file or its bytes, and the text that the model was trained on."""
+
+    poster: Path | TarMember | bytes | None
+    text: str | None
 
 
 class Prediction(NamedTuple):
@@ -36,18 +43,28 @@ class Prediction(NamedTuple):
     named: bool
 
 
+def film_of_options(run: Run, poster: Path | None, overview: str | None, title: str | None) -> Film:
+    """A film by what was said of it. Raises ValueError if anything that the model was trained on is missing."""
+    uses, source = run.config.model, run.facts["text"]["source"]
+    given = {"poster": poster, "overview": overview, "title": title}
+    needed = (*(("poster",) if uses.uses_poster else ()), *(TEXT_FIELDS[source] if uses.uses_text else ()))
+    if missing := [f"--{name}" for name in needed if given[name] is None]:
+        raise ValueError(f"this model was trained on {' and '.join(needed)}; pass {' and '.join(missing)} as well")
+    return Film(poster, film_text(given, source) or None)
+
+
 def predict(run: Run, thresholds: NDArray[np.float64] | None, film: Film, device: torch.device) -> list[Prediction]:
     """Genres by falling probability, named at the fitted thresholds, or at one half where none were fitted.
 
-    Raises ValueError if an input the model was trained on is missing, or the poster is no image.
+    Raises ValueError if the film has nothing of a kind that the model was trained on, or the poster is no image.
     """
     uses = run.config.model
-    needed = {"--poster": (uses.uses_poster, film.poster), "--overview": (uses.uses_text, film.overview)}
-    for option, (used, given) in needed.items():
-        if used and given is None:
-            raise ValueError(f"this model was trained on {' and '.join(uses.members)}; pass {option} as well")
+    if uses.uses_text and film.text is None:
+        raise ValueError(f"the film has {NO_TEXT[run.facts['text']['source']]}, which this model was trained on")
+    if uses.uses_poster and film.poster is None:
+        raise ValueError("the film has no poster, which this model was trained on")
     pixels = [_pixels(run, film.poster)] if uses.uses_poster and film.poster is not None else []
-    logits = predict_logits(run, pixels, [film.overview or ""], device)[0]
+    logits = predict_logits(run, pixels, [film.text or ""], device)[0]
     named = logits > (0 if thresholds is None else thresholds)
     told = [
         Prediction(genre, float(1 / (1 + np.exp(-np.float64(logit)))), bool(above))
@@ -57,7 +74,7 @@ def predict(run: Run, thresholds: NDArray[np.float64] | None, film: Film, device
 
 
 def predict_logits(
-    run: Run, pixels: Sequence[NDArray[np.uint8]], overviews: Sequence[str], device: torch.device
+    run: Run, pixels: Sequence[NDArray[np.uint8]], texts: Sequence[str], device: torch.device
 ) -> NDArray[np.float32]:
     """Logits [films, genres] of films that have all the model needs; `pixels` as `film_pixels` gives them."""
     images = tokens = lengths = None
@@ -65,7 +82,7 @@ def predict_logits(
         images = whole(torch.from_numpy(np.stack(pixels)).to(device), run.config.data.image_size)
     if run.config.model.uses_text:
         most = run.config.data.max_tokens
-        text, length = pad([encode(tokenise(overview), run.words)[:most] for overview in overviews])
+        text, length = pad([encode(tokenise(one), run.words)[:most] for one in texts])
         tokens, lengths = torch.from_numpy(text).long().to(device), torch.from_numpy(length)
     with torch.inference_mode():
         return run.model(images, tokens, lengths).float().cpu().numpy()
@@ -77,31 +94,34 @@ def film_pixels(run: Run, films: Sequence[Film], pool: Executor) -> list[NDArray
     def one(film: Film) -> NDArray[np.uint8] | str:
         try:
             return "no poster" if film.poster is None else _pixels(run, film.poster)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             return str(error)
 
     return list(pool.map(one, films))
 
 
-def film_of_tmdb(number: int, key: str, api_url: str, image_url: str) -> tuple[str, Film]:
-    """A film's title, and its poster and overview, from TMDB. Raises ValueError if TMDB does not give them."""
+def film_of_tmdb(run: Run, number: int, key: str, api_url: str, image_url: str) -> tuple[str, Film]:
+    """A film's title, and its poster and text, from TMDB. Raises ValueError if TMDB does not give them."""
     web = Web(rate=40, concurrency=1)
     try:
         told = Tmdb(web, key, api_url).movie(number)
-        path = told.get("poster_path")
+        path = told.get("poster_path") if run.config.model.uses_poster else None
         poster = download_poster(web, image_url, POSTER_SIZE, path) if path else None
     except FetchError as error:
         raise ValueError(f"film {number} cannot be had from TMDB: {error}") from None
-    return str(told.get("title") or number), Film(poster, told.get("overview") or None)
+    texts = {name: told.get(name) for name in ("title", "overview")}
+    return told.get("title") or str(number), Film(poster, film_text(texts, run.facts["text"]["source"]) or None)
 
 
-def _pixels(run: Run, poster: Path | bytes) -> NDArray[np.uint8]:
+def _pixels(run: Run, poster: Path | TarMember | bytes) -> NDArray[np.uint8]:
     """The poster in the shape the shards had, uint8 [size, size, 3]."""
-    name = poster if isinstance(poster, Path) else "the poster"
     if isinstance(poster, Path) and not poster.is_file():
         raise ValueError(f"{poster}: no such poster")
+    if isinstance(poster, Path) and poster.stat().st_size > LARGEST_BYTES:
+        raise ValueError(f"{poster}: larger than {LARGEST_BYTES >> 20} MiB")
     try:
-        pixels, _ = load_rgb(poster.read_bytes() if isinstance(poster, Path) else poster)
+        pixels, _ = load_rgb(poster if isinstance(poster, bytes) else poster.read_bytes())
     except ValueError as error:
+        name = "the poster" if isinstance(poster, bytes) else poster
         raise ValueError(f"{name}: {error}") from None
     return square(pixels, run.facts["image"]["size"], run.facts["image"]["fit"])

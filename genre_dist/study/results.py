@@ -1,22 +1,31 @@
 """What evaluated runs left on disk, read back for comparing: predictions, thresholds, configuration, seeds."""
 
-import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from genre_dist.config import Config
 from genre_dist.configfile import load_config
+from genre_dist.study.baselines import FILE as BASELINE
+from genre_dist.study.baselines import Description, read_description
 from genre_dist.study.bootstrap import Scores
+from genre_dist.study.evaluated import (
+    Metrics,
+    metrics_file,
+    predictions_file,
+    read_evaluation,
+    read_metrics,
+    read_predictions,
+)
+from genre_dist.study.settings import unlike_seeds
 from genre_dist.study.thresholds import fit_thresholds, load_thresholds
 
-_SEED = re.compile(r"^(?P<name>.*?)[-_/.]?seed[-_]?(?P<seed>\d+)$", re.IGNORECASE)
+_SEED = re.compile(r"(?P<name>.+)[-_/.]seed[-_]?\d+", re.IGNORECASE)
 
 
 class Result(NamedTuple):
@@ -25,13 +34,13 @@ class Result(NamedTuple):
     folder: Path
     ids: NDArray[np.int64]  # [films]
     scores: Scores
-    metrics: dict[str, Any]
-    """metrics-SPLIT.json as it is."""
+    metrics: Metrics
+    """What metrics-SPLIT.json says."""
     config: Config | None
     """None for what is not trained by the loop, such as baselines."""
     val_micro_f1: float | None
     """On val, at the thresholds fitted there (at 0.5 if there are none)."""
-    baseline: dict[str, Any]
+    baseline: Description
     """What baseline.json says; empty for other runs."""
 
     @property
@@ -60,6 +69,18 @@ class Model(NamedTuple):
     @property
     def title(self) -> str:
         return str(self.results[0].baseline.get("title", self.name))
+
+    @property
+    def unlike_seeds(self) -> str | None:
+        """The first setting by which its runs differ beside their seeds, with both values; None if there is none."""
+        first, *others = (result.config for result in self.results)
+        for other in others:
+            if first is None or other is None:
+                if first is not other:
+                    return "some were trained, others are baselines"
+            elif found := unlike_seeds(first, other):
+                return f"{found[0]} is {found[1]} and {found[2]}"
+        return None
 
     @property
     def starts_warm(self) -> bool:
@@ -94,10 +115,12 @@ def read_models(folders: Sequence[Path], split: str) -> list[Model]:
 
     Raises ValueError if a run was not evaluated on the split, its files are damaged, or runs do not fit together.
     """
+    once: dict[Path, Path] = {}
+    for folder in folders:
+        once.setdefault(folder.resolve(), folder)
     grouped: dict[str, list[Path]] = {}
-    for folder in dict.fromkeys(Path(str(folder).rstrip("/")) for folder in folders):
-        seeded = _SEED.match(str(folder))
-        grouped.setdefault(seeded["name"] if seeded else str(folder), []).append(folder)
+    for folder in once.values():
+        grouped.setdefault(experiment(folder), []).append(folder)
     names = _short_names(list(grouped))
     models = [
         Model(name, tuple(read_result(folder, split) for folder in group))
@@ -105,6 +128,13 @@ def read_models(folders: Sequence[Path], split: str) -> list[Model]:
     ]
     _check_genres(models)
     return models
+
+
+def experiment(folder: Path) -> str:
+    """A run's path without its seed, which a separator parts from the name: `-seed0`, `_seed_1`, `/seed2`."""
+    path = os.path.abspath(folder)  # a link keeps its name
+    seeded = _SEED.fullmatch(path)
+    return seeded["name"] if seeded else path
 
 
 def _short_names(paths: list[str]) -> list[str]:
@@ -118,55 +148,28 @@ def _short_names(paths: list[str]) -> list[str]:
 
 def read_result(folder: Path, split: str) -> Result:
     """One run's evaluation on a split. Raises ValueError as `read_models`."""
-    told, predictions = folder / f"metrics-{split}.json", folder / f"predictions-{split}.parquet"
-    if not (told.is_file() and predictions.is_file()):
-        raise ValueError(f"{folder}: not evaluated on {split} yet; run `genre-dist evaluate {folder} --split {split}`")
-    metrics = _read_metrics(told)
+    (ids, logits, labels), metrics = read_evaluation(folder, split)
     genres = list(metrics["per_genre"])
-    ids, logits, labels = read_predictions(predictions, len(genres))
     thresholds = load_thresholds(folder, genres)
-    val, val_told = folder / "predictions-val.parquet", folder / "metrics-val.json"
+    val, val_told = predictions_file(folder, "val"), metrics_file(folder, "val")
     if thresholds is None and val.is_file():  # evaluated before thresholds were kept
-        thresholds = fit_thresholds(*read_predictions(val, len(genres))[1:])
-    on_val = _read_metrics(val_told) if val_told.is_file() else {}
-    config, baseline = folder / "config.yaml", folder / "baseline.json"
+        on_val = read_predictions(val, genres)
+        thresholds = fit_thresholds(on_val.logits, on_val.labels)
+    config, baseline = folder / "config.yaml", folder / BASELINE
     return Result(
         folder=folder,
         ids=ids,
         scores=Scores(logits, labels, thresholds),
         metrics=metrics,
         config=load_config(config) if config.is_file() and not baseline.is_file() else None,
-        val_micro_f1=on_val.get("fitted", on_val).get("micro_f1"),
-        baseline=json.loads(baseline.read_text()) if baseline.is_file() else {},
+        val_micro_f1=_micro_f1(read_metrics(val_told)) if val_told.is_file() else None,
+        baseline=read_description(baseline) if baseline.is_file() else {},
     )
 
 
-def _read_metrics(path: Path) -> dict[str, Any]:
-    try:
-        told = json.loads(path.read_text())
-        list(told["per_genre"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the metrics of an evaluation ({error!r}); evaluate the run again") from None
-    return told
-
-
-def read_predictions(path: Path, genres: int) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
-    """Film ids [films] rising, logits and labels [films, genres]. Raises ValueError if the file is not that."""
-    try:
-        table = pq.read_table(path, columns=["tmdb_id", "logits", "labels"])
-        ids = table["tmdb_id"].to_numpy()
-        logits, labels = (
-            table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(ids), genres)
-            for name in ("logits", "labels")
-        )
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: no predictions of {genres} genres ({error}); evaluate the run again") from None
-    if not np.isfinite(logits).all():
-        raise ValueError(f"{path}: some logits are not finite; the model's weights have run away")
-    order = np.argsort(ids)
-    if len(np.unique(ids)) < len(ids):
-        raise ValueError(f"{path}: some films are in it twice; evaluate the run again")
-    return ids[order], logits[order].astype(np.float32), labels[order].astype(bool)
+def _micro_f1(metrics: Metrics) -> float:
+    """At fitted thresholds, or at 0.5 if there are none."""
+    return metrics["fitted"]["micro_f1"] if "fitted" in metrics else metrics["micro_f1"]
 
 
 def _check_genres(models: Sequence[Model]) -> None:

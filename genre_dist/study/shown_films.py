@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from genre_dist.prepare.vocabulary import load_words
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
+from genre_dist.stream.words import load_words
 from genre_dist.study.evaluation import Evaluation
 from genre_dist.training.views import Film
 
@@ -20,20 +20,21 @@ def shown_films(evaluation: Evaluation, reader: ShardReader, count: int) -> list
     names = [genre.name for genre in reader.manifest.genres]
     words: list[str] = []
     if batch.tokens is not None:
-        words = list(load_words(reader.manifest.folder / reader.manifest.text["vocabulary"]))
+        text = reader.manifest.text
+        words = list(load_words(reader.manifest.folder / text["vocabulary"], text["vocabulary_sha256"]))
     probabilities = 1 / (1 + np.exp(-evaluation.logits[:count].astype(np.float64)))  # [n, genres]
     films = []
     for n, film in enumerate(batch.ids.tolist()):
         assert film == evaluation.ids[n]
         likely = [g for g in np.argsort(-probabilities[n]) if probabilities[n, g] >= LIKELY]
-        text = None
+        overview = None
         if batch.tokens is not None and batch.lengths is not None:
-            text = " ".join(words[token] for token in batch.tokens[n, : batch.lengths[n]])
+            overview = " ".join(words[token] for token in batch.tokens[n, : batch.lengths[n]])
         films.append(
             Film(
                 id=film,
                 poster=None if batch.images is None else batch.images[n].copy(),
-                overview=text,
+                overview=overview,
                 genres=", ".join(names[g] for g in np.flatnonzero(evaluation.labels[n])),
                 predicted=", ".join(f"{names[g]} {probabilities[n, g]:.0%}" for g in likely),
             )

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from genre_dist.printable import markdown as escaped
+from genre_dist.printable import printable, terminal
 from genre_dist.study.headline import LABELS, MAIN, points
 
 SHOWN = (
@@ -71,38 +72,47 @@ def device_word(cost: dict[str, Any]) -> str:
 
 def print_comparison(told: dict[str, Any]) -> None:
     """The comparison on the terminal."""
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=150)  # in a log, lines may be long
+    screen = terminal()
+    console = screen if screen.is_terminal else terminal(width=150)  # in a log, lines may be long
     for note in told["notes"]:
-        console.print(Panel(Text(note), style="yellow" if note.startswith("NOT ALL") else "dim"))
+        console.print(Panel(Text(printable(note)), style="yellow" if note.startswith("NOT ALL") else "dim"))
     table = Table("model", "films", *(LABELS[measure] for measure in SHOWN), title=f"{told['split']} split")
     for row in told["models"]:
         figures = row["on_own_films"]
-        table.add_row(row["name"], f"{row['films']:,}", *(share(figures[measure]) for measure in SHOWN))
+        table.add_row(printable(row["name"]), f"{row['films']:,}", *(share(figures[measure]) for measure in SHOWN))
     for row in told["study_2018"]["test"]:
         table.add_row(f"2018: {row['model']}", "3,000 others", *_their_cells(row), style="dim")
     console.print(table)
-    genres = Table("F1, fitted", *(row["name"] for row in told["models"]))
+    genres = Table("F1, fitted", *(printable(row["name"]) for row in told["models"]))
     for genre in told["genres"]:
-        genres.add_row(genre, *(_plain(row["per_genre"][genre]["f1_fitted"]) for row in told["models"]))
+        genres.add_row(printable(genre), *(_plain(row["per_genre"][genre]["f1_fitted"]) for row in told["models"]))
     console.print(genres)
     costs = Table("model", *COST_COLUMNS)
     for row in told["models"]:
-        costs.add_row(row["name"], *cost_cells(row["cost"]))
+        costs.add_row(printable(row["name"]), *cost_cells(row["cost"]))
     console.print(costs)
     pairs = Table("difference, points", "films", *(LABELS[measure] for measure in MAIN), "p, micro F1 (Holm)")
     shown = {told["headline"].get("one"), told["headline"].get("other")}
     chosen = [pair for pair in told["differences"] if shown & {pair["one"], pair["other"]}]
     for pair in chosen:
-        pairs.add_row(f"{pair['one']} \N{MINUS SIGN} {pair['other']}", *_difference_cells(pair, told["resamples"]))
+        pairs.add_row(printable(_names(pair)), *_difference_cells(pair, told["resamples"]))
     console.print(pairs)
     if len(chosen) < len(told["differences"]):
         console.print(f"{len(told['differences']) - len(chosen)} more differences are in the report", style="dim")
-    console.print(f"[bold]{told['headline']['question']}[/] {told['headline']['answer']}")
-    for line in told["headline"].get("beside", []):
-        console.print(f"  {line}")
-    if told["strongest"]:
-        console.print(f"  {strongest_words(told['strongest'])}")
+    head = told["headline"]
+    console.print(Text.assemble((printable(head["question"]), "bold"), " ", printable(head["answer"])))
+    for line in _beside(told):
+        console.print(f"  {printable(line)}")
+
+
+def _beside(told: dict[str, Any]) -> list[str]:
+    """What is to be said beside the answer."""
+    strongest = [strongest_words(told["strongest"])] if told["strongest"] else []
+    return [*told["headline"].get("beside", []), *strongest]
+
+
+def _names(pair: dict[str, Any]) -> str:
+    return f"{pair['one']} \N{MINUS SIGN} {pair['other']}"
 
 
 def strongest_words(row: dict[str, Any]) -> str:
@@ -132,11 +142,9 @@ def _plain(value: float | None) -> str:
 
 def markdown(told: dict[str, Any]) -> str:
     """The comparison as a Markdown document."""
-    lines = [f"# {told['headline']['question']}", "", f"**{told['headline']['answer']}**", ""]
-    lines += [f"- {line}" for line in told["headline"].get("beside", [])]
-    if told["strongest"]:
-        lines.append(f"- {strongest_words(told['strongest'])}")
-    lines += ["", *(f"> {note}\n" for note in told["notes"])]
+    lines = [f"# {escaped(told['headline']['question'])}", "", f"**{escaped(told['headline']['answer'])}**", ""]
+    lines += [f"- {escaped(line)}" for line in _beside(told)]
+    lines += ["", *(f"> {escaped(note)}\n" for note in told["notes"])]
     lines += [f"## Models, {told['split']} split", "", *_models_markdown(told), ""]
     lines += [
         "F1 without a remark: at thresholds fitted on val. ±: standard deviation over seeds.",
@@ -145,22 +153,19 @@ def markdown(told: dict[str, Any]) -> str:
         "",
         *_table(
             ["difference", "films", *(LABELS[measure] for measure in MAIN), "p, micro F1 (Holm)"],
-            [
-                [f"{pair['one']} \N{MINUS SIGN} {pair['other']}", *_difference_cells(pair, told["resamples"])]
-                for pair in told["differences"]
-            ],
+            [[escaped(_names(pair)), *_difference_cells(pair, told["resamples"])] for pair in told["differences"]],
         ),
         "",
         "## F1 by genre, fitted thresholds",
         "",
         *_table(
-            ["genre", "films", *(row["name"] for row in told["models"]), "2018 study, frozen, at 0.5"],
+            ["genre", "films", *(escaped(row["name"]) for row in told["models"]), "2018 study, frozen, at 0.5"],
             [_genre_cells(told, genre) for genre in told["genres"]],
         ),
         "",
         "## Cost of training, without evaluations",
         "",
-        *_table(["model", *COST_COLUMNS], [[row["name"], *cost_cells(row["cost"])] for row in told["models"]]),
+        *_table(["model", *COST_COLUMNS], [[escaped(row["name"]), *cost_cells(row["cost"])] for row in told["models"]]),
         "",
     ]
     return "\n".join(lines)
@@ -168,7 +173,7 @@ def markdown(told: dict[str, Any]) -> str:
 
 def _models_markdown(told: dict[str, Any]) -> list[str]:
     rows = [
-        [row["name"], f"{row['films']:,}", *(share(row["on_own_films"][measure]) for measure in SHOWN)]
+        [escaped(row["name"]), f"{row['films']:,}", *(share(row["on_own_films"][measure]) for measure in SHOWN)]
         for row in told["models"]
     ]
     theirs = [
@@ -181,12 +186,12 @@ def _genre_cells(told: dict[str, Any], genre: str) -> list[str]:
     theirs = told["study_2018"]["per_genre_of_combined_frozen"].get(genre)
     films = max(row["per_genre"][genre]["films"] for row in told["models"])
     ours = [_plain(row["per_genre"][genre]["f1_fitted"]) for row in told["models"]]
-    return [genre, f"{films:,}", *ours, "-" if theirs is None else f"{theirs['f1'] / 100:.3f}"]
+    return [escaped(genre), f"{films:,}", *ours, "-" if theirs is None else f"{theirs['f1'] / 100:.3f}"]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [
         f"| {' | '.join(head)} |",
         f"| {' | '.join('---' for _ in head)} |",
-        *(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows),
+        *(f"| {' | '.join(row)} |" for row in rows),
     ]

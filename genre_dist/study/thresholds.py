@@ -1,16 +1,26 @@
 """From which logit on a genre is named: fitted on the val split, kept with the model."""
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
-from genre_dist.atomic import atomic_file
+from genre_dist.printable import printable
+from genre_dist.sealed import read_sealed, write_sealed
 
 FILE = "thresholds.json"
 COMMON_FILMS = 50  # between 20 and 200 micro F1 on real films moves by 0.4 points
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What is used of thresholds.json."""
+
+    logits: dict[str, Annotated[float, Ge(-1e30), Le(1e30)]]
 
 
 def fit_thresholds(logits: NDArray[np.float32], labels: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -56,8 +66,7 @@ def save_thresholds(run: Path, genres: Sequence[str], thresholds: NDArray[np.flo
         "films": films,
         "logits": {genre: float(value) for genre, value in zip(genres, thresholds, strict=True)},
     }
-    with atomic_file(run / FILE, "w") as file:
-        json.dump(told, file, indent=1)
+    write_sealed(run / FILE, told)
 
 
 def load_thresholds(run: Path, genres: Sequence[str]) -> NDArray[np.float64] | None:
@@ -65,14 +74,10 @@ def load_thresholds(run: Path, genres: Sequence[str]) -> NDArray[np.float64] | N
 
     Raises ValueError if the file is damaged or of other genres.
     """
-    path = run / FILE
+    path, remedy = run / FILE, f"`genre-dist evaluate {run} --split val` makes it again"
     if not path.is_file():
         return None
-    try:
-        told = json.loads(path.read_text())["logits"]
-        return np.array([float(told[genre]) for genre in genres])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: no thresholds of this model's genres ({error}); `genre-dist evaluate {run} --split val` makes it "
-            "again"
-        ) from None
+    logits = read_sealed(_Told, path, remedy).logits
+    if missing := [genre for genre in genres if genre not in logits]:
+        raise ValueError(f"{path}: no threshold of {printable(missing[0])}; {remedy}")
+    return np.array([logits[genre] for genre in genres])

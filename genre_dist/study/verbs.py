@@ -1,9 +1,17 @@
-"""Console verbs that study runs: evaluate, predict, compare. Each imports only what it needs."""
+"""Console verbs that study runs: evaluate, predict, compare. Each imports only what it needs, and that only when the
+folder it writes is locked: a second writer is refused at once."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from genre_dist.options import Verbs, names
+from genre_dist.atomic import remove_leftovers
+from genre_dist.lock import one_writer
+from genre_dist.options import Verbs, columns, names
+from genre_dist.parallel.launcher import own_rank
+from genre_dist.parallel.one_run import Held, one_run
+from genre_dist.printable import printable
 from genre_dist.study.baselines import BASELINES
 
 
@@ -13,26 +21,35 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("folder", metavar="RUN", type=Path)
     verb.add_argument("--split", choices=["train", "val", "test"], default="val")
     verb.add_argument("--shards", help="other shards than the run was trained on")
+    _add_trust(verb)
     verb.set_defaults(run=_evaluate)
 
     verb = verbs.add_parser(
         "predict",
         help="genres of one film, or of many (under torchrun: on several ranks)",
-        description="One film: by --poster and --overview, or by --tmdb_id. Many: --catalogue FOLDER, or --table FILE "
-        "(tmdb_id, overview) with --posters FOLDER (ID.jpg, .png, .webp), into a folder of Parquet parts, --out. Run "
-        "again, it goes on.",
+        description="One film: by --poster, --overview and --title, or by --tmdb_id. Many: --catalogue FOLDER, or "
+        "--table FILE (tmdb_id and the texts that the model was trained on) with --posters, found as import finds "
+        "them, into a folder of Parquet parts, --out. Run again, it goes on.",
     )
     verb.add_argument("folder", metavar="RUN", type=Path)
     verb.add_argument("--poster", type=Path, help="an image file")
     verb.add_argument("--overview", help="the film's overview")
+    verb.add_argument("--title", help="the film's title, for models that were trained on titles")
     verb.add_argument("--tmdb_id", type=int, help="a film of TMDB; its key from TMDB_API_KEY or --key_file")
     verb.add_argument("--key_file", type=Path, help="holds the API key or bearer token")
     verb.add_argument("--api_url", default="https://api.themoviedb.org/3", help="TMDB's API, or a mirror of it")
     verb.add_argument("--image_url", default="https://image.tmdb.org/t/p", help="TMDB's posters, or a mirror of them")
     verb.add_argument("--catalogue", type=Path, help="predict all films of a catalogue")
     verb.add_argument("--table", type=Path, help="predict all films of a table: Parquet, CSV or JSON lines")
-    verb.add_argument("--posters", type=Path, help="the table's posters")
+    verb.add_argument(
+        "--posters", type=Path, nargs="*", default=[], help="the table's posters: folders (with all below them) or tars"
+    )
+    verb.add_argument(
+        "--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="the table's columns by another name"
+    )
+    verb.add_argument("--poster_key", default="tmdb_id", help="the table's column that poster files are named by")
     verb.add_argument("--out", type=Path, help="folder for the predictions of many films")
+    _add_trust(verb)
     verb.set_defaults(run=_predict)
 
     verb = verbs.add_parser("compare", help="put runs side by side, with intervals for all differences; a report")
@@ -86,6 +103,7 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("--genres", type=int, default=2, help="genres explained for each film")
     verb.add_argument("--shards", type=Path, help="other shards than the run was trained on")
     verb.add_argument("--no_ablation", action="store_true", help="leave out what each medium is worth")
+    _add_trust(verb)
     verb.set_defaults(run=_explain)
 
     verb = verbs.add_parser(
@@ -102,101 +120,144 @@ def add_verbs(verbs: Verbs) -> None:
     verb.set_defaults(run=_study)
 
 
-def _evaluate(arguments: Namespace) -> None:
-    from genre_dist.study.evaluation import evaluate_run
+def _add_trust(verb: ArgumentParser) -> None:
+    verb.add_argument(
+        "--trust_code", action="store_true", help="run code that the config.yaml of a run made elsewhere names"
+    )
 
-    evaluate_run(arguments.folder, arguments.split, arguments.shards)
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[Held]:
+    """Hold a folder, and remove what killed writers left in it. Raises BusyError if another process has it."""
+    with one_run(folder) as held:
+        if own_rank() == 0:
+            remove_leftovers(folder)
+        yield held
+
+
+def _evaluate(arguments: Namespace) -> None:
+    if not (arguments.folder / "config.yaml").is_file():
+        raise ValueError(f"{arguments.folder}: not a run (it has no config.yaml)")
+    with _writing(arguments.folder) as held:
+        from genre_dist.parallel.world import start_world, stop_world
+        from genre_dist.study.evaluation import evaluate_run
+        from genre_dist.study.run import load_run
+
+        world = start_world()
+        held.share(world)
+        run = load_run(arguments.folder, world.device, arguments.trust_code)
+        evaluate_run(run, arguments.folder, arguments.split, arguments.shards, world)
+        stop_world(world)
 
 
 def _predict(arguments: Namespace) -> None:
-    if arguments.catalogue or arguments.table or arguments.posters or arguments.out:
-        from genre_dist.study.predict_many import predict_many, source_of
+    if not (arguments.catalogue or arguments.table or arguments.posters or arguments.out):
+        return _predict_one(arguments)
+    if arguments.out is None:
+        raise ValueError("where should the predictions go? --out FOLDER")
+    if arguments.poster:
+        raise ValueError("--poster is for one film; the posters of many are --posters FOLDERS_OR_TARS")
+    with _writing(arguments.out) as held:
+        from genre_dist.parallel.world import start_world, stop_world
+        from genre_dist.study.film_sources import source_of
+        from genre_dist.study.predict_many import predict_many
+        from genre_dist.study.run import load_run
 
-        if arguments.out is None:
-            raise ValueError("where should the predictions go? --out FOLDER")
-        source = source_of(arguments.catalogue, arguments.table, arguments.posters)
-        return predict_many(arguments.folder, source, arguments.out)
-    return _predict_one(arguments)
+        named = columns(arguments.columns)
+        source = source_of(arguments.catalogue, arguments.table, arguments.posters, named, arguments.poster_key)
+        world = start_world()
+        held.share(world)
+        run = load_run(arguments.folder, world.device, arguments.trust_code)
+        predict_many(run, arguments.folder, source, arguments.out, world)
+        stop_world(world)
 
 
 def _predict_one(arguments: Namespace) -> None:
     import torch
 
     from genre_dist.acquire.tmdb import read_key
-    from genre_dist.study.prediction import Film, film_of_tmdb, predict
+    from genre_dist.study.prediction import film_of_options, film_of_tmdb, predict
     from genre_dist.study.run import load_run
     from genre_dist.study.thresholds import load_thresholds
 
-    film = Film(arguments.poster, arguments.overview)
-    if arguments.tmdb_id is not None:
-        key = read_key(arguments.key_file)
-        title, film = film_of_tmdb(arguments.tmdb_id, key, arguments.api_url, arguments.image_url)
-        print(title)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = load_run(arguments.folder, device)
+    run = load_run(arguments.folder, device, arguments.trust_code)
+    if arguments.tmdb_id is None:
+        film = film_of_options(run, arguments.poster, arguments.overview, arguments.title)
+    else:
+        key = read_key(arguments.key_file)
+        title, film = film_of_tmdb(run, arguments.tmdb_id, key, arguments.api_url, arguments.image_url)
+        print(printable(title))
     for one in predict(run, load_thresholds(arguments.folder, run.genres), film, device):
-        print(f"{one.probability:7.2%}  {one.genre}{'  named' if one.named else ''}")
+        print(f"{one.probability:7.2%}  {printable(one.genre)}{'  named' if one.named else ''}")
 
 
 def _compare(arguments: Namespace) -> None:
-    from genre_dist.study.comparison import CompareOptions, compare
+    if arguments.resamples < 1 or arguments.films < 0:
+        raise ValueError(f"--resamples is at least 1 and --films 0, not {arguments.resamples} and {arguments.films}")
+    with _writing(arguments.out):
+        from genre_dist.study.comparison import CompareOptions, compare
 
-    compare(
-        arguments.folders,
-        arguments.out,
-        CompareOptions(
+        options = CompareOptions(
             split=arguments.split,
             resamples=arguments.resamples,
             shards=arguments.shards,
             films=arguments.films,
-        ),
-    )
-    print(f"the report: {arguments.out / 'index.html'}")
+        )
+        compare(arguments.folders, arguments.out, options)
+    print(f"the report: {printable(arguments.out / 'index.html')}")
 
 
 def _explore(arguments: Namespace) -> None:
-    from genre_dist.study.explore.exploring import explore
+    with _writing(arguments.out):
+        from genre_dist.study.explore.exploring import explore
 
-    counts = explore(arguments.source, arguments.out, arguments.text, arguments.poster_share)
-    print(f"{arguments.source}: {counts.films.sum():,} films")
+        counts = explore(arguments.source, arguments.out, arguments.text, arguments.poster_share)
+    print(f"{printable(arguments.source)}: {counts.films.sum():,} films")
     for what, films in counts.told.items():
         print(f"  {films:,} {what}")
     for fault in counts.faults:
-        print(f"  {fault}")
-    print(f"the page: {arguments.out / 'index.html'}")
+        print(f"  {printable(fault)}")
+    print(f"the page: {printable(arguments.out / 'index.html')}")
 
 
 def _baseline(arguments: Namespace) -> None:
-    from genre_dist.study.baselines.baseline import baselines
-
     kinds = tuple(BASELINES) if arguments.kind == "all" else names(arguments.kind)
     if unknown := [kind for kind in kinds if kind not in BASELINES]:
         raise ValueError(f"there is no baseline `{unknown[0]}`; there are {', '.join(BASELINES)}")
     folders = {kind: arguments.out / kind for kind in kinds}
     if len(kinds) == 1 and not arguments.folders:
         folders = {kinds[0]: arguments.out}
-    baselines(arguments.shards, folders, arguments.catalogue, arguments.memory, arguments.workers)
+    with ExitStack() as stack:
+        for folder in dict.fromkeys([arguments.out, *folders.values()]):
+            stack.enter_context(_writing(folder))
+        from genre_dist.study.baselines.baseline import baselines
+
+        baselines(arguments.shards, folders, arguments.catalogue, arguments.memory, arguments.workers)
 
 
 def _explain(arguments: Namespace) -> None:
-    from genre_dist.study.explanation import ExplainOptions, explain
-
     given = names(arguments.films)
-    if wrong := [film for film in given if not film.isdigit()]:
+    if wrong := [film for film in given if not (film.isdecimal() and int(film) < 2**63)]:
         raise ValueError(f"--films takes ids of films such as 603,604, not `{wrong[0]}`")
-    options = ExplainOptions(
-        split=arguments.split,
-        films=tuple(int(film) for film in given),
-        count=arguments.count,
-        genres=arguments.genres,
-        shards=arguments.shards,
-        ablation=not arguments.no_ablation,
-    )
-    explain(arguments.folder, arguments.out, options)
-    print(f"the explanation: {arguments.out / 'index.html'}")
+    with _writing(arguments.out):
+        from genre_dist.study.explanation import ExplainOptions, explain
+
+        options = ExplainOptions(
+            split=arguments.split,
+            films=tuple(int(film) for film in given),
+            count=arguments.count,
+            genres=arguments.genres,
+            shards=arguments.shards,
+            ablation=not arguments.no_ablation,
+            trust_code=arguments.trust_code,
+        )
+        explain(arguments.folder, arguments.out, options)
+    print(f"the explanation: {printable(arguments.out / 'index.html')}")
 
 
 def _study(arguments: Namespace) -> int:
-    from genre_dist.study.chain.running import run_study
+    with one_writer(arguments.out) as lock:
+        from genre_dist.study.chain.running import run_study
 
-    return run_study(arguments.config, arguments.out, arguments.set)
+        return run_study(arguments.config, arguments.out, arguments.set, lock)

@@ -1,21 +1,23 @@
 """The films on which one model gains or loses most against another, with their posters and titles from the shards."""
 
 import io
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from genre_dist.prepare.posters import load_rgb
 from genre_dist.storage import Place, read_range
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import Rows
-from genre_dist.stream.sample import read_members
+from genre_dist.stream.sample import load_about, read_members
 from genre_dist.study.results import Model, on_films
 
+LONGEST_TITLE = 300
 THUMBNAIL = (160, 240)  # pixels; posters are two wide to three high, and squashed in the shards
 
 
@@ -87,24 +89,27 @@ def show_films(shards: Place | str, split: str, films: Iterable[int]) -> dict[in
         for record in records[np.isin(records["id"], wanted)]:
             start, size_there = int(record["offset"]), index.shards[number].bytes
             data = read_range(index.paths[number], start, start + int(record["size"]), size_there)
-            members = read_members(data, int(record["id"]))
-            told = json.loads(bytes(members["json"]))
-            squashed = manifest.image["fit"] == "squash"
-            poster = _thumbnail(bytes(members["jpg"]), squashed) if "jpg" in members else None
-            date = str(told.get("release_date") or "")
-            shown[int(record["id"])] = Shown(str(told.get("title") or record["id"]), date[:4], poster)
+            with suppress(ValueError, KeyError):  # a damaged film is shown by its id alone
+                film = int(record["id"])
+                shown[film] = _shown(read_members(data, film), film, manifest.image["fit"] == "squash")
     return shown
+
+
+def _shown(members: Mapping[str, memoryview], film: int, squashed: bool) -> Shown:
+    told = load_about(members["json"])
+    poster = _thumbnail(bytes(members["jpg"]), squashed) if "jpg" in members else None
+    title, date = (str(told.get(key) or "") for key in ("title", "release_date"))
+    return Shown(title[:LONGEST_TITLE] or str(film), date[:4], poster)
 
 
 def _thumbnail(data: bytes, squashed: bool) -> bytes | None:
     """A small JPEG in a poster's own proportions; None for a poster that cannot be read."""
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError):
+        pixels, _ = load_rgb(data)
+    except ValueError:
         return None
     width, height = THUMBNAIL
-    picture = picture.resize((width, height) if squashed else (width, width), Image.Resampling.LANCZOS)
+    picture = Image.fromarray(pixels).resize((width, height) if squashed else (width, width), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=78, optimize=True)
     return file.getvalue()

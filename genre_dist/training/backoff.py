@@ -53,13 +53,22 @@ def planned_config(config: Config, world: World) -> Config:
             micro = derive_batches(config.data, world.size).micro
             print(f"micro-batches of {micro} to begin with, not planned for the memory: {error}", flush=True)
         return config
-    note = Path(config.run.dir) / NOTE
-    if note.is_file() and not config.run.overwrite:
-        own = min(own, int(note.read_text()))
+    if not config.run.overwrite:
+        own = min(own, _noted(Path(config.run.dir) / NOTE) or own)
     share = derive_batches(config.data, world.size).per_rank
     least = min(world.broadcast(world.gather(own)))
     micro = max(n for n in range(1, least + 1) if share % n == 0)
     return replace(config, data=replace(config.data, micro_batch=micro))
+
+
+def _noted(note: Path) -> int | None:
+    """The largest micro-batch that an earlier start found to fit, if it noted one."""
+    if not note.is_file():
+        return None
+    written = note.read_bytes()[:100].decode(errors="replace").strip()
+    if not (written.isdecimal() and written.isascii() and int(written) >= 1):
+        raise ValueError(f"{note}: no number of samples; remove it, and the planner's is tried first")
+    return int(written)
 
 
 class Backoff:

@@ -1,11 +1,13 @@
 """Checkpoints that are whole or absent: written aside, marked complete, renamed; resume takes the newest whole one.
 
+The mark of completeness notes size and checksum of every file; what has other bytes when it is read is damaged.
 The tensors are stored by torch.distributed.checkpoint under the parameters' names, so they load at any world size and
 with any strategy. Learning rates and the like follow from the configuration and the step. torch keeps its table of
 contents as a pickle; that is read here with an unpickler that knows the few harmless classes such a table consists of,
 and only tensors are stored, so nothing in a checkpoint can run code.
 """
 
+import io
 import json
 import os
 import pickle
@@ -14,8 +16,10 @@ import secrets
 import shutil
 import time
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,8 +33,11 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from genre_dist.atomic import atomic_file
 from genre_dist.parallel.strategy import Strategy
 from genre_dist.parallel.world import World
+from genre_dist.printable import printable
+from genre_dist.validation import Count, FileName, is_file_name, read_json
 
-COMPLETE = "COMPLETE"
+COMPLETE, FACTS = "COMPLETE", "facts.json"
+_DAMAGED = "the checkpoint is damaged: copy it again, or remove it to go on from the one before"
 _HARMLESS = {
     "torch.distributed.checkpoint.metadata": {
         "ChunkStorageMetadata",
@@ -54,6 +61,14 @@ _HARMLESS = {
     "pathlib": {"PosixPath", "PurePosixPath", "Path"},
     "pathlib._local": {"PosixPath", "PurePosixPath", "Path"},
 }
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """A file of a checkpoint as it was written."""
+
+    bytes: Count
+    crc32: Count | None = None
 
 
 class Saved(NamedTuple):
@@ -85,17 +100,20 @@ def write_checkpoint(
     except (dcp.CheckpointException, OSError) as error:  # the first is no Exception by inheritance; on all ranks
         if world.is_first:
             shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(f"{final} could not be written, older checkpoints stay: {_reason(error)}") from None
+        free = shutil.disk_usage(folder).free >> 20  # torch's words for a full disk are not plain ones
+        raise OSError(
+            f"{final} could not be written, older checkpoints stay: {_reason(error)} ({free:,} MB are free there)"
+        ) from None
 
 
 def _complete(partial: Path, final: Path, facts: dict[str, Any]) -> None:
     """Mark what was written aside as whole and give it its name."""
-    with atomic_file(partial / "facts.json", "w") as file:
+    with atomic_file(partial / FACTS, "w") as file:
         json.dump(facts, file, indent=1)
-    sizes = {path.name: path.stat().st_size for path in partial.iterdir()}
+    noted = {path.name: asdict(_Noted(path.stat().st_size, checksum(path))) for path in sorted(partial.iterdir())}
     with atomic_file(partial / COMPLETE, "w") as file:
-        json.dump(sizes, file)
-    if not is_whole(final):
+        json.dump(noted, file)
+    if not is_as_written(final):
         shutil.rmtree(final, ignore_errors=True)
         with suppress(OSError):  # another saver of the same step was faster: its checkpoint is as good
             partial.rename(final)
@@ -129,27 +147,79 @@ def remove_leftovers(folder: Path) -> None:
                 shutil.rmtree(partial, ignore_errors=True)
 
 
-def remove_old(folder: Path, keep: int, spared: int | None) -> None:
-    """Delete all checkpoints but the newest `keep` and that of the step `spared`."""
-    named = sorted(path for path in folder.glob("step-*") if path.suffix != ".partial")
-    for old in named[:-keep]:
-        if spared is None or old != checkpoint_path(folder, spared):
+def remove_old(folder: Path, step: int, keep: int, spared: int | None) -> None:
+    """Once a step's checkpoint is whole: delete all before it but the newest `keep`, it included, and that of `spared`.
+
+    Those of later steps were passed over as damaged: they stay until the run gets there again, and count for nothing.
+    """
+    last = checkpoint_path(folder, step)
+    named = sorted(path for path in folder.glob("step-*") if path.suffix != ".partial" and path <= last)
+    kept = [path for path in named if is_whole(path)][-keep:]
+    for old in named:
+        if kept and old < kept[0] and (spared is None or old != checkpoint_path(folder, spared)):
             shutil.rmtree(old, ignore_errors=True)
 
 
 def newest_checkpoint(folder: Path) -> tuple[Saved | None, list[str]]:
-    """The newest whole checkpoint, if any, and the names of newer ones that are damaged."""
+    """The newest whole checkpoint, if any, and the names of newer ones that are damaged. It reads all their bytes."""
     damaged: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
-        if is_whole(path):
+        try:
             return read_saved(path), damaged
-        damaged.append(path.name)
+        except (ValueError, OSError):
+            damaged.append(path.name)
     return None, damaged
 
 
 def read_saved(path: Path) -> Saved:
-    facts = json.loads((path / "facts.json").read_text())
-    return Saved(path, facts["step"], facts)
+    """A checkpoint that is marked complete, its files as they were written (before checksums: of the same sizes).
+
+    Raises ValueError if it is not, OSError if it cannot be read.
+    """
+    for name, noted in _read_mark(path).items():
+        file = path / name
+        if (
+            not file.is_file()
+            or file.stat().st_size != noted.bytes
+            or (noted.crc32 is not None and checksum(file) != noted.crc32)
+        ):
+            raise ValueError(f"{file}: other bytes than were written; {_DAMAGED}")
+    facts = read_json(dict[str, Any], path / FACTS, _DAMAGED)
+    step = facts.get("step")
+    if not isinstance(step, int) or checkpoint_path(path.parent, step) != path:
+        raise ValueError(f"{path / FACTS}: not of the step that the folder is named for; {_DAMAGED}")
+    return Saved(path, step, facts)
+
+
+def is_as_written(path: Path) -> bool:
+    """Whether a checkpoint can be read as it was written; a look at all its bytes."""
+    try:
+        return read_saved(path) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint is marked complete and all its files have the sizes noted then; a quick look."""
+    try:
+        return all((path / name).stat().st_size == noted.bytes for name, noted in _read_mark(path).items())
+    except (OSError, ValueError):
+        return False
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file: as fast as it is read, and no accident goes unnoticed."""
+    value = 0
+    with open(path, "rb", buffering=0) as file:
+        while piece := file.read(1 << 20):
+            value = zlib.crc32(piece, value)
+    return value
+
+
+def _read_mark(path: Path) -> dict[str, _Noted]:
+    """The files of a checkpoint that is marked complete; older ones noted the sizes only."""
+    mark = read_json(dict[FileName, Count | _Noted], path / COMPLETE, _DAMAGED)
+    return {name: _Noted(noted) if isinstance(noted, int) else noted for name, noted in mark.items()}
 
 
 def load_weights(saved: Saved) -> dict[str, torch.Tensor]:
@@ -169,7 +239,7 @@ def load_weights(saved: Saved) -> dict[str, torch.Tensor]:
         trained = {name: tensor for name, tensor in weights.items() if name not in averaged}
         with _quiet():
             dcp.load({"model": trained, "ema": averaged}, storage_reader=reader, no_dist=True)
-    except (dcp.CheckpointException, RuntimeError, ValueError, OSError, pickle.UnpicklingError) as error:
+    except (dcp.CheckpointException, Exception) as error:  # torch's, pickle's: whatever damaged bytes lead to
         raise ValueError(f"{saved.path} cannot be read: {_reason(error)}") from None
     return weights
 
@@ -185,7 +255,7 @@ def load_checkpoint(saved: Saved, strategy: Strategy, world: World) -> None:
         _refuse_leftovers(tensors, reader.read_metadata())
         with _quiet():
             dcp.load(tensors, storage_reader=reader, no_dist=world.size == 1)
-    except (dcp.CheckpointException, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+    except (dcp.CheckpointException, Exception) as error:  # as above
         raise ValueError(
             f"{saved.path} does not fit this model ({_reason(error)}); continue with the configuration it was made "
             "with, or pass --run.overwrite true to start again"
@@ -210,16 +280,7 @@ def _refuse_leftovers(tensors: dict[str, Any], metadata: Metadata) -> None:
 
 def _reason(error: BaseException) -> str:
     """The last line of torch's report: what happened on the first rank that failed."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a checkpoint is marked complete and all its files have the sizes noted then."""
-    try:
-        sizes = json.loads((path / COMPLETE).read_text())
-        return all((path / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
-        return False
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[-1].strip())[:500]
 
 
 def _enum_member(enum: Any, name: Any) -> Enum:
@@ -242,8 +303,10 @@ class _TensorReader(FileSystemReader):
     """torch's reader with the safe unpickler in place of the plain one."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with open(Path(self.path) / ".metadata", "rb") as file:
-            metadata = _MetadataUnpickler(file).load()
+        written = (Path(self.path) / ".metadata").read_bytes()  # a stream over them gives no more than there is
+        metadata = _MetadataUnpickler(io.BytesIO(written)).load()
+        if not all(is_file_name(stored.relative_path) for stored in metadata.storage_data.values()):
+            raise pickle.UnpicklingError("its table of contents names files elsewhere")
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id

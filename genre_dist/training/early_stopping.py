@@ -1,5 +1,6 @@
 """Early stopping, decided from the record's val rows alone, so that a resumed run decides as one never stopped."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from genre_dist.config import TrainConfig
@@ -7,12 +8,12 @@ from genre_dist.config import TrainConfig
 Row = dict[str, Any]
 
 
-def why_stop(rows: list[Row], train: TrainConfig) -> str | None:
+def why_stop(rows: Iterable[Row], train: TrainConfig) -> str | None:
     """Why a run with these rows should end, or None."""
     metric, patience = train.stop_metric, train.stop_patience
     if metric is None:
         return None
-    rows = [row for row in rows if row["kind"] == "val" and row[metric] is not None]
+    rows = [row for row in rows if row["kind"] == "val" and isinstance(row.get(metric), int | float)]
     sign = -1 if metric == "loss" else 1
     best = None
     for row in sorted(rows, key=lambda row: row["step"]):

@@ -18,14 +18,15 @@ from genre_dist.parallel.world import World
 from genre_dist.stream.cache import block_cache
 from genre_dist.stream.device import DeviceFeed, device_feed
 from genre_dist.stream.encodings import open_reader
-from genre_dist.stream.index import load_array
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import Manifest, load_manifest
+from genre_dist.stream.words import load_vectors
 from genre_dist.training.ema import Averaged
 from genre_dist.training.freezing import thaw_all_that_ever_trains
 from genre_dist.training.inputs import Size
 from genre_dist.training.levers import Compiling, adamw, choose_compiling, pull_levers, without_effect
 from genre_dist.training.loss import Loss, training_loss
+from genre_dist.training.model_files import FACTS, WEIGHTS, check_weights, read_facts, read_vocabulary
 from genre_dist.training.throughput import peak_flops, training_flops
 from genre_dist.training.views import check_views
 
@@ -89,29 +90,43 @@ def open_stream(
 
 
 def build_model(config: Config, manifest: Manifest, load_weights: bool = True) -> GenreClassifier:
-    """The model a configuration describes, for the genres and words of these shards, the same for the same seed."""
-    if load_weights and config.model.text.weights is not None:
-        _refuse_another_pooling(config.model.text.weights, config.model.text.pooling)
+    """The model a configuration describes, for the genres and words of these shards, the same for the same seed.
+
+    Raises ValueError for weights that do not fit, and for a vocabulary that is not the shards' own.
+    """
+    if load_weights:  # on one rank, before anything is trained on words that mean others
+        read_vocabulary(manifest)
+        _check_starting_weights(config, manifest)
     torch.manual_seed(config.run.seed)
-    vectors = manifest.text["vectors"]
     return GenreClassifier(
         config.model,
         len(manifest.genres),
         config.data.image_size,
         manifest.text["words"],
-        None if vectors is None else load_array(manifest.folder / vectors),
+        load_vectors(manifest.folder, manifest.text),
         load_weights,
     )
 
 
-def _refuse_another_pooling(weights: str, pooling: str) -> None:
-    """Raise ValueError if a text encoder was trained with another pooling: its weights would fit, and mean little."""
+def _check_starting_weights(config: Config, manifest: Manifest) -> None:
+    """Raise ValueError for weights of another run that are damaged, or would fit and mean little: a text encoder of
+    another pooling, or of other words."""
     from genre_dist.configfile import load_config  # not needed without weights, nor is what it imports
 
-    config = Path(weights).with_name("config.yaml")  # beside the weights of a run
-    if config.is_file() and (theirs := load_config(config).model.text.pooling) != pooling:
+    text, poster = config.model.text, config.model.poster
+    runs = {file: Path(file).parent for file in (text.weights, poster.weights) if file and Path(file).name == WEIGHTS}
+    facts = {file: read_facts(run) for file, run in runs.items() if (run / FACTS).is_file()}
+    for file, of in facts.items():
+        check_weights(runs[file], of)
+    if text.weights in facts and facts[text.weights].text["vocabulary_sha256"] != manifest.text["vocabulary_sha256"]:
         raise ValueError(
-            f"model.text.weights={weights} was trained with model.text.pooling={theirs}, not {pooling}: pass "
+            f"model.text.weights={text.weights} was trained with another vocabulary than that of {manifest.folder}: "
+            "its words would be others; pack those shards with the same catalogue and options"
+        )
+    beside = Path(text.weights).with_name("config.yaml") if text.weights else None
+    if beside and beside.is_file() and (theirs := load_config(beside).model.text.pooling) != text.pooling:
+        raise ValueError(
+            f"model.text.weights={text.weights} was trained with model.text.pooling={theirs}, not {text.pooling}: pass "
             f"--model.text.pooling {theirs}"
         )
 

@@ -1,11 +1,9 @@
 """A whole run, from shards to a trained and evaluated model: the story of training, read from top to bottom."""
 
-import shutil
 import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,28 +11,30 @@ from typing import Any
 import numpy as np
 
 from genre_dist.config import Config
+from genre_dist.config.continuing import trained_with
+from genre_dist.configfile import save_config
 from genre_dist.parallel.world import LONGEST_ALLOWED, World
 from genre_dist.stream.found import Seconds
 from genre_dist.stream.order import hash64
 from genre_dist.stream.reader import Batch
 from genre_dist.training.backoff import Backoff, may_split, planned_config
-from genre_dist.training.checkpoint import Saved, load_checkpoint, newest_checkpoint
 from genre_dist.training.collecting import Collector
 from genre_dist.training.determinism import deterministic
 from genre_dist.training.early_stopping import why_stop
 from genre_dist.training.ema import evaluated
 from genre_dist.training.encodings import with_encodings
-from genre_dist.training.experiment import Experiment, set_up, summary
-from genre_dist.training.export import finished_step, save_model
+from genre_dist.training.experiment import Experiment, set_up
 from genre_dist.training.freezing import follow_freezing
 from genre_dist.training.inputs import Pixels, to_device, training_pixels
+from genre_dist.training.model_files import save_model
 from genre_dist.training.profiling import Profiler
-from genre_dist.training.ranks import Meter, gather_ranks
+from genre_dist.training.ranks import Meter, gather_ranks, say
+from genre_dist.training.resuming import CONFIG, Start, on_first, resume
 from genre_dist.training.saving import Saver
 from genre_dist.training.schedule import lr_factor, set_learning_rates
 from genre_dist.training.step import StepResult, train_step
 from genre_dist.training.stopping import PREEMPTED, Stopped, StopRequest
-from genre_dist.training.tracking import Record, open_record, read_rows
+from genre_dist.training.tracking import Record, open_record
 from genre_dist.training.watch import Watch
 
 Evaluator = Callable[[Experiment, str, StopRequest, bool], dict[str, Any] | None]
@@ -58,18 +58,18 @@ def run_training(config: Config, world: World, evaluate: Evaluator) -> int:
 def _set_up_and_train(config: Config, world: World, stop: StopRequest, evaluate: Evaluator) -> int:
     experiment = set_up(planned_config(config, world), world, may_split(config, world))
     folder = Path(config.run.dir)
-    start = _resume(experiment, folder, stop)
-    if world.any(world.is_first and _is_finished(experiment, folder, start)):
-        _say(world, f"{folder} is finished: all {start} steps are done (--run.overwrite true starts it again)")
+    start = resume(experiment, folder, stop)
+    if start is None:
         return 0
-    record = open_record(config, folder, start, experiment.total_steps) if world.is_first else None
-    saver = Saver(folder / "checkpoints", experiment.strategy, world, config.checkpoint, experiment.stream.identity())
+    record = on_first(world, partial(_open_record, experiment, folder, start))
+    facts = experiment.stream.identity() | {"settings": trained_with(start.config)}
+    saver = Saver(folder / "checkpoints", experiment.strategy, world, config.checkpoint, facts)
     try:
         experiment, told = with_encodings(experiment, stop)
         if told:
-            _say(world, told)
+            say(world, told)
         with deterministic(config.train.deterministic):
-            done = _train(experiment, folder, start, record, stop, saver, evaluate)
+            done = _train(experiment, folder, start.step, record, stop, saver, evaluate)
             _finish(experiment, folder, done, record, stop, saver, evaluate)
     finally:
         saver.close()
@@ -78,68 +78,14 @@ def _set_up_and_train(config: Config, world: World, stop: StopRequest, evaluate:
     return 0
 
 
-def _resume(experiment: Experiment, folder: Path, stop: StopRequest) -> int:
-    """Prepare the run's folder and load its newest whole checkpoint; returns the steps already done."""
-    config, world, total = experiment.config, experiment.world, experiment.total_steps
-    checkpoints = folder / "checkpoints"
-    if problem := world.broadcast(_prepare_folder(folder, config.run.overwrite) if world.is_first else None):
-        raise ValueError(problem)
-    saved, damaged = world.broadcast(newest_checkpoint(checkpoints) if world.is_first else None)
-    for name in damaged:
-        _say(world, f"{checkpoints / name} is damaged or incomplete and is passed over")
-    if saved is None:
-        _say(world, summary(experiment))
-    else:
-        _refuse_another_run(experiment, folder, saved)
-        # the optimizer's states are those of what the last step trained
-        _freeze(experiment, max(0, saved.step - 1))
-        load_checkpoint(saved, experiment.strategy, world)
-        _say(world, f"continuing {folder} after step {saved.step} of {total} ({saved.path.name})")
-    if world.is_first:  # only now: a run that is refused leaves the folder as it was
-        # a copy that deletes the run it belongs to would be a trap; another GPU may take other micro-batches
-        copy = replace(config, run=replace(config.run, overwrite=False))
-        if experiment.splits:
-            copy = replace(copy, data=replace(config.data, micro_batch="auto"))
-        (folder / "config.yaml").write_text(copy.to_yaml())
-        stop.forget_left_over()
-    world.barrier()  # no rank may take an old STOP file for a new one
-    return 0 if saved is None else saved.step
-
-
-def _is_finished(experiment: Experiment, folder: Path, start: int) -> bool:
-    """Whether the run has come to its end, by its number of steps or early."""
-    if start != finished_step(folder):
-        return False
-    rows = read_rows(folder / "metrics.jsonl")
-    return start == experiment.total_steps or why_stop(rows, experiment.config.train) is not None
-
-
-def _prepare_folder(folder: Path, overwrite: bool) -> str | None:
-    """Make the run's folder, an earlier run in it deleted if asked to; returns what stands in the way, if anything."""
-    try:
-        if overwrite and folder.exists() and any(folder.iterdir()):
-            if not (folder / "config.yaml").is_file():
-                return f"{folder} is not empty and holds no run: --run.overwrite deletes nothing else"
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return f"run.dir={folder} cannot be used: {error}"
-    return None
-
-
-def _refuse_another_run(experiment: Experiment, folder: Path, saved: Saved) -> None:
-    """Raise ValueError if what is in the folder cannot be continued as this experiment."""
-    for key, value in experiment.stream.identity().items():
-        if saved.facts.get(key) != value:
-            raise ValueError(
-                f"{folder} was trained with {key}={saved.facts.get(key)}, now it is {value}: continue with the same "
-                "data and order, choose another run.dir, or pass --run.overwrite true"
-            )
-    if saved.step > experiment.total_steps:
-        raise ValueError(
-            f"{folder} has done {saved.step} steps, more than the {experiment.total_steps} asked for now: ask for as "
-            "many or more, choose another run.dir, or pass --run.overwrite true"
-        )
+def _open_record(experiment: Experiment, folder: Path, start: Start) -> Record:
+    """The run's record, what has changed in it, and then in config.yaml."""
+    record = open_record(experiment.config, folder, start.step, experiment.total_steps)
+    if start.changes:
+        epoch = start.step // experiment.stream.steps_per_epoch
+        record.write({"kind": "settings", "step": start.step + 1, "epoch": epoch, "changes": start.changes})
+    save_config(start.config, folder / CONFIG)
+    return record
 
 
 def _train(
@@ -181,7 +127,7 @@ def _train(
             seed = int(hash64(config.run.seed, position, world.rank)[0] >> np.uint64(1))
             set_learning_rates(strategy.optimizer, lr_factor(position, experiment.total_steps, config.optim))
             if position == start and experiment.compiling.wanted:
-                _say(world, "compiling the poster encoder's blocks: 1 to 3 minutes, once")
+                say(world, "compiling the poster encoder's blocks: 1 to 3 minutes, once")
                 world.allow(LONGEST_ALLOWED)
             pixels = training_pixels(config.data, config.run.seed, epoch)
             take = partial(_take, experiment, pixels, stop.requested(), saver.asks())
@@ -213,7 +159,7 @@ def _train(
                 watch.save_asked = False
                 watch.restart_clock()
             if stopping and not last:
-                _say(world, f"asked to stop ({stop.reason or 'by another rank'}): saved after step {done}")
+                say(world, f"asked to stop ({stop.reason or 'by another rank'}): saved after step {done}")
                 raise Stopped
             if last:
                 break
@@ -327,33 +273,29 @@ def _finish(
     experiment.strategy.sync_buffers()
     for split in ("val", "test"):
         if experiment.manifest.samples(split, experiment.config.model.members) == 0:
-            _say(world, f"no film of the {split} split has what the model needs; not evaluated")
+            say(world, f"no film of the {split} split has what the model needs; not evaluated")
             continue
         told = _evaluate(experiment, evaluate, split, stop, True)
         if record is not None and told is not None:
             record.write(_row(split, done, epoch, told), told)
         if split == "val":
             saver.note_evaluation(done, told)
-    weights = experiment.strategy.weights()
-    if world.is_first:
-        save_model(folder, weights, experiment.manifest, done)
     if record is not None and done < experiment.total_steps:
         reason = why_stop(record.kept, experiment.config.train)
         record.write({"kind": "end", "step": done, "epoch": epoch, "reason": reason})
-    world.barrier()
-    _say(world, f"finished {folder}: model.safetensors, metrics.jsonl, metrics-val.json, metrics-test.json")
+    weights = experiment.strategy.weights()
+    on_first(world, partial(save_model, folder, weights, experiment.manifest, done, saver.facts["settings"]))
+    say(world, f"finished {folder}: model.safetensors, metrics.jsonl, metrics-val.json, metrics-test.json")
 
 
 def _note_faults(folder: Path, micro_batches: list[Batch]) -> None:
     """Name samples that could not be read, in the run's faults.log and on stderr; each rank its own."""
     lines = [fault for batch in micro_batches for fault in batch.faults]
     if lines:
-        with open(folder / "faults.log", "a", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
         for line in lines:
             print(f"warning: left out of training: {line}", file=sys.stderr, flush=True)
-
-
-def _say(world: World, message: str) -> None:
-    if world.is_first:
-        print(message, flush=True)
+        try:
+            with open(folder / "faults.log", "a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
+        except OSError as error:  # they are told above: no reason to stop
+            print(f"warning: {folder / 'faults.log'} lacks them: {error.strerror}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What every rank uses: memory and utilisation, gathered every so many steps."""
+"""What every rank uses, memory and utilisation, gathered every so many steps; and what one of them says for all."""
 
 import resource
 import time
@@ -42,6 +42,12 @@ def gather_ranks(meter: Meter, world: World) -> dict[str, list[float]] | None:
     if gathered is None:
         return None
     return {key: [told[key] for told in gathered] for key in gathered[0] if all(key in told for told in gathered)}
+
+
+def say(world: World, message: str) -> None:
+    """A line for people, from rank 0."""
+    if world.is_first:
+        print(message, flush=True)
 
 
 def memory_to_plan(world: World) -> int:

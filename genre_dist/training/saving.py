@@ -4,23 +4,24 @@ A save stops the training only while the state is copied to the host's memory; a
 talking over a process group of their own. The next save, and the end of the run, wait for it.
 """
 
-import json
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from annotated_types import Ge, Le
 
-from genre_dist.atomic import atomic_file
 from genre_dist.config import CheckpointConfig
 from genre_dist.parallel.strategy import Strategy
 from genre_dist.parallel.world import World
+from genre_dist.sealed import read_sealed, write_sealed
 from genre_dist.training.checkpoint import (
     checkpoint_path,
+    is_as_written,
     is_whole,
     new_token,
     remove_leftovers,
@@ -28,6 +29,7 @@ from genre_dist.training.checkpoint import (
     write_checkpoint,
 )
 from genre_dist.training.staging import Staging
+from genre_dist.validation import Count
 
 BEST = "best.json"
 WAIT_AT_THE_END_SECONDS = 60.0
@@ -36,9 +38,9 @@ WAIT_AT_THE_END_SECONDS = 60.0
 class Best(NamedTuple):
     """The evaluation that was best so far."""
 
-    step: int
+    step: Count
     metric: str
-    value: float
+    value: Annotated[float, Ge(-1e30), Le(1e30)]
 
 
 class Saver:
@@ -140,7 +142,7 @@ class Saver:
             self._staging.close()
 
     def _has(self, step: int) -> bool:
-        return self.world.any(self.world.is_first and is_whole(checkpoint_path(self.folder, step)))
+        return self.world.any(self.world.is_first and is_as_written(checkpoint_path(self.folder, step)))
 
     def _start(self, act: Callable[..., Any], *arguments: Any) -> None:
         """Act in a thread, on this rank's device: each thread begins on GPU 0, and would take memory of it."""
@@ -166,16 +168,17 @@ class Saver:
         """On rank 0, once the step's checkpoint is whole: note it if it is the best, and delete old ones."""
         if self.world.is_first:
             if self.best is not None and self.best.step == step:
-                with atomic_file(self.folder / BEST, "w") as file:
-                    json.dump(self.best._asdict(), file)
+                write_sealed(self.folder / BEST, self.best._asdict())
             best = read_best(self.folder)
-            remove_old(self.folder, self.config.keep, None if best is None else best.step)
+            remove_old(self.folder, step, self.config.keep, None if best is None else best.step)
 
 
 def read_best(folder: Path) -> Best | None:
-    """Which checkpoint of a folder is the best, if one is kept as such and is whole."""
-    try:
-        best = Best(**json.loads((folder / BEST).read_text()))
-    except (OSError, ValueError, TypeError):
+    """Which checkpoint of a folder is the best, if one is kept as such and is whole.
+
+    Raises ValueError if the note of it is damaged.
+    """
+    if not (folder / BEST).is_file():
         return None
+    best = read_sealed(Best, folder / BEST, "remove it: the best evaluation from then on is noted again")
     return best if is_whole(checkpoint_path(folder, best.step)) else None

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-PREEMPTED = 75
-"""Exit code of a run that stopped early and can be continued (EX_TEMPFAIL of sysexits.h)."""
+from genre_dist.parallel.launcher import PREEMPTED as PREEMPTED
+
 BUDGET = "run.max_minutes"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 

@@ -2,32 +2,42 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from genre_dist.atomic import atomic_file
 from genre_dist.config import Config
+from genre_dist.printable import printable
 from genre_dist.training.views import Console, TensorBoard, View, WandB
+
+RECORD = "metrics.jsonl"
+LONGEST_LINE = 10 << 20
+"""In bytes; a row has a few hundred."""
 
 
 class Record:
     """Appends rows to metrics.jsonl, each at once on disk, and shows them in every view.
 
     A resumed run first drops the rows after the step it resumes from, so no step is there twice; resumed after its
-    last step, also the final evaluations, which are made again.
+    last step, also the final evaluations, which are made again. What a run that has to start at step 0 recorded before
+    is kept in a file of its own, and told. Raises ValueError for a record that is damaged.
     """
 
     def __init__(self, path: Path, resume_step: int, total_steps: int, views: list[View]) -> None:
-        self.views = views
+        self.path, self.views = path, views
+        if resume_step == 0:
+            _set_aside(path)
         finished = resume_step == total_steps
         self.kept = _keep(
             path,
             lambda row: row["kind"] != "end" and row["step"] <= resume_step - (finished and row["kind"] != "train"),
         )
+        """The rows that are no steps: evaluations, and what has changed."""
         self.written = {(row["kind"], row["step"]) for row in self.kept}
-        self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (closed in close)
+        self._trained = resume_step
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed in close)
 
     @property
     def validated(self) -> set[int]:
@@ -35,13 +45,19 @@ class Record:
         return {step for kind, step in self.written if kind == "val"}
 
     def write(self, row: dict[str, Any], told: dict[str, Any] | None = None) -> None:
-        """Append a row, unless it is there; `told` is the rest of an evaluation, for the views."""
-        if (row["kind"], row["step"]) in self.written:
+        """Append a row, unless it is there; `told` is the rest of an evaluation, for the views.
+
+        Raises OSError, the record as it was, if the disk is full.
+        """
+        kind, step = row["kind"], row["step"]
+        if (kind, step) in self.written or (kind == "train" and step <= self._trained):
             return
-        self.written.add((row["kind"], row["step"]))
-        if row["kind"] == "val":
+        self._append(f"{json.dumps({key: _plain(value) for key, value in row.items()})}\n".encode())
+        if kind == "train":
+            self._trained = step
+        else:
+            self.written.add((kind, step))
             self.kept.append(row)
-        self._file.write(json.dumps({key: _plain(value) for key, value in row.items()}) + "\n")
         for view in self.views:
             view.show(row, told or {})
 
@@ -50,39 +66,96 @@ class Record:
         for view in self.views:
             view.close()
 
+    def _append(self, line: bytes) -> None:
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            self._file.truncate(before)
+            raise OSError(error.errno, f"{error.strerror}: the next start goes on", str(self.path)) from None
+
 
 def open_record(config: Config, folder: Path, resume_step: int, total_steps: int) -> Record:
     """The record of a run with the views its configuration asks for."""
-    record = Record(folder / "metrics.jsonl", resume_step, total_steps, [Console(total_steps)])
+    record = Record(folder / RECORD, resume_step, total_steps, [Console(total_steps)])
     if config.tracking.tensorboard:
         record.views.append(TensorBoard(folder, resume_step))
     if config.tracking.wandb != "off":
         wandb = WandB(config, folder)
-        for row in record.kept:  # what a kill kept from getting there
+        for row in read_rows(folder / RECORD):  # what a kill kept from getting there
             wandb.show(row, {})
         record.views.append(wandb)
     return record
 
 
+def _set_aside(path: Path) -> None:
+    """Keep the record of steps that are about to be taken again from the first on, and say so."""
+    rows = sum(1 for _ in read_rows(path))
+    if rows == 0:
+        return
+    number = 1
+    while (aside := path.with_name(f"metrics-lost-{number}.jsonl")).exists():
+        number += 1
+    path.rename(aside)
+    print(f"no checkpoint was written yet: step 1 again; the {rows} rows of before are kept in {aside}", flush=True)
+
+
 def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-    """Drop the other rows and return these; a last line cut short by a kill goes too."""
+    """Drop the other rows, said how many, and a last line cut short by a kill; return what is no step.
+
+    Unchanged it is not written.
+    """
+    kept, size, dropped = [], 0, 0
+    for line, row in _rows(path):
+        if not wanted(row):
+            dropped += 1
+            continue
+        size += len(line)
+        if row["kind"] != "train":
+            kept.append(row)
+    if path.exists() and path.stat().st_size != size:
+        with atomic_file(path) as file:
+            file.writelines(line for line, row in _rows(path) if wanted(row))
+    if dropped:
+        print(f"{dropped} rows of the record are of what is done again, and go", flush=True)
+    return kept
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a record, without a last one that a kill cut short; none if it does not exist.
+
+    Raises ValueError, naming file and line, for anything else that is no row.
+    """
+    return (row for _, row in _rows(path))
+
+
+def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     if not path.exists():
-        return []
-    kept = [(line, row) for line, row in _rows(path) if wanted(row)]
-    with atomic_file(path, "w") as file:
-        file.writelines(f"{line}\n" for line, _ in kept)
-    return [row for _, row in kept]
+        return
+    with open(path, "rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
+            row, problem = _parsed(line)
+            if row is not None:
+                yield line if line.endswith(b"\n") else line + b"\n", row
+            elif line.endswith(b"\n") or len(line) == LONGEST_LINE:
+                raise ValueError(
+                    f"{path}: line {number} is no row of a record ({problem}); mend that line, or remove it"
+                )
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a record, without a last one that a kill cut short."""
-    return [row for _, row in _rows(path)] if path.exists() else []
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):
-            yield line, json.loads(line)
+def _parsed(line: bytes) -> tuple[dict[str, Any] | None, str]:
+    """A line of a record, or what is wrong with it."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return None, printable(error)[:100]
+    if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
+        return None, "it has no kind"
+    counts = (row.get("step"), row.get("epoch", 0))
+    if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
+        return None, "its step or epoch is no count"
+    return row, ""
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import secrets
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +13,12 @@ from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
 from genre_dist.config import Config, ModelConfig
+from genre_dist.config.continuing import describe
 from genre_dist.training.wandb_files import history
 
 Row = dict[str, Any]
+SHOWN = ("train", "val", "test")
+"""Kinds of rows with numbers to draw."""
 GENRE_NUMBERS = ("f1", "average_precision", "auc")
 
 
@@ -54,6 +58,8 @@ class Console:
             )
         elif row["kind"] == "end":
             print(f"ended after step {row['step']}: {row['reason']}", flush=True)
+        elif row["kind"] == "settings":
+            print(f"from step {row['step']} on: {describe(row['changes'])}", flush=True)
         else:
             print(
                 f"{row['kind']} after step {row['step']}: loss {row['loss']:.4f}  micro F1 {row['micro_f1']:.4f}  "
@@ -77,13 +83,13 @@ class WandB:
 
         asked = os.environ.get("WANDB_MODE") if config.tracking.wandb == "auto" else config.tracking.wandb
         online = asked == "online" or (asked not in ("offline", "disabled") and _has_key())
-        self.wandb = wandb
+        self.wandb, run_id = wandb, _run_id(folder)
         self.run = wandb.init(
             project=config.tracking.project,
             group=config.tracking.group or Path(config.data.shards).name,
             job_type=config.tracking.job_type or job_type(config.model),
             name=folder.name,
-            id=_run_id(folder),
+            id=run_id,
             resume="allow" if online else None,
             mode="online" if online else "offline",
             dir=str(folder),
@@ -93,20 +99,21 @@ class WandB:
         self.run.define_metric("*", step_metric="global_step")
         self.seen: dict[str, int] = {}  # kind of row -> last step that W&B has
         if online:
-            self.seen = {kind: self.run.summary.get(f"{kind}/step", -1) for kind in ("train", "val", "test")}
+            self.seen = {kind: self.run.summary.get(f"{kind}/step", -1) for kind in SHOWN}
         else:
-            for logged in history(folder):
-                for kind in ("train", "val", "test"):
+            for logged in history(folder, run_id):
+                for kind in SHOWN:
                     self.seen[kind] = max(self.seen.get(kind, -1), logged.get(f"{kind}/step", -1))
 
     def show(self, row: Row, told: Row) -> None:
         kind = row["kind"]
         if kind == "end":
             self.run.summary["ended"] = row["reason"]
+        if kind not in SHOWN:  # a run's settings are W&B's own to show
             return
         if row["step"] <= self.seen.get(kind, -1):
             return
-        shown: Row = dict(numbers(row, told)) | {"global_step": row["step"], "epoch": row["epoch"]}
+        shown: Row = dict(numbers(row, told)) | {"global_step": row["step"], "epoch": row.get("epoch")}
         if told.get("films_shown"):
             shown[f"{kind}/films"] = self._table(told["films_shown"])
             shown[f"{kind}/posters"] = [
@@ -141,6 +148,9 @@ class TensorBoard:
     def show(self, row: Row, told: Row) -> None:
         if row["kind"] == "end":
             self.writer.add_text("ended", row["reason"], row["step"])
+        if row["kind"] == "settings":
+            self.writer.add_text("settings", describe(row["changes"]), row["step"])
+        if row["kind"] not in SHOWN:
             return
         for name, value in numbers(row, told).items():
             self.writer.add_scalar(name, value, row["step"])
@@ -184,12 +194,31 @@ def job_type(model: ModelConfig) -> str:
 
 
 def _run_id(folder: Path) -> str:
-    id_file = folder / "wandb_id"
-    if not id_file.exists():
+    """The run's id in W&B, kept in its folder, beside it the folder that it is of: a copy is a run of its own.
+
+    Raises ValueError if what is kept is no id.
+    """
+    file, home = folder / "wandb_id", folder / "wandb_id_of"
+    here, kept, of = str(folder.resolve()), _kept(file), _kept(home)
+    if kept and not re.fullmatch("[A-Za-z0-9_-]{1,128}", kept):
+        raise ValueError(f"{file}: no id of W&B's; remove it to begin a new run there")
+    is_copy = of not in ("", here) and _kept(Path(of, file.name)) == kept  # of a run that is still there
+    if not kept or is_copy:
         of_sweep = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
-        with atomic_file(id_file, "w") as file:
-            file.write(of_sweep or secrets.token_hex(4))
-    return id_file.read_text()
+        kept = of_sweep or secrets.token_hex(4)
+        with atomic_file(file, "w") as written:
+            written.write(kept)
+    if of != here:
+        with atomic_file(home, "w") as written:
+            written.write(here)
+    return kept
+
+
+def _kept(file: Path) -> str:
+    """What a small file says, nothing if there is none."""
+    with suppress(OSError, ValueError):
+        return file.read_bytes()[:8192].replace(b"\0", b"").decode(errors="replace").strip()
+    return ""
 
 
 def _has_key() -> bool:

@@ -15,14 +15,14 @@ HEADER, BLOCK, PIECE = 7, 32768, 7
 WHOLE, FIRST, _, LAST = 1, 2, 3, 4
 
 
-def history(folder: Path) -> Iterator[dict[str, Any]]:
+def history(folder: Path, run_id: str = "*") -> Iterator[dict[str, Any]]:
     """The logged rows of all offline segments of a run in `folder`/wandb, oldest segment first.
 
     A segment whose process was killed may end anywhere; it is read up to there.
     """
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
-    for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
+    for path in sorted(folder.glob(f"wandb/offline-run-*/run-{run_id}.wandb")):
         for data in records(path.read_bytes()):
             record = Record()
             record.ParseFromString(data)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import chaos
+import kills
 import pytest
 
 
@@ -10,6 +10,6 @@ import pytest
 def quiet(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The short run on two ranks to which nothing happened. Read only."""
     folder = tmp_path_factory.mktemp("quiet")
-    codes = chaos.live(2, chaos.short_run(sample_shards, folder / "run"), folder)
-    assert codes == [0, 0], chaos.said(folder)
+    codes = kills.live(2, kills.short_run(sample_shards, folder / "run"), folder)
+    assert codes == [0, 0], kills.said(folder)
     return folder / "run"

@@ -5,11 +5,11 @@ import json
 import random
 from pathlib import Path
 
-import chaos
+import kills
 import numpy as np
 import torch
-from chaos import GLOBAL_BATCH, STEPS, said, short_run
 from helpers import checkpoints, losses, rows, tensors_of
+from kills import GLOBAL_BATCH, STEPS, said, short_run
 
 from genre_dist.config import Config
 from genre_dist.stream.loader import TrainStream
@@ -25,10 +25,10 @@ def run_through(worlds: list[int], config: Config, folder: Path, seed: int) -> N
     draw = random.Random(seed)
     for world in worlds:
         how = draw.choice(["SIGKILL", "SIGKILL", "SIGTERM", "SIGUSR1", "STOP"])
-        bomb = chaos.Bomb(draw.randrange(world), draw.randint(1, 16), how)
-        codes = chaos.live(world, config, folder, bomb)
+        bomb = kills.Bomb(draw.randrange(world), draw.randint(1, 16), how)
+        codes = kills.live(world, config, folder, bomb)
         assert codes[bomb.rank] in ENDS[how], f"{bomb}: {codes}\n{said(folder)}"  # it went off: the run is not over
-    assert chaos.live(worlds[-1], config, folder) == [0] * worlds[-1], said(folder)
+    assert kills.live(worlds[-1], config, folder) == [0] * worlds[-1], said(folder)
 
 
 def assert_films_of_every_step(shards: Path, folder: Path, worlds: set[int]) -> None:
@@ -72,7 +72,7 @@ def test_with_another_number_of_ranks_after_each_event_the_films_are_the_same(
     run, quiet = tmp_path / "run", tmp_path / "quiet" / "run"
     more = ("--model.poster.batch_norm", "eval")
     quiet.parent.mkdir()
-    assert chaos.live(1, short_run(sample_shards, quiet, *more), quiet.parent) == [0], said(quiet.parent)
+    assert kills.live(1, short_run(sample_shards, quiet, *more), quiet.parent) == [0], said(quiet.parent)
     run_through([1, 4, 2, 1, 2, 4, 2], short_run(sample_shards, run, *more), tmp_path, seed=2)
     assert_films_of_every_step(sample_shards, tmp_path, {1, 2, 4})
     ours, theirs = losses(run), losses(quiet)

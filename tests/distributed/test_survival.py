@@ -4,8 +4,8 @@ import os
 import signal
 from pathlib import Path
 
-from chaos import RUN, STEPS, Ranks, said, short_run
 from helpers import Processes, descendants, last_step, losses, options, saved, step_reached, until
+from kills import RUN, STEPS, Ranks, said, short_run
 
 HUNG = 70
 
@@ -53,7 +53,7 @@ def test_after_the_death_of_a_rank_torchrun_starts_the_group_again_from_the_last
 def test_a_rank_that_is_stuck_is_found_by_the_stacks_of_all_ranks_and_the_run_ends(
     sample_shards: Path, tmp_path: Path
 ) -> None:
-    more = ("--parallel.timeout_seconds", 5, "--model.poster.arch", "chaos:hanging_network")
+    more = ("--parallel.timeout_seconds", 5, "--model.poster.arch", "kills:hanging_network")
     with Ranks(2, short_run(sample_shards, tmp_path / "run", *more), tmp_path) as ranks:
         until(lambda: None not in ranks.codes(), 60, "both ranks to give up")
         assert ranks.codes() == [HUNG, HUNG], said(tmp_path)

@@ -11,7 +11,7 @@ from acquire_server import KEY, TOKEN, Handle, serve
 from fetch_checks import asked_for, rows_of, rule
 
 from genre_dist import __version__
-from genre_dist.acquire import fetch_films
+from genre_dist.acquire import fetch_films, fetch_state
 from genre_dist.acquire.catalogue import poster_file, read_rows
 from genre_dist.acquire.sample import make_sample
 
@@ -111,7 +111,7 @@ def test_a_window_that_overflows_is_halved_down_to_a_day(
 ) -> None:
     assert fetch("--size", "none", out="whole") == 0
     whole = rows_of(tmp_path / "whole")
-    monkeypatch.setattr(fetch_films, "MOST_PAGES", 1)
+    monkeypatch.setattr(fetch_state, "MOST_PAGES", 1)
     monkeypatch.setattr(fetch_films, "MOST_FILMS", 20)
     server.control(set={"max_pages": 1})
     assert fetch("--size", "none") == 0
@@ -195,11 +195,13 @@ def test_mistakes_of_the_user_are_told_in_one_line(
     monkeypatch.delenv("TMDB_API_KEY")
     (tmp_path / "wrong").write_text("f" * 32)
     (tmp_path / "two words").write_text(f"key {KEY}")
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
     wrong = ("--key_file", str(tmp_path / "wrong"))
     for options, words in [
         ((), "https://www.themoviedb.org/settings/api"),
         (("--key_file", str(tmp_path / "absent")), "absent"),
         (("--key_file", str(tmp_path / "two words")), "more than a key"),
+        (("--key_file", str(tmp_path / "binary")), "binary holds more than a key"),
         (wrong, "TMDB refused the key (401)"),
         ((*wrong, "--years", "90s"), "--years takes"),
         ((*wrong, "--limit", "0"), "--limit must be 1 or more"),

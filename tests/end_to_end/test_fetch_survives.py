@@ -15,7 +15,7 @@ import pytest
 from acquire_server import Handle, most_in_a_second, serve
 from fetch_checks import asked_for, contents, rows_of, rule, start, wait_for_journal
 
-from genre_dist.acquire import fetch_posters, web
+from genre_dist.acquire import deadline, fetch_posters, web
 from genre_dist.acquire.catalogue import movies_file, poster_file
 
 KINDS = ["429", "429-date", "500", "503", "cut", "truncated", "gif", "html", "empty", "slow", "dribble"]
@@ -25,7 +25,7 @@ KINDS = ["429", "429-date", "500", "503", "cut", "truncated", "gif", "html", "em
 def test_misbehaviour_that_passes_leaves_no_trace(
     fetch: Callable[..., int], server: Handle, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch_posters, "LONGEST_SECONDS", 0.3)
+    monkeypatch.setattr(deadline, "ANSWER_SECONDS", 0.5)
     path = r"page\": \"2|/w342/poster-1\d\d\." if kind not in ("gif", "dribble", "truncated") else r"/poster-1\d\d\."
     each = not kind.startswith("429")  # a pause for every path would take a minute
     server.control(set={"rules": [rule(path, kind, 2 if each else 3, each=each)]})
@@ -223,7 +223,7 @@ def test_two_fetches_into_one_catalogue_are_refused(
         first = start(server, tmp_path / "catalogue")
         wait_for_journal(first, tmp_path / "catalogue", 1)
         assert fetch() == 2
-        assert "another fetch is writing" in capsys.readouterr().err
+        assert f"is being written by process {first.pid} on {os.uname().nodename}" in capsys.readouterr().err
     finally:
         server.control(set={"delay": 0.0})
     assert first.wait() == 0

@@ -1,7 +1,7 @@
 """The whole study by one command: killed in the middle, asked to stop, and continued to the report."""
 
-import fcntl
 import json
+import os
 import re
 import signal
 import sys
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 from helpers import Processes, checkpoints, losses, step_reached, until
 
+from genre_dist.lock import one_writer
 from genre_dist.study.baselines import FILE as BASELINE
 
 SMALL = Path(__file__).parents[2] / "configs" / "study_small.yaml"
@@ -112,11 +113,10 @@ def test_a_finished_study_has_nothing_left_to_do(ran: Ran, tmp_path: Path) -> No
 
 
 def test_two_studies_do_not_work_in_one_folder(ran: Ran, tmp_path: Path) -> None:
-    with open(ran.out / ".lock", "a") as lock, Processes(tmp_path) as study:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_writer(ran.out), Processes(tmp_path) as study:
         study.start(command(ran.out.parent))
         assert study.wait(120) == [2]
-        assert "a study is at work here" in study.output()
+        assert f"{ran.out} is being written by process {os.getpid()} on" in study.output()
 
 
 def test_what_was_trained_otherwise_is_refused(ran: Ran, tmp_path: Path) -> None:

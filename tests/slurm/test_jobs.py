@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chaos import RUN
 from daemons import NODES, Slurm
 from helpers import losses, options, rows, saved, step_reached, until
+from kills import RUN
 from torchvision.models import ResNet152_Weights
 
 TRAIN = ("--gpus-per-node=1", "launch/slurm/train.sbatch")
@@ -38,7 +38,7 @@ def finished(slurm: Slurm, job: str, project: Path) -> dict[str, str]:
 def limited(sample_shards: Path, project: Path, submit: Callable[..., str]) -> tuple[str, Path]:
     """A job too long for its time limit, submitted at once: SLURM counts in minutes."""
     run = project / "limited"
-    more = ("--model.poster.arch", "chaos:slow_at_first", "--checkpoint.every_steps", "null")
+    more = ("--model.poster.arch", "kills:slow_at_first", "--checkpoint.every_steps", "null")
     return submit("--nodes=2", "--time=3", "--signal=B:USR1@100", *TRAIN, *training(sample_shards, run, *more)), run
 
 
@@ -74,7 +74,7 @@ def test_a_cancelled_job_stays_cancelled(
     slurm: Slurm, sample_shards: Path, project: Path, submit: Callable[..., str], run: Callable[..., str]
 ) -> None:
     folder = project / "cancelled"
-    job = submit(*TRAIN, *training(sample_shards, folder, "--model.poster.arch", "chaos:slow_at_first"))
+    job = submit(*TRAIN, *training(sample_shards, folder, "--model.poster.arch", "kills:slow_at_first"))
     until(lambda: step_reached(folder, 1), 90, "step 1")
     run("scancel", job)
     assert slurm.wait(job)["JobState"] == "CANCELLED"
@@ -162,7 +162,7 @@ def test_a_job_whose_node_is_lost_goes_on_when_there_is_one_again(
     quiet: Path, slurm: Slurm, sample_shards: Path, project: Path, submit: Callable[..., str]
 ) -> None:
     run = project / "lost"
-    job = submit("--nodes=2", *TRAIN, *training(sample_shards, run, "--model.poster.arch", "chaos:slow_at_first"))
+    job = submit("--nodes=2", *TRAIN, *training(sample_shards, run, "--model.poster.arch", "kills:slow_at_first"))
     until(lambda: step_reached(run, 4), 90, "step 4")
     slurm.kill_node(NODES[1])
     until(lambda: slurm.job(job)["Restarts"] == "1", 90, "SLURM to notice")

@@ -133,10 +133,58 @@ def test_a_damaged_catalogue_is_named(tmp_path: Path, read: Any) -> None:
         read(tmp_path)
 
 
+def test_a_flipped_bit_in_a_catalogue_is_told(tmp_path: Path) -> None:
+    write_rows(tmp_path, [film(7, overview="hunters of the night")])
+    data = movies_file(tmp_path).read_bytes()
+    at = data.index(b"hunters of")
+    movies_file(tmp_path).write_bytes(data[:at] + b"j" + data[at + 1 :])
+    with pytest.raises(ValueError, match=r"movies\.parquet is damaged .*make one with"):
+        list(read_rows(tmp_path))
+
+
 def test_missing_columns_are_named_before_the_first_row_is_asked_for(tmp_path: Path) -> None:
     pq.write_table(pa.table({"tmdb_id": [1], "title": ["x"]}), movies_file(tmp_path))
-    with pytest.raises(ValueError, match=r"lacks overview, genre_ids: it is no catalogue of ours; make one with"):
+    with pytest.raises(ValueError, match=r"lacks overview, genre_ids .*: it is no catalogue of ours; make one with"):
         read_rows(tmp_path, ["tmdb_id", "overview", "genre_ids"])
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "told"),
+    [
+        ("title", pa.array([5]), "has title as int64"),
+        ("genre_ids", pa.array(["18"]), "has genre_ids as string"),
+        ("genre_ids", pa.array([["18"]]), r"has genre_ids as list<.*string>"),
+        ("tmdb_id", pa.array(["7"]), "has tmdb_id as string"),
+        ("tmdb_id", pa.array([7.5]), "has tmdb_id as double"),
+        ("tmdb_id", pa.array([None], pa.int64()), "(row 1: None is no film's id|is damaged .*null)"),
+        ("tmdb_id", pa.array([-7]), "row 1: -7 is no film's id"),
+        ("tmdb_id", pa.array([2**63 + 5], pa.uint64()), "is damaged .*9223372036854775813"),
+        ("fetched_at", pa.array([1]), "has fetched_at as int64"),
+    ],
+)
+def test_columns_of_other_types_are_told_in_one_line(tmp_path: Path, name: str, values: pa.Array, told: str) -> None:
+    table = pa.Table.from_pylist([film(7)], SCHEMA)
+    table = table.set_column(SCHEMA.get_field_index(name), name, values)
+    pq.write_table(table, movies_file(tmp_path))
+    with pytest.raises(ValueError, match=rf"movies\.parquet,? {told}.*make one with") as error:
+        list(read_rows(tmp_path))
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_columns_that_other_programs_write_a_little_otherwise_are_read(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([film(7, title="Heat")], SCHEMA)
+    for name, kind in {"tmdb_id": pa.int32(), "title": pa.large_string(), "genre_ids": pa.list_(pa.int64())}.items():
+        table = table.set_column(SCHEMA.get_field_index(name), name, table[name].cast(kind))
+    table = table.set_column(SCHEMA.get_field_index("overview"), "overview", table["overview"].dictionary_encode())
+    pq.write_table(table, movies_file(tmp_path))
+    assert list(read_rows(tmp_path)) == [film(7, title="Heat")]
+
+
+def test_a_column_that_is_there_twice_is_told(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([film(7)], SCHEMA)
+    pq.write_table(table.append_column("title", pa.array(["x"])), movies_file(tmp_path))
+    with pytest.raises(ValueError, match=r"movies\.parquet lacks title \(or has them twice\)"):
+        read_rows(tmp_path)
 
 
 @pytest.mark.parametrize(("tmdb_id", "place"), [(7, "007/7.jpg"), (603, "603/603.jpg"), (1_234_042, "042/1234042.jpg")])

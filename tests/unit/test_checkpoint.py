@@ -5,19 +5,17 @@ import json
 import os
 import pickle
 import platform
-import resource
 import shutil
-import signal
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import Processes, until
+from small_disk import small_disk
 from torch import nn
 from torch.distributed.checkpoint import FileSystemWriter
 
@@ -137,6 +135,18 @@ def damage_missing_contents(path: Path) -> None:
     (path / ".metadata").unlink()
 
 
+def damage_changed_tensors(path: Path) -> None:
+    file = next(path.glob("*.distcp"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def damage_changed_facts(path: Path) -> None:
+    facts = (path / "facts.json").read_text()
+    (path / "facts.json").write_text(facts.replace('"seed": 3', '"seed": 4'))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -145,6 +155,8 @@ def damage_missing_contents(path: Path) -> None:
         damage_missing_tensors,
         damage_half_a_mark,
         damage_missing_contents,
+        damage_changed_tensors,
+        damage_changed_facts,
     ],
 )
 def test_a_damaged_newest_one_is_passed_over_and_the_one_before_is_taken(tmp_path: Path, damage: object) -> None:
@@ -165,6 +177,68 @@ def test_a_damaged_newest_one_is_passed_over_and_the_one_before_is_taken(tmp_pat
     newest, damaged = newest_checkpoint(tmp_path)
     assert newest is not None
     assert (newest.step, damaged) == (2, [])
+
+
+def test_checkpoints_of_older_versions_noted_sizes_only_and_load(tmp_path: Path) -> None:
+    strategy = make_strategy()
+    path = save(tmp_path, 1, strategy)
+    losses = train(strategy, 2)
+    noted = json.loads((path / COMPLETE).read_text())
+    (path / COMPLETE).write_text(json.dumps({name: of["bytes"] for name, of in noted.items()}))
+    saved, damaged = newest_checkpoint(tmp_path)
+    assert saved is not None
+    assert (saved.step, damaged) == (1, [])
+    again = make_strategy(seed=3)
+    load_checkpoint(saved, again, ALONE)
+    assert train(again, 2) == losses
+    damage_truncated_tensors(path)
+    assert newest_checkpoint(tmp_path) == (None, ["step-00000001"])
+
+
+@pytest.mark.parametrize("damage", [damage_missing_mark, damage_changed_tensors])
+def test_damaged_ones_of_later_steps_are_no_reason_to_delete_what_is_whole(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """The newest k by name would be the damaged ones, and the run would have nothing to go on from."""
+    strategy = make_strategy()
+    for step in (4, 8, 9):
+        save(tmp_path, step, strategy, keep=3)
+    for step in (8, 9):
+        damage(checkpoint_path(tmp_path, step))
+    save(tmp_path, 5, strategy, keep=2)
+    saved, damaged = newest_checkpoint(tmp_path)
+    assert saved is not None
+    assert (saved.step, damaged) == (5, ["step-00000009", "step-00000008"])
+    assert checkpoint_path(tmp_path, 4).exists()
+    for step in (8, 9):  # and when the run gets there again, all is as ever
+        save(tmp_path, step, strategy, keep=2)
+    assert names(tmp_path) == ["step-00000008", "step-00000009"]
+
+
+def test_a_checkpoint_under_another_ones_name_does_not_count(tmp_path: Path) -> None:
+    save(tmp_path, 3, make_strategy()).rename(checkpoint_path(tmp_path, 7))
+    assert newest_checkpoint(tmp_path) == (None, ["step-00000007"])
+
+
+def test_a_table_of_contents_that_names_files_elsewhere_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, 1, make_strategy())
+    shutil.copy(path / "__0_0.distcp", tmp_path.parent / "xx")
+    contents = (path / ".metadata").read_bytes()
+    name = b"__0_0.distcp"
+    elsewhere = b"../../xx".rjust(len(name), b"/")
+    (path / ".metadata").write_bytes(contents.replace(name, elsewhere))
+    told = {file.name: file.stat().st_size for file in path.iterdir() if file.name != COMPLETE}
+    (path / COMPLETE).write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"step-00000001 cannot be read: .* files elsewhere"):
+        load_weights(read_saved(path))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"step": -1, "metric": "loss", "value": 1}', '{"step": 1}'])
+def test_a_damaged_note_of_the_best_is_told_and_not_taken_for_none(tmp_path: Path, content: str) -> None:
+    """Taken for none, the best checkpoint would be deleted as an old one."""
+    (tmp_path / "best.json").write_text(content)
+    with pytest.raises(ValueError, match=r"best\.json: .*remove it"):
+        read_best(tmp_path)
 
 
 class Killed(BaseException):
@@ -238,19 +312,6 @@ def test_after_kill_9_while_a_checkpoint_is_being_written_the_newest_whole_one_l
     assert train(again, 1, seed=0) == train(expected, 1, seed=0)
     save(tmp_path / "saved", saved.step + 1, again)
     assert not list((tmp_path / "saved").glob("*.partial"))
-
-
-@contextmanager
-def small_disk(size: int) -> Iterator[None]:
-    """No file can grow beyond `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_checkpoint_that_cannot_be_written_is_an_oserror_and_the_older_one_stays(tmp_path: Path) -> None:

@@ -5,17 +5,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from study_runs import FROZEN, TEXT, WARM, drawn_labels, drawn_logits, write_evaluation, write_record, write_run
+from study_runs import (
+    FROZEN,
+    TEXT,
+    WARM,
+    drawn_labels,
+    drawn_logits,
+    labels_of,
+    write_evaluation,
+    write_record,
+    write_run,
+)
 
 from genre_dist import cli
 from genre_dist.genres import GENRE_NAMES
+from genre_dist.stream.manifest import load_manifest
 from genre_dist.study.bootstrap import MEASURES
 from genre_dist.study.calibration import calibration
 from genre_dist.study.comparison import CompareOptions, compare, compared
 from genre_dist.study.costs import POINTS, read_record
 from genre_dist.study.results import read_models, read_result
 from genre_dist.study.tables import p_value
+from genre_dist.study.wins import show_films
 
 QUICK = CompareOptions(resamples=200)
 
@@ -62,6 +76,49 @@ def test_folders_that_differ_in_their_seed_are_one_model(told: dict[str, Any]) -
     assert figures["value"] == pytest.approx(np.mean(runs))
     assert figures["sd"] == pytest.approx(np.std(runs, ddof=1))
     assert row(told, "text")["on_own_films"]["micro_f1"]["sd"] is None
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["seed0", "seed1"], ["exp"]),  # from within the experiment's folder
+        (["../exp/seed0", "./seed1/"], ["exp"]),
+        (["a-seed0", "a-seed1", "a_seed-2"], ["a"]),
+        (["linseed2", "linseed3"], ["linseed2", "linseed3"]),
+        (["a.seed0", "b/seed0", "b/seed1"], ["a", "b"]),
+        (["a-seed0", "b/a-seed0"], ["exp/a", "b/a"]),
+        (["a-seed0", "link-seed1"], ["a"]),  # a link to a run that is there already is no other seed
+    ],
+)
+def test_paths_of_runs_are_grouped_by_seed_wherever_they_are_named_from(
+    folders: list[str], names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "exp").mkdir()
+    monkeypatch.chdir(tmp_path / "exp")
+    for seed, folder in enumerate(folders):
+        if folder.startswith("link"):
+            Path(folder).symlink_to(folders[0])
+        else:
+            write_plain(Path(folder), 1.0, seed)
+    models = read_models([Path(folder) for folder in folders], "test")
+    assert [model.name for model in models] == names
+    assert sum(len(model.results) for model in models) == sum(not folder.startswith("link") for folder in folders)
+
+
+def test_seeds_that_were_not_trained_alike_are_told(tmp_path: Path, sample_shards: Path) -> None:
+    def notes(name: str, *options: tuple[str, ...]) -> list[str]:
+        runs = [tmp_path / f"{name}-seed{seed}" for seed in range(len(options))]
+        for seed, (run, more) in enumerate(zip(runs, options, strict=True)):
+            write_run(run, sample_shards, 1, seed, ("--run.seed", str(seed), *more))
+        told = compared(read_models(runs, "test"), QUICK)
+        return [note for note in told["notes"] if note.startswith("NOT ALL RUNS THAT COUNT AS SEEDS")]
+
+    start = "--model.text.weights"
+    assert (
+        notes("alike", (start, "out/text-seed0/model.safetensors"), (start, "out/text-seed1/model.safetensors")) == []
+    )
+    (note,) = notes("unlike", (), ("--data.image_size", "160"))
+    assert "OF unlike WERE TRAINED ALIKE (data.image_size is 224 and 160)" in note
 
 
 def test_every_pair_has_an_interval_for_every_measure(told: dict[str, Any]) -> None:
@@ -229,6 +286,15 @@ def test_shards_that_are_gone_cost_only_the_pictures(tmp_path: Path, sample_shar
     assert told["films"]["wins"]
 
 
+def test_a_damaged_film_is_shown_by_its_id_alone(shards_copy: Path) -> None:
+    ids, _ = labels_of(load_manifest(shards_copy), "test")
+    for shard in shards_copy.glob("test-*.tar"):
+        data = shard.read_bytes()
+        start = f'{{"tmdb_id": {ids[0]}'.encode()
+        shard.write_bytes(data.replace(start, b"[" * len(start)))
+    assert set(show_films(shards_copy, "test", ids[:3].tolist())) == set(ids[1:3].tolist())
+
+
 def remove_evaluation(run: Path) -> None:
     (run / "predictions-test.parquet").unlink()
 
@@ -239,6 +305,15 @@ def damage_predictions(run: Path) -> None:
 
 def damage_metrics(run: Path) -> None:
     (run / "metrics-test.json").write_text("[]")
+
+
+def uneven_rows(run: Path) -> None:
+    table = pq.read_table(run / "predictions-test.parquet")
+    logits = table["logits"].combine_chunks()
+    offsets = logits.offsets.to_numpy().copy()
+    offsets[1] += 1  # 20 numbers for the first film, 18 for the second: as many as before
+    moved = pa.ListArray.from_arrays(pa.array(offsets), logits.values)
+    pq.write_table(table.set_column(1, "logits", moved), run / "predictions-test.parquet")
 
 
 def other_films(run: Path) -> None:
@@ -255,6 +330,7 @@ def other_labels(run: Path) -> None:
         (remove_evaluation, "genre-dist evaluate"),
         (damage_predictions, "predictions-test.parquet"),
         (damage_metrics, "metrics-test.json"),
+        (uneven_rows, "some lists are not 19 long"),
         (other_films, "no common film"),
         (other_labels, "other genres"),
     ],

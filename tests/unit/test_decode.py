@@ -65,9 +65,54 @@ def test_the_fastest_one_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch)
     assert asked == ["simplejpeg", "cv2", "torchvision.io"]
 
 
+def warned(jpeg: bytes) -> dict[str, bytes]:
+    """A JPEG with all its pixels of which libjpeg warns, in several ways."""
+    unknown_adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x07"
+    return {
+        "zeros before the end": jpeg[:-2] + bytes(40) + jpeg[-2:],
+        "an unknown JFIF": jpeg.replace(b"JFIF\0\1", b"JFIF\0\x09"),
+        "an unknown Adobe": jpeg[:2] + unknown_adobe + jpeg[20:],
+    }
+
+
+@pytest.mark.parametrize("name", ORDER)
+@pytest.mark.parametrize("kind", ["zeros before the end", "an unknown JFIF", "an unknown Adobe"])
+def test_a_jpeg_with_all_its_pixels_is_decoded_though_libjpeg_warns(
+    name: str, kind: str, picture: np.ndarray, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    block(monkeypatch, ORDER[: ORDER.index(name)])
+    out = np.zeros_like(picture)
+    decode_jpeg(memoryview(warned(jpeg)[kind]), out)
+    assert np.abs(out.astype(int) - simplejpeg.decode_jpeg(jpeg).astype(int)).max() <= 4
+    with pytest.raises(ValueError, match=r"an image of 56 x 40 where the shards hold 64 x 64 pixels"):
+        decode_jpeg(warned(jpeg)[kind], np.empty((64, 64, 3), np.uint8))
+
+
+def test_zeros_over_a_part_of_the_picture_are_damage(picture: np.ndarray) -> None:
+    """Here too libjpeg may tell of bytes left over before the end mark, but they are those of the picture."""
+    noise = np.random.default_rng(0).integers(0, 256, picture.shape, np.uint8)
+    jpeg, told = simplejpeg.encode_jpeg(noise, quality=95), []
+    for start in range(1000, len(jpeg) - 500, 100):
+        with pytest.raises(ValueError, match=r".") as error:
+            decode_jpeg(jpeg[:start] + bytes(100) + jpeg[start + 100 :], np.empty_like(picture))
+        told.append(str(error.value))
+    assert any("extraneous bytes before marker 0xd9" in line for line in told)
+
+
+def test_a_jpeg_with_a_warning_that_is_cut_as_well_is_refused(picture: np.ndarray, jpeg: bytes) -> None:
+    cut = jpeg.replace(b"JFIF\0\1", b"JFIF\0\x09")[:-200]
+    with pytest.raises(ValueError, match="not a whole JPEG"):
+        decode_jpeg(cut, np.empty_like(picture))
+
+
 def test_a_look_at_both_ends_finds_what_is_cut_or_of_another_size(jpeg: bytes) -> None:
     check_jpeg(jpeg, (40, 56, 3))
     check_jpeg(jpeg + bytes(10), (40, 56, 3))
+    check_jpeg(jpeg + b"anything that a camera adds" * 10, (40, 56, 3))
+    for data in warned(jpeg).values():
+        check_jpeg(data, (40, 56, 3))
     for damaged, shape in ((jpeg[:-30], (40, 56, 3)), (jpeg[200:], (40, 56, 3)), (jpeg, (40, 40, 3))):
         with pytest.raises(ValueError, match=r"."):
             check_jpeg(damaged, shape)

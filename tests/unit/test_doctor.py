@@ -73,9 +73,23 @@ def test_the_shared_memory_docker_gives_by_default_is_too_little_for_several_gpu
     assert "--shm-size" in finding.fix
 
 
-def test_few_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.resource, "getrlimit", lambda which: (256, 4096))
-    assert machine.check_open_files() == Finding("open files", "wrong", "at most 256", "ulimit -n 4096")
+@pytest.mark.parametrize(
+    ("soft", "hard", "status", "told"),
+    [
+        (256, 512, "wrong", "at most 512 (now 256; readers raise it)"),
+        (1024, 1024, "ok", "at most 1,024"),
+        (1024, 524_288, "ok", "at most 524,288 (now 1,024; readers raise it)"),
+        (1024, -1, "ok", "without limit (now 1,024; readers raise it)"),
+        (-1, -1, "ok", "without limit"),
+    ],
+)
+def test_how_many_files_may_be_open_is_told_as_training_will_have_it(
+    soft: int, hard: int, status: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda which: (soft, hard))
+    finding = machine.check_open_files()
+    assert (finding.status, finding.told) == (status, told)
+    assert bool(finding.fix) == (status == "wrong")
 
 
 def test_a_chosen_network_that_does_not_exist() -> None:

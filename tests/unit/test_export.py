@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import options, rows
 from safetensors.torch import load_file
+from small_disk import small_disk
 
 from genre_dist import cli
 from genre_dist.study.run import load_run
@@ -115,3 +116,74 @@ def test_other_shards_than_the_runs_are_refused(
     arguments = ["export", str(unfinished), "--out", str(tmp_path / "out"), "--shards", str(tmp_path / "others")]
     assert cli.main(arguments) == 2
     assert "other data" in capsys.readouterr().err
+
+
+# --- what does not belong together, and what is cut short
+
+
+def test_a_vocabulary_in_another_order_is_told_wherever_it_would_be_used(
+    run: Path, unfinished: Path, shards_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each id would mean another word: everything would run, and say something wrong."""
+    words = (shards_copy / "vocabulary.txt").read_text().splitlines()
+    swapped = "\n".join([*words[:2], *reversed(words[2:])]) + "\n"
+    (shards_copy / "vocabulary.txt").write_text(swapped)
+    broken = Path(shutil.copytree(run, tmp_path / "broken"))
+    (broken / "vocabulary.txt").write_text(swapped)
+    out = ["--out", str(tmp_path / "out")]
+    for command, path in (
+        (["predict", str(broken), "--overview", "a detective"], broken),
+        (["export", str(broken), *out], broken),
+        (["export", str(unfinished), *out, "--shards", str(shards_copy)], shards_copy),
+    ):
+        capsys.readouterr()
+        assert cli.main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{path / 'vocabulary.txt'}: not the vocabulary" in line
+    assert main(options(shards_copy, tmp_path / "new", *RUN)) == 2
+    assert f"{shards_copy / 'vocabulary.txt'}: not the vocabulary" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+def test_a_changed_byte_of_a_model_is_told_where_it_is_used(
+    name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Path(shutil.copytree(run, tmp_path / "broken"))
+    content = bytearray((broken / name).read_bytes())
+    at = content.index(b"Drama") if name == "model.json" else len(content) - 9
+    content[at] ^= 1
+    (broken / name).write_bytes(content)
+    for command in (["predict", str(broken), "--overview", "x"], ["export", str(broken), "--out", str(tmp_path / "o")]):
+        capsys.readouterr()
+        assert cli.main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(broken / name) in line
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_model_of_an_older_version_without_checksums_predicts_as_it_did(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = Path(shutil.copytree(run, tmp_path / "old"))
+    for name, new in (("model.json", ["sha256", "settings", "weights_sha256"]), ("thresholds.json", ["sha256"])):
+        told = json.loads((old / name).read_text())
+        (old / name).write_text(json.dumps({key: value for key, value in told.items() if key not in new}))
+    assert predictions(old, capsys) == predictions(run, capsys)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_on_a_full_disk_an_export_is_one_line_and_done_again_in_the_same_folder(
+    finished: bool, run: Path, unfinished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = run if finished else unfinished, tmp_path / "out"
+    capsys.readouterr()
+    with small_disk(20_000):  # the configuration has room, the weights have none
+        assert cli.main(["export", str(source), "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "model.safetensors" in line
+    assert {path.name for path in out.iterdir()} <= {"config.yaml", "thresholds.json", ".lock"}
+    (out / "model.safetensors.host-1-00000000.tmp").touch()  # as of a kill
+    export(source, out)
+    assert json.loads((out / "model.json").read_text())["step"] == STEPS
+    assert cli.main(["export", str(source), "--out", str(out)]) == 2  # it is whole now

@@ -5,6 +5,8 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import re
 import tarfile
 from collections.abc import Mapping
 from datetime import date, datetime
@@ -14,12 +16,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from small_disk import small_disk
 
 from genre_dist.acquire.catalogue import count_rows, movies_file, poster_file, read_rows
-from genre_dist.acquire.importing import ImportReport, import_catalogue
+from genre_dist.acquire.importing import import_catalogue
+from genre_dist.lock import BusyError, one_writer
 
 HEAT = {"tmdb_id": 949, "imdb_id": "tt0113277", "title": "Heat", "genre_ids": [28, 80], "release_date": "1995-12-15"}
 ALIEN = {"tmdb_id": 348, "imdb_id": "tt0078748", "title": "Alien", "genre_ids": [27, 878], "release_date": "1979"}
+JPEG = b"\xff\xd8\xff\xe0"  # how they begin, whatever they are called
+HEAT_JPEG = JPEG + b"of Heat"
 OVERVIEW = 'A "quoted", comma\'d\nand broken line — with ü.'
 
 
@@ -51,7 +57,9 @@ def films(catalogue: Path) -> dict[int, dict[str, Any]]:
 
 
 def files_under(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    """All files but locks."""
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    return {name for name in found if Path(name).name != ".lock"}
 
 
 @pytest.fixture
@@ -72,7 +80,8 @@ def test_each_table_format_gives_the_same_catalogue(tmp_path: Path, out: Path, s
     rows = [HEAT | {"overview": OVERVIEW, "popularity": 17.9, "adult": False}, ALIEN | {"overview": ""}]
     rows[1] |= {"popularity": None, "adult": True}
     report = import_catalogue(make_table(tmp_path / f"t.{suffix}", rows), [], out)
-    assert report == ImportReport(2, 0, 0, 0, {}, 0)
+    assert (report.rows, report.left_out.lines(), report.unknown_genres) == (2, [], {})
+    assert report.having == {"overview": 1, "title": 2, "release_date": 2, "genre_ids": 2, "poster": 0}
     heat, alien = read_rows(out)
     assert heat == {
         **HEAT,
@@ -129,7 +138,7 @@ def test_a_missing_column_is_named_with_those_there_are(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         import_catalogue(make_table(tmp_path / f"t.{suffix}", [row]), [], out, columns=columns)
-    assert not out.exists()
+    assert files_under(out) == set()
 
 
 @pytest.mark.parametrize("bad", ["1997-08-20", "", "12.5", "-3", "0", "9" * 30, None, True, [5]])
@@ -137,19 +146,20 @@ def test_a_row_without_proper_id_is_named_and_nothing_is_written(tmp_path: Path,
     path = make_table(tmp_path / "t.jsonl", [HEAT, ALIEN | {"tmdb_id": bad}])
     with pytest.raises(ValueError, match=r"t\.jsonl, row 2: .* is no TMDB id"):
         import_catalogue(path, [], out)
-    assert not out.exists()
+    assert files_under(out) == set()
 
 
-@pytest.mark.parametrize("good", [949, 949.0, "949", " 949 ", "949.0"])
-def test_ids_that_passed_through_a_spreadsheet_are_read(tmp_path: Path, out: Path, good: Any) -> None:
-    import_catalogue(make_table(tmp_path / "t.jsonl", [HEAT | {"tmdb_id": good}]), [], out)
-    assert list(films(out)) == [949]
+@pytest.mark.parametrize("good", [949, 949.0, "949", " 949 ", "949.0", "000949"])
+def test_ids_that_passed_through_a_spreadsheet_are_read_and_find_posters(tmp_path: Path, out: Path, good: Any) -> None:
+    tar = make_tar(tmp_path / "p.tar", {"949.jpg": HEAT_JPEG})
+    import_catalogue(make_table(tmp_path / "t.jsonl", [HEAT | {"tmdb_id": good}]), [tar], out)
+    assert {film: row["poster_status"] for film, row in films(out).items()} == {949: "ok"}
 
 
 def test_the_first_of_two_rows_with_one_id_wins(tmp_path: Path, out: Path) -> None:
     path = make_table(tmp_path / "t.csv", [HEAT, ALIEN, HEAT | {"title": "Heat, again"}])
     report = import_catalogue(path, [], out)
-    assert (report.rows, report.duplicates) == (2, 1)
+    assert (report.rows, report.left_out.counts) == (2, {"rows with an id that was there before, left out": 1})
     assert [row["title"] for row in read_rows(out)] == ["Heat", "Alien"]
 
 
@@ -178,6 +188,38 @@ def test_a_quote_left_open_does_not_fill_the_memory(tmp_path: Path, out: Path) -
         import_catalogue(path, [], out)
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_columns_that_only_later_rows_have_are_read(tmp_path: Path, out: Path, suffix: str) -> None:
+    rows = [HEAT, ALIEN | {"overview": "In space.", "poster_path": "/a.jpg"}]
+    path = make_table(tmp_path / f"t.{suffix}", rows if suffix == "jsonl" else [rows[1], rows[0]])
+    report = import_catalogue(path, [], out, columns={"overview": "overview"})
+    assert films(out)[348]["overview"] == "In space."
+    assert (report.having["overview"], report.having["title"]) == (1, 2)
+
+
+def test_a_table_of_ever_new_columns_does_not_fill_the_memory(tmp_path: Path, out: Path) -> None:
+    path = make_table(tmp_path / "t.jsonl", [{f"{row} {n}": 1 for n in range(1000)} for row in range(11)])
+    with pytest.raises(ValueError, match=r"t\.jsonl has more than 10,000 columns"):
+        import_catalogue(path, [], out)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, out: Path, suffix: str) -> None:
+    path = make_table(tmp_path / f"t.{suffix}", [{"tmdb_id": 1, "genres": "Drama", "title": "Heat", "Title": "Alien"}])
+    if suffix == "csv":
+        path.write_text(path.read_text().replace("Title", "title"))
+    else:
+        pq.write_table(pq.read_table(path).rename_columns(["tmdb_id", "genres", "title", "title"]), path)
+    with pytest.raises(ValueError, match=rf"t\.{suffix} has two columns 'title'; rename or delete one"):
+        import_catalogue(path, [], out)
+
+
+def test_blanks_around_the_names_in_a_heading_do_not_matter(tmp_path: Path, out: Path) -> None:
+    (tmp_path / "t.csv").write_text("tmdb_id, title ,genres\n949,Heat,Drama\n")
+    import_catalogue(tmp_path / "t.csv", [], out)
+    assert films(out)[949]["title"] == "Heat"
+
+
 # ---- cells
 
 
@@ -192,6 +234,12 @@ def test_a_quote_left_open_does_not_fill_the_memory(tmp_path: Path, out: Path) -
         [{"id": 18, "name": "Drama"}, {"id": 35, "name": "Comedy"}],
         [{"name": "Drama"}, {"name": "Comedy"}],
         "18|35",
+        "18.0|35.0",
+        "18.0, 35.",
+        ["18.0", "35.0"],
+        "['18.0', '35.0']",
+        "[18.0, 35.0]",
+        [{"id": "18.0"}, {"id": 35.0}],
         "18,35",
         "Drama|Comedy",
         "Drama, Comedy",
@@ -213,16 +261,33 @@ def test_genres_are_read_in_every_usual_form(tmp_path: Path, out: Path, cell: An
 def test_a_film_without_genre_stays_and_is_counted(tmp_path: Path, out: Path, cell: Any) -> None:
     report = import_catalogue(make_table(tmp_path / "t.jsonl", [HEAT | {"genre_ids": cell}, ALIEN]), [], out)
     assert films(out)[949]["genre_ids"] == []
-    assert (report.rows, report.without_known_genre, report.unknown_genres) == (2, 1, {})
+    assert report.left_out.lines() == ["1 films without a known genre (pack leaves them out), such as film 949"]
+    assert (report.rows, report.unknown_genres) == (2, {})
 
 
 def test_unknown_genres_are_dropped_and_counted_by_name(tmp_path: Path, out: Path) -> None:
-    cells = ["Drama|Film-Noir", "Film-Noir", [18, 999], [{"id": 10769, "name": "Foreign"}], "[{'id': 18", "[" * 9000]
+    cells = [
+        "Drama|Film-Noir",
+        "Film-Noir",
+        [18, 999],
+        "18.50|1e3",
+        [{"id": 10769, "name": "Foreign"}],
+        "[{'id': 18",
+        "[" * 9000,
+    ]
     rows = [{"tmdb_id": number, "genres": cell} for number, cell in enumerate(cells, start=1)]
     report = import_catalogue(make_table(tmp_path / "t.jsonl", rows), [], out)
-    assert [row["genre_ids"] for row in read_rows(out)] == [[18], [], [18], [], [], []]
-    assert report.without_known_genre == 4
-    assert report.unknown_genres == {"Film-Noir": 2, "999": 1, "Foreign": 1, "[{'id': 18": 1, "[" * 60: 1}
+    assert [row["genre_ids"] for row in read_rows(out)] == [[18], [], [18], [], [], [], []]
+    assert report.left_out.counts.total() == 5
+    assert report.unknown_genres == {
+        "Film-Noir": 2,
+        "999": 1,
+        "18.50": 1,
+        "1e3": 1,
+        "Foreign": 1,
+        "[{'id': 18": 1,
+        "[" * 60: 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -233,6 +298,7 @@ def test_unknown_genres_are_dropped_and_counted_by_name(tmp_path: Path, out: Pat
         ("2003", "2003"),
         (2003, "2003"),
         (2003.0, "2003"),
+        ("2003.0", "2003"),
         ("6/15/95", ""),
         ("1995-02-31", ""),
         ("soon", ""),
@@ -251,6 +317,29 @@ def test_dates_of_a_parquet_table_are_written_out(tmp_path: Path, out: Path, cel
     assert films(out)[949]["release_date"] == "1995-12-15"
 
 
+def test_text_that_old_programs_wrote_as_bytes_is_text(tmp_path: Path, out: Path) -> None:
+    import_catalogue(make_table(tmp_path / "t.parquet", [HEAT | {"title": "Amélie".encode()}]), [], out)
+    assert films(out)[949]["title"] == "Amélie"
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"), [("17.9", 17.9), ("1e39", None), ("-inf", None), ("NaN", None), ("no", None), (None, None)]
+)
+def test_numbers_are_what_a_catalogue_can_hold(tmp_path: Path, out: Path, cell: Any, expected: float | None) -> None:
+    import_catalogue(make_table(tmp_path / "t.jsonl", [HEAT | {"popularity": cell}]), [], out)
+    assert films(out)[949]["popularity"] == (pytest.approx(expected) if expected else None)
+
+
+def test_cells_that_are_not_read_are_counted_with_an_example(tmp_path: Path, out: Path) -> None:
+    rows = [HEAT | {"release_date": "12/15/95", "popularity": "much"}, ALIEN | {"release_date": "May 1979"}]
+    report = import_catalogue(make_table(tmp_path / "t.jsonl", rows), [], out)
+    assert report.left_out.lines() == [
+        "2 films whose release_date has a form that is not read, such as film 949 (12/15/95)",
+        "1 films whose popularity has a form that is not read, such as film 949 (much)",
+    ]
+    assert report.having["release_date"] == 0
+
+
 def test_half_a_surrogate_pair_does_not_stop_the_import(tmp_path: Path, out: Path) -> None:
     import_catalogue(make_table(tmp_path / "t.jsonl", [HEAT | {"title": "He\ud83dat"}]), [], out)
     assert films(out)[949]["title"] == "He?at"
@@ -261,13 +350,25 @@ def test_half_a_surrogate_pair_does_not_stop_the_import(tmp_path: Path, out: Pat
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_posters_come_out_of_a_tar(tmp_path: Path, table: Path, out: Path, mode: str) -> None:
-    members = {"p/949.jpg": b"heat", "p/949.png": b"heat, again", "348.txt": b"", "._348.jpg": b"mac", "p/7.jpg": b"?"}
-    report = import_catalogue(table, [make_tar(tmp_path / "p.tar", members, mode)], out)
-    assert (report.with_poster, report.posters_without_row) == (1, 1)
+    members = {
+        "p/949.jpg": HEAT_JPEG,
+        "p/949.png": HEAT_JPEG + b"again",
+        "348.txt": b"",
+        "._348.jpg": b"mac",
+        "p/7.jpg": b"?",
+    }
+    tar = make_tar(tmp_path / "p.tar", members, mode)
+    report = import_catalogue(table, [tar], out)
+    assert report.having["poster"] == 1
+    assert report.left_out.lines() == [
+        f"2 files that are no picture, such as {tar}, member '348.txt' (byte 2048)",
+        f"1 further files for films that have a poster, left out, such as {tar}, member 'p/949.png' (byte 1024)",
+        f"1 posters without a row, left out, such as {tar}, member 'p/7.jpg' (byte 3584)",
+    ]
     heat, alien = films(out)[949], films(out)[348]
-    assert poster_file(out, 949).read_bytes() == b"heat"
-    assert (heat["poster_status"], heat["poster_bytes"]) == ("ok", 4)
-    assert heat["poster_sha256"] == hashlib.sha256(b"heat").hexdigest()
+    assert poster_file(out, 949).read_bytes() == HEAT_JPEG
+    assert (heat["poster_status"], heat["poster_bytes"]) == ("ok", 11)
+    assert heat["poster_sha256"] == hashlib.sha256(HEAT_JPEG).hexdigest()
     assert alien["poster_status"] == "none"
     assert files_under(out) == {"movies.parquet", "posters/949/949.jpg"}
 
@@ -275,13 +376,14 @@ def test_posters_come_out_of_a_tar(tmp_path: Path, table: Path, out: Path, mode:
 def test_posters_come_out_of_folders_and_stay_there(tmp_path: Path, table: Path, out: Path) -> None:
     for name in ("a/b/949.JPEG", "a/348.webp", "a/12.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(name.encode())
+        (tmp_path / name).write_bytes(JPEG + name.encode())
     report = import_catalogue(table, [tmp_path / "a"], out)
-    assert (report.with_poster, report.posters_without_row) == (2, 1)
-    assert poster_file(out, 949).read_bytes() == (tmp_path / "a/b/949.JPEG").read_bytes() == b"a/b/949.JPEG"
-    assert films(out)[348]["poster_sha256"] == hashlib.sha256(b"a/348.webp").hexdigest()
+    assert report.having["poster"] == 2
+    assert report.left_out.lines() == [f"1 posters without a row, left out, such as {tmp_path}/a/12.png"]
+    assert poster_file(out, 949).read_bytes() == (tmp_path / "a/b/949.JPEG").read_bytes() == JPEG + b"a/b/949.JPEG"
+    assert films(out)[348]["poster_sha256"] == hashlib.sha256(JPEG + b"a/348.webp").hexdigest()
     again = import_catalogue(table, [tmp_path / "a"], out, overwrite=True)
-    assert again == report
+    assert again.left_out.lines() == report.left_out.lines()
     assert files_under(out) == {"movies.parquet", "posters/949/949.jpg", "posters/348/348.jpg"}
 
 
@@ -294,7 +396,7 @@ def test_posters_are_copied_where_links_are_impossible(
     monkeypatch.setattr("os.link", refuse)
     (tmp_path / "a").mkdir()
     (tmp_path / "a/949.jpg").write_bytes(b"heat")
-    assert import_catalogue(table, [tmp_path / "a"], out).with_poster == 1
+    assert import_catalogue(table, [tmp_path / "a"], out).having["poster"] == 1
     assert poster_file(out, 949).stat().st_nlink == 1
 
 
@@ -312,17 +414,55 @@ def test_posters_are_found_by_any_column(tmp_path: Path, out: Path) -> None:
     path = make_table(tmp_path / "t.csv", [HEAT | {"ml": 6}, ALIEN | {"imdb_id": "", "ml": 1214}])
     by_imdb = make_tar(tmp_path / "imdb.tar", {"tt0113277.jpg": b"heat", ".jpg": b"no name", "949.jpg": b"wrong"})
     by_ml = make_tar(tmp_path / "ml.tar", {"6.jpg": b"heat", "1214.jpg": b"alien"})
-    assert import_catalogue(path, [by_imdb], out, poster_key="imdb_id").with_poster == 1
+    assert import_catalogue(path, [by_imdb], out, poster_key="imdb_id").having["poster"] == 1
     assert poster_file(out, 949).read_bytes() == b"heat"
-    assert import_catalogue(path, [by_ml], out, poster_key="ml", overwrite=True).with_poster == 2
+    assert import_catalogue(path, [by_ml], out, poster_key="ml", overwrite=True).having["poster"] == 2
     assert poster_file(out, 348).read_bytes() == b"alien"
     with pytest.raises(ValueError, match=r"--poster_key: .* no column 'movielens'; it has tmdb_id, "):
         import_catalogue(path, [by_ml], out, poster_key="movielens", overwrite=True)
 
 
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ("/rhIRb.jpg", "zMyfP.jpg"),
+        ("rhIRb", "posters/zMyfP.webp"),
+        ("https://image.tmdb.org/t/p/w500/rhIRb.jpg", "http://host/zMyfP.jpg?v=1"),
+    ],
+)
+def test_cells_that_are_paths_names_or_urls_find_posters(tmp_path: Path, out: Path, cells: tuple[str, str]) -> None:
+    rows = [HEAT | {"poster_path": cells[0]}, ALIEN | {"poster_path": cells[1]}]
+    tar = make_tar(tmp_path / "p.tar", {"w342/rhIRb.jpg": HEAT_JPEG, "zMyfP.PNG": JPEG})
+    import_catalogue(make_table(tmp_path / "t.csv", rows), [tar], out, poster_key="poster_path")
+    assert (poster_file(out, 949).read_bytes(), poster_file(out, 348).read_bytes()) == (HEAT_JPEG, JPEG)
+
+
+def test_films_that_name_the_same_poster_get_none_rather_than_the_wrong_one(tmp_path: Path, out: Path) -> None:
+    rows = [HEAT | {"poster_path": "a/1.jpg"}, ALIEN | {"poster_path": "b/1.jpg"}]
+    tar = make_tar(tmp_path / "p.tar", {"b/1.jpg": JPEG})
+    report = import_catalogue(make_table(tmp_path / "t.csv", rows), [tar], out, poster_key="poster_path")
+    assert report.having["poster"] == 0
+    assert report.left_out.lines()[0] == (
+        "2 films that name their poster as another film does (column poster_path), without a poster, "
+        "such as film 348 (1)"
+    )
+
+
+@pytest.mark.parametrize("first", [b"", b"<html>404</html>"], ids=["an empty file", "a page"])
+def test_a_picture_that_comes_later_is_better_than_what_is_none(
+    tmp_path: Path, table: Path, out: Path, first: bytes
+) -> None:
+    for name, data in (("p1/949.jpg", first), ("p2/949.jpg", HEAT_JPEG), ("p3/949.jpg", JPEG)):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(data)
+    import_catalogue(table, [tmp_path / "p1", tmp_path / "p2", tmp_path / "p3"], out)
+    assert (films(out)[949]["poster_status"], poster_file(out, 949).read_bytes()) == ("ok", HEAT_JPEG)
+
+
 def test_an_empty_poster_file_is_no_poster(tmp_path: Path, table: Path, out: Path) -> None:
     report = import_catalogue(table, [make_tar(tmp_path / "p.tar", {"949.jpg": b""})], out)
-    assert report.with_poster == 0
+    assert report.having["poster"] == 0
+    assert report.left_out.lines() == ["1 posters failed: the file is empty, such as film 949"]
     assert films(out)[949]["poster_status"] == "failed: the file is empty"
 
 
@@ -341,7 +481,7 @@ def test_only_regular_members_are_read(tmp_path: Path, table: Path, out: Path, k
         member = tarfile.TarInfo("949.jpg")
         member.type, member.linkname = kind, str(tmp_path / "secret.jpg")
         tar.addfile(member)
-    assert import_catalogue(table, [tmp_path / "p.tar"], out).with_poster == 0
+    assert import_catalogue(table, [tmp_path / "p.tar"], out).having["poster"] == 0
     assert files_under(out) == {"movies.parquet"}
 
 
@@ -392,7 +532,57 @@ def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path, table: Path, 
         import_catalogue(table, [path], out)
 
 
+def test_what_a_tar_can_hold_ends_in_the_catalogue(tmp_path: Path, table: Path, out: Path) -> None:
+    first, second = make_tar(tmp_path / "1.tar", {"949.jpg": HEAT_JPEG}), tmp_path / "2.tar"
+    with tarfile.open(second, "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("348.jpg")
+        member.type, member.linkname = tarfile.LNKTYPE, "é" * 200 + ".jpg"
+        tar.addfile(member)
+        member = tarfile.TarInfo("é" * 200 + ".jpg")
+        member.size = len(JPEG)
+        tar.addfile(member, io.BytesIO(JPEG))
+    (tmp_path / "p.tar").write_bytes(first.read_bytes() + second.read_bytes())
+    assert import_catalogue(table, [tmp_path / "p.tar"], out).having["poster"] == 2
+    assert (poster_file(out, 949).read_bytes(), poster_file(out, 348).read_bytes()) == (HEAT_JPEG, JPEG)
+
+
 # ---- places
+
+
+def test_a_second_import_is_refused_while_the_lock_is_held(tmp_path: Path, table: Path, out: Path) -> None:
+    with one_writer(out), pytest.raises(BusyError, match=rf"catalogue is being written by process {os.getpid()} on "):
+        import_catalogue(table, [], out)
+    import_catalogue(table, [], out)
+    assert count_rows(out) == 2
+
+
+@pytest.mark.parametrize(("limit", "what"), [(100, ".949.jpg.part"), (3000, ".movies.parquet.part")])
+def test_a_full_disk_ends_in_one_line_that_names_the_file_and_the_next_import_goes_on(
+    tmp_path: Path, out: Path, limit: int, what: str
+) -> None:
+    rows = [HEAT | {"overview": ""}] + [
+        ALIEN | {"tmdb_id": n, "overview": hashlib.sha256(b"%d" % n).hexdigest()} for n in range(1, 200)
+    ]
+    table, tar = make_table(tmp_path / "t.csv", rows), make_tar(tmp_path / "p.tar", {"949.jpg": HEAT_JPEG * 20})
+    with small_disk(limit), pytest.raises(OSError, match=rf"File too large.*{re.escape(what)}") as told:
+        import_catalogue(table, [tar], out)
+    assert len(str(told.value).splitlines()) == 1
+    assert files_under(out) <= {"posters/949/949.jpg"}
+    assert import_catalogue(table, [tar], out).rows == 200
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, table: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="file"):
+        import_catalogue(table, [], tmp_path / "file" / "catalogue")
+
+
+def test_what_a_killed_import_left_is_removed(tmp_path: Path, table: Path, out: Path) -> None:
+    for name in (".movies.parquet.part", "posters/007/.7.jpg.part"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"half")
+    import_catalogue(table, [], out)
+    assert files_under(out) == {"movies.parquet"}
 
 
 def test_a_catalogue_is_not_overwritten_unasked(tmp_path: Path, table: Path, out: Path) -> None:

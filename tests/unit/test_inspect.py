@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from genre_dist.cli import main
 from genre_dist.genres import GENRE_NAMES
-from genre_dist.prepare.inspection import verify
+from genre_dist.prepare.verification import verify
 from genre_dist.stream import tar
 from genre_dist.stream.index import index_path
 from genre_dist.stream.loader import TrainStream
@@ -125,9 +126,13 @@ def rename_a_split(shards: Shards) -> None:
     shards.save()
 
 
-def change_a_count(shards: Shards) -> None:
-    shards.entry(TRAIN)["poster"] -= 1
-    shards.save()
+def change_a_count(*names: str) -> Callable[[Shards], None]:
+    def change(shards: Shards) -> None:
+        for name in names:
+            shards.entry(TRAIN)[name] -= 1
+        shards.save()
+
+    return change
 
 
 def change_the_samples(shards: Shards) -> None:
@@ -143,6 +148,69 @@ def change_a_genre_count(shards: Shards) -> None:
 def change_the_vocabulary(shards: Shards) -> None:
     path = shards.folder / "vocabulary.txt"
     path.write_text(path.read_text().replace("\nthe\n", "\nteh\n"))
+
+
+def turn_the_vocabulary(shards: Shards) -> None:
+    path = shards.folder / "vocabulary.txt"
+    first, second, *words = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([first, second, *words[::-1]]))
+
+
+def change_the_manifest(section: str, name: str | None, value: Any) -> Callable[[Shards], None]:
+    def change(shards: Shards) -> None:
+        if name is None:
+            shards.told[section] = value
+        else:
+            shards.told[section][name] = value
+        shards.save()
+
+    return change
+
+
+def change_a_report(shards: Shards, change: Callable[[dict[str, Any]], None]) -> None:
+    path = shards.folder / "train-000000.report.json"
+    told = json.loads(path.read_text())
+    change(told)
+    path.write_text(json.dumps(told))
+
+
+def append(data: bytes) -> Callable[[Shards], None]:
+    def change(shards: Shards) -> None:
+        path = shards.folder / TRAIN
+        path.write_bytes(path.read_bytes() + data)
+        shards.seal()
+
+    return change
+
+
+def cut_at_a_member(shards: Shards) -> None:
+    """Without the last film, and without the end mark."""
+    index = np.load(index_path(shards.folder / TRAIN))
+    shards.rewrite(TRAIN, shards.films(TRAIN)[:-1])
+    path = shards.folder / TRAIN
+    path.write_bytes(path.read_bytes()[: int(index["offset"][-1])])
+    shards.seal()
+
+
+def hide_a_sample(shards: Shards) -> None:
+    """A film in the tar that neither the index nor the manifest knows."""
+    films = len(shards.films(TRAIN)) - 1
+    path = index_path(shards.folder / TRAIN)
+    np.save(path, np.delete(np.load(path), 1))
+    shards.entry(TRAIN).update(samples=films, poster=films, overview=films, both=films)
+    shards.save()
+
+
+def add_a_link(shards: Shards) -> None:
+    """Make the picture of the first film a hard link to one that lies elsewhere."""
+    path = shards.folder / TRAIN
+    data = bytearray(path.read_bytes())
+    header = next(member.header for member in tar.members(bytes(data)) if member.name.endswith(".jpg"))
+    info = tarfile.TarInfo.frombuf(bytes(data[header : header + 512]), "utf-8", "strict")
+    info.type, info.linkname = tarfile.LNKTYPE, "elsewhere.jpg"
+    data[header : header + 512] = info.tobuf(tarfile.USTAR_FORMAT)
+    path.write_bytes(data)
+    shards.seal()
 
 
 def shorten_the_vocabulary(shards: Shards) -> None:
@@ -197,11 +265,64 @@ FAULTS: dict[str, tuple[Callable[[Shards], None], str]] = {
     "film in another split": (copy_a_film_to_val, r"val-000000\.tar: film \d+ .* belongs to train, not val"),
     "film twice": (double_a_film, r"train-000000\.tar: film \d+ at byte \d+: the film is in the shards twice"),
     "wrong split": (rename_a_split, r"val-000000\.tar: film \d+ at byte \d+: the film belongs to val, not test"),
-    "count": (change_a_count, r"train-000000\.tar: 50 samples with poster where the manifest has 49"),
+    "count": (change_a_count("poster", "both"), r"train-000000\.tar: 50 samples with poster where the manifest has 49"),
+    "count of both": (
+        change_a_count("both", "overview"),
+        r"train-000000\.tar: 50 samples with poster and overview where the manifest has 49",
+    ),
     "samples": (change_the_samples, r"train-000000\.index\.npy: 50 records where the manifest has 51"),
     "genre count": (change_a_genre_count, r"manifest\.json: genre_counts of val disagree"),
     "vocabulary changed": (change_the_vocabulary, r"vocabulary\.txt: not the vocabulary the shards were packed with"),
-    "vocabulary shortened": (shorten_the_vocabulary, r"vocabulary\.txt: \d+ words where the manifest has \d+"),
+    "vocabulary shortened": (
+        shorten_the_vocabulary,
+        r"vocabulary\.txt: not the vocabulary the shards were packed with",
+    ),
+    "another number of words": (
+        change_the_manifest("text", "words", 9999),
+        r"vocabulary\.txt: \d+ words where the manifest has 9999",
+    ),
+    "words in another order": (turn_the_vocabulary, r"vocabulary\.txt: not the vocabulary the shards were packed with"),
+    "size of the posters": (
+        change_the_manifest("image", "size", 80),
+        FIRST + ".*72 x 72 where the shards hold 80 x 80",
+    ),
+    "smaller posters": (change_the_manifest("image", "size", 64), FIRST),
+    "split rule": (change_the_manifest("split_rule", None, "by year"), r"manifest\.json: its split rule"),
+    "nested too deeply": (member("json", b"[" * 200_000), FIRST + "the member .json is nested too deeply"),
+    "json of another film": (
+        member("json", b'{"tmdb_id": 3, "genre_ids": [18]}'),
+        FIRST + r"its \.json tells of film 3",
+    ),
+    "a link among the members": (add_a_link, FIRST + ".*"),
+    "no end mark": (cut_at_a_member, r"train-000000\.tar: the end mark at byte \d+ is missing; the tar was cut"),
+    "bytes behind the end": (append(b"x" * 512), r"train-000000\.tar: [\d,]+ bytes behind the last sample"),
+    "index size": (change_the_index("size", 2**32 - 1), FIRST + "4,294,967,295 bytes there are more than the tar has"),
+    "index offset below zero": (change_the_index("offset", -512), r"train-000000\.tar: film \d+ at byte -512: "),
+    "index offset far away": (change_the_index("offset", 2**62), r"train-000000\.tar: film \d+ at byte 4611"),
+    "a sample outside the index": (
+        hide_a_sample,
+        r"train-000000\.tar: film \d+ does not begin where the sample before",
+    ),
+    "index an npz": (
+        lambda shards: np.savez(open(index_path(shards.folder / TRAIN), "wb"), np.zeros(3)),  # noqa: SIM115
+        r"train-000000\.index\.npy: no array",
+    ),
+    "films left out": (
+        change_the_manifest("left_out", "unreadable poster", 3),
+        r"manifest\.json: 3 films left out with unreadable poster where the reports of the shards have 0",
+    ),
+    "report damaged": (
+        lambda shards: (shards.folder / "train-000000.report.json").write_bytes(b"[" * 100_000),
+        r"train-000000\.report\.json: ",
+    ),
+    "report of other counts": (
+        lambda shards: change_a_report(shards, lambda told: told["shard"].update(bytes=1024)),
+        r"train-000000\.report\.json: tells of other counts",
+    ),
+    "report of films left out": (
+        lambda shards: change_a_report(shards, lambda told: told["left_out"].update({"unreadable poster": 2})),
+        r"manifest\.json: 0 films left out with unreadable poster where the reports of the shards have 2",
+    ),
     "index shortened": (shorten_the_index, r"train-000000\.index\.npy: 49 records where the manifest has 50"),
     "index offset": (change_the_index("offset", 512), r"train-000000\.tar: film \d+ at byte 512: "),
     "index tokens": (change_the_index("tokens", 9999), FIRST + r"\d+ tokens where the index has 9999"),

@@ -12,7 +12,7 @@ from acquire_server import most_in_a_second
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genre_dist.acquire.limiter import Limiter, retry_after_seconds
+from genre_dist.acquire.limiter import MOST_SECONDS, Limiter, retry_after_seconds
 
 
 class World:
@@ -97,10 +97,9 @@ def test_a_pause_holds_for_everybody_and_the_longest_counts() -> None:
     world = World()
     limiter = world.limiter(40)
     limiter.acquire()
-    limiter.pause(30)
-    limiter.pause(5)
+    assert [limiter.pause(seconds) for seconds in (30, 5, 35)] == pytest.approx([30, 0, 5])  # how much longer
     limiter.acquire()
-    assert world.now >= 1030
+    assert world.now >= 1035
 
 
 def test_no_rate_means_no_waiting_but_pauses_hold() -> None:
@@ -137,8 +136,10 @@ def test_retry_after_in_seconds_and_as_a_date() -> None:
     assert retry_after_seconds("7") == 7
     assert retry_after_seconds(format_datetime(now + timedelta(seconds=90), usegmt=True), now) == 90
     assert retry_after_seconds(format_datetime(now - timedelta(seconds=90), usegmt=True), now) == 0
+    for beyond in ("9" * 400, format_datetime(datetime(9999, 12, 31, tzinfo=UTC), usegmt=True)):
+        assert retry_after_seconds(beyond, now) == MOST_SECONDS
 
 
-@pytest.mark.parametrize("header", [None, "", "soon", "-3", "1.5"])
+@pytest.mark.parametrize("header", [None, "", "soon", "-3", "1.5", "Fri, 99 Dec 2026 25:00:00 GMT"])
 def test_a_retry_after_that_says_nothing_is_none(header: str | None) -> None:
     assert retry_after_seconds(header) is None

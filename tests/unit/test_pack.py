@@ -1,5 +1,6 @@
 """Packing: standard tars, the same bytes for the same films, whole whatever stops it."""
 
+import errno
 import hashlib
 import io
 import json
@@ -23,14 +24,16 @@ import simplejpeg
 import webdataset
 from PIL import Image
 
+from genre_dist import lock
 from genre_dist.acquire.catalogue import CatalogueWriter, poster_file, read_rows
 from genre_dist.cli import main
 from genre_dist.genres import GENRES
 from genre_dist.prepare import members as film_members
 from genre_dist.prepare import posters
-from genre_dist.prepare.inspection import verify
 from genre_dist.prepare.pack import pack
+from genre_dist.prepare.report import read_report
 from genre_dist.prepare.splits import order_key, split_of
+from genre_dist.prepare.verification import verify
 from genre_dist.prepare.vocabulary import load_words, tokenise, words_sha256
 from genre_dist.stream import tar
 from genre_dist.stream.index import OVERVIEW, POSTER, index_path
@@ -41,12 +44,14 @@ BOTH = ("poster", "overview")
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Everything below a folder, by name."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Everything below a folder, by name, but who wrote it last."""
+    there = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != lock.FILE]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in there}
 
 
 def temporary(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob("*") if path.name.endswith(".tmp") or path.name.startswith(".")]
+    names = {path.name for path in folder.rglob("*")} - {lock.FILE}
+    return [name for name in names if name.endswith(".tmp") or name.startswith(".")]
 
 
 def packed(folder: Path) -> dict[int, str]:
@@ -243,6 +248,32 @@ def test_a_lost_file_is_made_again(sample_catalogue: Path, shards_copy: Path, lo
     assert files(shards_copy) == before
 
 
+@pytest.mark.parametrize("manifest", [True, False], ids=["finished", "killed before the end"])
+@pytest.mark.parametrize("damage", ["report of another", "nested", "counts below zero", "cut", "index of another"])
+def test_a_shard_with_a_damaged_report_or_index_is_made_again(
+    sample_catalogue: Path, shards_copy: Path, damage: str, manifest: bool
+) -> None:
+    before = files(shards_copy)
+    report, index = shards_copy / "train-000001.report.json", shards_copy / "train-000001.index.npy"
+    told = json.loads(report.read_text())
+    if damage == "report of another":
+        shutil.copy(shards_copy / "train-000000.report.json", report)
+        with pytest.raises(ValueError, match=r"train-000001\.report\.json: tells of train-000000\.tar"):
+            read_report(shards_copy / "train-000001.tar")
+    elif damage == "nested":
+        report.write_bytes(b"[" * 200_000)
+    elif damage == "counts below zero":
+        report.write_text(json.dumps(told | {"shard": told["shard"] | {"both": -3}}))
+    elif damage == "cut":
+        report.write_bytes(report.read_bytes()[:300])
+    else:
+        shutil.copy(shards_copy / "val-000000.index.npy", index)
+    if not manifest:
+        (shards_copy / FILE).unlink()
+    assert main(command(sample_catalogue, shards_copy)) == 0
+    assert files(shards_copy) == before
+
+
 # ---- which films -----------------------------------------------------------------------------------------------------
 
 
@@ -362,11 +393,39 @@ def test_a_poster_that_cannot_be_read_is_reported_with_film_and_file(
     assert str(poster) in problem["problem"]
     if "poster" in require:
         assert film not in packed(tmp_path / "shards")
-        assert manifest.left_out["unreadable poster"] == 1
+        assert manifest.left_out["missing poster file" if fault == "missing" else "unreadable poster"] == 1
     else:
         assert f"{film}.jpg" not in members(tmp_path / "shards")
         assert f"{film}.tokens.npy" in members(tmp_path / "shards")
     assert verify(manifest) == []
+
+
+def test_a_poster_that_may_not_be_opened_is_told_apart_from_a_bad_picture(
+    sample_catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (film,) = train_films(sample_catalogue, 1)
+
+    def closed(path: Path) -> bytes:
+        if path == poster_file(sample_catalogue, film):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return path.read_bytes()
+
+    monkeypatch.setattr("genre_dist.prepare.shard.read_bytes", closed)
+    assert main(command(sample_catalogue, tmp_path / "shards")) == 0
+    assert load_manifest(tmp_path / "shards").left_out["poster file that cannot be opened"] == 1
+    printed = capsys.readouterr().out
+    assert f"1 posters could not be read, such as film {film}: " in printed
+    assert "Permission denied" in printed
+
+
+def test_a_file_far_too_large_for_a_poster_is_not_read(sample_catalogue: Path, tmp_path: Path) -> None:
+    (film,) = train_films(sample_catalogue, 1)
+    changed = catalogue_of(sample_catalogue, tmp_path / "catalogue", lambda row: row)
+    os.truncate(poster_file(changed, film), posters.MAX_BYTES + 1)
+    pack(changed, tmp_path / "shards", size=16)
+    (problem,) = [problem for report in reports(tmp_path / "shards") for problem in report["problems"]]
+    assert problem["tmdb_id"] == film
+    assert "more than 268,435,456 bytes" in problem["problem"]
 
 
 def odd_posters() -> dict[str, bytes]:
@@ -383,6 +442,7 @@ def odd_posters() -> dict[str, bytes]:
         "EXIF orientation 6": file(exif=turned),
         "CMYK": file(mode="CMYK"),
         "PNG": file(kind="PNG"),
+        "extraneous bytes before marker 0xd9": file()[:-2] + bytes(16) + file()[-2:],
         "greyscale": file(mode="L"),
         "PNG, one pixel": file((1, 1), kind="PNG"),
         "untouched": file((16, 16)),
@@ -392,7 +452,7 @@ def odd_posters() -> dict[str, bytes]:
 
 
 def test_the_report_states_what_became_of_every_odd_poster(
-    sample_catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sample_catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(posters, "MAX_PIXELS", 1_000_000)
     kinds = odd_posters()
@@ -412,7 +472,10 @@ def test_the_report_states_what_became_of_every_odd_poster(
         else:
             assert kind in (found[film].get("odd") or found[film]["problem"])
     counts = sum((Counter(report["posters"]) for report in reports(tmp_path / "shards")), Counter[str]())
-    assert (counts["odd"], counts["unreadable"], counts["untouched"]) == (5, 2, 1)
+    assert (counts["odd"], counts["unreadable"], counts["untouched"]) == (6, 2, 1)
+    printed = capsys.readouterr().out
+    assert "6 odd posters were packed, such as film " in printed
+    assert "2 posters could not be read, such as film " in printed
     assert counts["resized"] + counts["odd"] + counts["untouched"] == len(packed(tmp_path / "shards"))
     assert verify(manifest) == []
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from test_pack import BOTH, catalogue_of, command, files, packed, python, reports, temporary, train_films, wait_for
 
+from genre_dist import lock
 from genre_dist.acquire.catalogue import poster_file, read_rows
 from genre_dist.cli import main
-from genre_dist.prepare.inspection import verify
 from genre_dist.prepare.pack import pack
+from genre_dist.prepare.verification import verify
 from genre_dist.stream.index import index_path
 from genre_dist.stream.manifest import FILE, load_manifest
 
@@ -34,7 +35,7 @@ def test_new_films_go_to_new_shards_and_the_old_ones_stay(
     out = tmp_path / "shards"
     first = pack(fewer, out, **OPTIONS)
     old, films = files(out), packed(out)
-    times = {path: path.stat().st_mtime_ns for path in out.iterdir() if path.name != FILE}
+    times = {path: path.stat().st_mtime_ns for path in out.iterdir() if path.name not in (FILE, lock.FILE)}
     assert main(command(sample_catalogue, out)) == 0
     more = packed(out)
     assert f"{len(more) - len(films)} films added" in capsys.readouterr().out

@@ -108,6 +108,87 @@ def test_one_pixel_is_a_picture() -> None:
     assert odd == "PNG, one pixel"
 
 
+# ---- what libjpeg only warns of --------------------------------------------------------------------------------------
+
+
+def with_warning(kind: str, mode: str = "RGB") -> bytes:
+    """A JPEG whose pixels are all there and right, and of which libjpeg warns."""
+    data = file(Image.fromarray(picture()).convert(mode))
+    tables = data.find(b"\xff\xdb")
+    unknown_adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x07"
+    return {
+        "zeros before the end": data[:-2] + bytes(16) + data[-2:],
+        "anything before the end": data[:-2] + bytes(range(16)) + data[-2:],
+        "bytes between segments": data[:tables] + b"\0\1\2" + data[tables:],
+        "an unknown JFIF": data.replace(b"JFIF\0\1", b"JFIF\0\x09"),
+        "an unknown Adobe": data[:2] + unknown_adobe + data[20:],
+    }[kind]
+
+
+WARNINGS = {
+    "zeros before the end": "extraneous bytes before marker 0xd9",
+    "anything before the end": "extraneous bytes before marker 0xd9",
+    "bytes between segments": "extraneous bytes before marker 0xdb",
+    "an unknown JFIF": "unknown JFIF revision number 9",
+    "an unknown Adobe": "Unknown Adobe color transform code 7",
+}
+
+
+@pytest.mark.parametrize("kind", WARNINGS)
+def test_a_jpeg_that_libjpeg_only_warns_of_is_taken_and_noted_as_odd(kind: str) -> None:
+    data = with_warning(kind)
+    pixels, odd = load_rgb(data)
+    assert near(pixels, picture(), 3)
+    assert WARNINGS[kind] in odd
+    made, noted = square_jpeg(data, 32, "squash", 90)
+    assert noted == odd
+    assert load_rgb(made)[1] == ""  # so that nothing is left to warn of in training
+
+
+@pytest.mark.parametrize(("mode", "name"), [("L", "greyscale"), ("CMYK", "CMYK")])
+def test_a_jpeg_of_other_colours_may_have_a_warning_too(mode: str, name: str) -> None:
+    pixels, odd = load_rgb(with_warning("zeros before the end", mode))
+    assert pixels.shape == (60, 40, 3)
+    assert odd.startswith("Corrupt JPEG data")
+    assert odd.endswith(name)
+
+
+def test_a_flipped_bit_in_the_middle_leaves_a_picture_that_is_odd() -> None:
+    data = bytearray(noise())
+    for at in range(1500, 3000):  # which bit is noticed depends on libjpeg
+        changed = bytes(data[:at]) + bytes([data[at] ^ 16]) + bytes(data[at + 1 :])
+        with suppress(ValueError):
+            pixels, odd = load_rgb(changed)
+            if "extraneous" in odd:
+                assert pixels.shape == (60, 40, 3)
+                return
+    raise AssertionError("no bit was noticed")
+
+
+def test_pictures_of_a_stereo_camera_are_taken() -> None:
+    image = Image.fromarray(picture())
+    pixels, odd = load_rgb(file(image, "MPO", save_all=True, append_images=[image], quality=95))
+    assert near(pixels, picture())
+    assert odd == ""
+
+
+def noise() -> bytes:
+    return file(Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 40, 3), np.uint8)))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("end", [b"", b"\xff\xd9"])
+def test_a_jpeg_that_ends_too_early_is_refused_even_with_an_end_mark(mode: str, end: bytes) -> None:
+    data = file(Image.open(io.BytesIO(noise())).convert(mode))
+    with pytest.raises(ValueError, match=r"not a whole image: .*remature end"):
+        load_rgb(data[: len(data) * 2 // 3] + end)
+
+
+def test_what_is_no_picture_is_told_in_the_same_words_every_time() -> None:
+    with pytest.raises(ValueError, match=r"^not a whole image: none of the kinds JPEG, PNG, WEBP, GIF, BMP, TIFF$"):
+        load_rgb(b"<html>404</html>")
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 

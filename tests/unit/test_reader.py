@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from genre_dist.acquire.catalogue import CatalogueWriter, read_rows
 from genre_dist.genres import INDEX_OF_ID
 from genre_dist.prepare.pack import pack
-from genre_dist.stream import ring
+from genre_dist.stream import ring, tar
 from genre_dist.stream.found import Seconds
 from genre_dist.stream.index import RECORD, index_path
 from genre_dist.stream.loader import TrainStream, evaluation_stream
-from genre_dist.stream.manifest import load_manifest
+from genre_dist.stream.manifest import load_manifest, save_manifest
 from genre_dist.stream.order import Rows, evaluation_batches
 from genre_dist.stream.reader import Batch, ShardReader
 from genre_dist.stream.tar import members
@@ -168,7 +168,8 @@ class Damaged:
 
     def swap_rows(self) -> None:
         """The index of another packing: the film's id stands at another film's place."""
-        self.index["offset"][VICTIM] = self.index["offset"][VICTIM + 1]
+        for column in ("offset", "size"):
+            self.index[column][VICTIM] = self.index[column][VICTIM + 1]
         self.offset = int(self.index["offset"][VICTIM])
 
     def write(self) -> None:
@@ -232,6 +233,34 @@ def test_a_damaged_film_weighs_nothing_gets_one_line_and_leaves_the_others_alone
     assert batch.lengths is not None
     assert whole.lengths is not None
     assert np.array_equal(batch.lengths[others], whole.lengths[others])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    "about", [b"[" * 200_000, b'{"genre_ids": ' + b"[" * 200_000, b"\xff" * 100], ids=["list", "genres", "text"]
+)
+def test_a_member_that_cannot_be_parsed_is_a_fault_of_its_film_alone_and_readers_live_on(
+    shards_copy: Path, about: bytes, workers: int
+) -> None:
+    shard = Damaged(shards_copy)
+    begin = shard.member("json").start - 512
+    member = tar.header(f"{shard.film}.json", len(about)) + about.ljust(tar.padded(len(about)), b"\0")
+    end = begin + 512 + tar.padded(_length(shard, "json"))
+    longer = len(member) - (end - begin)
+    shard.data[begin:end] = member
+    shard.index["size"][VICTIM] += longer
+    shard.index["offset"][VICTIM + 1 :] += longer
+    shard.write()
+    manifest = load_manifest(shards_copy)
+    first = replace(manifest.shards[0], bytes=len(shard.data))
+    save_manifest(replace(manifest, shards=(first, *manifest.shards[1:])))
+    source = reader(shards_copy)
+    with closing(ring.batches(source, places(source, 10), samples=10, workers=workers)) as found:
+        told = [(batch.faults, len(batch.ids)) for batch in found]
+    assert sum(films for _, films in told) == source.index.samples
+    (line,) = [line for faults, _ in told for line in faults]
+    assert line.startswith(f"{shard.path}: film {shard.film} at byte {shard.offset}: ")
+    assert line.isprintable()
 
 
 def test_damage_is_replaced_in_the_same_way_every_time(shards_copy: Path) -> None:

@@ -5,12 +5,13 @@ import tarfile
 
 import numpy as np
 import pytest
+from fuzzing import within_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genre_dist.prepare.members import sample
 from genre_dist.stream import sample as reading
-from genre_dist.stream.sample import load_genres, read_members
+from genre_dist.stream.sample import load_genres, load_tokens, read_members
 
 law = settings(deadline=None, max_examples=80)
 FILM = {"tmdb_id": 603, "title": "The Film", "genre_ids": [28, 878], "release_date": "1999-03-30"}
@@ -90,8 +91,23 @@ def test_a_title_that_looks_like_genres_is_a_title(title: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"[]", b"{}", b'{"genre_ids": 3}', b'{"genre_ids": ["a"]}', b'{"genre_ids": [1]']
+    "text",
+    [
+        *(b"", b"[]", b"{}", b"null", b'{"genre_ids": 3}', b'{"genre_ids": ["a"]}', b'{"genre_ids": [1]', b"\xff"),
+        *(b'{"genre_ids": [true]}', b'{"genre_ids": [28.0]}', b'{"genre_ids": [[28]]}', b'{"genre_ids": {"28": 1}}'),
+        *(b"[" * 200_000, b'{"a":' * 200_000, b'{"genre_ids": [' + b"9" * 5000 + b"]}"),
+    ],
 )
 def test_what_has_no_genres_is_refused(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         load_genres(text)
+
+
+@pytest.mark.parametrize(
+    "shape", ["(1000000000000,)", "(9223372036854775808, 9223372036854775808)", "(-5,)", "(4, 1)", "()"]
+)
+def test_tokens_of_another_shape_than_their_bytes_are_refused_before_memory_is_taken(shape: str) -> None:
+    text = f"{{'descr': '<i4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    data = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(16)
+    with within_memory(100 << 20), pytest.raises(ValueError, match="the tokens are no"):
+        load_tokens(data, 100)

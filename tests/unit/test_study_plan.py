@@ -103,6 +103,13 @@ def test_several_ranks_are_started_by_torchrun() -> None:
         ("stages=[]", "stages is a section"),
         ("seeds=[]", "seeds must differ"),
         ("seeds=3", "seeds is a list"),
+        ("seeds=[one]", "seeds are whole numbers"),
+        ("seeds=[-1]", "seeds are whole numbers"),
+        ("baselines=[[svm_bow]]", "unknown key `baselines.['svm_bow']`"),
+        ("overrides=&a {x: *a}", "Circular reference"),
+        ("group=[: {", "--set group: not YAML"),
+        ("group=" + 4000 * "[", "--set group: not YAML"),
+        ("stages.a/b.config=text_lstm.yaml", "stages.a/b: a stage's name is that of its folder"),
         ("processes=two", "processes is of type int"),
         ("explore=1", "explore is of type bool"),
         ("baselines=[svm_bow, svm_tfdif]", "did you mean `svm_tfidf`?"),
@@ -120,7 +127,7 @@ def test_a_mistake_is_named(change: str, named: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", ["a: [", "- 1", ""])
+@pytest.mark.parametrize("content", ["a: [", "- 1", "", "a: \x07", "a: 2020-13-45", "a: !!python/name:os.system x"])
 def test_a_file_that_is_no_study_is_named(content: str, tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(content)

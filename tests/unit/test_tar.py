@@ -1,8 +1,10 @@
 """Tar pieces: read as Python's tarfile reads them, written the same on every machine."""
 
 import io
+import subprocess
 import tarfile
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -82,9 +84,63 @@ def test_folders_and_links_are_passed_over() -> None:
     assert contents(data + one("9.jpg", b"file")) == [("9.jpg", b"file")]
 
 
-def test_a_piece_of_an_archive_needs_no_end_marker_and_ends_at_one() -> None:
+def test_a_piece_of_an_archive_needs_no_end_marker() -> None:
     piece = one("1.jpg", b"a") + one("1.json", b"b")
-    assert contents(piece) == contents(piece + tar.END) == contents(piece + tar.END + one("2.jpg", b"c"))
+    assert contents(piece) == contents(piece + tar.END) == contents(piece + tar.END + b"left over" * 100)
+
+
+@pytest.mark.parametrize("zeros", [512, 1024, 10240, 3 << 20])
+def test_an_archive_behind_another_one_is_read_on(zeros: int) -> None:
+    one_after_another = one("1.jpg", b"a") + bytes(zeros) + one("2.jpg", b"b") + tar.END
+    assert contents(one_after_another) == [("1.jpg", b"a"), ("2.jpg", b"b")]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_links_have_no_content_whatever_size_they_tell_and_name_their_target(kind: str) -> None:
+    target = "t" * 90 if kind == "ustar" else "folder/" * 30 + "t.jpg"
+    for link, name in ((tarfile.LNKTYPE, "hard link"), (tarfile.SYMTYPE, "symbolic link")):
+        info = tarfile.TarInfo("link.jpg")
+        info.type, info.linkname = link, target
+        data = info.tobuf(format=FORMATS[kind]) + one("1.jpg", b"a")
+        entries = list(tar.entries(data))
+        assert [(entry.kind, entry.target) for entry in entries] == [(name, target), ("file", "")]
+        assert contents(data) == [("1.jpg", b"a")]
+
+
+def gnu_tar(folder: Path, *options: str) -> bytes:
+    subprocess.run(["tar", "-c", "-f", folder / "x.tar", *options], cwd=folder, check=True)
+    return (folder / "x.tar").read_bytes()
+
+
+@pytest.mark.parametrize("form", ["gnu", "posix"])
+def test_sparse_files_are_told_and_what_follows_them_is_read(tmp_path: Path, form: str) -> None:
+    with open(tmp_path / "1.bin", "wb") as file:
+        for hole in range(40):  # a map that is longer than a header takes
+            file.seek(hole * 65_536)
+            file.write(b"x" * 4096)
+    (tmp_path / "2.jpg").write_bytes(b"poster")
+    data = gnu_tar(tmp_path, "--sparse", f"--format={form}", "1.bin", "2.jpg")
+    assert [(entry.name, entry.kind) for entry in tar.entries(data)] == [("1.bin", "sparse file"), ("2.jpg", "file")]
+    assert contents(data) == [("2.jpg", b"poster")]
+
+
+@pytest.mark.parametrize("size", ["7", "600"])
+def test_a_size_in_a_pax_record_counts(size: str) -> None:
+    record = f"{len(size) + (8 if len(size) == 1 else 9)} size={size}\n".encode()
+    extension = bytearray(tar.header("pax", len(record)))
+    extension[156] = ord("x")
+    content = b"c" * int(size)
+    member = tar.header("1.jpg", 0) + content + bytes(tar.padded(len(content)) - len(content))
+    data = bytes(extension) + record.ljust(512, b"\0") + member + one("2.jpg", b"b")
+    assert contents(data) == [("1.jpg", content), ("2.jpg", b"b")]
+
+
+@pytest.mark.parametrize("kind", [b"x", b"L", b"K"])
+def test_an_extension_of_gigabytes_is_refused_before_memory_is_taken(kind: bytes) -> None:
+    extension = bytearray(tar.header("pax", 0))
+    extension[124:136], extension[156] = b"%011o\0" % (4 << 20), kind[0]
+    with pytest.raises(ValueError, match="extension at byte 0 has 4,194,304 bytes"):
+        list(tar.entries(bytes(extension) + bytes(4 << 20)))
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from small_disk import small_disk
 from wandb.proto.wandb_internal_pb2 import Record as StoredRecord
 
 from genre_dist.config import Config, ModelConfig, PosterConfig, RunConfig, TextConfig, TrackingConfig
@@ -97,9 +98,73 @@ def test_resuming_from_the_last_step_makes_the_final_evaluations_again(path: Pat
     assert written(path) == [("train", 1), ("train", 2), ("val", 2), ("train", 3), ("train", 4)]
 
 
-def test_starting_from_nothing_drops_everything(path: Path) -> None:
-    Record(path, 0, 4, []).close()
-    assert written(path) == []
+def test_starting_from_nothing_keeps_what_was_there_in_files_of_its_own(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = path.read_bytes()
+    for number in (1, 2):
+        record = Record(path, 0, 4, [])
+        aside = path.with_name(f"metrics-lost-{number}.jsonl")
+        assert f"rows of before are kept in {aside}" in capsys.readouterr().out
+        assert written(path) == []
+        record.write(train_row(number))
+        record.close()
+    assert path.with_name("metrics-lost-1.jsonl").read_bytes() == before
+    assert written(path.with_name("metrics-lost-2.jsonl")) == [("train", 1)]
+    assert written(path) == [("train", 2)]
+
+
+def test_a_record_of_which_nothing_is_dropped_is_not_written_again(path: Path) -> None:
+    before, stat = path.read_bytes(), path.stat()
+    Record(path, 4, 8, []).close()
+    assert path.read_bytes() == before
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('{"kind": "train", "step":', "[]", "7", '{"step": 1}', '{"kind": "val"}', '{"kind": "val", "step": "2"}'),
+        *('{"kind": "train", "step": -1}', '{"kind": "train", "step": 1, "epoch": null}', "[" * 100_000),
+    ],
+    ids=range(9),
+)
+def test_a_line_that_is_no_row_is_told_with_its_number_and_nothing_is_dropped(path: Path, line: str) -> None:
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], line, *lines[2:]]) + "\n")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 3 is no row") as caught:
+        Record(path, 4, 8, [])
+    assert str(caught.value).isprintable()
+    assert path.read_bytes() == before
+
+
+def test_on_a_full_disk_a_row_is_whole_or_absent_and_the_error_names_the_record(path: Path) -> None:
+    record = Record(path, 4, 8, [])
+    before = path.read_bytes()
+    with small_disk(len(before) + 20), pytest.raises(OSError, match=r"goes on.*metrics\.jsonl"):
+        record.write(train_row(5))
+    assert path.read_bytes() == before
+    record.write(train_row(5))
+    record.close()
+    assert written(path)[-1] == ("train", 5)
+
+
+def test_what_changes_on_the_way_is_a_row_that_every_view_can_show(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = Record(path, 3, 8, [Console(8)])
+    row = {"kind": "settings", "step": 4, "epoch": 0, "changes": {"optim.text_lr": (0.1, 0.2)}}
+    record.write(row)
+    record.close()
+    assert "from step 4 on: optim.text_lr=0.2 (was 0.1)" in capsys.readouterr().out
+    assert written(path)[-1] == ("settings", 4)
+    record = Record(path, 3, 8, [])  # nothing of it was saved
+    assert written(path)[-1] == ("train", 3)
+    record.close()
+    views = open_record(Config(tracking=TrackingConfig(wandb="off", tensorboard=True)), path.parent, 3, 8)
+    views.write(row)
+    views.close()
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20])

@@ -1,9 +1,33 @@
 """Classic models on the overviews: what a neural network has to beat."""
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from annotated_types import Ge, Le
+from typing_extensions import TypedDict
+
+from genre_dist.sealed import read_sealed
+from genre_dist.validation import Count
 
 FILE = "baseline.json"
 """The description in a baseline's folder; written last."""
+
+
+class Description(TypedDict, total=False):
+    """What is read of it; there is more in it."""
+
+    kind: str
+    data_fingerprint: str
+    text: str
+    title: str
+    train_films: Count
+    fit_seconds: Annotated[float, Ge(0), Le(1e12)]
+    peak_memory_gb: Annotated[float, Ge(0), Le(1e9)]
+
+
+def read_description(path: Path) -> Description:
+    """A baseline's description. Raises ValueError if the file is not that."""
+    return read_sealed(Description, path, "remove the folder and fit the baseline again")
 
 
 class Kind(NamedTuple):

@@ -4,7 +4,6 @@ In RAM are one chunk of films, the weights, and for the support vector machines 
 into the memory allowed; beyond that they learn from chunks, made anew in every pass.
 """
 
-import json
 import os
 import resource
 import sys
@@ -17,9 +16,11 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from genre_dist.atomic import atomic_file
+from genre_dist.printable import printable
+from genre_dist.sealed import write_sealed
 from genre_dist.stream.manifest import load_manifest
-from genre_dist.study.baselines import BASELINES, FILE, Kind, features, models
+from genre_dist.stream.words import load_vectors
+from genre_dist.study.baselines import BASELINES, FILE, Kind, features, models, read_description
 from genre_dist.study.baselines.models import Labelled, Linear, Matrix
 from genre_dist.study.baselines.texts import Chunk, Texts
 from genre_dist.study.evaluation import Evaluation, print_evaluation, save_evaluation
@@ -57,11 +58,11 @@ def baselines(
             message = f"{name} needs word vectors and {shards} was packed without; pack with --vectors FILE"
             if len(folders) == 1:
                 raise ValueError(message)
-            print(f"{run}: left out: {message}", file=sys.stderr)
+            print(printable(f"{run}: left out: {message}"), file=sys.stderr)
             continue
         identity = {"kind": name, "data_fingerprint": manifest.fingerprint, "text": _text_told(texts)}
         if _done(run, identity):
-            print(f"{run} is finished")
+            print(f"{printable(run)} is finished")
             continue
         run.mkdir(parents=True, exist_ok=True)
         _run(run, texts, BASELINES[name], identity, memory, workers or os.cpu_count() or 1)
@@ -78,10 +79,12 @@ def _done(run: Path, identity: dict[str, Any]) -> bool:
         if (run / "config.yaml").exists():
             raise ValueError(f"{run} holds a training run; choose another --out")
         return False
-    told = json.loads((run / FILE).read_text())
+    told = read_description(run / FILE)
     for key, value in identity.items():
-        if told[key] != value:
-            raise ValueError(f"{run} holds a baseline with {key}={told[key]}, now it is {value}; choose another --out")
+        if told.get(key) != value:
+            raise ValueError(
+                f"{run} holds a baseline with {key}={told.get(key)}, now it is {value}; choose another --out"
+            )
     return True
 
 
@@ -92,7 +95,9 @@ def _run(run: Path, texts: Texts, kind: Kind, identity: dict[str, Any], memory: 
     plan = _plan(kind, texts)
     linear, told = _fit(kind, plan, texts, memory, workers)
     fitted = time.monotonic()
-    print(f"{run}: {kind.title}, {plan.columns:,} columns, {told['solver']}, fitted in {fitted - began:.1f} s")
+    print(
+        f"{printable(run)}: {kind.title}, {plan.columns:,} columns, {told['solver']}, fitted in {fitted - began:.1f} s"
+    )
     for split in ("val", "test"):  # val first: thresholds are fitted on it
         if texts.manifest.samples(split, ("overview",)):
             evaluation = _evaluate(linear, plan, texts, split, genres)
@@ -105,15 +110,15 @@ def _run(run: Path, texts: Texts, kind: Kind, identity: dict[str, Any], memory: 
         "seconds": time.monotonic() - began,
         "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
-    with atomic_file(run / FILE, "w") as file:
-        json.dump(description, file, indent=1)
+    write_sealed(run / FILE, description)
 
 
 def _plan(kind: Kind, texts: Texts) -> Plan:
     """The pass over the train split that decides on columns and their weights."""
     manifest = texts.manifest
     if kind.features == "vectors":
-        vectors = np.load(manifest.folder / manifest.text["vectors"], mmap_mode="r", allow_pickle=False)
+        vectors = load_vectors(manifest.folder, manifest.text)
+        assert vectors is not None
         ignored = features.stop_words(texts.words)
         dim = vectors.shape[1]
         films = manifest.samples("train", ("overview",))
@@ -157,7 +162,7 @@ def _fit(kind: Kind, plan: Plan, texts: Texts, memory: float, workers: int) -> t
         linear, unconverged = models.fit_svm(whole, np.concatenate(labels), workers)
         told = {"solver": "liblinear", "genres_not_converged": unconverged}
     for fault in sorted(faults):
-        print(f"warning: left out of training: {fault}", file=sys.stderr)
+        print(f"warning: left out of training: {printable(fault)}", file=sys.stderr)
     return linear, told | {"train_films": films - len(faults), "train_films_left_out": len(faults)}
 
 
@@ -179,7 +184,7 @@ def _evaluate(linear: Linear, plan: Plan, texts: Texts, split: str, genres: list
         labels.append(_labels(chunk, len(genres)))
         faults += [film.fault for film in chunk if film.fault]
     for fault in faults:
-        print(f"warning: predicted from no words: {fault}", file=sys.stderr)
+        print(f"warning: predicted from no words: {printable(fault)}", file=sys.stderr)
     stored = texts.ids(split)
     found = np.array(ids)
     order = np.argsort(found)[np.argsort(np.argsort(stored))]

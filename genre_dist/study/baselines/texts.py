@@ -9,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from genre_dist.prepare.vocabulary import encode, load_words
+from genre_dist.prepare.vocabulary import encode
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.sample import UNKNOWN
+from genre_dist.stream.words import load_words
 from genre_dist.study.films import catalogue_films, packed_films
 
 MEMBERS = ("overview",)
@@ -42,7 +43,9 @@ class Texts:
 
     def __init__(self, manifest: Manifest, catalogue: Path | None = None) -> None:
         self.manifest, self.catalogue = manifest, catalogue
-        self.ids_of_words = load_words(manifest.folder / manifest.text["vocabulary"])
+        self.ids_of_words = load_words(
+            manifest.folder / manifest.text["vocabulary"], manifest.text["vocabulary_sha256"]
+        )
 
     @cached_property
     def words(self) -> list[str]:

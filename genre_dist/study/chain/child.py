@@ -7,12 +7,13 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO
 
+from genre_dist.lock import Lock
+from genre_dist.printable import printable
 from genre_dist.study.chain.tasks import Task
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-_LAST_LINES = 20
+_LAST_LINES, _LAST_BYTES = 20, 1 << 16
 
 
 class Child:
@@ -22,7 +23,7 @@ class Child:
         self,
         task: Task,
         command: list[str],
-        lock: IO[str],
+        lock: Lock,
         log: Path | None,
         environment: Mapping[str, str],
     ) -> None:
@@ -35,7 +36,7 @@ class Child:
                 output = stack.enter_context(open(log, "ab"))
             self._process = subprocess.Popen(
                 command,
-                pass_fds=(lock.fileno(),),
+                pass_fds=[descriptor for descriptor in [lock.fileno()] if descriptor is not None],
                 preexec_fn=_end_with_parent,
                 stdout=output,
                 stderr=output,
@@ -73,8 +74,10 @@ class Child:
         """What says more about how it ended."""
         if self.log is None:
             return "see above"
-        lines = self.log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
-        return "\n".join((f"the end of {self.log}:", *(f"  {line}" for line in lines)))
+        with open(self.log, "rb") as file:
+            file.seek(max(0, self.log.stat().st_size - _LAST_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()[-_LAST_LINES:]
+        return "\n".join((f"the end of {self.log}:", *(f"  {printable(line)}" for line in lines)))
 
 
 def _end_with_parent() -> None:

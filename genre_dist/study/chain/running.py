@@ -1,17 +1,17 @@
 """Running a study's tasks, each in a process of its own: one after the other, or as many at a time as it has lanes."""
 
-import fcntl
 import os
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
+from genre_dist.lock import Lock
+from genre_dist.printable import printable
 from genre_dist.study.chain.child import Child
 from genre_dist.study.chain.lanes import Machine, usable_cores, visible_gpus
 from genre_dist.study.chain.schema import load_study
@@ -21,28 +21,28 @@ from genre_dist.training.stopping import PREEMPTED, SIGNALS
 LOOK_SECONDS = 0.2
 
 
-def run_study(config: Path, out: Path, changes: Sequence[str] = ()) -> int:
+def run_study(config: Path, out: Path, changes: Sequence[str], lock: Lock) -> int:
     """Run, or continue, a study: what is done is skipped, what was begun goes on.
 
-    Returns 0, PREEMPTED if it was asked to stop and can be continued by the same command, 2 or 1 if a stage failed.
-    Raises ValueError for a mistake in the study before anything runs, and if another process works in the folder.
+    Stages inherit the folder's lock: it is free when the last of them has ended. Returns 0, PREEMPTED if it was asked
+    to stop and can be continued by the same command, 2 or 1 if a stage failed. Raises ValueError for a mistake in the
+    study before anything runs.
     """
     study = load_study(config, changes)
     chain = tasks(study, config.parent, out, study.group or config.stem)
     machine = Machine(study.lanes, chain, visible_gpus() if study.lanes > 1 else [], usable_cores())
-    out.mkdir(parents=True, exist_ok=True)
-    code = run_tasks(chain, machine, out)
+    code = run_tasks(chain, machine, out, lock)
     if code == 0:
-        print(f"finished: {out / 'report' / 'index.html'}", flush=True)
+        print(f"finished: {printable(out / 'report' / 'index.html')}", flush=True)
     return code
 
 
-def run_tasks(chain: Sequence[Task], machine: Machine, out: Path) -> int:
+def run_tasks(chain: Sequence[Task], machine: Machine, out: Path, lock: Lock) -> int:
     """Run tasks whose turn it is, at most `machine.lanes` at a time, until all are done; returns as `run_study` does.
 
     A stage that fails or is stopped ends the study: those beside it are asked to stop, and can be continued.
     """
-    with _alone_in(out) as lock, Stopping() as stopping, closing(Running(chain, machine, out, lock)) as running:
+    with Stopping() as stopping, closing(Running(chain, machine, out, lock)) as running:
         while running.more():
             if stopping.reason is None:
                 running.start()
@@ -68,7 +68,7 @@ def run_tasks(chain: Sequence[Task], machine: Machine, out: Path) -> int:
 class Running:
     """Which tasks are done, at work and still to come."""
 
-    def __init__(self, chain: Sequence[Task], machine: Machine, out: Path, lock: IO[str]) -> None:
+    def __init__(self, chain: Sequence[Task], machine: Machine, out: Path, lock: Lock) -> None:
         self.machine, self.out, self.lock = machine, out, lock
         self.total, self.waiting = len(chain), list(enumerate(chain, 1))
         self.done: set[str] = set()
@@ -91,7 +91,7 @@ class Running:
                 continue
             command, share = started_as(task), self.machine.take(task)
             log = self.out / "logs" / f"{task.name}.log" if self.machine.lanes > 1 else None
-            print(f"== {number}/{self.total} {task.name}: {shlex.join(command)}", flush=True)
+            print(f"== {number}/{self.total} {task.name}: {printable(shlex.join(command))}", flush=True)
             self.children.append((number, Child(task, command, self.lock, log, os.environ | share), share))
 
     def ended(self) -> Iterator[tuple[Child, int]]:
@@ -145,19 +145,3 @@ class Stopping:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name
-
-
-@contextmanager
-def _alone_in(out: Path) -> Iterator[IO[str]]:
-    """Hold the folder's lock. Stages inherit it: it is free when the last of them has ended.
-
-    Raises ValueError if another process has it.
-    """
-    with open(out / ".lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{out}: a study is at work here, or a stage of one that was killed; wait until it has ended"
-            ) from None
-        yield lock

@@ -2,8 +2,9 @@
 
 import dataclasses
 import difflib
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,10 +12,11 @@ from typing import Any, ClassVar
 import yaml
 
 from genre_dist.config.rules import require
+from genre_dist.printable import printable
 from genre_dist.stream.manifest import SPLITS
 from genre_dist.study.baselines import BASELINES
-
-ENCODERS = ("text", "poster")
+from genre_dist.study.settings import ENCODERS
+from genre_dist.validation import is_file_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,7 @@ class Study:
         before: list[str] = []
         for name, stage in self.stages.items():
             where = f"stages.{name}"
+            require(is_file_name(name) and "/" not in name, f"{where}: a stage's name is that of its folder, without /")
             require(stage.processes is None or stage.processes >= 1, f"{where}.processes must be at least 1")
             for encoder, source in stage.weights.items():
                 _known(encoder, ENCODERS, f"{where}.weights")
@@ -102,20 +105,28 @@ def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such study")
-    try:
-        told = yaml.load(path.read_text(), _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    told = _mapping(told, str(path))
+    told = _mapping(_parse(path.read_bytes(), str(path)), str(path))
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
             raise ValueError(f"--set takes KEY=VALUE, such as seeds=[0], not `{change}`")
-        _set(told, key, yaml.load(value, _Loader))
+        _set(told, key, _parse(value.encode(errors="replace"), f"--set {key}"))
     try:
+        json.dumps(told, default=str, skipkeys=True)  # an alias inside what it names is refused here
         return _study(told)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {_brief(error)}") from None
+
+
+def _parse(written: bytes, where: str) -> Any:
+    try:
+        return yaml.load(written, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not YAML ({_brief(error)})") from None
+
+
+def _brief(error: Exception) -> str:
+    return printable(error)[:500]
 
 
 class _Loader(yaml.SafeLoader):
@@ -128,17 +139,6 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|false)$"), list("tf"))
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings -> dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def _study(told: dict[str, Any]) -> Study:
@@ -156,6 +156,8 @@ def _study(told: dict[str, Any]) -> Study:
         if name in values:
             require(isinstance(values[name], list), f"{name} is a list, found: {values[name]}")
             values[name] = tuple(values[name])
+    for seed in values.get("seeds", ()):
+        require(type(seed) is int and 0 <= seed < 2**32, f"seeds are whole numbers from 0 to 2^32 - 1, found: {seed}")
     return Study(**values)
 
 
@@ -198,12 +200,12 @@ def _fields(cls: type, told: Any, prefix: str) -> dict[str, Any]:
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{where} is a section of keys, found: {value}")
+        raise ValueError(f"{where} is a section of keys, found: {printable(value)[:80]}")
     return value
 
 
 def _known(key: Any, names: Any, where: str) -> None:
-    if key not in names:
+    if not isinstance(key, str) or key not in names:
         near = difflib.get_close_matches(str(key), list(names), n=1, cutoff=0.4)
         hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(names)}"
         raise ValueError(f"unknown key `{f'{where}.' if where else ''}{key}`; {hint}")

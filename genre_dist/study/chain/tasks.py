@@ -1,6 +1,5 @@
 """From a study to its tasks: what is run for each, in which folder, and how to see that it is done."""
 
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +13,9 @@ from genre_dist.configfile import load_config, parse_config
 from genre_dist.stream.manifest import FILE as MANIFEST
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.study.baselines import FILE as BASELINE
-from genre_dist.study.chain.schema import ENCODERS, StagePlan, Study, flat
+from genre_dist.study.chain.schema import StagePlan, Study
+from genre_dist.study.settings import differing, flat
+from genre_dist.validation import read_json
 
 FACTS = "model.json"  # of training/export.py, which takes torch to import
 REPORT = ("comparison.json", "index.html")
@@ -182,39 +183,6 @@ def _compare(study: Study, runs: list[Path], out: Path, after: tuple[str, ...]) 
 def _says(path: Path, key: str, value: Any) -> bool:
     """Whether a JSON file is there and has this value; such files are written last."""
     try:
-        return bool(json.loads(path.read_text())[key] == value)
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-_WITHOUT_EFFECT: dict[str, set[str]] = {
-    "data": {"shards", "workers", "prefetch", "micro_batch", "max_bad_fraction"},
-    "train": {"steps", "epochs", "log_every_steps", "eval_every_steps"},
-}
-"""Settings in which a run that is there may differ: they change no figure, or training itself knows what to do."""
-
-
-def differing(there: Config, wanted: Config) -> tuple[str, Any, Any] | None:
-    """The first setting by which two configurations would train something else, with both values."""
-    for section in ("data", "model", "optim", "train"):
-        old, new = (flat(dataclasses.asdict(getattr(config, section))) for config in (there, wanted))
-        without_effect = _WITHOUT_EFFECT.get(section, set())
-        if section == "model":
-            without_effect = _of_absent_encoders(old, new)
-        for key, value in new.items():
-            if key not in without_effect and _comparable(key, old[key]) != _comparable(key, value):
-                return f"{section}.{key}", old[key], value
-    if there.run.seed != wanted.run.seed:
-        return "run.seed", there.run.seed, wanted.run.seed
-    return None
-
-
-def _of_absent_encoders(old: dict[str, Any], new: dict[str, Any]) -> set[str]:
-    """Settings of encoders that neither model has."""
-    absent = [name for name in ENCODERS if old[f"{name}.arch"] == new[f"{name}.arch"] == "none"]
-    return {key for key in new if key.partition(".")[0] in absent}
-
-
-def _comparable(key: str, value: Any) -> Any:
-    """A file of weights is the same by whatever path it is named."""
-    return Path(value).resolve() if key.endswith("weights") and isinstance(value, str) else value
+        return bool(read_json(dict[str, Any], path, "").get(key) == value)
+    except (OSError, ValueError):
+        return False  # to be made again

@@ -1,6 +1,8 @@
 """The exploration's figures, each a PNG."""
 
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,15 @@ from matplotlib.figure import Figure
 from wordcloud import WordCloud
 
 from genre_dist.atomic import atomic_file
+from genre_dist.printable import printable
 from genre_dist.study.explore.findings import THRESHOLDS
+
+matplotlib.rcParams["text.parse_math"] = False  # a $ is a $
 
 COLOUR, QUIET = "#2b6cb0", "#c3ccd6"
 MONTHS = "JFMAMJJASOND"
 LENGTHS_SHOWN = 200
+LETTERS = 30  # of a name or word in a figure
 
 
 def draw(told: dict[str, Any], out: Path, progress: Callable[[str], None] = lambda name: None) -> dict[str, Path]:
@@ -37,16 +43,25 @@ def draw(told: dict[str, Any], out: Path, progress: Callable[[str], None] = lamb
     for name, make in drawn.items():
         progress(name)
         files[name] = _save(make(), out / f"{name}.png")
-    for genre, words in told["words"].items():
-        if words["frequent"]:
-            progress(f"words of {genre}")
-            files[f"words-{slug(genre)}"] = _cloud(words["frequent"], out / f"words-{slug(genre)}.png")
+    for genre, name in cloud_names(told["words"]).items():
+        if frequent := told["words"][genre]["frequent"]:
+            progress(name)
+            files[name] = _save_cloud(frequent, out / f"{name}.png")
     return files
 
 
-def slug(genre: str) -> str:
-    """A genre's name in a file's name."""
-    return genre.lower().replace(" ", "_")
+def cloud_names(genres: Iterable[str]) -> dict[str, str]:
+    """What the figure of a genre's words is called: `words-science_fiction`; numbered where two would be the same."""
+    names: dict[str, str] = {}
+    for place, genre in enumerate(genres):
+        name = "words-" + re.sub("[^a-z0-9]+", "_", genre.lower())[:LETTERS]
+        names[genre] = f"{name}.{place}" if name in names.values() else name
+    return names
+
+
+def _label(name: str) -> str:
+    told = printable(name)
+    return told if len(told) <= LETTERS else f"{told[:LETTERS]}..."
 
 
 def _save(figure: Figure, path: Path) -> Path:
@@ -59,7 +74,8 @@ def _save(figure: Figure, path: Path) -> Path:
 def _genres(told: dict[str, Any]) -> Figure:
     ranked = sorted(told["genres"].items(), key=lambda item: item[1]["films"])
     figure, axes = plt.subplots(figsize=(7, 6))
-    bars = axes.barh([name for name, _ in ranked], [row["films"] for _, row in ranked], color=COLOUR)
+    bars = axes.barh(range(len(ranked)), [row["films"] for _, row in ranked], color=COLOUR)
+    axes.set_yticks(range(len(ranked)), [_label(name) for name, _ in ranked])
     axes.bar_label(bars, [f"{row['films']:,}" for _, row in ranked], padding=3, fontsize=9)
     axes.set_xlabel("films")
     sns.despine(figure)
@@ -93,8 +109,8 @@ def _together(told: dict[str, Any]) -> Figure:
         share,
         ax=axes,
         cmap="Blues",
-        xticklabels=told["genres"],
-        yticklabels=told["genres"],
+        xticklabels=[_label(name) for name in told["genres"]],
+        yticklabels=[_label(name) for name in told["genres"]],
         annot=True,
         fmt=".0f",
         annot_kws={"size": 7},
@@ -114,7 +130,7 @@ def _months(told: dict[str, Any]) -> Figure:
         share = 100 * np.array([np.nan if value is None else value for value in told["months"]["share"][name]], float)
         axes.plot(range(12), share, color=COLOUR, marker="o", ms=2.5)
         axes.axhline(np.average(np.nan_to_num(share), weights=told["months"]["films"]), color=QUIET, lw=1)
-        axes.set_title(name, fontsize=9)
+        axes.set_title(_label(name), fontsize=9)
         axes.set_ylim(bottom=0)
         axes.set_xticks(range(12), list(MONTHS), fontsize=7)
         axes.tick_params(axis="y", labelsize=7)
@@ -129,7 +145,7 @@ def _boxes(told: dict[str, Any], measure: str, unit: str) -> Figure:
     known = [(name, row[measure]) for name, row in told["posters"]["by_genre"].items() if row[measure]]
     known.sort(key=lambda pair: pair[1]["0.5"])
     names = ("whislo", "q1", "med", "q3", "whishi")
-    boxes = [dict(zip(names, row.values(), strict=True)) | {"label": name, "fliers": []} for name, row in known]
+    boxes = [dict(zip(names, row.values(), strict=True)) | {"label": _label(name), "fliers": []} for name, row in known]
     figure, axes = plt.subplots(figsize=(7, 6))
     axes.bxp(
         boxes, orientation="horizontal", patch_artist=True, boxprops={"facecolor": QUIET}, medianprops={"color": COLOUR}
@@ -139,9 +155,12 @@ def _boxes(told: dict[str, Any], measure: str, unit: str) -> Figure:
     return figure
 
 
-def _cloud(words: dict[str, int], path: Path) -> Path:
+def _save_cloud(words: dict[str, int], path: Path) -> Path:
+    shown: Counter[str] = Counter()
+    for word, count in words.items():
+        shown[_label(word)] += count  # a text in a language without blanks is one long word
     cloud = WordCloud(width=480, height=280, background_color="white", colormap="Blues_r", random_state=0)
-    image = cloud.generate_from_frequencies(words).to_image()
+    image = cloud.generate_from_frequencies(shown).to_image()
     with atomic_file(path) as file:
         image.save(file, format="PNG", optimize=True)
     return path

@@ -5,18 +5,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
+from genre_dist.printable import printable
 from genre_dist.study.headline import LABELS
 
 if TYPE_CHECKING:
     from genre_dist.study.explanation import Explained
 
+matplotlib.rcParams["text.parse_math"] = False  # a $ is a $
+
 ACCENT, AGAINST = "#0a5c8c", "#9a4a1f"
 WORDS = 12  # of a film, the most telling
+LETTERS = 80  # of a title or word
+
+
+def _label(text: str) -> str:
+    return printable(text)[:LETTERS]
 
 
 def overlay(picture: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -38,12 +47,12 @@ def film_figure(film: "Explained", path: Path) -> None:
         if film.picture is not None and found.heat is not None:
             poster.imshow(film.picture, aspect=1.5)
             heat.imshow(overlay(film.picture, found.heat), aspect=1.5)
-        heat.set_title(f"{genre}, {'named' if above > 0 else 'not named'} ({above:+.1f})", fontsize=10)
+        heat.set_title(f"{_label(genre)}, {'named' if above > 0 else 'not named'} ({above:+.1f})", fontsize=10)
         words.axis("off")
         if found.words is not None and film.words:
             _bars(words, film.words, found.words)
     title = film.shown.title if film.shown else str(film.film)
-    figure.suptitle(f"{title}: {', '.join(film.true)}", fontsize=11)
+    figure.suptitle(f"{_label(title)}: {_label(', '.join(film.true))}", fontsize=11)
     _save(figure, path)
 
 
@@ -52,7 +61,7 @@ def _bars(axes: Any, words: list[str], values: NDArray[np.float32]) -> None:
     telling = telling[np.argsort(values[telling])]
     axes.axis("on")
     axes.barh(range(len(telling)), values[telling], color=[ACCENT if values[at] > 0 else AGAINST for at in telling])
-    axes.set_yticks(range(len(telling)), [words[at] for at in telling], fontsize=8)
+    axes.set_yticks(range(len(telling)), [_label(words[at]) for at in telling], fontsize=8)
     axes.set_xlabel("adds to the logit", fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from genre_dist import __version__
 from genre_dist.atomic import atomic_file
+from genre_dist.printable import printable
 from genre_dist.study import tables
 from genre_dist.study.headline import LABELS, points
 from genre_dist.study.report import charts
@@ -35,13 +36,14 @@ def render(template: str, **context: Any) -> str:
         loader=PackageLoader("genre_dist.study.report"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {
         "abs": abs,
         "picture": picture,
-        "breakable": lambda text: Markup("_<wbr>").join(text.split("_")),
+        "breakable": lambda text: Markup("_<wbr>").join(_visible(text).split("_")),
         "points": points,
         "interval": tables.interval,
         "percent": lambda value: "\N{EN DASH}" if value is None else f"{100 * value:.1f}",
@@ -50,6 +52,13 @@ def render(template: str, **context: Any) -> str:
     return environment.get_template(template).render(
         style=parts["style.css"], script=parts["script.js"], version=__version__, **context
     )
+
+
+def _visible(value: Any) -> Any:
+    """Text with its lines, and without what would reorder or hide it; markup of ours as it is."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "\n".join(map(printable, value.split("\n")))
 
 
 def picture(data: bytes, kind: str = "jpeg") -> str:
@@ -66,6 +75,7 @@ def write_report(path: Path, told: dict[str, Any], posters: Mapping[int, bytes])
         labels=LABELS,
         kinds=KINDS,
         models=_models(told),
+        genres=_genres(told),
         shown=tables.SHOWN,
         answer=_answer(told),
         standings=_standings(told),
@@ -86,6 +96,17 @@ def _models(told: dict[str, Any]) -> list[dict[str, Any]]:
     head = told["headline"]
     styles = {head.get("one"): "one", head.get("other"): "other"}
     return [row | {"style": styles.get(row["name"], "rest")} for row in told["models"]]
+
+
+def _genres(told: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each genre with the F1 of every model at fitted thresholds, and the best of them."""
+    rows = []
+    for genre in told["genres"]:
+        found = [row["per_genre"][genre] for row in told["models"]]
+        f1 = [one["f1_fitted"] for one in found]
+        best = max((value for value in f1 if value is not None), default=None)
+        rows.append({"name": genre, "films": max(one["films"] for one in found), "f1": f1, "best": best})
+    return rows
 
 
 def _answer(told: dict[str, Any]) -> dict[str, Any] | None:

@@ -63,7 +63,7 @@ class Ranks:
         # the fork server does not know pytest's sys.path
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, sys.path)))
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["chaos"])
+        context.set_forkserver_preload(["kills"])
         port = helpers.free_port()
         self.ranks = [
             context.Process(target=be_rank, args=(rank, world, port, config, log, bomb), daemon=True)

@@ -1,0 +1,169 @@
+"""What ranks tell each other beside their collectives: that they work, and how one of them ended before its time.
+
+It goes over the store in which the ranks have met, about once a second. One thread with a connection of its own does
+all the talking: it may get stuck (the rank that hosts the store is frozen) without keeping anybody else.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch.distributed as dist
+
+from genre_dist.parallel import processes
+
+PATIENCE_SECONDS = 10.0
+"""For so long at most a rank waits for what the others have to tell, or to hear."""
+KILLED = "is gone without a word: it was killed, or its machine is lost"
+
+
+class End(NamedTuple):
+    """How a rank ended before its time, and the exit code of those that cannot go on without it."""
+
+    rank: int
+    host: str
+    pid: int
+    code: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} (process {self.pid} on {self.host}) {self.why}"
+
+
+class _Peer(NamedTuple):
+    host: str
+    pid: int
+    identity: str
+
+
+def sign_in(store: dist.Store, rank: int) -> None:
+    """Tell the others who this rank is, before any of them looks."""
+    store.set(f"rank {rank}", json.dumps(_Peer(socket.gethostname(), os.getpid(), processes.identity(os.getpid()))))
+    store.set(f"sign {rank}", "0")
+
+
+class Board:
+    """A rank's view of all ranks, which have signed in.
+
+    `hear` is called once, in the board's thread, when one of them has ended before its time.
+    """
+
+    def __init__(
+        self, store: dist.Store, host: int | None, rank: int, size: int, seconds: float, hear: Callable[[End], None]
+    ) -> None:
+        """`host`: the rank with which the store goes, if it is not the launcher's; `seconds` between two looks."""
+        self.host, self.rank, self.size, self.seconds = host, rank, size, seconds
+        self.moved = time.monotonic()
+        """When a rank was last seen to make progress."""
+        self.end: End | None = None
+        """The first end before its time."""
+        self._store, self._hear = store, hear
+        self._worked = self._told = self._total = self._looks = self._heard = 0
+        self._peers: list[_Peer] = []
+        self._looking_for_signs = False
+        self._signs: list[bytes] = []
+        self._note: End | None = None
+        self._lost = False
+        self._wake, self._closed = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._talk, name="board", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_host(self) -> bool:
+        """Whether the store goes with this rank."""
+        return self.host == self.rank
+
+    def progress(self) -> None:
+        """This rank has done a piece of work."""
+        self._worked += 1
+
+    def own_end(self, code: int, why: str) -> End:
+        """An end of this rank."""
+        return End(self.rank, socket.gethostname(), os.getpid(), code, why)
+
+    def tell(self, end: End) -> None:
+        """Tell the others how this rank ends; returns when it is noted. An end that was noted before stays the one."""
+        self._note = end
+        self._until(lambda: self.end is not None)
+
+    def linger(self) -> None:
+        """Return when all ranks that live have heard of the end."""
+        end = self.end
+        if end is not None:
+            self._until(lambda: self._heard >= self.size - (end.why == KILLED))
+
+    def find_end(self) -> End | None:
+        """After an error that the end of a rank may have caused: that end, if there is one.
+
+        A rank of another machine that was killed gives no sign of life for some seconds.
+        """
+        self._looking_for_signs = True
+        self._until(lambda: self.end is not None or len(self._signs) > 0)
+        before = self._signs
+        self._until(lambda: self.end is not None, seconds=4 * self.seconds)
+        if self.end is None and self._signs:
+            silent = [rank for rank in range(self.size) if self._signs[rank] == before[rank] and rank != self.rank]
+            if silent:
+                self.tell(self._killed(silent[0]))
+        return self.end
+
+    def close(self) -> None:
+        """Say and hear no more."""
+        self._closed.set()
+        self._wake.set()
+        self._thread.join(PATIENCE_SECONDS)
+
+    def _until(self, condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
+        """Look more often, until then, or until there is no more to be learned."""
+        ends = time.monotonic() + seconds
+        while not condition() and not self._lost and time.monotonic() < ends:
+            self._wake.set()
+            time.sleep(0.05)
+
+    def _talk(self) -> None:
+        try:
+            self._peers = [_Peer(*json.loads(told)) for told in self._of_all("rank")]
+            while not self._closed.is_set():
+                self._look()
+                self._wake.wait(self.seconds)
+                self._wake.clear()
+        except dist.DistError:  # the store is gone with its host
+            if self.end is None and self.host is not None and self._peers:
+                end = self._killed(self.host)
+                self._hear(end)
+                self.end = end
+            self._lost = True
+
+    def _look(self) -> None:
+        worked = self._worked
+        total = self._store.add("progress", worked - self._told)
+        self._told = worked
+        if total != self._total:
+            self._total, self.moved = total, time.monotonic()
+        self._looks += 1
+        self._store.set(f"sign {self.rank}", str(self._looks))
+        if self._looking_for_signs:
+            self._signs = self._of_all("sign")
+        dead = next((rank for rank, peer in enumerate(self._peers) if processes.is_over(peer.identity)), None)
+        if self.end is not None:
+            self._heard = self._store.add("heard", 0)
+        elif note := self._note or (None if dead is None else self._killed(dead)):
+            self._take(self._store.compare_set("end", "", json.dumps(note)))  # what was noted before comes back
+        elif self._store.check(["end"]):
+            self._take(self._store.get("end"))
+
+    def _take(self, told: bytes) -> None:
+        end = End(*json.loads(told))
+        self._hear(end)
+        self._store.add("heard", 1)
+        self.end = end  # last: who sees it may be about to exit
+
+    def _killed(self, rank: int) -> End:
+        return End(rank, self._peers[rank].host, self._peers[rank].pid, 1, KILLED)
+
+    def _of_all(self, name: str) -> list[Any]:
+        return self._store.multi_get([f"{name} {rank}" for rank in range(self.size)])

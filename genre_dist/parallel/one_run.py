@@ -1,0 +1,87 @@
+"""A folder that all ranks of a launch write together: held by every one of them, against every other launch.
+
+Here is no torch: a second launch is to be refused before it has imported anything large.
+
+    with one_run(folder) as held:             # rank 0 has the folder, or the launch is refused
+        from genre_dist.parallel.world import all_ranks
+        with all_ranks() as world:
+            held.share(world)                 # now every rank has it
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from genre_dist.lock import FILE, Lock, holds_files, refuse_if_busy, take
+from genre_dist.parallel.launcher import own_rank
+from genre_dist.parallel.processes import with_launcher
+from genre_dist.storage import Place
+
+if TYPE_CHECKING:
+    from genre_dist.parallel.world import World
+
+
+class Held:
+    """What `one_run` gives: this rank's hold on the folder."""
+
+    def __init__(self, folder: Place, lock: Lock | None) -> None:
+        self.folder, self._lock = folder, lock
+
+    def share(self, world: "World") -> None:
+        """Let the other ranks hold the folder too, once all have met; returns when they do. All ranks call it.
+
+        So the next launch waits for the last rank of this one, whichever dies first. Raises BusyError if a rank of
+        another launch is still there.
+        """
+        if world.size == 1:
+            return
+        if self._lock is not None:
+            self._lock.share()
+        world.barrier()
+        if self._lock is None:
+            self._lock = take(self.folder, shared=True)
+        world.barrier()
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+
+@contextmanager
+def one_run(folder: Place) -> Iterator[Held]:
+    """Hold a folder for all ranks of this launch; enter before torch is imported, and call `share` when they have met.
+
+    None of them outlives its launcher (see `with_launcher`). The folder is made if it is not there; if nothing is
+    written to it, it goes again. Raises BusyError, within a second and on every rank, if another launch has the folder;
+    OSError if it cannot be made.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a peer that is gone is told in one line, here
+    made = [path for path in (folder, *folder.parents) if not path.exists()] if isinstance(folder, Path) else []
+    held = Held(folder, _first_hold(folder))
+    try:
+        with with_launcher():
+            yield held
+    finally:
+        if own_rank() == 0 and made:
+            _remove_if_empty(made)
+        held.release()
+
+
+def _first_hold(folder: Place) -> Lock | None:
+    """Rank 0's lock; the other ranks only look whether another launch is there."""
+    if own_rank() == 0:
+        return take(folder)
+    if isinstance(folder, Path):
+        refuse_if_busy(folder)
+    return None
+
+
+def _remove_if_empty(made: list[Path]) -> None:
+    """Remove a folder in which nothing but the lock is, and those above it that were made for it."""
+    with suppress(OSError):
+        if not holds_files(made[0]):
+            (made[0] / FILE).unlink()
+        for path in made:
+            path.rmdir()

@@ -1,0 +1,33 @@
+"""JSON files of ours that carry a checksum of what they say: a changed byte or an edited value is told when read."""
+
+import hashlib
+import json
+from typing import Any
+
+from genre_dist.atomic import atomic_file
+from genre_dist.storage import Place
+from genre_dist.validation import Kind, parse_json, read_json
+
+_SEAL = "sha256"
+
+
+def write_sealed(path: Place, told: dict[str, Any]) -> None:
+    """Write a JSON file, whole or not at all, with the checksum of what it says under `sha256`."""
+    with atomic_file(path, "w") as file:
+        json.dump(told | {_SEAL: _checksum(told)}, file, indent=1)
+
+
+def read_sealed(kind: type[Kind], path: Place, remedy: str) -> Kind:
+    """A JSON file as a value of a type; older files have no checksum.
+
+    Raises ValueError as `read_json` does, and for content that is not what was written.
+    """
+    told = read_json(dict[str, Any], path, remedy)
+    seal = told.pop(_SEAL, None)
+    if seal is not None and seal != _checksum(told):
+        raise ValueError(f"{path}: changed since it was written, its checksum is of something else; {remedy}")
+    return parse_json(kind, json.dumps(told).encode(), path, remedy)
+
+
+def _checksum(told: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,123 @@
+"""The files of a model, in a run's folder or an exported one: written whole, checked against each other when read."""
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import MinLen
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from genre_dist.atomic import atomic_file
+from genre_dist.genres import Genre
+from genre_dist.sealed import read_sealed, write_sealed
+from genre_dist.storage import read_bytes
+from genre_dist.stream.manifest import Image, Manifest, Text
+from genre_dist.stream.words import load_words
+from genre_dist.validation import Count, Sha256
+
+WEIGHTS = "model.safetensors"
+FACTS = "model.json"
+WORDS = "vocabulary.txt"
+_REMEDY = "copy the whole folder again, or train to the end again (the same command writes the model anew)"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What `model.json` says: labels, text and picture as the model was trained on them, and with which settings.
+
+    Raises ValueError for genres that cannot be.
+    """
+
+    genres: Annotated[list[Genre], MinLen(1)]
+    image: Image
+    text: Text
+    data_fingerprint: str
+    step: Count
+    settings: dict[str, Any] = field(default_factory=dict)
+    """See `config.continuing.trained_with`; older files have none."""
+    weights_sha256: Sha256 | None = None
+
+    def __post_init__(self) -> None:
+        names = [genre.name for genre in self.genres]
+        if len(set(names)) < len(names) or not all(name and name.isprintable() for name in names):
+            raise ValueError("each genre has a name of its own")
+        source, fit = self.text["source"], self.image["fit"]
+        if source not in ("overview", "title", "both") or fit not in ("squash", "crop", "pad"):
+            raise ValueError(f"there is no text {source!r} or no fit {fit!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def save_model(run: Path, weights: dict[str, Tensor], manifest: Manifest, step: int, settings: dict[str, Any]) -> None:
+    """Write model.safetensors, the vocabulary and, last, model.json into a folder.
+
+    Raises OSError if they cannot be written, ValueError if the shards' vocabulary is not the one they were packed with.
+    """
+    words = read_vocabulary(manifest)
+    with atomic_file(run / WEIGHTS) as file:
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, file.name, {"format": "pt"})
+        except SafetensorError as error:  # a full disk, in its words
+            raise OSError(f"{run / WEIGHTS} could not be written: {error}") from None
+        checksum = _sha256(Path(file.name))
+    with atomic_file(run / WORDS) as file:
+        file.write(words)
+    facts = {
+        "genres": [genre._asdict() for genre in manifest.genres],
+        "image": manifest.image,
+        "text": manifest.text,
+        "data_fingerprint": manifest.fingerprint,
+        "step": step,
+        "settings": settings,
+        "weights_sha256": checksum,
+    }
+    write_sealed(run / FACTS, facts)
+
+
+def finished_step(run: Path) -> int | None:
+    """The step a run's model was trained to, or None if there is none yet. Raises ValueError as `read_facts` does."""
+    return read_facts(run).step if (run / FACTS).is_file() else None
+
+
+def read_facts(run: Path) -> ModelFacts:
+    """What model.json says. Raises ValueError if it is missing or damaged."""
+    if not (run / FACTS).is_file():
+        raise ValueError(f"{run / FACTS}: missing; {_REMEDY}")
+    return read_sealed(ModelFacts, run / FACTS, _REMEDY)
+
+
+def check_weights(run: Path, facts: ModelFacts) -> None:
+    """Raise ValueError if model.safetensors is not the file that model.json is about."""
+    if facts.weights_sha256 not in (None, _sha256(run / WEIGHTS)):
+        raise ValueError(f"{run / WEIGHTS}: not the weights that {FACTS} was written with; {_REMEDY}")
+
+
+def read_weights(run: Path, facts: ModelFacts) -> dict[str, Tensor]:
+    """The tensors of model.safetensors. Raises ValueError if they are not those that model.json is about."""
+    check_weights(run, facts)
+    path = run / WEIGHTS
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged ({error}); {_REMEDY}") from None
+
+
+def read_words(run: Path, facts: ModelFacts) -> dict[str, int]:
+    """The ids of the model's words. Raises ValueError if they are not those that it was trained with."""
+    return load_words(run / WORDS, facts.text["vocabulary_sha256"])
+
+
+def read_vocabulary(manifest: Manifest) -> bytes:
+    """The vocabulary of some shards as it is written. Raises ValueError if it is not the one they were packed with."""
+    path = manifest.folder / manifest.text["vocabulary"]
+    load_words(path, manifest.text["vocabulary_sha256"])
+    return read_bytes(path)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,52 @@
+"""Code that a configuration names runs only where a user of this machine has named it, or says to trust it.
+
+A run's folder may come from anybody, and its config.yaml may name any function (`model.poster.arch: module:function`).
+What a user trained with is noted outside of all runs' folders, under $XDG_STATE_HOME, one name a line.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from genre_dist.atomic import atomic_file
+from genre_dist.config import Config
+
+
+def trust_code_of(config: Config) -> None:
+    """Note the code that a user trains with: runs that name it need no --trust_code from now on."""
+    code = _code(config)
+    with suppress(OSError, RuntimeError):  # no home, or one that cannot be written: --trust_code stays the way
+        known = _known()
+        if code is not None and code not in known:
+            _notes().parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(_notes(), "w") as file:
+                file.writelines(f"{name}\n" for name in sorted(known | {code}))
+
+
+def refuse_foreign_code(config: Config, file: Path) -> None:
+    """Raise ValueError if a run's configuration, read from `file`, names code that no user here trained with."""
+    code = _code(config)
+    if code is None:
+        return
+    known: set[str] = set()
+    with suppress(OSError, RuntimeError):
+        known = _known()
+    if code not in known:
+        raise ValueError(
+            f"{file} names code to be run, model.poster.arch={code}, that you have not trained with here: look into "
+            "it, and pass --trust_code if you trust it"
+        )
+
+
+def _code(config: Config) -> str | None:
+    arch = config.model.poster.arch
+    return arch if ":" in arch else None
+
+
+def _known() -> set[str]:
+    return set(_notes().read_text("utf-8", "replace").splitlines()) if _notes().is_file() else set()
+
+
+def _notes() -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state, "genre_dist", "trusted_code")
