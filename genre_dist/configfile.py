@@ -199,13 +199,15 @@ def nearest_option(key: str) -> str | None:
 
 
 def _check_sections(namespace: Any, cls: Any = Config, prefix: str = "") -> None:
-    """Raise ValueError if something else stands where a section of keys belongs."""
+    """Raise ValueError if something else stands where a section of keys belongs, or nothing where a value does."""
     for name, kind in typing.get_type_hints(cls).items():
+        value = getattr(namespace, name)
         if dataclasses.is_dataclass(kind):
-            value = getattr(namespace, name)
             if not isinstance(value, Namespace):
                 raise ValueError(f"configuration key `{prefix}{name}` is a section of keys, found: {value}")
             _check_sections(value, kind, f"{prefix}{name}.")
+        elif value is None and type(None) not in typing.get_args(kind):
+            raise ValueError(f"configuration key `{prefix}{name}` must have a value, found: null")
 
 
 def _explain(message: str, argv: Sequence[str]) -> str:
@@ -225,4 +227,4 @@ def _explain(message: str, argv: Sequence[str]) -> str:
         files = [after for option, after in itertools.pairwise(argv) if option == "--config"]
         message = f"{' or '.join(files) or '--config'} is not a YAML file of sections and keys: {message}"
     message = re.sub(r"Parser key \"([\w.]+)\":", r"configuration key `\1`:", message)
-    return re.sub(r"\s+", " ", message).strip()
+    return printable(message).strip()[:1000]

@@ -68,7 +68,7 @@ def read_json(kind: type[Kind], path: Place, remedy: str) -> Kind:
     """A JSON file as a value of a type. Raises ValueError as `parse_json` does, OSError if it cannot be read."""
     if (size := file_size(path)) > LARGEST_BYTES:
         raise ValueError(f"{path}: {size:,} bytes, more than such a file ever has; {remedy}")
-    return parse_json(kind, read_bytes(path), path, remedy)
+    return parse_json(kind, read_bytes(path, LARGEST_BYTES), path, remedy)
 
 
 @cache  # for files that are read line by line

@@ -1,6 +1,7 @@
-"""Poster networks whose rank 1 comes to grief in its third step, each in another way."""
+"""Poster networks whose rank 1 comes to grief in its third step, each in another way, or is slow."""
 
 import os
+import time
 
 import helpers
 from torch import Tensor, nn
@@ -16,6 +17,19 @@ class ComingToGrief(helpers.TinyNetwork):
         if self.calls == 3 and os.environ.get("RANK") == "1":
             raise self.error
         return super().forward(images)
+
+
+class Slow(helpers.TinyNetwork):
+    """A network with which one rank has long work of its own: each of its batches takes half a second."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if os.environ.get("RANK") == "1" and not self.training:
+            time.sleep(0.5)
+        return super().forward(images)
+
+
+def slow() -> nn.Module:
+    return Slow()
 
 
 def mistaken() -> nn.Module:

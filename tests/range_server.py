@@ -1,5 +1,6 @@
 """A real HTTP server on loopback for files of a folder: range requests, and misbehaviour on demand."""
 
+import gzip
 import re
 import threading
 import time
@@ -8,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+LIES = ("another range", "another size", "fewer bytes", "more bytes", "gzip")
+"""Answers to a request for a range that are not what was asked for."""
 
 
 class RangeServer:
@@ -19,7 +23,7 @@ class RangeServer:
         self.forget()
         self.ranges = True
         self.fail: dict[str, list[str]] = {}
-        """End of a path -> what to do to the next requests for it: a status, `cut`, `slow` or `hang`."""
+        """End of a path -> what to do to the next requests for it: a status, `cut`, `slow`, `hang` or one of LIES."""
 
     def forget(self) -> None:
         with self.lock:
@@ -63,9 +67,18 @@ def serve_folder(folder: Path) -> Iterator[RangeServer]:
             data = path.read_bytes()
             wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")) if told.ranges else None
             start, end = (int(wanted[1]), min(int(wanted[2]) + 1, len(data))) if wanted else (0, len(data))
+            if wanted and trouble == "another range":
+                start, end = start + 512, end + 512
+            if wanted and trouble in ("fewer bytes", "more bytes"):
+                end += 512 if trouble == "more bytes" else -512
             self.send_response(206 if wanted else 200)
             if wanted:
-                self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
+                last = int(wanted[2]) if trouble in ("fewer bytes", "more bytes") else end - 1
+                self.send_header("Content-Range", f"bytes {start}-{last}/{len(data) + (trouble == 'another size')}")
+            if trouble == "gzip":
+                data = data[:start] + gzip.compress(data[start:end])
+                end = len(data)
+                self.send_header("Content-Encoding", "gzip")
             if told.ranges:
                 self.send_header("Accept-Ranges", "bytes")
             self.send_header("Content-Length", str(end - start))

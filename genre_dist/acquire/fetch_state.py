@@ -144,8 +144,9 @@ class State:
             case {"page": page, "of": key, "pages": pages, "results": results, "ids": ids}:
                 if self.doubtful:
                     self.doubtful = False
-                    for film in ids:  # a line before the damaged one would be older
-                        self.films.discard(film)
+                    for film in ids:
+                        if not self.is_fresh(film):  # in a refresh: the damaged line was newer
+                            self.films.discard(film)
                 elif ",poster" in key or all(film in self.films for film in ids):
                     self.pages.setdefault(key, {})[page] = Page(pages, results)
                     self.listed.setdefault(key, set()).update(ids)

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from genre_dist.cluster import cards, machine, software
 from genre_dist.cluster.finding import Finding
 from genre_dist.parallel.world import World, start_world, stop_world
+from genre_dist.printable import printable
 
 MEGABYTES = 64
 SLOW = 1e9
@@ -89,8 +91,9 @@ def _print_table(rows: list[tuple[str, Finding]], nodes: int) -> None:
     console = Console()
     table = Table(*(["machine"] if nodes > 1 else []), "what", "", "found", show_edge=False)
     for host, finding in rows:
-        told = finding.told + (f"\n[bold]-> {finding.fix}[/]" if finding.fix else "")
-        table.add_row(*([host] if nodes > 1 else []), finding.name, MARKS[finding.status], told)
+        told, fix = escape(printable(finding.told)), escape(printable(finding.fix))
+        told += f"\n[bold]-> {fix}[/]" if fix else ""
+        table.add_row(*([escape(host)] if nodes > 1 else []), finding.name, MARKS[finding.status], told)
     console.print(table)
     count = sum(finding.status == "wrong" for _, finding in rows)
     console.print(f"[red]{count} to mend[/]" if count else "[green]fit for training[/]")

@@ -85,11 +85,6 @@ def is_over(told: str) -> bool:
     return bool(told) and where == _where() and identity(int(numbers)) != told
 
 
-def is_stopped(pid: int) -> bool:
-    """Whether somebody has stopped a process (SIGSTOP, Ctrl-Z, a debugger)."""
-    return (_stat(pid) or [""])[0] in ("T", "t")
-
-
 def _is_orphan() -> bool:
     """Whether the launcher was gone before this process could look: its parent is then none that started it.
 

@@ -158,7 +158,8 @@ def _own_end(error: BaseException) -> tuple[int, str]:
         case KeyboardInterrupt():
             return PREEMPTED, "was interrupted"
         case SystemExit():
-            return error.code if isinstance(error.code, int) else 1, "ended"
+            code = error.code if isinstance(error.code, int) else 1
+            return code, "was asked to stop" if code == PREEMPTED else "ended"
     return 1, f"ended with {type(error).__name__}: {told}"
 
 

@@ -17,7 +17,6 @@ from genre_dist.progress import progress_bar
 from genre_dist.storage import Place, local_copy
 from genre_dist.stream import tar
 from genre_dist.stream.decode import decode_jpeg
-from genre_dist.stream.encodings import MEMBER
 from genre_dist.stream.index import FLAGS, RECORD, DamagedArrayError, index_path, load_array
 from genre_dist.stream.manifest import FILE, SPLITS, Manifest, Shard
 from genre_dist.stream.sample import MEMBER_OF, load_about, load_genres, load_tokens, read_members
@@ -33,7 +32,10 @@ def verify(manifest: Manifest) -> list[str]:
 
     Found are: changed, missing or cut files, an index, a report or a manifest that disagrees with the tar, missing or
     damaged members, bytes that belong to no sample, labels and tokens out of range, a film twice or in the wrong split.
+    Raises ValueError for encodings, which are made again where they are damaged.
     """
+    if manifest.encoding is not None:
+        raise ValueError(f"{manifest.folder}: these are encodings; verify the shards they were made from")
     faults = list(_check_words(manifest))
     if manifest.split_rule != RULE:
         faults.append(f"{FILE}: its split rule is not the one that films are compared with here: {RULE}")
@@ -66,9 +68,7 @@ def films_there_twice(manifest: Manifest) -> set[int]:
 
 
 def _check_words(manifest: Manifest) -> Iterator[str]:
-    """The vocabulary and its vectors; shards of encodings have none."""
-    if manifest.encoding is not None:
-        return
+    """The vocabulary and its vectors."""
     text = manifest.text
     path = manifest.folder / text["vocabulary"]
     try:
@@ -110,11 +110,11 @@ class _Verified:
             raise ValueError(f"{index_path(path)}: not an index of a shard")
         if len(records) != shard.samples:
             yield f"{index_path(path)}: {len(records)} records where the manifest has {shard.samples} samples"
-        for members in ((), *((name,) for name in FLAGS), tuple(FLAGS)):
+        for members in (*((name,) for name in FLAGS), tuple(FLAGS)):
             mask = shard.mask(members)
             count = int(((records["has"] & mask) == mask).sum())
             if count != shard.count(members):
-                told = " and ".join(members) or "samples"
+                told = " and ".join(members)
                 yield f"{path}: {count} samples with {told} where the manifest has {shard.count(members)}"
         with open(local, "rb") as file:
             for record in records:
@@ -146,9 +146,9 @@ class _Verified:
 
     def _check_members(self, record: np.void, parts: dict[str, memoryview], split: str) -> Iterator[str]:
         """One film's members, decoded as training decodes them."""
-        manifest, encoding = self._manifest, self._manifest.encoding
+        manifest = self._manifest
         has = {name for name, flag in FLAGS.items() if record["has"] & flag}
-        wanted = {"json"} | ({MEMBER_OF[name] for name in has} if encoding is None else {MEMBER})
+        wanted = {"json"} | {MEMBER_OF[name] for name in has}
         if missing := sorted(wanted - parts.keys()):
             yield f"no member .{', .'.join(missing)}"
         if strange := sorted(parts.keys() - wanted):

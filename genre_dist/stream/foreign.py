@@ -29,6 +29,8 @@ from genre_dist.workers import in_processes
 FILE = "tars.json"
 FOLDER = "tars.index"
 SCHEMA = 1
+LARGEST_LISTING = 1 << 30
+"""Bytes of `tars.json`: half a KB a tar."""
 _REMEDY = "this is no listing that `genre-dist index` wrote; run it again"
 
 
@@ -127,7 +129,7 @@ def load_tars(folder: Place | str) -> Tars:
     folder = place(folder)
     path = folder / FILE
     try:
-        written = read_bytes(path, LARGEST_BYTES)
+        written = read_bytes(path, LARGEST_LISTING)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"no listing in {folder} ({FILE} is missing): genre-dist index TARS --out {folder}") from None
     return Tars(folder=folder, tars=parse_json(_Listing, written, path, _REMEDY)["tars"])

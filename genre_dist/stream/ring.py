@@ -17,9 +17,13 @@ import os
 import select
 import subprocess
 import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeGuard, TypeVar
 
 from genre_dist.stream.found import Copied, Found, Seconds
@@ -28,8 +32,16 @@ from genre_dist.stream.order import Int64, Rows
 from genre_dist.stream.slots import Arrays, Room, anonymous_file, arrays, private_memory
 from genre_dist.stream.worker import Done, Start, Task
 
+TOLD_SECONDS, TOLD_STOPPED_SECONDS = 60, 3
+"""When a reader process that is waited for is named, and when if somebody has stopped it."""
 Pin = Callable[[mmap.mmap], Callable[[], None]]
 """Makes memory fit for copying to a device in the background; returns what undoes it."""
+Waiting = Callable[[int], None]
+"""Told about once a second for how many seconds readers have been waited for; may raise to give up."""
+
+
+def no_limit(seconds: int) -> None:
+    """Readers are waited for however long."""
 
 
 class Held(Protocol):
@@ -82,6 +94,7 @@ def batches(
     prefetch: int = 2,
     hold: int = 1,
     pin: Pin | None = None,
+    waiting: Waiting = no_limit,
 ) -> Generator[Batch, None, None]:
     """The batches at these places, in this order, each of at most `samples` samples.
 
@@ -96,7 +109,7 @@ def batches(
     if workers == 0:
         yield from _in_turn(reader, places, samples, hold, pin)
         return
-    ring = Ring(reader, samples, hold + prefetch, workers, pin)
+    ring = Ring(reader, samples, hold + prefetch, workers, pin, waiting)
     try:
         yield from ring.run(iter(places), hold)
     finally:
@@ -137,9 +150,15 @@ class Ring(Generic[Batch]):
     """Worker processes and the slots they fill."""
 
     def __init__(
-        self, reader: SlotReader[Batch], samples: int, slots: int, workers: int, pin: Pin | None = None
+        self,
+        reader: SlotReader[Batch],
+        samples: int,
+        slots: int,
+        workers: int,
+        pin: Pin | None = None,
+        waiting: Waiting = no_limit,
     ) -> None:
-        self.reader = reader
+        self.reader, self.waiting = reader, waiting
         self.held: deque[tuple[int, Batch]] = deque()
         self.room = reader.room(samples)
         self.free = deque(range(slots))
@@ -187,21 +206,27 @@ class Ring(Generic[Batch]):
         found = self.reader.find(rows)
         samples, longest = len(rows.row), self.reader.longest(found)
         filling = _Filling(slot, arrays(self.memory, slot, self.room, samples, longest))
-        for connection, (first, part) in zip(self.connections, found.parts(len(self.connections)), strict=True):
+        for number, (first, part) in enumerate(found.parts(len(self.connections))):
             if not len(part.shard):
                 continue
             try:
-                connection.send(Task(slot, part, samples, first, longest))
+                self.connections[number].send(Task(slot, part, samples, first, longest))
             except (BrokenPipeError, ConnectionResetError):
-                self._report_death(connection)
-            filling.parts += 1
+                self._report_death(self.connections[number])
+            filling.parts[first] = self.processes[number].pid
         return filling
 
     def _wait_for(self, waiting: "deque[_Filling]") -> None:
         """Take in what workers finish until the first waiting batch is whole."""
         by_slot = {filling.slot: filling for filling in waiting}
+        seconds = 0
         while waiting[0].parts:
-            for descriptor, _ in self.poll.poll():
+            ready = self.poll.poll(1000)
+            if not ready:
+                seconds += 1
+                _name_silent(set(waiting[0].parts.values()), seconds)
+                self.waiting(seconds)
+            for descriptor, _ in ready:
                 connection = self.by_descriptor[descriptor]
                 try:
                     done: Done | ValueError = connection.recv()
@@ -210,7 +235,7 @@ class Ring(Generic[Batch]):
                 if isinstance(done, ValueError):
                     raise done
                 filling = by_slot[done.slot]
-                filling.parts -= 1
+                del filling.parts[done.first]
                 filling.told[done.first] = done.told
                 filling.seconds = Seconds(*map(sum, zip(filling.seconds, done.seconds, strict=True)))
 
@@ -233,20 +258,37 @@ class Ring(Generic[Batch]):
     def _end_workers(self) -> None:
         for connection in self.connections:
             connection.close()
+        ends = time.monotonic() + 5
         for process in self.processes:
             try:
-                process.wait(timeout=5)  # it sees the closed pipe once its task is done
+                process.wait(max(0.0, ends - time.monotonic()))  # it sees the closed pipe once its task is done
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
 
+def _name_silent(pids: set[int], seconds: int) -> None:
+    """Name the readers that are waited for, when it is time to."""
+    for pid in sorted(pids):
+        stopped = seconds == TOLD_STOPPED_SECONDS and is_stopped(pid)
+        if stopped or seconds == TOLD_SECONDS:
+            why = f", which is stopped: `kill -CONT {pid}` lets it go on" if stopped else ": is the storage slow?"
+            print(f"warning: waiting for {seconds} s for reader process {pid}{why}", file=sys.stderr, flush=True)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether somebody has stopped a process (SIGSTOP, a debugger)."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    return False
+
+
 class _Filling:
-    """A slot on its way: how many parts are still being read."""
+    """A slot on its way."""
 
     def __init__(self, slot: int, filled: Arrays) -> None:
         self.slot, self.arrays = slot, filled
-        self.parts = 0
+        self.parts: dict[int, int] = {}  # still being read: the sample a part begins with -> its reader process
         self.told: dict[int, Any] = {}  # by the sample a part begins with: in order, whoever is done first
         self.seconds = Seconds()
 
@@ -258,13 +300,14 @@ def _start_worker(start: Start) -> tuple[subprocess.Popen[bytes], Connection]:
     semaphores. Not fork: the trainer has threads and perhaps a GPU.
     """
     ours, theirs = Pipe()
+    by_main = threading.current_thread() is threading.main_thread()
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),  # or NumPy starts a thread a core in each
     }
     try:
         process = subprocess.Popen(
-            [sys.executable, "-c", f"from genre_dist.stream.worker import main; main({theirs.fileno()})"],
+            [sys.executable, "-c", f"from genre_dist.stream.worker import main; main({theirs.fileno()}, {by_main})"],
             pass_fds=[theirs.fileno(), start.memory],
             stdin=subprocess.DEVNULL,
             env=environment,

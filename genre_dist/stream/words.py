@@ -10,7 +10,7 @@ from genre_dist.stream.index import LONGEST_HEAD, DamagedArrayError, load_array
 from genre_dist.stream.manifest import Text
 
 SPECIAL = ("<pad>", "<unk>")  # ids 0 and 1, as stream.sample has them
-_REMEDY = "restore it, or pack the shards again"
+_REMEDY = "restore it, or pack the shards again (--overwrite)"
 
 
 def load_words(path: Place, sha256: str = "") -> dict[str, int]:

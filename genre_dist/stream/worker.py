@@ -4,10 +4,12 @@ It ends when its end of the pipe closes, so it never outlives the trainer, howev
 that a terminal or SLURM sends to the whole job: whether to go on is the trainer's decision.
 """
 
+import ctypes
 import gc
 import mmap
 import os
 import signal
+import sys
 import threading
 import time
 from multiprocessing.connection import Connection
@@ -16,6 +18,9 @@ from typing import Any, NamedTuple
 
 from genre_dist.stream.found import Found, Seconds
 from genre_dist.stream.slots import Room, arrays, samples_of
+
+PR_SET_PDEATHSIG = 1
+"""Asks the kernel for a signal when the thread that started this process ends (prctl(2))."""
 
 
 class Start(NamedTuple):
@@ -51,8 +56,10 @@ class Done(NamedTuple):
     seconds: Seconds
 
 
-def main(descriptor: int) -> None:
-    """Serve tasks until the pipe closes."""
+def main(descriptor: int, by_main_thread: bool) -> None:
+    """Serve tasks until the pipe closes. Started by the main thread it is also killed with it."""
+    if by_main_thread and sys.platform == "linux":  # one that is stopped sees no pipe close
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(descriptor)

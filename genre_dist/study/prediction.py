@@ -50,7 +50,7 @@ def film_of_options(run: Run, poster: Path | None, overview: str | None, title: 
     needed = (*(("poster",) if uses.uses_poster else ()), *(TEXT_FIELDS[source] if uses.uses_text else ()))
     if missing := [f"--{name}" for name in needed if given[name] is None]:
         raise ValueError(f"this model was trained on {' and '.join(needed)}; pass {' and '.join(missing)} as well")
-    return Film(poster, film_text(given, source) or None)
+    return Film(poster, film_text({"overview": overview, "title": title}, source))
 
 
 def predict(run: Run, thresholds: NDArray[np.float64] | None, film: Film, device: torch.device) -> list[Prediction]:

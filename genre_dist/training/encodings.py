@@ -2,22 +2,29 @@
 
 The encodings lie beside the run's folder, in `encodings/KEY`: KEY is a hash of all that decides them, so another
 network, other weights or other shards never meet an old cache, and runs that differ in their heads share one. Each rank
-makes its share of the shards. A shard is whole or absent, and a whole one is not made again.
+makes its share of the shards. A shard is whole or absent, and a whole one is not made again. One run encodes at a time;
+others that need the same wait and use what it has made.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
-from genre_dist.atomic import atomic_file
+from genre_dist.atomic import atomic_file, remove_leftovers
+from genre_dist.lock import BusyError, take
 from genre_dist.models.classifier import GenreClassifier
+from genre_dist.parallel.one_run import Held
+from genre_dist.parallel.world import World
 from genre_dist.progress import progress_bar
 from genre_dist.stream import ring, tar
 from genre_dist.stream.encodings import encoded_sample
@@ -27,10 +34,18 @@ from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import Batch, ShardReader
 from genre_dist.training.experiment import Experiment, open_stream
 from genre_dist.training.inputs import to_device, whole_pixels
-from genre_dist.training.stopping import Stopped, StopRequest
+from genre_dist.training.stopping import Stopped, StopRequest, heed_while_waiting
+from genre_dist.validation import read_json
 
 VERSION = 1
 """Part of the key; another one when the same weights and posters give other encodings."""
+
+
+class _Report(TypedDict):
+    """What is written when a shard is whole, and read by later starts."""
+
+    key: str
+    shard: Shard
 
 
 def with_encodings(experiment: Experiment, stop: StopRequest) -> tuple[Experiment, str]:
@@ -44,13 +59,60 @@ def with_encodings(experiment: Experiment, stop: StopRequest) -> tuple[Experimen
         return experiment, f"every step computes the frozen encoders again: {reason}" if reason else ""
     key = world.broadcast(cache_key(experiment) if world.is_first else None)
     folder = Path(config.run.dir).parent / "encodings" / key
-    made, problem = 0, None
-    shards: list[Shard] = []
+    with _held(folder, world, stop):
+        total = _encode(experiment, folder, key, stop)
+    encodings = load_manifest(folder)
+    stream = open_stream(config, encodings, world.size, world.rank)
+    line = f"the heads train on the frozen encoders' encodings in {folder} ({total:,} computed now)"
+    return experiment._replace(encodings=encodings, stream=stream), line
+
+
+@contextmanager
+def _held(folder: Path, world: World, stop: StopRequest) -> Iterator[None]:
+    """Hold the folder on all ranks, once no other run encodes there; what killed ones left in it is removed.
+
+    Raises Stopped if asked to stop meanwhile, ValueError on all ranks if the folder cannot be used.
+    """
+    held, told = _try_to_hold(folder, world)
+    if told:
+        print(f"{told}: waiting for it", flush=True)
+    while held is None:
+        if world.any(stop.requested()):
+            raise Stopped
+        held, _ = _try_to_hold(folder, world)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        held.share(world)
+        yield
+    finally:
+        held.release()
+
+
+def _try_to_hold(folder: Path, world: World) -> tuple[Held | None, str]:
+    """Hold the folder unless another run does; then None, on rank 0 with who that is."""
+    lock, busy, problem = None, "", ""
+    if world.is_first:
+        try:
+            lock = take(folder)
+            remove_leftovers(folder)
+        except BusyError as error:
+            busy = str(error).partition(", or by")[0]
+        except OSError as error:
+            problem = f"{folder}: encodings cannot be written: {error}"
+    free, problem = world.broadcast((not busy, problem))
+    if problem:
+        raise ValueError(problem)
+    return Held(folder, lock) if free else None, busy
+
+
+def _encode(experiment: Experiment, folder: Path, key: str, stop: StopRequest) -> int:
+    """Make what is not there yet, each rank its share; returns how many films all ranks have encoded."""
+    world, problem = experiment.world, None
+    made, shards = 0, list[Shard]()
+    try:
         made, shards = _encode_share(experiment, folder, key, stop)
     except (OSError, ValueError) as error:  # the other ranks must not wait for this one
         problem = f"{folder}: encodings cannot be written: {error}"
+    world.wait_for_all()
     stopped = world.any(stop.requested())
     if problem := next(filter(None, world.broadcast(world.gather(problem))), None):
         raise ValueError(problem)
@@ -59,11 +121,7 @@ def with_encodings(experiment: Experiment, stop: StopRequest) -> tuple[Experimen
     gathered = world.gather((made, shards))
     if gathered is not None:
         _save(experiment, folder, key, {shard.file: shard for _, part in gathered for shard in part})
-    total = world.broadcast(sum(count for count, _ in gathered) if gathered is not None else None)
-    encodings = load_manifest(folder)
-    stream = open_stream(config, encodings, world.size, world.rank)
-    line = f"the heads train on the frozen encoders' encodings in {folder} ({total:,} computed now)"
-    return experiment._replace(encodings=encodings, stream=stream), line
+    return int(world.broadcast(sum(count for count, _ in gathered) if gathered is not None else None))
 
 
 def cache_key(experiment: Experiment) -> str:
@@ -98,14 +156,18 @@ def _encode_share(experiment: Experiment, folder: Path, key: str, stop: StopRequ
         for split in SPLITS:
             reader = ShardReader(manifest, split, config.model.members, config.data.max_tokens)
             numbers = [number for number, shard in enumerate(reader.index.shards) if shard in mine]
-            reports = {number: _finished(folder / reader.index.shards[number].file, key) for number in numbers}
+            sources = manifest.shards_of(split)
+            reports = {number: _finished(folder, sources[number], key) for number in numbers}
             pending = [number for number in numbers if reports[number] is None]
-            batches = _batches(experiment, reader, pending)
+            batches = _batches(experiment, reader, pending, stop)
             for number in pending:
                 if stop.requested():
                     batches.close()
                     return films, shards
-                reports[number] = _write(experiment, reader, number, batches, folder, key)
+                try:
+                    reports[number] = _write(experiment, reader, number, batches, folder, key)
+                except Stopped:
+                    return films, shards
                 films += reader.index.sizes[number]
                 bar.advance(task, reader.index.sizes[number])
             batches.close()
@@ -117,7 +179,7 @@ def _chunks(size: int, most: int) -> list[NDArray[np.int64]]:
     return [np.arange(first, min(first + most, size)) for first in range(0, size, most)]
 
 
-def _batches(experiment: Experiment, reader: ShardReader, numbers: list[int]) -> Any:
+def _batches(experiment: Experiment, reader: ShardReader, numbers: list[int], stop: StopRequest) -> Any:
     """The samples of some shards in stored order, read ahead; no batch reaches over the end of a shard."""
     most, data = experiment.micro_batch, experiment.config.data
 
@@ -127,7 +189,8 @@ def _batches(experiment: Experiment, reader: ShardReader, numbers: list[int]) ->
                 yield Rows(np.full(len(rows), number), rows)
 
     workers = data.workers if numbers else 0
-    return ring.batches(reader, places(), samples=most, workers=workers, prefetch=data.prefetch)
+    waiting = partial(heed_while_waiting, stop.requested, True)  # the ranks do not meet before they are through
+    return ring.batches(reader, places(), samples=most, workers=workers, prefetch=data.prefetch, waiting=waiting)
 
 
 def _write(
@@ -136,6 +199,7 @@ def _write(
     """Encode one shard: tar, index, then its report, which makes it whole."""
     source = reader.manifest.shards_of(reader.split)[number]
     path, size = folder / source.file, reader.index.sizes[number]
+    path.parent.mkdir(parents=True, exist_ok=True)
     _report_path(path).unlink(missing_ok=True)
     digest = hashlib.sha256()
     records: list[tuple[int, int, int, int, int]] = []
@@ -149,6 +213,7 @@ def _write(
                 offset += len(data)
                 file.write(data)
                 digest.update(data)
+            experiment.world.progress()
         file.write(tar.END)
         digest.update(tar.END)
     left_out = [(0, 0, 0, 0, 0)] * (source.samples - size)  # films without what the model needs keep their number
@@ -180,26 +245,30 @@ def _report_path(path: Path) -> Path:
     return path.with_suffix(".report.json")
 
 
-def _finished(path: Path, key: str) -> Shard | None:
-    """A shard that is whole already, else None."""
+def _finished(folder: Path, source: Shard, key: str) -> Shard | None:
+    """A shard that is whole already, else None: then it is made, again if what tells of it is damaged."""
+    path = folder / source.file
     try:
-        report = json.loads(_report_path(path).read_text())
-        shard = Shard(**report["shard"])
+        report = read_json(_Report, _report_path(path), "it is made again")
+        shard = report["shard"]
         whole = report["key"] == key and path.stat().st_size == shard.bytes and index_path(path).is_file()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return None
-    return shard if whole else None
+    same = (shard.file, shard.split, shard.samples) == (source.file, source.split, source.samples)
+    return shard if whole and same else None
 
 
 def _save(experiment: Experiment, folder: Path, key: str, made: dict[str, Shard]) -> None:
-    """The manifest of the encodings, in the order of the shards they are made of."""
+    """The manifest of the encodings, in the order of the shards they are made of, unless it is there already."""
     manifest, model = experiment.manifest, experiment.model
     size = sum(part.encoding_size for part in (model.text, model.poster) if part is not None)
-    save_manifest(
-        replace(
-            manifest,
-            folder=folder,
-            shards=tuple(made[shard.file] for shard in manifest.shards),
-            encoding={"size": size, "key": key, "source": manifest.fingerprint},
-        )
+    encodings = replace(
+        manifest,
+        folder=folder,
+        shards=tuple(made[shard.file] for shard in manifest.shards),
+        encoding={"size": size, "key": key, "source": manifest.fingerprint},
     )
+    with suppress(ValueError):
+        if load_manifest(folder) == encodings:
+            return
+    save_manifest(encodings)

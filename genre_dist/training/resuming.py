@@ -124,14 +124,8 @@ def _find(experiment: Experiment, folder: Path) -> _Found:
     before = _trained_before(folder, saved, model)
     config = _config_to_keep(experiment, before)
     _refuse_another_run(experiment, folder, saved, model, before)
-    asked = trained_with(config)
-    found = _Found(
-        config,
-        saved,
-        damaged,
-        changes(before, asked, "told"),
-        changes(before, trained_with(experiment.config), "start"),
-    )
+    told = changes(before, trained_with(config), "told")
+    found = _Found(config, saved, damaged, told, changes(before, trained_with(experiment.config), "start"))
     if _is_finished(experiment, folder, saved, model):
         return found._replace(finished_after=model.step if model else None)
     if saved is None:

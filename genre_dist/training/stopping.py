@@ -6,6 +6,7 @@ between steps only: an evaluation longer than the budget would otherwise be begu
 """
 
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,26 @@ from types import FrameType
 from genre_dist.parallel.launcher import PREEMPTED as PREEMPTED
 
 BUDGET = "run.max_minutes"
+HEEDED_SECONDS = 5
+"""A reader process that gives nothing for so long while this one is asked to stop is waited for no longer."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(Exception):  # noqa: N818 (no error: somebody asked)
     """Work was given up on all ranks because one was asked to stop."""
+
+
+def heed_while_waiting(asked: Callable[[], bool], alone: bool, seconds: int) -> None:
+    """For one rank's wait of so many `seconds` for a reader process, in which the ranks cannot agree to stop.
+
+    Asked to stop, raises Stopped on a rank that is alone, else SystemExit with PREEMPTED: those that wait for this one
+    end with that, too, and what was done since the last checkpoint is lost.
+    """
+    if seconds >= HEEDED_SECONDS and asked():
+        if alone:
+            raise Stopped
+        print("asked to stop while a reader process is silent: ended without saving", file=sys.stderr, flush=True)
+        raise SystemExit(PREEMPTED)
 
 
 class StopRequest:

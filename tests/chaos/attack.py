@@ -44,80 +44,80 @@ def attack(stage: Stage, reference: Reference, number: int, seed: int, folder: P
     lost: list[str] = []
     with disk(folder / "out", own=any(fault.kind == "full disk" for fault in faults)) as place:
         stage.prepare(place.folder)
-        for life, fault in enumerate((*faults, None), 1):
-            told, broken = live(stage, reference, place, fault, folder / f"start{life}", draw)
+        command = Command(stage, reference, place, draw)
+        for start, fault in enumerate((*faults, None), 1):
+            told, broken = command.live(fault, folder / f"start{start}")
             happened.append(told)
-            lost += [f"start {life}: {line}" for line in broken]
+            lost += [f"start {start}: {line}" for line in broken]
         lost += laws.same_result(place.folder, reference.contents)
-        if lost:
+        if lost and place.mounted:
             shutil.copytree(place.folder, folder / "lost")
     if not lost:
         shutil.rmtree(folder)
     return Report(number, stage.name, happened, lost, time.monotonic() - began)
 
 
-def live(
-    stage: Stage, reference: Reference, place: Disk, fault: Fault | None, log: Path, draw: random.Random
-) -> tuple[str, list[str]]:
-    """One start of the command, with what happens to it; returns that in words, and what was lost."""
-    mark = f"CHAOS={log}".encode()
-    with Processes(log) as processes:
-        command = limited(stage.command(place.folder), _limits(fault, place, reference.written))
-        child = processes.start(command, CHAOS=str(log))
-        struck = (
-            _disturb(fault, stage, reference, child.pid, mark, place.folder, draw) if fault and fault.is_signal else []
-        )
-        broken = _wait(child, fault, struck, 10 * reference.seconds + LONGEST_SECONDS, mark)
-        broken += laws.nothing_runs(mark)
-        send(signal.SIGKILL, list(laws.marked(mark)))
-        said = processes.output()
-    code = child.wait()
-    machine = fault is not None and not fault.is_signal
-    broken += laws.ended_as_promised(code, said, _allowed(fault, struck), machine)
-    if fault and fault.kind == "hang" and struck and code != 0:
-        broken += laws.hang_is_named(said, fault.target, struck[0])
-    late = " (too late)" if fault and fault.is_signal and not struck else ""
-    return f"{fault or 'left alone'}{late} -> {code}", broken
+class Command(NamedTuple):
+    """A stage's command at one place, started again and again."""
+
+    stage: Stage
+    reference: Reference
+    place: Disk
+    draw: random.Random
+
+    def live(self, fault: Fault | None, log: Path) -> tuple[str, list[str]]:
+        """One start, and what happens to it; returns that in words, and what was lost."""
+        mark = f"CHAOS={log}".encode()
+        with Processes(log) as processes:
+            command = limited(self.stage.command(self.place.folder), self._limits(fault))
+            child = processes.start(command, CHAOS=str(log))
+            struck = self._strike(fault, child.pid, mark) if fault and fault.is_signal else []
+            stopped = struck if fault and fault.kind == "hang" else []
+            broken = _wait(child, stopped, 10 * self.reference.seconds + LONGEST_SECONDS, mark)
+            broken += laws.nothing_runs(mark)
+            send(signal.SIGKILL, list(laws.marked(mark)))
+            said = processes.output()
+        code = child.wait()
+        machine = fault is not None and not fault.is_signal
+        broken += laws.ended_as_promised(code, said, _allowed(fault, bool(struck)), error_expected=machine)
+        if stopped and code != 0:
+            broken += laws.hang_is_named(said, fault.target, stopped[0])
+        late = " (too late)" if fault and fault.is_signal and not struck else ""
+        return f"{fault or 'left alone'}{late} -> {code}", broken
+
+    def _limits(self, fault: Fault | None) -> str:
+        """Make the disk as large as this start may have it; returns the shell's limits for the command."""
+        self.place.leave_plenty()
+        if fault and fault.kind == "full disk":
+            return self.place.leave_room(int(fault.amount * self.reference.written))
+        return f"ulimit -n {fault.amount:.0f}" if fault and fault.kind == "few descriptors" else ""
+
+    def _strike(self, fault: Fault, first: int, mark: bytes) -> list[int]:
+        """Wait for the moment and strike; returns the processes hit, none if the command was over before."""
+        began = time.monotonic()
+        while alive(first):
+            if fault.by == "progress":
+                share = self.stage.done(self.place.folder) / self.reference.done
+            else:
+                share = (time.monotonic() - began) / self.reference.seconds
+            if share >= fault.moment and (pids := victims(fault, first, mark, self.draw)):
+                strike(fault, pids)
+                return pids
+            time.sleep(0.005)
+        return []
 
 
-def _limits(fault: Fault | None, place: Disk, written: int) -> str:
-    """Make the disk as large as this start may have it; returns the shell's limits for the command."""
-    place.leave_plenty()
-    if fault and fault.kind == "full disk":
-        return place.leave_room(int(fault.amount * written))
-    return f"ulimit -n {fault.amount:.0f}" if fault and fault.kind == "few descriptors" else ""
-
-
-def _disturb(
-    fault: Fault, stage: Stage, reference: Reference, first: int, mark: bytes, out: Path, draw: random.Random
-) -> list[int]:
-    """Wait for the moment and strike; returns the processes hit, none if the command was over before."""
-    began = time.monotonic()
-    while alive(first):
-        passed = stage.done(out) / reference.done if fault.by == "progress" else None
-        share = (time.monotonic() - began) / reference.seconds if passed is None else passed
-        if share >= fault.moment and (pids := victims(fault, first, mark, draw)):
-            strike(fault, pids)
-            return pids
-        time.sleep(0.005)
-    return []
-
-
-def _wait(
-    child: subprocess.Popen[bytes], fault: Fault | None, struck: list[int], seconds: float, mark: bytes
-) -> list[str]:
+def _wait(child: subprocess.Popen[bytes], stopped: list[int], seconds: float, mark: bytes) -> list[str]:
     """Wait for the end. What was stopped for good goes on once the others have noticed."""
     broken: list[str] = []
-    if fault and fault.kind == "hang" and struck:
+    if stopped:
         try:
             child.wait(NOTICE_SECONDS)
         except subprocess.TimeoutExpired:
-            waiting = [pid for pid in laws.marked(mark) if role(pid, child.pid) == "rank" and pid not in struck]
-            if waiting and alive(struck[0]):
-                broken.append(
-                    f"{NOTICE_SECONDS:.0f} s after a {fault.target} was stopped {len(waiting)} ranks still wait"
-                )
-            send(signal.SIGCONT, struck)
+            waiting = [pid for pid in laws.marked(mark) if role(pid, child.pid) == "rank" and pid not in stopped]
+            if waiting and alive(stopped[0]):
+                broken.append(f"{len(waiting)} ranks still wait {NOTICE_SECONDS:.0f} s after the stop")
+            send(signal.SIGCONT, stopped)
     try:
         child.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -126,7 +126,7 @@ def _wait(
     return broken
 
 
-def _allowed(fault: Fault | None, struck: list[int]) -> tuple[int, ...]:
+def _allowed(fault: Fault | None, struck: bool) -> tuple[int, ...]:
     """The exit codes that a start may end with."""
     if fault is None or fault.kind == "pause" or (fault.is_signal and not struck):
         return (0,)

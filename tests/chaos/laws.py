@@ -21,8 +21,8 @@ MEASURED = re.compile(r"second|hour|wait|memory|mfu|curves|beside|fetched_at|^sh
 """Fields that tell how long something took, or when it was, and a file's checksum over them."""
 RENDERED = re.compile(r"\.html$|\.md$|journal\.jsonl$")
 """Files that only have to be there: what they say is compared elsewhere, or tells times in between."""
-OWN = re.compile(rf"(^|/)({re.escape(LOCK)}|exit_code)$|(^|/)\.fetch/lock$")
-"""Files that tell of the last start."""
+OWN = re.compile(rf"(^|/)({re.escape(LOCK)}|exit_code|metrics-lost-\d+\.jsonl|\.fetch/lock)$")
+"""Files that tell of earlier starts: the last one's lock and end, rows of steps that no checkpoint held."""
 CHECKPOINT = re.compile(r"checkpoints/step-\d+/(\.metadata|COMPLETE|facts\.json|__\d+_\d+\.distcp)$")
 """A checkpoint's files: which steps are saved depends on when a run was stopped, its last weights do not."""
 

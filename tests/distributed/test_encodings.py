@@ -1,14 +1,19 @@
 """Frozen encoders compute every film once, and nobody can tell from the numbers."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers import losses, options, rows, snapshot, train
+from helpers import Processes, losses, options, rows, snapshot, train, until
 
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.train import main
@@ -17,6 +22,13 @@ FROZEN = ("--model.text.frozen", "true", "--model.poster.frozen", "true", "--dat
 FAST = ("--optim.heads_lr", 0.01, "--data.workers", 0)
 BATCHES = ("--data.global_batch", 24, "--data.micro_batch", 6, "--data.by_length", 0.5)
 SHORT = (*FROZEN, *FAST, *BATCHES, "--train.epochs", 2)
+
+KILLED_WRITER = """
+import os, pathlib, signal, sys
+from genre_dist.atomic import atomic_file
+with atomic_file(pathlib.Path(sys.argv[1])):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 class Runs(NamedTuple):
@@ -139,6 +151,87 @@ def test_a_run_goes_on_with_encodings_where_it_stopped_without(runs: Runs, tmp_p
     assert main(options(runs.shards, run, *SHORT)) == 0
     slow = losses(runs.run("slow"))
     assert list(losses(run)) == list(slow)
+
+
+# --- long work, and several runs
+
+
+def test_encoding_may_take_longer_than_the_watchdogs_timeout(sample_shards: Path, tmp_path: Path) -> None:
+    """Rank 0 is through long before rank 1, whose every batch is progress."""
+    run = tmp_path / "run"
+    more = ("--data.global_batch", 4, "--parallel.timeout_seconds", 10, "--train.steps", 1)
+    arguments = options(sample_shards, run, *FROZEN, *FAST, *more, "--model.poster.arch", "bad_ranks:slow")
+    codes, output = train(tmp_path / "log", 2, arguments, seconds=180)
+    assert codes == [0, 0], output
+    assert "no collective finished" not in output
+
+
+@pytest.fixture
+def other_run(runs: Runs, tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+    """A folder of encodings that another process, another run, is writing until its input ends."""
+    folder = tmp_path / "encodings" / cache(runs, "fast").name
+    script = f"import sys, pathlib, genre_dist.lock as lock; lock.take(pathlib.Path({str(folder)!r})); print(); input()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield folder, process
+        process.kill()
+
+
+def test_a_run_waits_for_the_lock_of_another_that_writes_the_same_encodings_and_uses_them(
+    runs: Runs, other_run: tuple[Path, subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    folder, other = other_run
+    assert other.stdin is not None
+    with Processes(tmp_path / "log") as started:
+        arguments = options(runs.shards, tmp_path / "run", *SHORT, "--train.steps", 2)
+        started.start([sys.executable, "-m", "genre_dist.train", *arguments])
+        line = f"{folder} is being written by process {other.pid} on {os.uname().nodename}"
+        until(lambda: line in started.output() or started.over(), 60, "the run to say that it waits")
+        shutil.copytree(cache(runs, "fast"), folder, dirs_exist_ok=True, ignore=lambda *_: [".lock"])
+        other.stdin.close()
+        started.succeed()
+        assert "(0 computed now)" in started.output()
+        assert started.output().count("waiting for it") == 1
+
+
+def test_a_run_that_waits_for_encodings_can_be_stopped(
+    runs: Runs, other_run: tuple[Path, subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    with Processes(tmp_path / "log") as started:
+        started.start_ranks(2, options(runs.shards, tmp_path / "run", *SHORT, "--train.steps", 2))
+        until(lambda: "waiting for it" in started.output() or started.over(), 60, "the run to say that it waits")
+        started.children[1].terminate()
+        assert started.wait() == [75, 75]
+
+
+def test_what_a_killed_run_left_among_the_encodings_is_removed(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "encodings" / cache(runs, "fast").name
+    shutil.copytree(cache(runs, "fast"), folder)
+    before = snapshot(folder)
+    killed = [sys.executable, "-c", KILLED_WRITER, str(folder / "train-000000.tar")]
+    assert subprocess.run(killed).returncode == -signal.SIGKILL
+    assert len(snapshot(folder)) == len(before) + 1
+    assert main(options(runs.shards, tmp_path / "run", *SHORT, "--train.steps", 2)) == 0
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"[]", b'{"key": 1}', b"\xff", b'{"key": "KEY", "shard": {"file": "../../secret.tar"}}']
+)
+def test_a_shard_whose_report_is_damaged_is_made_again(
+    runs: Runs, damage: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "encodings" / cache(runs, "fast").name
+    shutil.copytree(cache(runs, "fast"), folder)
+    before = snapshot(folder)
+    report = sorted(folder.glob("train-*.report.json"))[0]
+    report.write_bytes(damage.replace(b"KEY", folder.name.encode()))
+    assert main(options(runs.shards, tmp_path / "run", *SHORT, "--train.steps", 2)) == 0
+    assert "(50 computed now)" in capsys.readouterr().out
+    assert snapshot(folder) == before
 
 
 # --- where it does not apply

@@ -257,7 +257,7 @@ def test_a_damaged_cache_gives_the_right_bytes(
 ) -> None:
     folder = tmp_path_factory.getbasetemp() / "cache"
     shutil.rmtree(folder, ignore_errors=True)
-    whole = b"".join(bytes([number]) * small_blocks for number in range(3)) + b"end"
+    whole = b"whole" * (small_blocks // 5) + b"and the end"
     cache = BlockCache(folder, 5 * small_blocks)
 
     def read() -> bytes:

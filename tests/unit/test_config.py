@@ -165,6 +165,8 @@ def test_a_key_like_no_other_is_answered_with_where_the_keys_are_listed() -> Non
         ("data: 3\nmodel:\n  text: {}\n", "data"),
         ("model:\n  text: 4\n", "model.text"),
         ("optim:\n  text_lr: fast\n", "optim.text_lr"),
+        ("data:\n  by_length:\n", "data.by_length"),
+        ("run:\n  seed: null\n", "run.seed"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named_by_its_key(yaml_text: str, key: str, tmp_path: Path) -> None:
@@ -180,6 +182,40 @@ def test_a_file_that_is_no_configuration_is_named(text: str, tmp_path: Path) -> 
         parse_config(["--config", path])
     with pytest.raises(ValueError, match=r"nowhere\.yaml"):
         parse_config(["--config", str(tmp_path / "nowhere.yaml")])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"data: {shards: \xff\xfe}",
+        b"[" * 10_000,
+        b"l0: &l0 [x, x, x, x, x, x, x, x, x]\n"
+        + b"".join(b"l%d: &l%d [%s]\n" % (n, n, b", ".join([b"*l%d" % (n - 1)] * 9)) for n in range(1, 9)),
+        b"a: &a [*a]\n",
+        b"# " + b"x" * 200_000,
+        b"data: /dev/zero\n",
+        b"model: {text: config.yaml}\n",
+        b"model.text: config.yaml\n",
+        b"data: !!python/object/apply:os.getcwd []\n",
+    ],
+    ids=["no text", "deep", "laughs", "endless", "large", "a device", "a file", "a file, dotted", "a tag"],
+)
+def test_a_file_that_no_parser_should_see_is_named_at_once(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    for read in (lambda: load_config(path), lambda: parse_config(["--config", str(path)])):
+        with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
+            read()
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 1000
+
+
+def test_a_configuration_is_not_written_again_when_it_is_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    save_config(Config(), path)
+    before = path.stat()
+    save_config(Config(), path)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,17 @@ def test_what_is_wrong_comes_with_the_way_to_mend_it_and_exit_code_1(
     assert "1 to mend" in capsys.readouterr().out
 
 
+def test_other_peoples_text_is_shown_as_it_is(
+    shards_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = shards_copy / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"split": "train"', '"split": "[/]\\u001b[31m"', 1))
+    assert main(["doctor", "--shards", str(shards_copy), "--runs", str(tmp_path)]) == 1
+    told = capsys.readouterr().out
+    assert "[/]" in told
+    assert "\x1b[31m" not in told
+
+
 @pytest.mark.parametrize(("free", "status"), [(1, "wrong"), (10, "note"), (100, "ok")])
 def test_free_disk(free: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: Usage(0, free * machine.GIB))

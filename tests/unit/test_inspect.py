@@ -386,6 +386,35 @@ def test_inspect_verify_prints_every_fault_and_ends_with_1(
     assert "1 fault" in printed
 
 
+def test_encodings_are_not_verified_by_themselves(shards_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = Shards(shards_copy)
+    shards.told["encoding"] = {"size": 8, "key": "k", "source": "0123456789abcdef"}
+    shards.save()
+    assert main(["inspect", str(shards_copy), "--verify"]) == 2
+    assert "these are encodings; verify the shards they were made from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["missing", "npz"])
+def test_a_damaged_index_is_told_in_one_line_without_verify_too(
+    shards_copy: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    path = index_path(shards_copy / TRAIN)
+    path.unlink() if damage == "missing" else path.write_bytes(b"PK\x03\x04" * 50)
+    assert main(["inspect", str(shards_copy)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "train-000000.index.npy" in line
+    assert main(["inspect", str(shards_copy), "--verify"]) == 1
+    assert "train-000000.index.npy" in capsys.readouterr().out
+
+
+def test_names_of_genres_are_no_markup(shards_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = Shards(shards_copy)
+    shards.told["genres"][0]["name"] = "[/] [red]Drama"
+    shards.save()
+    assert main(["inspect", str(shards_copy)]) == 0
+    assert "[/] [red]Drama" in capsys.readouterr().out
+
+
 def test_inspect_of_a_folder_without_shards_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(tmp_path)]) == 2
     assert "genre-dist pack" in capsys.readouterr().err

@@ -136,14 +136,16 @@ def test_what_a_damaged_line_said_is_not_taken_for_done(tmp_path: Path) -> None:
         assert done(lost) == (False, pages | {2} if number == 2 else pages), number
 
 
-def test_where_a_newer_line_is_damaged_the_older_one_does_not_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize("refreshed", [False, True])
+def test_where_the_line_of_a_refresh_is_damaged_the_older_one_does_not_count(tmp_path: Path, refreshed: bool) -> None:
     path = tmp_path / "journal.jsonl"
-    write(path, film(1, title="Old"), page(1, 1, pages=1))
+    refresh = [{"refresh": [1999], "query": "all,votes>=0"}] if refreshed else []
+    write(path, film(1, title="Old"), page(1, 1, pages=1), *refresh)
     with path.open("ab") as file:
         file.write(b"damaged\n")
     write(path, page(1, 1, pages=1))
     with Journal(path) as journal:
-        assert list(State(journal).films) == []
+        assert list(State(journal).films) == ([] if refreshed else [1])
 
 
 def test_a_page_after_damage_may_be_recorded_in_the_same_process(tmp_path: Path) -> None:

@@ -1,10 +1,5 @@
 """Shards behind HTTP and S3: the same batches, each byte once, patience with a server in trouble, a bounded cache."""
 
-import os
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +11,7 @@ from range_server import RangeServer, serve_folder
 from genre_dist import storage
 from genre_dist.cli import main
 from genre_dist.stream import ShardReader, TrainStream, evaluation_stream, load_manifest
-from genre_dist.stream.cache import BLOCK_BYTES, BlockCache
+from genre_dist.stream.cache import BlockCache
 from genre_dist.stream.manifest import Manifest
 from genre_dist.study.wins import show_films
 from genre_dist.train import main as train
@@ -149,6 +144,42 @@ def test_a_failing_server_ends_a_stream_with_workers_too(server: RangeServer) ->
         steps(server.url, 0, 20, workers=2)
 
 
+@pytest.mark.parametrize("lie", ["another range", "fewer bytes", "more bytes", "gzip"])
+def test_an_answer_that_is_not_what_was_asked_for_is_asked_for_again_and_then_refused(
+    server: RangeServer, sample_shards: Path, hurried: None, lie: str
+) -> None:
+    server.fail = {".tar": [lie] * 3}
+    assert steps(server.url, 0, 3) == steps(sample_shards, 0, 3)
+    assert not any(server.fail.values())
+    server.fail = {"train-000001.tar": [lie] * 1000}
+    with pytest.raises(ValueError, match=rf"{server.url}/train-000001\.tar: cannot be read.*bytes.*after 5 attempts"):
+        steps(server.url, 0, 20)
+
+
+def test_a_shard_that_has_another_size_now_is_named(server: RangeServer, hurried: None) -> None:
+    server.fail = {"train-000001.tar": ["another size"] * 1000}
+    with pytest.raises(ValueError, match=r"train-000001\.tar: cannot be read .*it has \d+ bytes now, not [\d,]+"):
+        steps(server.url, 0, 20)
+
+
+def test_a_whole_file_that_is_sent_compressed_is_read(server: RangeServer, sample_shards: Path) -> None:
+    server.fail = {"manifest.json": ["gzip"]}
+    assert load_manifest(server.url).fingerprint == load_manifest(sample_shards).fingerprint
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "train-000000.index.npy"])
+def test_no_more_of_a_file_is_read_than_it_can_have(
+    shards_copy: Path, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open(shards_copy / file, "ab") as opened:
+        opened.truncate(200 << 20)
+    with serve_folder(shards_copy) as server, pytest.raises(ValueError, match=rf"{file}: more than [\d,]+ bytes"):
+        steps(server.url, 0, 1)
+    assert server.sent[f"/{file}"] < 150 << 20
+    with pytest.raises(ValueError, match=file):
+        steps(shards_copy, 0, 1)
+
+
 def test_a_server_without_range_requests_gets_a_message_that_says_so(server: RangeServer, hurried: None) -> None:
     server.ranges = False
     with pytest.raises(ValueError, match=r"train-00000\d\.tar: .* range requests .* copy the folder here"):
@@ -190,52 +221,3 @@ def test_with_a_cache_the_second_epoch_asks_for_nothing(
     server.forget()
     assert steps(server.url, 0, 40, cache=cache, workers=1) == local
     assert server.bytes_of(".tar") == 0
-
-
-def test_a_full_cache_lets_the_oldest_blocks_go_and_stays_within_its_limit(tmp_path: Path) -> None:
-    cache, limit = BlockCache(tmp_path, 10 * BLOCK_BYTES), 10 * BLOCK_BYTES
-    data = os.urandom(40 * BLOCK_BYTES + 77)
-    asked: list[int] = []
-
-    def fetch(start: int, end: int) -> bytes:
-        asked.append(start // BLOCK_BYTES)
-        return data[start:end]
-
-    for start in range(0, len(data), BLOCK_BYTES // 2):
-        end = min(start + BLOCK_BYTES, len(data))
-        assert cache.read("shard", start, end, len(data), fetch) == data[start:end]
-        cache.read("shard", 0, 10, len(data), fetch)  # in use all the time
-        assert sum(path.stat().st_size for path in tmp_path.glob("blocks/*/*")) <= limit
-    assert asked == list(range(41)), "a block in use is never asked for again"
-
-
-def test_readers_killed_at_any_moment_leave_a_cache_that_works(tmp_path: Path) -> None:
-    program = (
-        "import sys, itertools\nfrom pathlib import Path\nfrom genre_dist.stream.cache import BlockCache\n"
-        "cache = BlockCache(Path(sys.argv[1]), 3 << 20)\nprint('go', flush=True)\n"
-        "for n in itertools.count():\n"
-        "    cache.read('shard', n % 9 << 20, (n % 9 << 20) + 5, 9 << 20, lambda a, b: bytes([a >> 20]) * (b - a))\n"
-    )
-    for _ in range(2):
-        pair = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE) for _ in "ab"]
-        for process in pair:
-            assert process.stdout
-            assert process.stdout.readline() == b"go\n"
-            threading.Event().wait(0.05)
-        for process in pair:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            assert process.stdout
-            process.stdout.close()
-    cache = BlockCache(tmp_path, 3 << 20)
-    for number in range(9):
-        found = cache.read("shard", number << 20, number + 1 << 20, 9 << 20, lambda a, b: bytes([a >> 20]) * (b - a))
-        assert found == bytes([number]) * BLOCK_BYTES
-    assert sum(path.stat().st_size for path in tmp_path.glob("blocks/*/*")) <= 3 << 20
-
-
-def test_a_block_cut_short_is_asked_for_again(tmp_path: Path) -> None:
-    cache = BlockCache(tmp_path, 1 << 30)
-    assert cache.read("shard", 0, 9, 100, lambda a, b: b"x" * (b - a)) == b"x" * 9
-    next(tmp_path.glob("blocks/shard/*")).write_bytes(b"x" * 50)
-    assert cache.read("shard", 60, 70, 100, lambda a, b: b"y" * (b - a)) == b"y" * 10

@@ -17,7 +17,7 @@ from telling_reader import TellingReader
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import EpochOrder, Rows
 from genre_dist.stream.reader import Batch, ShardReader
-from genre_dist.stream.ring import Ring, batches
+from genre_dist.stream.ring import TOLD_STOPPED_SECONDS, Ring, batches
 
 BATCH = 8
 
@@ -71,7 +71,8 @@ def test_a_worker_on_local_shards_imports_only_what_it_reads_with(sample_shards:
         modules = set(next(stream).faults)
     packages = {name.partition(".")[0] for name in modules} - set(sys.stdlib_module_names)
     hooks = {name for name in packages if name.startswith("_") or name.endswith("customize")}  # of the installation
-    assert packages - hooks <= {"genre_dist", "numpy", "simplejpeg", "cython_runtime", "telling_reader"}
+    shapes = {"annotated_types", "typing_extensions"}  # of what a manifest may hold; pydantic itself stays out
+    assert packages - hooks <= {"genre_dist", "numpy", "simplejpeg", "cython_runtime", "telling_reader"} | shapes
     assert not modules & {"asyncio", "concurrent.futures", "logging", "secrets", "tarfile"}
     assert not {name for name in modules if name.startswith(("genre_dist.config", "genre_dist.progress"))}
 
@@ -148,6 +149,41 @@ def test_a_killed_worker_is_an_error_that_says_so_and_leaves_no_process(
     assert children() == before
 
 
+def test_a_stopped_reader_is_named_and_the_wait_for_it_can_be_given_up(
+    reader: ShardReader, places: list[Rows], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = children()
+
+    def give_up(seconds: int) -> None:
+        if seconds == TOLD_STOPPED_SECONDS:
+            raise InterruptedError
+
+    ring = Ring(reader, BATCH, slots=3, workers=1, waiting=give_up)
+    try:
+        stream = ring.run(itertools.cycle(places), hold=1)
+        next(stream)
+        ring.processes[0].send_signal(signal.SIGSTOP)
+        with pytest.raises(InterruptedError):
+            list(stream)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"reader process {ring.processes[0].pid}, which is stopped" in line
+    finally:
+        ring.close()
+    assert children() == before
+
+
+def test_a_reader_that_goes_on_in_time_is_waited_for(reader: ShardReader, places: list[Rows]) -> None:
+    ring = Ring(reader, BATCH, slots=3, workers=2, waiting=lambda _: ring.processes[0].send_signal(signal.SIGCONT))
+    try:
+        stream = ring.run(iter(places), hold=1)
+        read = [next(stream).ids.tolist()]
+        ring.processes[0].send_signal(signal.SIGSTOP)
+        read += [batch.ids.tolist() for batch in stream]
+    finally:
+        ring.close()
+    assert read == [reader.read(rows).ids.tolist() for rows in places]
+
+
 def test_a_shard_without_its_index_is_the_users_error_and_names_the_file(shards_copy: Path) -> None:
     reader = ShardReader(load_manifest(shards_copy), "train", ("poster",), 64)
     shard = shards_copy / reader.index.shards[0].file
@@ -173,9 +209,10 @@ for batch in ring.run(itertools.cycle([order.rows(0)]), hold=1):
 """
 
 
+@pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_workers_end_with_a_trainer_that_is_killed_and_nothing_has_a_name_in_shared_memory(
-    sample_shards: Path, how: signal.Signals
+    sample_shards: Path, how: signal.Signals, stopped: bool
 ) -> None:
     command = [sys.executable, "-c", TRAINER, str(sample_shards)]
     trainer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -185,6 +222,8 @@ def test_workers_end_with_a_trainer_that_is_killed_and_nothing_has_a_name_in_sha
         assert len(workers) == 2
         for pid in (trainer.pid, *workers):
             assert "/dev/shm/" not in Path(f"/proc/{pid}/maps").read_text()
+        if stopped:
+            os.kill(workers[0], signal.SIGSTOP)
         trainer.send_signal(how)
     finally:
         trainer.stdout.close()
