@@ -81,7 +81,7 @@ class Shard:
 class Image(TypedDict):
     """The posters as they were packed."""
 
-    size: Annotated[int, Interval(ge=1, le=65_500)]
+    size: Annotated[int, Interval(ge=1, le=4096)]
     """Side of the square, pixels."""
     fit: Told
     quality: int

@@ -6,7 +6,7 @@ one for every member) or from GNU long names. See POSIX.1-2017, pax, "ustar Inte
 
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,28 +81,28 @@ def entries(buffer: bytes | memoryview) -> Iterator[Member]:
         if magic[:5] != b"ustar":  # the same in USTAR, PAX and GNU headers
             raise ValueError(f"no tar header at byte {position}")
         size, start = _number(digits, position), position + BLOCK
+        extension = _EXTENSIONS.get(kind)
         is_plain = kind == b"0" and not told
-        if not is_plain:
-            if kind in _WITHOUT_CONTENT:
-                size = 0
-            elif kind not in _EXTENDS:
-                size = _decimal(told["size"], position) if "size" in told else size
-                start = _behind_sparse_map(view, position) if kind == b"S" else start
+        if not is_plain and extension is None:
+            size = 0 if kind in _WITHOUT_CONTENT else _decimal(told["size"], position) if "size" in told else size
+            start = _behind_sparse_map(view, position) if kind == b"S" else start
         if size < 0 or start + size > len(view):
             raise ValueError(f"the member at byte {position} should have {size} bytes, {len(view) - start} are there")
-        position = start + (size + BLOCK - 1) // BLOCK * BLOCK
         if is_plain:
             yield Member(_name(name, prefix if magic == b"ustar\0" else b""), start, size, first)
-        elif kind in _EXTENDS:
-            told |= _extension(kind, view[start : start + size], start - BLOCK)
+        elif extension is not None:
+            if size > LONGEST_EXTENSION:
+                raise ValueError(f"the extension at byte {position} has {size:,} bytes, over {LONGEST_EXTENSION:,}")
+            told |= extension(bytes(view[start : start + size]), position)
+            position = start + padded(size)
             continue
         else:
-            shown = "sparse file" if "GNU.sparse" in told else KINDS.get(kind, "entry of an unknown kind")
+            shown = "sparse file" if "sparse" in told else KINDS.get(kind, "entry of an unknown kind")
             plain_name = _name(name, prefix if magic == b"ustar\0" else b"")
             target = told.get("linkpath") or _text(link)
             yield Member(told.get("path") or plain_name, start, size, first, shown, target)
             told = {}
-        first = position
+        position = first = start + padded(size)
     if position < len(view) and any(view[position:]):
         raise ValueError(f"the tar header at byte {position} is cut short")
 
@@ -142,7 +142,6 @@ _HEADER = struct.Struct("100s24x12s20xc100s6s82x155s12x")  # name, size, kind, l
 _ZEROS = bytes(BLOCK)
 _CHUNK = 1 << 20
 _WITHOUT_CONTENT = b"123456"  # links, devices, folders, pipes: their size is of no meaning
-_EXTENDS = b"xXgLK"
 
 
 def _number(digits: bytes, position: int) -> int:
@@ -169,32 +168,31 @@ def _decimal(text: str, position: int) -> int:
     return int(text)
 
 
-def _extension(kind: bytes, data: memoryview, position: int) -> dict[str, str]:
-    """What an extension says of the member behind it: path, linkpath, size, and whether it is sparse (GNU.sparse)."""
-    if len(data) > LONGEST_EXTENSION:
-        raise ValueError(f"the extension at byte {position} has {len(data):,} bytes; {LONGEST_EXTENSION:,} is the most")
-    if kind in b"LK":
-        return {"path" if kind == b"L" else "linkpath": _text(bytes(data))}
-    if kind == b"g":  # of the whole tar: times, comments
-        return {}
+def _pax_records(data: bytes, position: int) -> dict[str, str]:
+    """What counts here of PAX records: lines of `LENGTH KEY=VALUE\\n`, LENGTH counting the whole line."""
+    records, begin = {}, 0
     try:
-        records = _pax_records(bytes(data))
+        while begin < len(data):
+            space = data.index(b" ", begin, begin + 8)
+            end = begin + int(data[begin:space])
+            if not space < end <= len(data):
+                raise ValueError("a record of another length")
+            key, _, value = data[space + 1 : end - 1].partition(b"=")
+            if key in _RECORDS:
+                records[_RECORDS[key]] = value.decode("utf-8", "surrogateescape")
+            elif b"GNU.sparse." in key:
+                records["sparse"] = ""
+            begin = end
     except ValueError:
         raise ValueError(f"the PAX records at byte {position} are damaged") from None
-    if any(key.startswith("GNU.sparse.") for key in records):
-        records |= {"GNU.sparse": "", "path": records.get("GNU.sparse.name", records.get("path", ""))}
     return records
 
 
-def _pax_records(data: bytes) -> dict[str, str]:
-    """PAX records: lines of `LENGTH KEY=VALUE\\n`, LENGTH counting the whole line."""
-    records, position = {}, 0
-    while position < len(data):
-        space = data.index(b" ", position, position + 8)
-        end = position + int(data[position:space])
-        if not space < end <= len(data):
-            raise ValueError("a record of another length")
-        key, _, value = data[space + 1 : end - 1].partition(b"=")
-        records[key.decode()] = value.decode("utf-8", "surrogateescape")
-        position = end
-    return records
+_RECORDS = {b"path": "path", b"linkpath": "linkpath", b"size": "size", b"GNU.sparse.name": "path"}
+_EXTENSIONS: dict[bytes, Callable[[bytes, int], dict[str, str]]] = {
+    **dict.fromkeys((b"x", b"X"), _pax_records),
+    b"g": lambda data, position: {},  # of the whole tar: times, comments
+    b"L": lambda data, position: {"path": _text(data)},
+    b"K": lambda data, position: {"linkpath": _text(data)},
+}
+"""What is said before a member of its path, linkpath, size, and `sparse` if it is that, by the kind of header."""

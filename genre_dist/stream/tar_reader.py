@@ -127,6 +127,7 @@ class TarReader:
     def _members(self, data: memoryview, number: int, shard: int, offset: int) -> Members:
         """The members in a sample's piece of its tar, those that are links read where they lead."""
         found: dict[str, Any] = {}
+        key = None
         for name, start, length, header, kind, _ in entries(data):
             if (named := split_name(name)) is None:
                 continue
@@ -136,11 +137,16 @@ class TarReader:
                 content = self._source.fetch(shard, *place)
             else:
                 continue
-            if sample_id(named[0]) != number or named[0] != found.setdefault("__key__", named[0]):
-                raise ValueError(f"a member {name!r} lies there; the index is of another tar")
+            if named[0] != key:
+                if key is not None or sample_id(named[0]) != number:
+                    raise ValueError(f"a member {name!r} lies there; the index is of another tar")
+                found["__key__"] = key = named[0]
             found[named[1]] = content
-        if lacking := [name for name in ("__key__", *self.wanted) if name not in found]:
-            raise ValueError(f"no member .{lacking[0]}" if found else "the index is of another tar")
+        if key is None:
+            raise ValueError("the index is of another tar")
+        for name in self.wanted:
+            if name not in found:
+                raise ValueError(f"no member .{name}")
         return found
 
     def _links_of(self, shard: int) -> dict[int, tuple[int, int]]:

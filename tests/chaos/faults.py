@@ -128,7 +128,7 @@ class Disk:
 
 
 @contextlib.contextmanager
-def disk(folder: Path, own: bool = True) -> Iterator[Disk]:
+def disk(folder: Path, own: bool) -> Iterator[Disk]:
     """A disk that is there for a block."""
     made = Disk(folder, own)
     try:

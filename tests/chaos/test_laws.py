@@ -112,8 +112,11 @@ def test_a_signal_finds_the_rank_it_is_for(tmp_path: Path) -> None:
         assert laws.command_of(rank) == "sleep 60"
 
 
-def test_a_small_disk_is_full_and_later_is_not(tmp_path: Path) -> None:
-    with disk(tmp_path / "out") as place:
+@pytest.mark.parametrize("mounted", [True, False])
+def test_a_small_disk_is_full_and_later_is_not_with_and_without_the_right_to_mount_one(
+    mounted: bool, tmp_path: Path
+) -> None:
+    with disk(tmp_path / "out", own=mounted) as place:
         limit = place.leave_room(16384)
         write = ["dd", "if=/dev/zero", f"of={place.folder / 'file'}", "bs=4096", "count=100"]
         with Processes(tmp_path / "log") as processes:

@@ -23,6 +23,13 @@ FAST = ("--optim.heads_lr", 0.01, "--data.workers", 0)
 BATCHES = ("--data.global_batch", 24, "--data.micro_batch", 6, "--data.by_length", 0.5)
 SHORT = (*FROZEN, *FAST, *BATCHES, "--train.epochs", 2)
 
+WRITER = """
+import pathlib, sys
+from genre_dist.lock import one_writer
+with one_writer(pathlib.Path(sys.argv[1])):
+    print(flush=True)
+    input()
+"""
 KILLED_WRITER = """
 import os, pathlib, signal, sys
 from genre_dist.atomic import atomic_file
@@ -170,8 +177,7 @@ def test_encoding_may_take_longer_than_the_watchdogs_timeout(sample_shards: Path
 def other_run(runs: Runs, tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     """A folder of encodings that another process, another run, is writing until its input ends."""
     folder = tmp_path / "encodings" / cache(runs, "fast").name
-    script = f"import sys, pathlib, genre_dist.lock as lock; lock.take(pathlib.Path({str(folder)!r})); print(); input()"
-    with subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", WRITER, folder], stdin=-1, stdout=-1, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
         yield folder, process

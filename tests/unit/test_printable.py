@@ -19,6 +19,7 @@ from genre_dist.printable import markdown, printable, terminal
 from genre_dist.study.attribution import Attribution
 from genre_dist.study.comparison import CompareOptions, compare
 from genre_dist.study.evaluated import Predictions, write_evaluation
+from genre_dist.study.evaluation import print_evaluation
 from genre_dist.study.explanation import Explained
 from genre_dist.study.explore.figures import cloud_names, draw
 from genre_dist.study.metrics import metrics
@@ -173,6 +174,19 @@ def test_a_comparison_shows_odd_names_of_genres_and_runs_as_they_are(
     tags, told = read(MarkdownIt("commonmark").enable("table").render((tmp_path / "report/comparison.md").read_text()))
     assert not {"img", "script", "code", "a"} & set(tags)
     assert all(re.sub(" +", " ", printable(name)).strip() in told for name in (*names, *GENRES))
+
+
+def test_an_evaluation_shows_odd_names_of_genres_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    labels = drawn_labels(60)[:, : len(GENRES)]
+    print_evaluation(
+        {"split": "test", "loss": 0.3, "left_out": 0, **metrics(drawn_logits(labels, 1, 0), labels, GENRES)}
+    )
+    said = capfd.readouterr().out
+    assert all(line.isprintable() for line in said.splitlines())
+    assert all(f"│ {printable(name).strip()[:200]}" in said for name in GENRES)
 
 
 def test_figures_and_page_of_an_exploration_take_any_names_of_genres(tmp_path: Path) -> None:
