@@ -80,7 +80,7 @@ def read_bytes(path: Place, most: int | None = None) -> bytes:
     """A whole file of up to `most` bytes. Raises FileNotFoundError, or ValueError naming a file that cannot be had."""
     if isinstance(path, Path):
         with open(path, "rb") as local:
-            data = local.read() if most is None else local.read(most + 1)
+            data = local.read() if most is None else _read_up_to(local, most + 1)
     elif path.protocol in ("http", "https"):
         data = patiently(path, partial(_over_http, path, most))
     else:
@@ -89,6 +89,14 @@ def read_bytes(path: Place, most: int | None = None) -> bytes:
     if most is not None and len(data) > most:
         raise ValueError(f"{path}: more than {most:,} bytes, which such a file never has")
     return data
+
+
+def _read_up_to(file: IO[bytes], most: int) -> bytes:
+    """As `read` does, but memory is taken for what is there, not for what is asked for."""
+    data = bytearray()
+    while len(data) < most and (piece := file.read(min(most - len(data), RANGE_BYTES))):
+        data += piece
+    return bytes(data)
 
 
 def read_range(path: Place, start: int, end: int, size: int) -> bytes:

@@ -18,6 +18,7 @@ from genre_dist.configfile import parse_config
 from genre_dist.lock import BusyError
 from genre_dist.parallel.launcher import PREEMPTED, note_exit_code, restarted, settle, settled, world_size
 from genre_dist.parallel.one_run import one_run
+from genre_dist.printable import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = replace(config, run=replace(config.run, overwrite=False))
         return dry_run(config) if parsed.dry_run else train(config)
     except (ValueError, OSError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {printable(error) or type(error).__name__}", file=sys.stderr, flush=True)
         if isinstance(error, ValueError):  # after other errors another attempt may go further
             settle(2)
         return 2

@@ -15,7 +15,7 @@ from genre_dist.storage import Place, file_size, read_bytes
 
 LARGEST_BYTES = 64 << 20
 """A JSON file above this is refused before it is read."""
-LONGEST_TOLD = 80
+LONGEST_VALUE, LONGEST_TOLD = 80, 300
 _PLAIN = {
     "Predicate 'is_file_name' failed": "not the name of a file in or below its folder",
     "Predicate 'is_sha256' failed": "not a SHA-256 (64 hex digits)",
@@ -59,7 +59,7 @@ def parse_json(kind: type[Kind], written: bytes, path: Place | str, remedy: str)
         problem = error.errors(include_url=False, include_context=False)[0]
         key = ".".join(map(str, problem["loc"]))
         is_told = problem["type"] in ("missing", "json_invalid", "value_error")
-        found = "" if is_told else f", found {_shortened(problem['input'])}"
+        found = "" if is_told else f", found {_one_line(repr(problem['input']), LONGEST_VALUE)}"
         told = _one_line(_PLAIN.get(problem["msg"], problem["msg"].removeprefix("Value error, ")))
         raise ValueError(f"{path}: {_one_line(key) + ': ' if key else ''}{told}{found}; {remedy}") from None
 
@@ -78,10 +78,6 @@ def _adapter(kind: Any) -> Any:
     return TypeAdapter(kind)
 
 
-def _shortened(value: Any) -> str:
-    told = _one_line(repr(value))
-    return told if len(told) <= LONGEST_TOLD else f"{told[:LONGEST_TOLD]}..."
-
-
-def _one_line(text: str) -> str:
-    return re.sub(r"\s+", " ", "".join(letter if letter.isprintable() else " " for letter in text)).strip()
+def _one_line(text: str, most: int = LONGEST_TOLD) -> str:
+    told = re.sub(r"\s+", " ", "".join(letter if letter.isprintable() else " " for letter in text)).strip()
+    return told if len(told) <= most else f"{told[:most]}..."

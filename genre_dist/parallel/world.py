@@ -78,7 +78,7 @@ class World:
             self.progress()
 
     def wait_for_all(self) -> None:
-        """Wait until all ranks are here, however long, as long as one of them makes progress (see `progress`)."""
+        """Wait for the others, however long, as long as one of them makes progress (see `progress`)."""
         self.any(False)
 
     def progress(self) -> None:

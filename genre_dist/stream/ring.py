@@ -260,6 +260,8 @@ class Ring(Generic[Batch]):
             connection.close()
         ends = time.monotonic() + 5
         for process in self.processes:
+            if is_stopped(process.pid):
+                process.kill()
             try:
                 process.wait(max(0.0, ends - time.monotonic()))  # it sees the closed pipe once its task is done
             except subprocess.TimeoutExpired:

@@ -14,6 +14,7 @@ from genre_dist.config import Config
 from genre_dist.config.continuing import trained_with
 from genre_dist.configfile import save_config
 from genre_dist.parallel.world import LONGEST_ALLOWED, World
+from genre_dist.printable import printable
 from genre_dist.stream.found import Seconds
 from genre_dist.stream.order import hash64
 from genre_dist.stream.reader import Batch
@@ -290,7 +291,7 @@ def _finish(
 
 def _note_faults(folder: Path, micro_batches: list[Batch]) -> None:
     """Name samples that could not be read, in the run's faults.log and on stderr; each rank its own."""
-    lines = [fault for batch in micro_batches for fault in batch.faults]
+    lines = [printable(fault) for batch in micro_batches for fault in batch.faults]
     if lines:
         for line in lines:
             print(f"warning: left out of training: {line}", file=sys.stderr, flush=True)

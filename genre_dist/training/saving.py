@@ -18,6 +18,7 @@ from annotated_types import Ge, Le
 from genre_dist.config import CheckpointConfig
 from genre_dist.parallel.strategy import Strategy
 from genre_dist.parallel.world import World
+from genre_dist.printable import printable
 from genre_dist.sealed import read_sealed, write_sealed
 from genre_dist.training.checkpoint import (
     checkpoint_path,
@@ -162,7 +163,7 @@ class Saver:
         except Exception as error:  # whatever it is belongs to the training's thread
             self._error = error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}")
             if self.world.is_first and self._staging is not None:  # it is raised only when the next one is due
-                print(f"warning: {error}", file=sys.stderr, flush=True)
+                print(f"warning: {printable(error)}", file=sys.stderr, flush=True)
 
     def _tidy(self, step: int) -> None:
         """On rank 0, once the step's checkpoint is whole: note it if it is the best, and delete old ones."""

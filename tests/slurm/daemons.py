@@ -71,7 +71,7 @@ class Slurm:
     def _on(self, *nodes: str) -> list[int]:
         """The step managers on these nodes, which are told by what they started, and all they started."""
         found = []
-        for step in _processes("slurmstepd: ["):
+        for step in processes("slurmstepd: ["):
             family = descendants(step)
             ours = any(environment_of(pid).get("SLURM_CONF") == str(self.config) for pid in family)
             if ours and any(environment_of(pid).get("SLURMD_NODENAME") in nodes for pid in family):
@@ -122,10 +122,13 @@ class Slurm:
         until(lambda: self.job(number)["JobState"] in ENDED, seconds, f"the end of job {number}: {self.job(number)}")
         return self.job(number)
 
+    def cancel(self, number: str) -> None:
+        self._ask("scancel", number)
+
     def ranks(self, number: str) -> dict[int, int]:
         """Rank -> process of a training job."""
         found = {}
-        for pid in _processes("genre_dist.train"):
+        for pid in processes("genre_dist.train"):
             environment = environment_of(pid)
             if environment.get("SLURM_JOB_ID") == number and "RANK" in environment:
                 found[int(environment["RANK"])] = pid
@@ -140,7 +143,7 @@ def environment_of(pid: int) -> dict[str, str]:
     return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 
-def _processes(title: str) -> list[int]:
+def processes(title: str) -> list[int]:
     """The processes with this in their command line."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzzing import within_memory
 from helpers import losses, options
 from range_server import RangeServer, serve_folder
 
@@ -178,6 +179,15 @@ def test_no_more_of_a_file_is_read_than_it_can_have(
     assert server.sent[f"/{file}"] < 150 << 20
     with pytest.raises(ValueError, match=file):
         steps(shards_copy, 0, 1)
+
+
+def test_a_limit_takes_no_memory_that_the_file_does_not(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"abc")
+    with within_memory(100 << 20):
+        assert storage.read_bytes(tmp_path / "small", 1 << 30) == b"abc"
+    assert storage.read_bytes(tmp_path / "small", 3) == b"abc"
+    with pytest.raises(ValueError, match="small: more than 2 bytes"):
+        storage.read_bytes(tmp_path / "small", 2)
 
 
 def test_a_server_without_range_requests_gets_a_message_that_says_so(server: RangeServer, hurried: None) -> None:

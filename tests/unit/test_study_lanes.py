@@ -134,7 +134,8 @@ def test_a_mistake_found_when_a_stage_s_turn_comes_stops_the_others(tmp_path: Pa
 def test_asked_to_stop_it_asks_all_of_them(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from study_tasks import machine, task; "
-        "from genre_dist.lock import Lock; from genre_dist.study.chain.running import run_tasks; folder = Path(sys.argv[1]); "
+        "from genre_dist.lock import Lock; from genre_dist.study.chain.running import run_tasks; "
+        "folder = Path(sys.argv[1]); "
         "chain = [task(folder, 'text', 'never'), task(folder, 'poster', 'never')]; "
         "sys.exit(run_tasks(chain, machine(2, chain), folder, Lock(None)))"
     )
