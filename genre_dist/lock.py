@@ -19,14 +19,8 @@ from genre_dist.storage import Place
 FILE = ".lock"
 GRACE_SECONDS = 1.0
 """For so long a writer that is about to end is waited for: a killed process, the ranks of a start before this one."""
-_LAUNCH = (
-    "TORCHELASTIC_RUN_ID",
-    "TORCHELASTIC_RESTART_COUNT",
-    "SLURM_JOB_ID",
-    "SLURM_STEP_ID",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
+_LAUNCH = ("TORCHELASTIC_RUN_ID", "MASTER_PORT")
+"""What is the same on all nodes of a launch: addresses and counts of restarts are not."""
 
 
 class BusyError(ValueError):

@@ -101,7 +101,7 @@ def batches(
     A batch stays valid until `hold` later ones have been asked for and its `copied`, if set, is done. With workers=0
     each is read when it is asked for, in this process, with the same bytes.
 
-    Raises ValueError for shards that cannot be read at all (a missing index), RuntimeError if a worker dies.
+    Raises ValueError for shards that cannot be read at all (a missing index), ChildProcessError if a worker dies.
     """
     if not _fills_slots(reader):
         yield from map(reader.read, places)
@@ -243,7 +243,7 @@ class Ring(Generic[Batch]):
         process = self.processes[self.connections.index(connection)]
         code = process.wait(timeout=10)
         how = f"was killed by signal {-code} (out of memory?)" if code < 0 else f"ended with exit code {code}"
-        raise RuntimeError(f"a reader process (pid {process.pid}) {how}; start the run again, it continues")
+        raise ChildProcessError(f"a reader process (pid {process.pid}) {how}; start the run again, it continues")
 
     def close(self) -> None:
         """End the workers. The memory goes when the last batch that lies in it goes."""

@@ -403,7 +403,7 @@ def test_a_killed_reader_process_is_told_instead_of_waited_for(sample_shards: Pa
     with closing(TrainStream(reader(sample_shards), global_batch=8, micro_batch=8, seed=0).batches()) as batches:
         next(batches)
         os.kill(reader_processes()[0], signal.SIGKILL)
-        with pytest.raises(RuntimeError, match=r"reader process .* was killed by signal 9"):
+        with pytest.raises(ChildProcessError, match=r"reader process .* was killed by signal 9"):
             list(batches)
     assert reader_processes() == []
 

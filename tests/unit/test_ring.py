@@ -142,7 +142,7 @@ def test_a_killed_worker_is_an_error_that_says_so_and_leaves_no_process(
         stream = ring.run(itertools.cycle(places), hold=1)
         next(stream)
         ring.processes[1].send_signal(signal.SIGKILL)
-        with pytest.raises(RuntimeError, match=f"pid {ring.processes[1].pid}.* killed by signal 9"):
+        with pytest.raises(ChildProcessError, match=f"pid {ring.processes[1].pid}.* killed by signal 9"):
             list(itertools.islice(stream, 100))
     finally:
         ring.close()
