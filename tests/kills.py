@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import genre_dist.study.evaluation as evaluation
 import genre_dist.training.checkpoint as checkpoint
 import genre_dist.training.loop as loop
+import genre_dist.training.resuming as resuming
 from genre_dist.config import Config
 from genre_dist.configfile import parse_config
 from genre_dist.stream.loader import TrainStream
@@ -143,7 +144,7 @@ def carry(bomb: Bomb, run: Path) -> None:
         return ticking
 
     places: list[tuple[Any, str]] = [
-        (loop, "load_checkpoint"),
+        (resuming, "load_checkpoint"),
         (loop, "train_step"),
         (helpers.TinyNetwork, "forward"),
         (evaluation, "to_device"),
