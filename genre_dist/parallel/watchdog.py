@@ -153,8 +153,10 @@ def _own_end(error: BaseException) -> tuple[int, str]:
     """Exit code, for those that cannot go on without this rank, and what they are to say."""
     told = f"{error}".partition("\n")[0]
     match error:
-        case ValueError() | OSError() | MemoryError():
+        case ValueError():
             return 2, f"ended: {told}"
+        case OSError() | MemoryError():  # no mistake of the user's: another attempt may go further
+            return 1, f"ended: {told}"
         case KeyboardInterrupt():
             return PREEMPTED, "was interrupted"
         case SystemExit():

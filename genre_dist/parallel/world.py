@@ -152,15 +152,19 @@ def _meet(card: Card, timeout_seconds: float) -> tuple[list[Card], dist.Store]:
     try:
         if _restarts_share_a_store():
             server: dist.Store = dist.TCPStore(host, int(port), size, is_master=False, timeout=timeout)
+            prefix = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
         else:  # as init_process_group does it
             server, _, _ = next(dist.rendezvous("env://", timeout=timeout))
             server.set_timeout(timeout)
-        prefix = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+            prefix = "default_pg"
         store = dist.PrefixStore(prefix, server)
         cards = exchange_cards(store, card, rank, size)
         if rank == 0 and is_shared(cards):
             print("several ranks are on one GPU: they talk over gloo, slowly; for trying out only", file=sys.stderr)
-        board = dist.PrefixStore(f"{prefix} board", dist.TCPStore(host, int(port), is_master=False, timeout=timeout))
+        if rank == 0:
+            store.set("board", os.urandom(8).hex())  # a restart is not to read what was told before it
+        second = dist.TCPStore(host, int(port), is_master=False, timeout=timeout)
+        board = dist.PrefixStore(f"board {store.get('board').decode()}", second)
         sign_in(board, rank)
         # the watchdog's timeout is the one that counts: it knows who works, and shows where the others wait
         dist.init_process_group(_backend(cards), store=store, rank=rank, world_size=size, timeout=FOR_EVER)
