@@ -62,8 +62,10 @@ def test_where_a_pass_exchanges_the_group_starts_again_with_halves(
         ranks.start_torchrun(2, arguments, module="short_of_memory", launcher=("--max-restarts=1",))
         ranks.succeed(150)
         output = ranks.output()
-    said = [line for line in output.splitlines() if "goes on from its newest checkpoint with micro-batches of 4" in line]
-    assert [line for line in said if line.startswith("error: out of memory")] == said[:1]  # the other one names this rank
+    told = "the run goes on from its newest checkpoint with micro-batches of 4"
+    said = [line for line in output.splitlines() if told in line]
+    assert sum(line.startswith("error: out of memory") for line in said) == 1
+    assert all("out of memory" in line for line in said)  # the other rank says whom it has lost, and why
     assert losses(run) == pytest.approx(losses(quiet), rel=1e-4)
     assert (run / NOTE).read_text() == "4"
 
