@@ -51,6 +51,15 @@ def ours(launcher: int) -> list[int]:
     return [pid for pid in family if not any(word in command_line(pid) for word in ("deepspeed", "torchrun", "bash"))]
 
 
+def gone_in_time(processes: list[int]) -> None:
+    """Wait for them to end by themselves, and end them if they do not: nobody else knows them any more."""
+    try:
+        until(lambda: not any(map(alive, processes)), SECONDS, "ranks and readers to be gone")
+    finally:
+        for pid in filter(alive, processes):
+            os.kill(pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize(
     ("launch", "who"),
     [
@@ -73,7 +82,7 @@ def test_ranks_and_readers_end_with_a_launcher_that_is_killed(
         everyone = ours(launcher)
         assert len(everyone) == 4, started.output()  # two ranks with a reader each
         os.kill(next(pid for pid in descendants(launcher) if who in command_line(pid)), signal.SIGKILL)
-        until(lambda: not any(map(alive, everyone)), SECONDS, "ranks and readers to be gone")
+        gone_in_time(everyone)
         told = started.output()
     assert told.count("the launcher is gone") == 2, told
 
@@ -86,7 +95,7 @@ def test_they_save_first(sample_shards: Path, tmp_path: Path) -> None:
         until(lambda: step_reached(run, 3) or started.over(), 120, "step 3")
         everyone = ours(started.children[0].pid)
         started.children[0].kill()
-        until(lambda: not any(map(alive, everyone)), SECONDS, "ranks and readers to be gone")
+        gone_in_time(everyone)
         assert f"saved after step {last_step(run)}" in started.output()
     assert (run / "exit_code").read_text() == "75\n"
     with Processes(tmp_path / "again") as started:  # and the folder is free
@@ -102,7 +111,8 @@ def test_a_rank_whose_launcher_is_gone_before_it_looks_ends_too(sample_shards: P
         launcher = started.start(["bash", "-c", script, "-", *TRAIN, *arguments], **meeting_point())
         launcher.wait(30)
         rank = int(started.output().split()[0])
-        until(lambda: not alive(rank), SECONDS, "the rank to be gone")
+        gone_in_time([rank])
+        assert "the launcher is gone" in started.output()
 
 
 def test_a_run_without_a_launcher_outlives_the_shell_that_started_it(sample_shards: Path, tmp_path: Path) -> None:
