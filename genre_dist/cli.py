@@ -5,6 +5,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from io import TextIOWrapper
 
+from genre_dist import __version__
 from genre_dist.acquire import verbs as acquire
 from genre_dist.cluster import verbs as cluster
 from genre_dist.planner import verbs as planner
@@ -39,6 +40,7 @@ def _parser() -> ArgumentParser:
         description="Film genres from posters and overviews: from raw films to a trained, evaluated model. "
         "Training itself: torchrun --nproc_per_node=N -m genre_dist.train",
     )
+    parser.add_argument("--version", action="version", version=f"genre-dist {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for room in (acquire, prepare, stream, planner, training, study, cluster):
         room.add_verbs(verbs)

@@ -9,7 +9,7 @@ import fcntl
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -30,8 +30,8 @@ class BusyError(ValueError):
 class Lock:
     """A lock that is held until `release`, or until this process ends."""
 
-    def __init__(self, file: IO[str] | None, shared: bool = False) -> None:
-        self._file, self._shared = file, shared
+    def __init__(self, file: IO[str] | None, shared: bool = False, made: Sequence[Path] = ()) -> None:
+        self._file, self._shared, self._made = file, shared, made
 
     def share(self) -> None:
         """Let the other ranks of this run in (`take` with shared=True); whoever wants the folder alone stays out.
@@ -46,10 +46,12 @@ class Lock:
         return None if self._file is None else self._file.fileno()
 
     def release(self) -> None:
+        """Give the lock up, and remove the folder if it was made for the lock and nothing was written to it."""
         if self._file is not None:
             if not self._shared:
                 with suppress(OSError):
                     self._file.truncate(0)  # nobody writes here: folders that hold the same are the same
+                    _remove_if_empty(Path(self._file.name), self._made)
             self._file.close()
 
 
@@ -61,6 +63,7 @@ def take(folder: Place, shared: bool = False, file: str = FILE) -> Lock:
     """
     if not isinstance(folder, Path):
         return Lock(None)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     opened = open(folder / file, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 (held on purpose)
     try:
@@ -80,12 +83,15 @@ def take(folder: Place, shared: bool = False, file: str = FILE) -> Lock:
     except BaseException:
         opened.close()
         raise
-    return Lock(opened, shared)
+    return Lock(opened, shared, made)
 
 
 @contextmanager
 def one_writer(folder: Place, shared: bool = False, file: str = FILE) -> Iterator[Lock]:
-    """Hold a folder's lock for a block. Raises as `take` does."""
+    """Hold a folder's lock for a block; the folder is made if it is not there, and goes again if nothing is written.
+
+    Raises as `take` does.
+    """
     lock = take(folder, shared, file)
     try:
         yield lock
@@ -110,6 +116,14 @@ def refuse_if_busy(folder: Path, file: str = FILE) -> None:
 def holds_files(folder: Path) -> bool:
     """Whether there is anything in a folder beside its lock."""
     return folder.is_dir() and any(path.name != FILE for path in folder.iterdir())
+
+
+def _remove_if_empty(file: Path, made: Sequence[Path]) -> None:
+    """Remove a folder in which nothing but the lock is, and those above it that were made for it."""
+    if made and not holds_files(made[0]):
+        file.unlink()
+        for path in made:
+            path.rmdir()
 
 
 def _lock(opened: IO[str], mode: int, seconds: float) -> bool:

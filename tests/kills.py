@@ -191,8 +191,8 @@ def note_films(path: Path) -> None:
     """Append `[step, films of this rank]` to a file for every step that is handed to the loop."""
     batches = TrainStream.batches
 
-    def noting(self: TrainStream, start: int) -> Iterator[Any]:
-        for position, micro_batches in enumerate(batches(self, start), start):
+    def noting(self: TrainStream, start: int, *more: Any) -> Iterator[Any]:
+        for position, micro_batches in enumerate(batches(self, start, *more), start):
             films = [int(film) for batch in micro_batches for film in batch.ids]
             with open(path, "a") as file:
                 file.write(json.dumps([position, films]) + "\n")

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from genre_dist.cluster import cards, machine, software
 from genre_dist.cluster.finding import Finding
+from genre_dist.parallel.processes import with_launcher
 from genre_dist.parallel.world import World, start_world, stop_world
 from genre_dist.printable import printable
 
@@ -28,6 +29,11 @@ def examine(shards: Path, runs: Path, as_json: bool = False) -> int:
     Raises OSError if the ranks that torchrun started do not find each other. Where a rank's GPU cannot be used they do
     not join: rank 0 of every machine prints what is wrong there.
     """
+    with with_launcher():
+        return _examine(shards, runs, as_json)
+
+
+def _examine(shards: Path, runs: Path, as_json: bool) -> int:
     try:
         world = start_world(timeout_seconds=120)
     except ValueError:  # which GPU it is and why is told below, among the rest

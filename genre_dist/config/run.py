@@ -20,8 +20,8 @@ class ParallelConfig:
     deepspeed_config: str | None = None
     """zero: a JSON file of DeepSpeed settings laid over ours, see configs/deepspeed/."""
     timeout_seconds: int = 600
-    """A rank that waits for the others this long prints where it is and ends with exit code 70, not waiting for ever.
-    Longer than the longest work of one rank alone (loading a checkpoint, compiling, writing the model)."""
+    """When no rank has finished a collective or a piece of its own work for so long, all print where they are and end
+    with exit code 70. Longer than the longest such piece (loading a checkpoint, writing the model)."""
 
     def __post_init__(self) -> None:
         require(self.timeout_seconds >= 1, "parallel.timeout_seconds must be at least 1")

@@ -10,11 +10,11 @@ Here is no torch: a second launch is to be refused before it has imported anythi
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genre_dist.lock import FILE, Lock, holds_files, refuse_if_busy, take
+from genre_dist.lock import Lock, refuse_if_busy, take
 from genre_dist.parallel.launcher import own_rank
 from genre_dist.parallel.processes import with_launcher
 from genre_dist.storage import Place
@@ -58,14 +58,11 @@ def one_run(folder: Place) -> Iterator[Held]:
     OSError if it cannot be made.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a peer that is gone is told in one line, here
-    made = [path for path in (folder, *folder.parents) if not path.exists()] if isinstance(folder, Path) else []
     held = Held(folder, _first_hold(folder))
     try:
         with with_launcher():
             yield held
     finally:
-        if own_rank() == 0 and made:
-            _remove_if_empty(made)
         held.release()
 
 
@@ -76,12 +73,3 @@ def _first_hold(folder: Place) -> Lock | None:
     if isinstance(folder, Path):
         refuse_if_busy(folder)
     return None
-
-
-def _remove_if_empty(made: list[Path]) -> None:
-    """Remove a folder in which nothing but the lock is, and those above it that were made for it."""
-    with suppress(OSError):
-        if not holds_files(made[0]):
-            (made[0] / FILE).unlink()
-        for path in made:
-            path.rmdir()

@@ -9,7 +9,7 @@ import errno
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,8 +153,10 @@ def _planned(
 @contextmanager
 def _locked(out: Place, work: Place, part: tuple[int, int] | None) -> Iterator[None]:
     """Keep all others out; a part shares the folder with the other parts of the same cut, but not with itself."""
-    with one_writer(out, shared=part is not None), nullcontext() if part is None else one_writer(work):
+    with one_writer(out, shared=part is not None), ExitStack() as stack:
         if part is not None and isinstance(work, Path):
+            work.mkdir(parents=True, exist_ok=True)  # it stays, as a mark that the part was begun
+            stack.enter_context(one_writer(work))
             for other in work.parent.glob("*-of-*"):
                 if other.is_dir() and not other.name.endswith(f"-of-{part[1]}"):
                     take(other).release()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from genre_dist.stream import ring
 from genre_dist.stream.ahead import ReadAhead, in_turn
 from genre_dist.stream.order import VERSION, EpochOrder, Rows, evaluation_batches
-from genre_dist.stream.ring import Batch, Reader
+from genre_dist.stream.ring import Batch, Reader, Waiting, no_limit
 
 if TYPE_CHECKING:  # the stream needs no torch
     from genre_dist.stream.device import DeviceFeed
@@ -120,8 +120,11 @@ class TrainStream(Generic[Batch]):
         epoch, step = divmod(position, self.steps_per_epoch)
         return self.reader.index.ids(self.order(epoch).rows(step))
 
-    def batches(self, position: int = 0) -> Generator[list[Batch], None, None]:
-        """From a position on, for every step the rank's micro-batches, valid until the next step is asked for."""
+    def batches(self, position: int = 0, waiting: Waiting = no_limit) -> Generator[list[Batch], None, None]:
+        """From a position on, for every step the rank's micro-batches, valid until the next step is asked for.
+
+        `waiting` is told about once a second for how many seconds readers have been waited for; it may raise.
+        """
         micro = ring.batches(
             self.reader,
             self._places(position),
@@ -130,6 +133,7 @@ class TrainStream(Generic[Batch]):
             prefetch=self._prefetch,
             hold=len(self._lanes),
             pin=self._feed.pin if self._feed else None,
+            waiting=waiting,
         )
         try:
             while True:
@@ -171,6 +175,7 @@ def evaluation_stream(
     workers: int = 2,
     prefetch: int = 2,
     feed: "DeviceFeed | None" = None,
+    waiting: Waiting = no_limit,
 ) -> Generator[Batch, None, None]:
     """One rank's part of a split, every sample once over all ranks, the same number of batches on each.
 
@@ -180,6 +185,7 @@ def evaluation_stream(
     if reader.index.is_remote:
         places = in_turn(places, batch)
     pin = feed.pin if feed else None
-    with closing(ring.batches(reader, places, samples=batch, workers=workers, prefetch=prefetch, pin=pin)) as batches:
+    batches = ring.batches(reader, places, samples=batch, workers=workers, prefetch=prefetch, pin=pin, waiting=waiting)
+    with closing(batches):
         for read in batches:
             yield _finished(read, feed)

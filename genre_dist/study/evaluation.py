@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from genre_dist.study.thresholds import fit_thresholds, load_thresholds, save_th
 from genre_dist.training.experiment import autocast_for, choose_precision
 from genre_dist.training.inputs import Size, to_device, whole_pixels
 from genre_dist.training.loss import loss_sum
-from genre_dist.training.stopping import Stopped
+from genre_dist.training.stopping import Stopped, heed_while_waiting
 from genre_dist.training.watch import tolerated
 
 
@@ -85,6 +86,7 @@ def evaluate(
         workers=data.workers,
         prefetch=data.prefetch,
         feed=feed,
+        waiting=partial(heed_while_waiting, stop, world.size == 1),
     )
     try:
         for batch in stream:

@@ -2,22 +2,16 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from genre_dist.config import Config
+from genre_dist.config.continuing import effect_of, settings
 
-Keys = Mapping[str, set[str]]
-"""Settings by section."""
-
-_OF_THE_MACHINE = {"shards", "workers", "prefetch", "micro_batch", "max_bad_fraction", "cache_dir", "cache_gb"}
-WITHOUT_EFFECT: Keys = {
-    "data": _OF_THE_MACHINE,
-    "train": {"steps", "epochs", "log_every_steps", "eval_every_steps"},
-}
-"""Settings in which a run that is there may differ: they change no figure, or training itself knows what to do."""
-_ALIKE_OR_NOT: Keys = {"data": _OF_THE_MACHINE, "train": {"log_every_steps", "eval_every_steps"}}
+_SAME_FIGURES = frozenset({"data.micro_batch", "train.eval_every_steps"})
+GOES_ON = _SAME_FIGURES | {"train.steps", "train.epochs"}
+"""Settings, beside the free ones, in which a run that is there may differ: training itself knows what to do."""
 ENCODERS = ("text", "poster")
 _SEED = re.compile(r"seed[-_]?\d+(?=/)")
 
@@ -33,24 +27,21 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def differing(there: Config, wanted: Config, ignored: Keys = WITHOUT_EFFECT) -> tuple[str, Any, Any] | None:
+def differing(there: Config, wanted: Config, ignored: Collection[str] = GOES_ON) -> tuple[str, Any, Any] | None:
     """The first setting by which two configurations would train something else, with both values."""
-    for section in ("data", "model", "loss", "optim", "train"):
-        old, new = (flat(dataclasses.asdict(getattr(config, section))) for config in (there, wanted))
-        without_effect = ignored.get(section, set())
-        if section == "model":
-            without_effect = _of_absent_encoders(old, new)
-        for key, value in new.items():
-            if key not in without_effect and _comparable(key, old[key]) != _comparable(key, value):
-                return f"{section}.{key}", old[key], value
-    if there.run.seed != wanted.run.seed:
-        return "run.seed", there.run.seed, wanted.run.seed
+    old, new = dict(settings(there)), dict(settings(wanted))
+    absent = _absent_encoders(old, new)
+    for key, value in new.items():
+        if key in ignored or key.startswith(absent) or effect_of(key) == "free":
+            continue
+        if _comparable(key, old[key]) != _comparable(key, value):
+            return key, old[key], value
     return None
 
 
 def unlike_seeds(one: Config, other: Config) -> tuple[str, Any, Any] | None:
     """The first setting, other than the seed, by which two seeds of one experiment differ, with both values."""
-    return differing(_without_seed(one), _without_seed(other), _ALIKE_OR_NOT)
+    return differing(_without_seed(one), _without_seed(other), _SAME_FIGURES)
 
 
 def _without_seed(config: Config) -> Config:
@@ -64,10 +55,10 @@ def _without_seed(config: Config) -> Config:
     return dataclasses.replace(config, model=model, run=dataclasses.replace(config.run, seed=0))
 
 
-def _of_absent_encoders(old: dict[str, Any], new: dict[str, Any]) -> set[str]:
-    """Settings of encoders that neither model has."""
-    absent = [name for name in ENCODERS if old[f"{name}.arch"] == new[f"{name}.arch"] == "none"]
-    return {key for key in new if key.partition(".")[0] in absent}
+def _absent_encoders(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
+    """What settings of encoders that neither model has begin with."""
+    prefixes = [f"model.{name}." for name in ENCODERS]
+    return tuple(prefix for prefix in prefixes if old[f"{prefix}arch"] == new[f"{prefix}arch"] == "none")
 
 
 def _comparable(key: str, value: Any) -> Any:

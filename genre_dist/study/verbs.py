@@ -139,15 +139,14 @@ def _evaluate(arguments: Namespace) -> None:
     if not (arguments.folder / "config.yaml").is_file():
         raise ValueError(f"{arguments.folder}: not a run (it has no config.yaml)")
     with _writing(arguments.folder) as held:
-        from genre_dist.parallel.world import start_world, stop_world
+        from genre_dist.parallel.world import all_ranks
         from genre_dist.study.evaluation import evaluate_run
         from genre_dist.study.run import load_run
 
-        world = start_world()
-        held.share(world)
-        run = load_run(arguments.folder, world.device, arguments.trust_code)
-        evaluate_run(run, arguments.folder, arguments.split, arguments.shards, world)
-        stop_world(world)
+        with all_ranks() as world:
+            held.share(world)
+            run = load_run(arguments.folder, world.device, arguments.trust_code)
+            evaluate_run(run, arguments.folder, arguments.split, arguments.shards, world)
 
 
 def _predict(arguments: Namespace) -> None:
@@ -158,18 +157,17 @@ def _predict(arguments: Namespace) -> None:
     if arguments.poster:
         raise ValueError("--poster is for one film; the posters of many are --posters FOLDERS_OR_TARS")
     with _writing(arguments.out) as held:
-        from genre_dist.parallel.world import start_world, stop_world
+        from genre_dist.parallel.world import all_ranks
         from genre_dist.study.film_sources import source_of
         from genre_dist.study.predict_many import predict_many
         from genre_dist.study.run import load_run
 
         named = columns(arguments.columns)
         source = source_of(arguments.catalogue, arguments.table, arguments.posters, named, arguments.poster_key)
-        world = start_world()
-        held.share(world)
-        run = load_run(arguments.folder, world.device, arguments.trust_code)
-        predict_many(run, arguments.folder, source, arguments.out, world)
-        stop_world(world)
+        with all_ranks() as world:
+            held.share(world)
+            run = load_run(arguments.folder, world.device, arguments.trust_code)
+            predict_many(run, arguments.folder, source, arguments.out, world)
 
 
 def _predict_one(arguments: Namespace) -> None:

@@ -7,7 +7,6 @@ from genre_dist.atomic import atomic_file
 from genre_dist.config.continuing import trained_with
 from genre_dist.configfile import load_config
 from genre_dist.lock import FILE as LOCK
-from genre_dist.lock import one_writer
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.training.checkpoint import Saved, checkpoint_path, load_weights, newest_checkpoint, read_saved
 from genre_dist.training.model_files import (
@@ -31,7 +30,8 @@ def export_run(run: Path, out: Path, which: str | None = None, shards: Path | No
     `which` is `last` (the newest checkpoint) or `best` (see `checkpoint.best_metric`); by default the finished model,
     or, of a run that is not finished, the newest checkpoint. Facts about the data come from the shards of the run's
     configuration, or from `shards`, if they are those it was trained on. model.json is written last: an export that
-    was cut short is done again. Raises ValueError for what is missing or damaged, OSError for a full disk.
+    was cut short is done again. The caller holds the lock of `out`. Raises ValueError for what is missing or damaged,
+    OSError for a full disk.
     """
     if not (run / CONFIG).is_file():
         raise ValueError(f"{run}: not a run (it has no {CONFIG})")
@@ -42,19 +42,17 @@ def export_run(run: Path, out: Path, which: str | None = None, shards: Path | No
         facts = read_facts(run)
         read_words(run, facts)
         check_weights(run, facts)
-        with one_writer(out):
-            for name in (CONFIG, THRESHOLDS, WEIGHTS, WORDS, FACTS):
-                if (run / name).is_file():
-                    _copy(run / name, out / name)
+        for name in (CONFIG, THRESHOLDS, WEIGHTS, WORDS, FACTS):
+            if (run / name).is_file():
+                _copy(run / name, out / name)
         return facts.step
     saved = _chosen(run, which)
     manifest = load_manifest(shards or config.data.shards)
     if manifest.fingerprint != saved.facts.get("data_fingerprint"):
         raise ValueError(f"{manifest.folder} holds other data than {run} was trained on; name its --shards")
     weights = load_weights(saved)
-    with one_writer(out):
-        _copy(run / CONFIG, out / CONFIG)
-        save_model(out, weights, manifest, saved.step, saved.facts.get("settings", trained_with(config)))
+    _copy(run / CONFIG, out / CONFIG)
+    save_model(out, weights, manifest, saved.step, saved.facts.get("settings", trained_with(config)))
     return saved.step
 
 

@@ -34,7 +34,7 @@ from genre_dist.training.resuming import CONFIG, Start, on_first, resume
 from genre_dist.training.saving import Saver
 from genre_dist.training.schedule import lr_factor, set_learning_rates
 from genre_dist.training.step import StepResult, train_step
-from genre_dist.training.stopping import PREEMPTED, Stopped, StopRequest
+from genre_dist.training.stopping import PREEMPTED, Stopped, StopRequest, heed_while_waiting
 from genre_dist.training.tracking import Record, open_record
 from genre_dist.training.watch import Watch
 
@@ -117,10 +117,19 @@ def _train(
     watch, meter, profiler = Watch(experiment, record), Meter(world.device), Profiler(config.train, folder, world)
     backoff = Backoff(experiment, folder, partial(profiler.snapshot, "out-of-memory"))
     experiment.model.train()
-    with closing(stream.batches(start)) as batches, profiler.watching(), Collector() as collector:
+    heeding = partial(heed_while_waiting, stop.requested, world.size == 1)
+    with closing(stream.batches(start, heeding)) as batches, profiler.watching(), Collector() as collector:
         for position in range(start, experiment.total_steps):
             asked = time.monotonic()
-            micro_batches = next(batches)
+            try:
+                micro_batches = next(batches)
+            except Stopped:  # alone, and its readers are silent
+                if position > start:
+                    watch.flush()
+                    _save(experiment, saver, position)
+                    saver.wait()
+                say(world, f"asked to stop ({stop.reason}) while readers are silent: saved after step {position}")
+                raise
             waited = time.monotonic() - asked
             epoch = position // stream.steps_per_epoch
             _freeze(experiment, position)

@@ -3,6 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
+from genre_dist.lock import one_writer
 from genre_dist.options import Verbs
 
 
@@ -21,7 +22,8 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _export(arguments: Namespace) -> None:
-    from genre_dist.training.export import export_run
+    with one_writer(arguments.out):
+        from genre_dist.training.export import export_run
 
-    step = export_run(arguments.folder, arguments.out, arguments.which, arguments.shards)
+        step = export_run(arguments.folder, arguments.out, arguments.which, arguments.shards)
     print(f"{arguments.out}: the model of {arguments.folder} after step {step}")

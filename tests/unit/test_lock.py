@@ -92,6 +92,17 @@ def test_the_other_ranks_of_the_same_start_go_on(tmp_path, monkeypatch):
     refuse_if_busy(tmp_path / "not there yet")
 
 
+def test_a_folder_that_was_made_in_vain_goes_again(tmp_path):
+    with one_writer(tmp_path / "new" / "folder"):
+        pass
+    assert not (tmp_path / "new").exists()
+    with one_writer(tmp_path / "used" / "folder"):
+        (tmp_path / "used" / "folder" / "result").touch()
+    with one_writer(tmp_path / "used" / "folder"):  # it was there
+        (tmp_path / "used" / "folder" / "result").unlink()
+    assert (tmp_path / "used" / "folder").is_dir()
+
+
 def test_a_remote_place_has_no_lock():
     from genre_dist.storage import place
 

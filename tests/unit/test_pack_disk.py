@@ -118,8 +118,9 @@ def test_a_place_that_can_only_be_read_is_one_line(
 def test_a_packing_process_that_is_killed_for_memory_is_one_line(
     sample_catalogue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("genre_dist.prepare.pool._start_worker", partial(os._exit, 137))
+    monkeypatch.setattr("genre_dist.workers._end_with_parent", partial(os._exit, 137))
     assert main([*command(sample_catalogue, tmp_path / "shards"), "--workers=2"]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "a packing process was killed, perhaps for want of memory" in line
+    assert "a process was killed at packing" in line
+    assert "perhaps for want of memory" in line
     assert temporary(tmp_path / "shards") == []

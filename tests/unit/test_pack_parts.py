@@ -94,13 +94,14 @@ def test_parts_at_the_same_time_one_killed_and_run_again_make_the_bytes_of_one_p
     out, reference = tmp_path / "parts", tmp_path / "whole"
     options = ["--shard_size=1", "--size=200"]
     parts = [python([*command(sample_catalogue, out), *options, f"--part={part}/3"]) for part in range(3)]
-    # part 1 is started twice at once, as when SLURM starts a task again whose node is not quite dead: one is refused
+    # part 1 is started twice at once, as when SLURM starts a task again whose node is not quite dead: one is refused,
+    # or finds all done if it came that late
     running = [subprocess.Popen(part, start_new_session=True, stdout=subprocess.DEVNULL) for part in [*parts, parts[1]]]
     try:
         wait_for(lambda: any(out.glob("*.report.json")))
         running[0].kill()
         assert running[0].wait() == -signal.SIGKILL
-        assert sorted(process.wait(timeout=60) for process in running[1:]) == [0, 0, 2]
+        assert sorted(process.wait(timeout=60) for process in running[1:]) in ([0, 0, 2], [0, 0, 0])
     finally:
         for process in running:
             with suppress(ProcessLookupError):
