@@ -23,12 +23,13 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from acquire_films import GIF, commented, make_films, make_images
+from quiet_server import QuietServer
 
 from genre_dist.genres import GENRES
 
@@ -55,11 +56,8 @@ PACKINGS = {
 # ---- the server -----------------------------------------------------------------------------------------------------
 
 
-class Server(ThreadingHTTPServer):
+class Server(QuietServer):
     """What the requests share: the films, the rules, and the record of what was asked."""
-
-    daemon_threads = True
-    request_queue_size = 128
 
     def __init__(self, films: list[dict[str, Any]], images: list[bytes], max_posters: int | None) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

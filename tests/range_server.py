@@ -7,8 +7,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from quiet_server import QuietServer
 
 LIES = ("another range", "another size", "fewer bytes", "more bytes", "gzip")
 """Answers to a request for a range that are not what was asked for."""
@@ -112,8 +114,7 @@ def serve_folder(folder: Path) -> Iterator[RangeServer]:
         def log_message(self, *_: object) -> None:
             """Tests need no log."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = QuietServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     told.url = f"http://127.0.0.1:{server.server_address[1]}"
     try:

@@ -32,8 +32,8 @@ from genre_dist.prepare.vocabulary import choose_words, load_words, save_words, 
 from genre_dist.printable import printable
 from genre_dist.storage import Place, check_writable, exists, remove, remove_folder
 from genre_dist.stream.index import index_path, save_array
-from genre_dist.stream.manifest import FILE, SPLITS, Manifest, save_manifest
-from genre_dist.stream.words import load_vectors
+from genre_dist.stream.manifest import FILE, SPLITS, Manifest, Text, save_manifest
+from genre_dist.stream.words import load_vectors, vectors_sha256
 
 WORDS, VECTORS = "vocabulary.txt", "vectors.npy"
 _WORK = ".packing"
@@ -253,18 +253,21 @@ def _finish(plan: Plan, reports: list[Report]) -> Manifest:
         counts[report.shard.split] += report.genre_counts
         left_out.update(report.left_out)
     recipe = plan.recipe
+    text = Text(
+        source=recipe.text,
+        vocabulary=WORDS,
+        words=len(plan.words),
+        vocabulary_sha256=recipe.vocabulary_sha256,
+        vectors=VECTORS if plan.dim else None,
+        dim=plan.dim,
+    )
+    if (vectors := load_vectors(plan.out, text)) is not None:
+        text["vectors_sha256"] = vectors_sha256(vectors)
     manifest = Manifest(
         folder=plan.out,
         genres=GENRES,
         image={"size": recipe.size, "fit": recipe.fit, "quality": recipe.quality},
-        text={
-            "source": recipe.text,
-            "vocabulary": WORDS,
-            "words": len(plan.words),
-            "vocabulary_sha256": recipe.vocabulary_sha256,
-            "vectors": VECTORS if plan.dim else None,
-            "dim": plan.dim,
-        },
+        text=text,
         require=recipe.require,
         split_rule=RULE,
         genre_counts={split: count.tolist() for split, count in counts.items()},

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from annotated_types import Ge, Interval, Predicate
 from typing_extensions import TypedDict
@@ -98,6 +98,8 @@ class Text(TypedDict):
     vectors: FileName | None
     dim: Annotated[int, Ge(1)] | None
     """Width of the vectors."""
+    vectors_sha256: NotRequired[Sha256]
+    """Of the vectors' numbers, row by row; older shards have none."""
 
 
 class Encoding(TypedDict):

@@ -39,7 +39,7 @@ def load_words(path: Place, sha256: str = "") -> dict[str, int]:
 def load_vectors(folder: Place, text: Text) -> NDArray[np.float32] | None:
     """The words' vectors as a manifest's `text` tells of them, float32 [words, dim], mapped if they are local.
 
-    None if the shards have none. Raises ValueError, before memory is taken, if the file is missing or another one.
+    None if the shards have none. Raises ValueError, before memory is taken, if the file is missing, damaged or another.
     """
     if text["vectors"] is None or text["dim"] is None:
         return None
@@ -54,4 +54,11 @@ def load_vectors(folder: Place, text: Text) -> NDArray[np.float32] | None:
         raise ValueError(
             f"{path}: {vectors.dtype} {list(vectors.shape)} where the manifest has float32 {list(shape)}; {_REMEDY}"
         )
+    if text.get("vectors_sha256") not in (None, vectors_sha256(vectors)):
+        raise ValueError(f"{path}: not the word vectors the shards were packed with; {_REMEDY}")
     return vectors
+
+
+def vectors_sha256(vectors: NDArray[np.float32]) -> str:
+    """The checksum of vectors that a manifest keeps."""
+    return hashlib.sha256(vectors.data).hexdigest()

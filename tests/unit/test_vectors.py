@@ -303,7 +303,7 @@ def test_pack_tells_which_file_how_wide_and_how_many_words_were_found(
     assert re.search(r"glove\.zip \(in/glove\.3d\.txt\): 3 numbers a word, for 2 of \d+ words", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("fault", ["missing", "cut", "an npz", "of another width"])
+@pytest.mark.parametrize("fault", ["missing", "cut", "a changed byte", "an npz", "of another width"])
 def test_damaged_vectors_of_shards_are_made_again(sample_catalogue: Path, tmp_path: Path, fault: str) -> None:
     path, out = written(tmp_path, "the 0.1 0.2 0.3\nwizard 0.4 0.5 0.6\n"), tmp_path / "shards"
     text = pack(sample_catalogue, out, vectors=path, size=16).text
@@ -312,6 +312,8 @@ def test_damaged_vectors_of_shards_are_made_again(sample_catalogue: Path, tmp_pa
         (out / "vectors.npy").unlink()
     elif fault == "cut":
         (out / "vectors.npy").write_bytes(made[:-1])
+    elif fault == "a changed byte":
+        (out / "vectors.npy").write_bytes(made[:-2] + bytes([made[-2] ^ 1]) + made[-1:])
     else:
         with open(out / "vectors.npy", "wb") as file:
             np.savez(file, np.zeros(3)) if fault == "an npz" else np.save(
