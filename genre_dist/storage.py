@@ -30,8 +30,8 @@ LONGEST_BACKOFF_SECONDS = 20.0
 CONNECT_SECONDS = 10
 SILENCE_SECONDS = 30
 """Longest wait between two pieces of an answer."""
-ANSWER_SECONDS = 120
-"""Longest wait for a whole answer, of at most RANGE_BYTES."""
+ANSWER_SECONDS = 60
+"""Longest wait for a whole answer, of at most RANGE_BYTES: all attempts end before the other ranks take it to hang."""
 RANGE_BYTES = 8 << 20
 
 

@@ -12,6 +12,11 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
+def usable_cores() -> int:
+    """How many cores this process may use, which under SLURM or taskset are fewer than the machine has."""
+    return len(os.sched_getaffinity(0))
+
+
 def in_processes(
     work: Callable[[Job], Result], jobs: Sequence[Job], workers: int, doing: str
 ) -> Iterator[tuple[Job, Result]]:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge, Le, Len, Predicate
 from pydantic import StringConstraints, TypeAdapter, ValidationError
@@ -22,7 +22,7 @@ from typing_extensions import TypedDict
 
 from genre_dist.acquire.answers import MOST_LISTED, FilmId
 from genre_dist.printable import printable
-from genre_dist.validation import Count
+from genre_dist.validation import Count, Sha256
 
 LINES_PER_SYNC = 500
 SECONDS_PER_SYNC = 2.0
@@ -67,7 +67,7 @@ class Line(TypedDict, total=False):
     path: str
     status: str
     bytes: Count
-    sha256: str
+    sha256: Sha256 | Literal[""]
     page: Count
     of: WindowKey
     pages: Count
@@ -91,10 +91,10 @@ def _written(line: dict[str, Any]) -> bytes:
     return b'%s%s%08x"}\n' % (body, _SUM, zlib.crc32(body))
 
 
-def _read(text: bytes) -> Line | None:
-    """A line's content; None if it is damaged. Older lines have no checksum."""
+def _read(text: bytes, is_old: bool = False) -> Line | None:
+    """A line's content; None if it is damaged. Only lines of older versions, which come first, have no checksum."""
     body, mark, rest = text.rpartition(_SUM)
-    if mark and rest != b'%08x"}\n' % zlib.crc32(body):
+    if (mark or not is_old) and rest != b'%08x"}\n' % zlib.crc32(body):
         return None
     try:
         return _LINE.validate_json(text, strict=True)
@@ -111,6 +111,8 @@ class Journal:
         self.path = path
         self.writer = path.open("ab", buffering=0)
         self.reader = path.open("rb")
+        self.old_until = 0
+        """Where the lines of older versions end."""
         self.end = self._cut_torn_line()
         self.unsynced, self.synced_at = 0, time.monotonic()
 
@@ -161,17 +163,20 @@ class Journal:
     def read(self, offset: int) -> Line:
         """The line at an offset that `append` or `lines` gave. ValueError if it was changed since."""
         self.reader.seek(offset)
-        line = _read(self.reader.readline(LONGEST_LINE))
+        line = _read(self.reader.readline(LONGEST_LINE), offset < self.old_until)
         if line is None:
             raise ValueError(f"{self.path}, byte {offset}: damaged while it was in use; run the same command again")
         return line
 
     def lines(self) -> Iterator[tuple[int, Line | None]]:
         """Every line with its offset, from the first; None for one that is damaged."""
-        offset = 0
+        offset, is_old = 0, True
         with self.path.open("rb") as file:
             for text in iter(partial(file.readline, LONGEST_LINE), b""):
-                yield offset, _read(text)
+                is_old = is_old and _SUM not in text
+                if is_old:
+                    self.old_until = offset + len(text)
+                yield offset, _read(text, is_old)
                 offset += len(text)
 
 

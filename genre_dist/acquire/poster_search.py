@@ -32,6 +32,8 @@ _MAGIC = re.compile(
 _ENDING = re.compile(rf"(?<=[^/\\])\.({'|'.join(ENDINGS)})(\.[0-9]+)?$", re.IGNORECASE)  # `.jpg.1` is wget's
 HEAD_BYTES = 16
 LARGEST_BYTES = 64 << 20
+PADDING_BYTES = 11_264
+"""Zeros that tar writes at most: an end mark of two blocks, then up to a full record of twenty."""
 MOST_LINKS = 8
 """Links are followed through so many others."""
 
@@ -106,12 +108,16 @@ def poster_key(text: str) -> str:
     return unicodedata.normalize("NFC", whole_number(_ENDING.sub("", last)))
 
 
-def find_posters(place: Path, keys: Container[str], left_out: LeftOut) -> Iterator[Poster]:
+def find_posters(
+    place: Path, keys: Container[str], left_out: LeftOut, progress: Callable[[], None] = lambda: None
+) -> Iterator[Poster]:
     """The files of a folder or tar that are named by one of the keys, always in the same order.
 
-    Raises ValueError for a tar that is damaged, naming the place, when it gets there.
+    `progress` is called for every file that is looked at. Raises ValueError for a tar that is damaged, naming the
+    place, when it gets there.
     """
     for file in _folder_files(place, left_out) if place.is_dir() else _tar_files(place, keys, left_out):
+        progress()
         key = _key_among(file.name, keys)
         is_named_so = _ENDING.search(file.name) is not None and not posixpath.basename(file.name).startswith(".")
         if key is None and is_named_so:
@@ -197,7 +203,7 @@ def _opened(path: Path) -> IO[bytes]:
 def _tar_files(path: Path, keys: Container[str], left_out: LeftOut) -> Iterator[_File]:
     """The files of a tar, in order, then those that links to them are named after. No name becomes a path."""
     links: dict[str, list[str]] = {}  # what they lead to -> their names
-    for tar, member in _members(path):
+    for tar, member in _members(path, left_out):
         if member.isreg():
             yield _tar_file(path, tar, member, member.name)
         elif member.islnk() or member.issym():
@@ -242,7 +248,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     return file
 
 
-def _members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+def _members(path: Path, left_out: LeftOut | None = None) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """The members of a tar, and of those that were appended to it with `cat`."""
     where = "its beginning"
     try:
@@ -255,8 +261,10 @@ def _members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
         reached = -1
         while True:
             with _told(path, where):
-                member = tar.next()
+                member, end = tar.next(), tar.offset
                 if member is None and not _goes_on(tar):
+                    if left_out is not None and tar.offset - end > PADDING_BYTES:
+                        left_out.add("tars with more zeros at their end than tar writes: not copied whole?", path)
                     return
                 if member is not None and (member.size < 0 or member.offset <= reached):
                     raise tarfile.ReadError(f"no tar header at byte {member.offset}")

@@ -5,10 +5,11 @@ Collectives hang when one rank is stuck; a look at all ranks tells which.
 
 import faulthandler
 import os
+import select
 import sys
-import tempfile
 import threading
 import time
+from contextlib import suppress
 
 import torch.distributed as dist
 
@@ -17,6 +18,8 @@ from genre_dist.parallel.launcher import HUNG, PREEMPTED
 
 TO_LEAVE_SECONDS = 60.0
 """A rank that can do nothing without one that has ended, and does not notice by itself (NCCL), is ended after that."""
+TO_BE_READ_SECONDS = 5.0
+"""For so long a full pipe on stderr is waited for."""
 CONNECTIONS = ("gloo", "NCCL", "c10d", "Connection closed by peer", "Connection reset by peer")
 """Words in errors of torch.distributed that have no type of their own."""
 
@@ -137,8 +140,12 @@ class Watchdog:
         os._exit(code)
 
     def _say(self, *lines: str) -> None:
-        mark = f"[rank {self.rank} of {self.size}] "
-        os.write(2, "".join(f"{mark}{line}\n" for line in lines).encode())  # past Python's buffers and their locks
+        """To stderr, past Python's buffers and their locks; if nobody reads it, the rest is let go."""
+        with suppress(OSError):
+            for line in lines:
+                if not select.select([], [2], [], TO_BE_READ_SECONDS)[1]:
+                    return
+                os.write(2, f"[rank {self.rank} of {self.size}] {line}\n".encode()[: select.PIPE_BUF])
 
 
 def _comes_from_others(error: BaseException | None) -> bool:
@@ -166,7 +173,7 @@ def _own_end(error: BaseException) -> tuple[int, str]:
 
 
 def _stacks() -> str:
-    with tempfile.TemporaryFile() as file:
+    with open(os.memfd_create("stacks"), "w+b") as file:  # there may be no folder to write to
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
         return file.read().decode(errors="replace")

@@ -1,6 +1,8 @@
 """The ranks of a run: who this process is, on which device, and how ranks add up and gather."""
 
+import errno
 import os
+import resource
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -99,9 +101,11 @@ def all_ranks(timeout_seconds: int = 600, group: bool = False) -> Iterator[World
     A rank that ends by an error tells the others. One that cannot go on without it says so in one line and raises
     SystemExit with the exit code that fits: 2 after a mistake of the user's, 75 if it was interrupted, else 1.
     """
-    world = start_world(timeout_seconds, group)
+    with _system_errors():
+        world = start_world(timeout_seconds, group)
     try:
-        yield world
+        with _system_errors():
+            yield world
         stop_world(world)
     except BaseException as error:
         if world.watchdog is None:
@@ -112,6 +116,18 @@ def all_ranks(timeout_seconds: int = 600, group: bool = False) -> Iterator[World
             raise
         print(f"error: {end}; this rank cannot go on without it", file=sys.stderr, flush=True)
         raise SystemExit(end.code) from None
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """gloo tells of the system's limits in RuntimeErrors of its own."""
+    try:
+        yield
+    except RuntimeError as error:
+        if (told := os.strerror(errno.EMFILE)) not in str(error):
+            raise
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        raise OSError(errno.EMFILE, f"{told}: `ulimit -n` allows {limit}, raise it (1024 is usual)") from None
 
 
 def start_world(timeout_seconds: int = 600, group: bool = False) -> World:

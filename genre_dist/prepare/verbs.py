@@ -48,19 +48,19 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _pack(arguments: Namespace) -> None:
-    import os
 
     from genre_dist.prepare.pack import merge_parts, pack, pack_part
     from genre_dist.prepare.parts import parse_part
     from genre_dist.printable import printable
     from genre_dist.storage import exists, place
     from genre_dist.stream.manifest import FILE, load_manifest
+    from genre_dist.workers import usable_cores
 
     catalogue, out = place(arguments.catalogue), place(arguments.out)
     options = {name: getattr(arguments, name) for name in ("text", "size", "fit", "quality", "shard_size")}
     options["vectors"] = place(arguments.vectors) if arguments.vectors else None
     options["require"] = names(arguments.require)
-    workers = arguments.workers or os.cpu_count() or 1
+    workers = arguments.workers or usable_cores()
     if arguments.part:
         part = parse_part(arguments.part)
         shards = pack_part(catalogue, out, part, workers=workers, **options)

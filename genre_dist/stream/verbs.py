@@ -38,7 +38,6 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _index(arguments: Namespace) -> None:
-    import os
 
     from genre_dist.atomic import remove_leftovers
     from genre_dist.lock import one_writer
@@ -46,6 +45,7 @@ def _index(arguments: Namespace) -> None:
     from genre_dist.stream.foreign import FOLDER, find_tars, index_tars
     from genre_dist.stream.indexing import index_shards
     from genre_dist.stream.manifest import FILE, load_manifest
+    from genre_dist.workers import usable_cores
 
     folder = place(arguments.shards[0])
     if len(arguments.shards) == 1 and arguments.out is None and exists(folder / FILE):
@@ -64,7 +64,7 @@ def _index(arguments: Namespace) -> None:
     with one_writer(out):
         for written in (out, out / FOLDER):
             remove_leftovers(written)
-        listing = index_tars(tars, out, arguments.workers or os.cpu_count() or 1)
+        listing = index_tars(tars, out, arguments.workers or usable_cores())
     samples = sum(tar.samples for tar in listing.tars)
     print(f"{out}: {samples:,} samples of {len(listing.tars):,} tars listed in tars.json")
     for name, count in sorted(listing.extensions.items(), key=lambda item: -item[1]):

@@ -73,7 +73,7 @@ def find_films(source: Source, run: Run, progress: Callable[[], None]) -> Found:
     places: dict[int, tuple[Look, str | TarMember]] = {}
     digest = hashlib.sha256()
     for path in source.posters if uses.uses_poster else ():
-        for poster in _telling(progress, find_posters(path, known.of_key, left_out)):
+        for poster in find_posters(path, known.of_key, left_out, progress):
             film = known.of_key[poster.key]
             if film in places and poster.look <= places[film][0]:
                 left_out.add("further files for films that have a poster, left out", poster.where)

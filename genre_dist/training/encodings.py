@@ -157,7 +157,10 @@ def _encode_share(experiment: Experiment, folder: Path, key: str, stop: StopRequ
             reader = ShardReader(manifest, split, config.model.members, config.data.max_tokens)
             numbers = [number for number, shard in enumerate(reader.index.shards) if shard in mine]
             sources = manifest.shards_of(split)
-            reports = {number: _finished(folder, sources[number], key) for number in numbers}
+            reports: dict[int, Shard | None] = {}
+            for number in numbers:
+                reports[number] = _finished(folder, sources[number], key)
+                world.progress()
             pending = [number for number in numbers if reports[number] is None]
             batches = _batches(experiment, reader, pending, stop)
             for number in pending:
@@ -251,11 +254,16 @@ def _finished(folder: Path, source: Shard, key: str) -> Shard | None:
     try:
         report = read_json(_Report, _report_path(path), "it is made again")
         shard = report["shard"]
-        whole = report["key"] == key and path.stat().st_size == shard.bytes and index_path(path).is_file()
+        whole = report["key"] == key and index_path(path).is_file() and _sha256(path) == shard.sha256
     except (OSError, ValueError):
         return None
     same = (shard.file, shard.split, shard.samples) == (source.file, source.split, source.samples)
     return shard if whole and same else None
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _save(experiment: Experiment, folder: Path, key: str, made: dict[str, Shard]) -> None:

@@ -13,9 +13,7 @@ from genre_dist.training.model_files import (
     FACTS,
     WEIGHTS,
     WORDS,
-    check_weights,
-    read_facts,
-    read_words,
+    check_model,
     save_model,
 )
 from genre_dist.training.saving import read_best
@@ -39,9 +37,7 @@ def export_run(run: Path, out: Path, which: str | None = None, shards: Path | No
         raise ValueError(f"--out {out} is not empty; name a new folder")
     config = load_config(run / CONFIG)
     if which is None and (run / WEIGHTS).is_file():
-        facts = read_facts(run)
-        read_words(run, facts)
-        check_weights(run, facts)
+        facts = check_model(run)
         for name in (CONFIG, THRESHOLDS, WEIGHTS, WORDS, FACTS):
             if (run / name).is_file():
                 _copy(run / name, out / name)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from annotated_types import MinLen
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from genre_dist.atomic import atomic_file
@@ -21,7 +21,7 @@ from genre_dist.validation import Count, Sha256
 WEIGHTS = "model.safetensors"
 FACTS = "model.json"
 WORDS = "vocabulary.txt"
-_REMEDY = "copy the whole folder again, or train to the end again (the same command writes the model anew)"
+_REMEDY = "copy the whole folder again; training's command writes the model anew if the run's checkpoints are there"
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,9 @@ def save_model(run: Path, weights: dict[str, Tensor], manifest: Manifest, step: 
     Raises OSError if they cannot be written, ValueError if the shards' vocabulary is not the one they were packed with.
     """
     words = read_vocabulary(manifest)
-    with atomic_file(run / WEIGHTS) as file:
-        try:
-            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, file.name, {"format": "pt"})
-        except SafetensorError as error:  # a full disk, in its words
-            raise OSError(f"{run / WEIGHTS} could not be written: {error}") from None
-        checksum = _sha256(Path(file.name))
+    written = save({name: tensor.contiguous() for name, tensor in weights.items()}, {"format": "pt"})
+    with atomic_file(run / WEIGHTS) as file:  # safetensors' own file would be another one, not synced
+        file.write(written)
     with atomic_file(run / WORDS) as file:
         file.write(words)
     facts = {
@@ -73,7 +70,7 @@ def save_model(run: Path, weights: dict[str, Tensor], manifest: Manifest, step: 
         "data_fingerprint": manifest.fingerprint,
         "step": step,
         "settings": settings,
-        "weights_sha256": checksum,
+        "weights_sha256": hashlib.sha256(written).hexdigest(),
     }
     write_sealed(run / FACTS, facts)
 
@@ -90,8 +87,18 @@ def read_facts(run: Path) -> ModelFacts:
     return read_sealed(ModelFacts, run / FACTS, _REMEDY)
 
 
+def check_model(run: Path) -> ModelFacts:
+    """What model.json says. Raises ValueError unless it, the weights and the vocabulary are those of one model."""
+    facts = read_facts(run)
+    check_weights(run, facts)
+    read_words(run, facts)
+    return facts
+
+
 def check_weights(run: Path, facts: ModelFacts) -> None:
-    """Raise ValueError if model.safetensors is not the file that model.json is about."""
+    """Raise ValueError if model.safetensors is not there, or not the file that model.json is about."""
+    if not (run / WEIGHTS).is_file():
+        raise ValueError(f"{run / WEIGHTS}: missing; {_REMEDY}")
     if facts.weights_sha256 not in (None, _sha256(run / WEIGHTS)):
         raise ValueError(f"{run / WEIGHTS}: not the weights that {FACTS} was written with; {_REMEDY}")
 

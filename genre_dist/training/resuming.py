@@ -5,6 +5,7 @@ other settings are told. What a run has cost, its record and its model, is never
 """
 
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,11 +19,12 @@ from genre_dist.configfile import load_config, save_config
 from genre_dist.lock import FILE as LOCK
 from genre_dist.lock import holds_files
 from genre_dist.parallel.world import World
+from genre_dist.printable import printable
 from genre_dist.training.checkpoint import Saved, load_checkpoint, newest_checkpoint
 from genre_dist.training.early_stopping import why_stop
 from genre_dist.training.experiment import Experiment, summary
 from genre_dist.training.freezing import follow_freezing
-from genre_dist.training.model_files import FACTS, WEIGHTS, ModelFacts, read_facts
+from genre_dist.training.model_files import FACTS, WEIGHTS, ModelFacts, check_model
 from genre_dist.training.ranks import say
 from genre_dist.training.saving import read_best
 from genre_dist.training.stopping import StopRequest
@@ -117,7 +119,7 @@ def _find(experiment: Experiment, folder: Path) -> _Found:
     _prepare_folder(folder, experiment.config.run.overwrite)
     saved, damaged = newest_checkpoint(folder / "checkpoints")
     read_best(folder / "checkpoints")  # a damaged note is told here, to all ranks
-    model = read_facts(folder) if (folder / FACTS).is_file() else None
+    model = _model_of(folder, saved)
     if saved is None and model is None:
         _refuse_all_damaged(folder, damaged)
         return _Found(_config_to_keep(experiment, {}), damaged=damaged)
@@ -134,6 +136,22 @@ def _find(experiment: Experiment, folder: Path) -> _Found:
             f"checkpoints back, start another run from its {WEIGHTS}, {_WAYS_OUT}"
         )
     return found
+
+
+def _model_of(folder: Path, saved: Saved | None) -> ModelFacts | None:
+    """The model of a finished run. None if there is none, or it is damaged and can be written anew from a checkpoint.
+
+    Raises ValueError if it is damaged and cannot.
+    """
+    if not (folder / FACTS).is_file():
+        return None
+    try:
+        return check_model(folder)
+    except ValueError as error:
+        if saved is None:
+            raise
+        print(f"{printable(error)}: it is written anew after {saved.path.name}", file=sys.stderr, flush=True)
+        return None
 
 
 def _prepare_folder(folder: Path, overwrite: bool) -> None:
@@ -225,7 +243,7 @@ def _refuse_another_run(
 
 def _is_finished(experiment: Experiment, folder: Path, saved: Saved | None, model: ModelFacts | None) -> bool:
     """Whether the run has come to its end, by its number of steps or early: its model tells, whatever lies beside."""
-    if model is None or not (folder / WEIGHTS).is_file() or (saved is not None and saved.step > model.step):
+    if model is None or (saved is not None and saved.step > model.step):
         return False
     train = experiment.config.train
     return model.step == experiment.total_steps or why_stop(read_rows(folder / RECORD), train) is not None

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -114,7 +115,11 @@ class Saver:
         """Wait for what is under way, if anything. Raises OSError on all ranks if a save could not be written."""
         if self._thread is None:
             return
-        self._thread.join()
+        written = -1
+        while self._thread.is_alive():
+            self._thread.join(1.0)
+            if written != (written := self._bytes_written()):  # a slow disk is no rank that hangs
+                self.world.progress()
         self._thread, error, self._error = None, self._error, None
         if self.world.any(error is not None):
             raise error or OSError("the checkpoint could not be written on another rank")
@@ -141,6 +146,14 @@ class Saver:
             self._thread.join(WAIT_AT_THE_END_SECONDS)
         if self._staging is not None:
             self._staging.close()
+
+    def _bytes_written(self) -> int:
+        """Of checkpoints that are not whole yet, by all ranks."""
+        total = 0
+        for path in self.folder.glob("step-*.partial/*"):
+            with suppress(OSError):  # renamed meanwhile
+                total += path.stat().st_size
+        return total
 
     def _has(self, step: int) -> bool:
         return self.world.any(self.world.is_first and is_as_written(checkpoint_path(self.folder, step)))

@@ -6,9 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,6 +17,7 @@ from helpers import Processes, losses, options, rows, snapshot, train, until
 
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.train import main
+from genre_dist.training import encodings
 
 FROZEN = ("--model.text.frozen", "true", "--model.poster.frozen", "true", "--data.crop_scale", "[1,1]")
 FAST = ("--optim.heads_lr", 0.01, "--data.workers", 0)
@@ -119,8 +120,9 @@ def test_the_bytes_do_not_depend_on_who_computed_them_but_for_rounding(runs: Run
     assert one.fingerprint == two.fingerprint == load_manifest(runs.shards).fingerprint
 
 
-def test_nothing_is_computed_twice_and_only_what_is_missing_again(
-    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("damage", [lambda data: data[:-1000], lambda data: data[:900] + b"\x7f" + data[901:]])
+def test_nothing_is_computed_twice_and_only_what_is_damaged_again(
+    damage: Callable[[bytes], bytes], runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(cache(runs, "fast"), tmp_path / "encodings" / cache(runs, "fast").name)
     before = snapshot(tmp_path / "encodings")
@@ -128,7 +130,7 @@ def test_nothing_is_computed_twice_and_only_what_is_missing_again(
     assert "(0 computed now)" in capsys.readouterr().out
     assert snapshot(tmp_path / "encodings") == before
     shard = sorted((tmp_path / "encodings").rglob("train-*.tar"))[0]
-    shard.write_bytes(shard.read_bytes()[:-1000])  # cut short
+    shard.write_bytes(damage(shard.read_bytes()))
     assert main(options(runs.shards, tmp_path / "second", *SHORT, "--train.steps", 2)) == 0
     assert "(50 computed now)" in capsys.readouterr().out
     assert snapshot(tmp_path / "encodings") == before
@@ -267,13 +269,19 @@ def test_a_cache_that_cannot_be_is_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_encoding_names_the_folder_to_delete(
-    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_encoding_that_is_damaged_while_it_is_used_names_the_folder_to_delete(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "encodings" / cache(runs, "fast").name
     shutil.copytree(cache(runs, "fast"), folder)
-    for shard in folder.glob("train-*.tar"):
-        shard.write_bytes(bytes(shard.stat().st_size))
+    save = encodings._save
+
+    def damaging(*arguments: Any) -> None:
+        save(*arguments)
+        for shard in folder.glob("train-*.tar"):
+            shard.write_bytes(bytes(shard.stat().st_size))
+
+    monkeypatch.setattr(encodings, "_save", damaging)
     capsys.readouterr()
     assert main(options(runs.shards, tmp_path / "run", *SHORT)) == 2
     assert f"delete {folder}" in capsys.readouterr().err

@@ -106,6 +106,16 @@ def test_two_ranks_that_go_on_where_one_was_stopped_write_what_one_writes(
             assert one["logits"] == pytest.approx(other["logits"], abs=1e-4)
 
 
+def test_a_rank_may_predict_for_longer_than_the_others_wait_for_it(
+    predicted: Path, run: Path, sample_catalogue: Path, tmp_path: Path
+) -> None:
+    arguments = ["predict", str(run), "--catalogue", str(sample_catalogue), "--out", str(tmp_path / "out")]
+    with Processes(tmp_path / "log") as ranks:
+        ranks.start_ranks(2, arguments, module="slow_predictions")
+        ranks.succeed(90)
+    assert [row["tmdb_id"] for row in rows_of(tmp_path / "out")] == [row["tmdb_id"] for row in rows_of(predicted)]
+
+
 def test_killed_in_the_middle_the_same_command_goes_on_and_keeps_what_is_whole(
     predicted: Path, run: Path, sample_catalogue: Path, tmp_path: Path
 ) -> None:

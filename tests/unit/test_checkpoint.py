@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -395,6 +396,28 @@ def test_two_savers_of_one_step_leave_one_whole_checkpoint(tmp_path: Path) -> No
     assert saved is not None
     assert (saved.step, damaged) == (2, [])
     load_checkpoint(saved, make_strategy(seed=1), ALONE)
+
+
+def test_a_checkpoint_may_take_any_time_to_be_written_as_long_as_it_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noticed, growth = threading.Event(), []
+
+    def slowly(folder: Path, *_: object) -> None:
+        file = folder / "step-00000001.host-1-abc.partial" / "__0_0.distcp"
+        file.parent.mkdir()
+        for _ in range(2):
+            noticed.clear()
+            with open(file, "ab") as opened:
+                opened.write(b"more")
+            growth.append(noticed.wait(30))
+
+    monkeypatch.setattr("genre_dist.training.saving.write_checkpoint", slowly)
+    world = World(0, 1, torch.device("cpu"), SimpleNamespace(progress=noticed.set))  # type: ignore[arg-type]
+    saver = Saver(tmp_path, make_strategy(), world, CheckpointConfig(), FACTS)
+    saver.save(1)
+    saver.wait()
+    assert growth == [True, True]
 
 
 # --- when, and which stay

@@ -1,6 +1,7 @@
 """`genre-dist export`: a model is taken out of a run, finished or not, and predicts as it did there."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from small_disk import small_disk
 
 from genre_dist import cli
+from genre_dist.lock import one_writer
 from genre_dist.study.run import load_run
 from genre_dist.train import main
 
@@ -170,6 +172,34 @@ def test_a_model_of_an_older_version_without_checksums_predicts_as_it_did(
         told = json.loads((old / name).read_text())
         (old / name).write_text(json.dumps({key: value for key, value in told.items() if key not in new}))
     assert predictions(old, capsys) == predictions(run, capsys)
+
+
+def test_a_folder_that_is_being_written_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with one_writer(tmp_path / "out"):
+        capsys.readouterr()
+        assert cli.main(["export", str(run), "--out", str(tmp_path / "out")]) == 2
+        assert f"being written by process {os.getpid()}" in capsys.readouterr().err
+    export(run, tmp_path / "out")
+
+
+def test_the_weights_are_on_the_disk_before_they_get_their_name(
+    unfinished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, fsync = [], os.fsync
+
+    def noting(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        synced.append((status.st_ino, status.st_size))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    out = export(unfinished, tmp_path / "out")
+    for name in ("model.safetensors", "vocabulary.txt", "model.json", "config.yaml"):
+        status = (out / name).stat()
+        assert (status.st_ino, status.st_size) in synced, name
+        assert status.st_mode == (out / "config.yaml").stat().st_mode, name
 
 
 @pytest.mark.parametrize("finished", [True, False])

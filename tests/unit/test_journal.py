@@ -116,6 +116,17 @@ def test_a_line_that_says_nothing_is_numbered_and_passed_over(tmp_path: Path, da
         assert (state.damaged, state.first_damaged) == (1, 2)
 
 
+def test_lines_of_older_versions_have_no_checksum_and_come_first(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    old, new = json.dumps(film(1)).encode() + b"\n", write(path, film(2))
+    without = json.dumps(film(3)).encode() + b"\n"  # or one whose checksum was lost with other bytes
+    path.write_bytes(b"".join([old, *new, without]))
+    with Journal(path) as journal:
+        state = State(journal)
+        assert (list(state.films), state.first_damaged) == ([1, 2], 3)
+        assert [journal.read(state.films.get(number))["film"]["tmdb_id"] for number in (1, 2)] == [1, 2]
+
+
 def test_what_a_damaged_line_said_is_not_taken_for_done(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     window = {"window": KEY, "films": 4, "results": 4}

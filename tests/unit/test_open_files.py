@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from genre_dist.parallel.world import all_ranks
 from genre_dist.stream import load_manifest
 from genre_dist.stream.index import index_path
 from genre_dist.stream.manifest import save_manifest
@@ -107,3 +108,11 @@ except ValueError as error:
     done = run(many, 64, 64, program)
     assert "train-000000.index.npy: the shard's index cannot be read (Too many open files)" in done.stdout, done.stderr
     assert "genre-dist index" not in done.stdout
+
+
+def test_what_gloo_says_of_descriptors_is_said_in_one_line_with_the_way_out() -> None:
+    enforce = "[enforce fail at gloo/transport/tcp/device.cc:189] rv != -1. -1 vs -1. Too many open files"
+    with pytest.raises(OSError, match=r"Too many open files: `ulimit -n` allows \d+, raise it"), all_ranks():
+        raise RuntimeError(enforce)
+    with pytest.raises(RuntimeError, match="something else"), all_ranks():
+        raise RuntimeError("something else")

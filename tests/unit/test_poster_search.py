@@ -202,6 +202,21 @@ def test_long_names_are_read_and_every_place_can_be_read_again_by_itself(tmp_pat
     }
 
 
+def test_more_zeros_at_a_tars_end_than_tar_writes_are_told(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "p.tar", ("1.jpg", JPEG))
+    assert found(path) == ([("1", JPEG)], [])
+    with open(path, "ab") as file:
+        file.write(bytes(30_720))  # as where a copy has made room and broken off
+    assert found(path)[1] == ["1 tars with more zeros at their end than tar writes: not copied whole?, such as p.tar"]
+
+
+@pytest.mark.parametrize("pack", [lambda folder: folder, lambda folder: tar_of_folder(folder)], ids=["folder", "tar"])
+def test_every_file_that_is_looked_at_is_progress(tmp_path: Path, pack: Callable[[Path], Path]) -> None:
+    place, calls = pack(write(tmp_path / "p", {f"unwanted-{number}.jpg": JPEG for number in range(5)})), []
+    assert list(find_posters(place, SIX, LeftOut(), lambda: calls.append(1))) == []
+    assert len(calls) == 5
+
+
 def test_a_sparse_member_has_its_holes(tmp_path: Path) -> None:
     data = JPEG + bytes(1 << 20) + b"end"
     with open(tmp_path / "1.jpg", "wb") as file:

@@ -11,6 +11,7 @@ from range_server import RangeServer, serve_folder
 
 from genre_dist import storage
 from genre_dist.cli import main
+from genre_dist.config import ParallelConfig
 from genre_dist.stream import ShardReader, TrainStream, evaluation_stream, load_manifest
 from genre_dist.stream.cache import BlockCache
 from genre_dist.stream.manifest import Manifest
@@ -40,6 +41,11 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits that a test can afford, in this process."""
     monkeypatch.setattr(storage, "BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(storage, "SILENCE_SECONDS", 0.5)
+
+
+def test_a_server_that_drips_is_given_up_before_the_other_ranks_take_it_to_hang() -> None:
+    pauses = (storage.ATTEMPTS - 1) * storage.LONGEST_BACKOFF_SECONDS
+    assert storage.ATTEMPTS * storage.ANSWER_SECONDS + pauses < ParallelConfig().timeout_seconds
 
 
 def reader_of(folder: str | Path, split: str = "train", cache: BlockCache | None = None) -> ShardReader:

@@ -215,6 +215,22 @@ def test_without_its_weights_it_is_finished_again_from_its_last_checkpoint(run: 
     assert rows(run) == record
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json", "vocabulary.txt"])
+def test_a_damaged_model_is_written_anew_from_the_last_checkpoint(
+    name: str, run: Path, sample_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, recorded = (run / name).read_bytes(), rows(run)
+    (run / name).write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    assert main(options(sample_shards, run, *RUN)) == 0
+    assert f"{run / name}: " in capsys.readouterr().err
+    assert (run / name).read_bytes() == whole
+    assert [row["step"] for row in rows(run)] == [row["step"] for row in recorded]
+    damaged = run / name
+    damaged.write_bytes(b"")
+    shutil.rmtree(run / "checkpoints")
+    assert str(damaged) in fails(options(sample_shards, run, *RUN), capsys)
+
+
 def test_killed_before_its_first_checkpoint_a_run_starts_again_and_keeps_the_record_aside(
     stopped: Path, sample_shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

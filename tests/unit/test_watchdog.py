@@ -1,8 +1,10 @@
 """How a rank ends whose watchdog has spoken, and one that fails by itself; each a process of its own."""
 
+import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -39,6 +41,29 @@ def test_a_rank_that_fails_by_itself_ends_at_once_with_its_own_code() -> None:
 def test_a_watchdog_that_is_closed_says_nothing_and_keeps_nobody() -> None:
     done = rank("dog = Watchdog(0, 2, seconds=0.4)\ndog.close()\nassert not spoken.wait(1.5)")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_pipe_that_nobody_reads_keeps_no_rank() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", START + "Watchdog(0, 2, seconds=0.4)\nspoken.wait()"], stderr=writing
+    )
+    try:
+        assert child.wait(30) == HUNG
+    finally:
+        child.kill()
+        os.close(reading)
+        os.close(writing)
+
+
+@pytest.mark.parametrize("lack", ["tempfile.tempdir = '/nowhere'", "os.close(2)"])
+def test_without_a_folder_for_temporary_files_or_stderr_a_rank_ends_with_the_same_code(lack: str) -> None:
+    assert rank(f"import os, tempfile\n{lack}\nWatchdog(0, 2, seconds=0.4)\nspoken.wait()").returncode == HUNG
 
 
 def test_what_may_take_longer_is_not_taken_for_a_hang_and_progress_meanwhile_does_not_shorten_it() -> None:

@@ -4,7 +4,6 @@ In RAM are one chunk of films, the weights, and for the support vector machines 
 into the memory allowed; beyond that they learn from chunks, made anew in every pass.
 """
 
-import os
 import resource
 import sys
 import time
@@ -25,6 +24,7 @@ from genre_dist.study.baselines.models import Labelled, Linear, Matrix
 from genre_dist.study.baselines.texts import Chunk, Texts
 from genre_dist.study.evaluation import Evaluation, print_evaluation, save_evaluation
 from genre_dist.study.metrics import metrics
+from genre_dist.workers import usable_cores
 
 CHUNK = 2048
 """Films whose features are made at a time."""
@@ -65,7 +65,7 @@ def baselines(
             print(f"{printable(run)} is finished")
             continue
         run.mkdir(parents=True, exist_ok=True)
-        _run(run, texts, BASELINES[name], identity, memory, workers or os.cpu_count() or 1)
+        _run(run, texts, BASELINES[name], identity, memory, workers or usable_cores())
 
 
 def _text_told(texts: Texts) -> str:

@@ -52,7 +52,3 @@ def visible_gpus() -> list[str]:
 
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return named[: torch.cuda.device_count()] or [str(number) for number in range(torch.cuda.device_count())]
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,10 +13,11 @@ from types import FrameType
 from genre_dist.lock import Lock
 from genre_dist.printable import printable
 from genre_dist.study.chain.child import Child
-from genre_dist.study.chain.lanes import Machine, usable_cores, visible_gpus
+from genre_dist.study.chain.lanes import Machine, visible_gpus
 from genre_dist.study.chain.schema import load_study
 from genre_dist.study.chain.tasks import Task, tasks
 from genre_dist.training.stopping import PREEMPTED, SIGNALS
+from genre_dist.workers import usable_cores
 
 LOOK_SECONDS = 0.2
 
