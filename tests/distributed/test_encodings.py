@@ -226,6 +226,16 @@ def test_what_a_killed_run_left_among_the_encodings_is_removed(
     assert snapshot(folder) == before
 
 
+def test_killed_while_it_encodes_a_run_started_again_encodes_the_rest(runs: Runs, tmp_path: Path) -> None:
+    arguments = [*options(runs.shards, tmp_path / "run", *SHORT, "--train.steps", 2)]
+    with Processes(tmp_path / "log") as killed:
+        killed.start([sys.executable, "-m", "genre_dist.train", *arguments])
+        until(lambda: any((tmp_path / "encodings").rglob("*.report.json")) or killed.over(), 90, "the first shard")
+        killed.kill()
+    assert main(arguments) == 0
+    assert snapshot(tmp_path / "encodings") == snapshot(runs.folder / "fast" / "encodings")
+
+
 @pytest.mark.parametrize(
     "damage", [b"", b"[]", b'{"key": 1}', b"\xff", b'{"key": "KEY", "shard": {"file": "../../secret.tar"}}']
 )

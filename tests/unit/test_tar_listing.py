@@ -3,6 +3,10 @@
 import io
 import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -185,6 +189,36 @@ def test_what_was_written_about_a_tar_is_made_again_where_it_is_damaged(
         path.write_bytes(damage)
     index_tars([tmp_path / "a.tar"], tmp_path)
     assert snapshot(tmp_path) == before
+
+
+DYING = """
+import os, signal, sys
+from pathlib import Path
+
+replace, renames = Path.replace, iter(range(int(sys.argv[1]) + 1))
+
+def dying(self, target):
+    if next(renames) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(self, target)
+
+Path.replace = dying
+from genre_dist.cli import main
+main(["index", sys.argv[2], "--workers", "1"])
+"""
+
+
+@pytest.mark.parametrize("renames", range(4))
+def test_killed_at_any_of_its_files_the_same_command_makes_what_one_never_killed_makes(
+    tmp_path: Path, renames: int
+) -> None:
+    like_img2dataset(tmp_path / "whole", tars=2)
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    assert main(["index", str(tmp_path / "whole")]) == 0
+    command = [sys.executable, "-c", DYING, str(renames), str(tmp_path / "killed")]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert main(["index", str(tmp_path / "killed")]) == 0
+    assert snapshot(tmp_path / "killed") == snapshot(tmp_path / "whole")
 
 
 def told(folder: Path) -> Any:
