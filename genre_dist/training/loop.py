@@ -128,7 +128,8 @@ def _train(
                     watch.flush()
                     _save(experiment, saver, position)
                     saver.wait()
-                say(world, f"asked to stop ({stop.reason}) while readers are silent: saved after step {position}")
+                so_far = f"saved after step {position}" if position else "no step was done"
+                say(world, f"asked to stop ({stop.reason}) while readers are silent: {so_far}")
                 raise
             waited = time.monotonic() - asked
             epoch = position // stream.steps_per_epoch
