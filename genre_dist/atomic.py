@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from genre_dist.storage import Place, upload
 
-_TEMPORARY = re.compile(r".+\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
+_TEMPORARY = re.compile(r".+\..+-\d+-[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 @contextmanager
@@ -50,26 +50,13 @@ def remove_leftovers(folder: Place) -> int:
     """Remove what killed writers left in a folder (not below it), and return how many files that were.
 
     For whoever has just taken the folder's lock, before any other rank is let in: all writers but this one are dead
-    then. A process of this host that is alive keeps its files all the same.
+    then.
     """
     removed = 0
     if isinstance(folder, Path) and folder.is_dir():
         for name in os.listdir(folder):
-            if (written := _TEMPORARY.fullmatch(name)) and not _is_alive(written["host"], int(written["pid"])):
+            if _TEMPORARY.fullmatch(name):
                 with suppress(OSError):  # a leftover is not worth an error
                     (folder / name).unlink()
                     removed += 1
     return removed
-
-
-def _is_alive(host: str, pid: int) -> bool:
-    """Whether another process of this host has the number."""
-    if host != os.uname().nodename[:64] or pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True

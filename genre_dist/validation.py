@@ -54,7 +54,7 @@ def parse_json(kind: type[Kind], written: bytes, path: Place | str, remedy: str)
     from pydantic import ValidationError  # not where only types are needed: 0.1 s
 
     try:
-        return _adapter(kind).validate_json(written, strict=True)  # type: ignore[arg-type]
+        return _validator(kind).validate_json(written, strict=True)  # type: ignore[arg-type]
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]
         key = ".".join(map(str, problem["loc"]))
@@ -72,10 +72,21 @@ def read_json(kind: type[Kind], path: Place, remedy: str) -> Kind:
 
 
 @cache  # for files that are read line by line
-def _adapter(kind: Any) -> Any:
+def _validator(kind: Any) -> Any:
     from pydantic import TypeAdapter
+    from pydantic_core import SchemaValidator
 
-    return TypeAdapter(kind)
+    return SchemaValidator(_failing_fast(TypeAdapter(kind).core_schema))
+
+
+def _failing_fast(schema: Any) -> Any:
+    """A schema under which the first wrong item of a list ends it: pydantic keeps some 500 bytes of each."""
+    if isinstance(schema, list | tuple):
+        return type(schema)(map(_failing_fast, schema))
+    if not isinstance(schema, dict):
+        return schema
+    changed = {key: _failing_fast(value) for key, value in schema.items()}
+    return changed | {"fail_fast": True} if schema.get("type") in ("list", "tuple", "set", "dict") else changed
 
 
 def _one_line(text: str, most: int = LONGEST_TOLD) -> str:

@@ -36,7 +36,7 @@ class GenresAnswer(TypedDict):
 
 
 class FilmAnswer(TypedDict):
-    """A film: on a page with `genre_ids`, asked for by its id with `genres` and `imdb_id`. Any text may be null."""
+    """A film: on a page with `genre_ids`, by its id with `genres` and `imdb_id`. Other fields may be null."""
 
     id: FilmId
     imdb_id: NotRequired[str | None]
@@ -47,9 +47,9 @@ class FilmAnswer(TypedDict):
     poster_path: NotRequired[str | None]
     genre_ids: NotRequired[Annotated[list[GenreId], Len(0, MOST_LISTED)]]
     genres: NotRequired[Annotated[list[GenreAnswer], Len(0, MOST_LISTED)]]
-    popularity: NotRequired[Number]
-    adult: NotRequired[bool]
-    vote_count: NotRequired[Count]
+    popularity: NotRequired[Number | None]
+    adult: NotRequired[bool | None]
+    vote_count: NotRequired[Count | None]
 
 
 class PageAnswer(TypedDict):

@@ -75,7 +75,7 @@ def _is_wanted(work: Work, row: dict[str, Any], answer: FilmAnswer) -> bool:
     year = row["release_date"][:4]
     return (
         (not options.languages or row["original_language"] in options.languages)
-        and answer.get("vote_count", 0) >= options.min_votes
+        and (answer.get("vote_count") or 0) >= options.min_votes
         and (bool(row["poster_path"]) or not options.with_poster_only)
         and (not year or int(year) in options.years)
     )

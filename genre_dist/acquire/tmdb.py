@@ -115,5 +115,5 @@ def film_row(film: FilmAnswer, unknown_genres: Counter[str]) -> dict[str, Any]:
         "genre_ids": genre_ids(film.get("genre_ids", film.get("genres")), unknown_genres),
         "release_date": release_date(film.get("release_date")),
         "popularity": number_of(film.get("popularity")),
-        "adult": film.get("adult", False),
+        "adult": film.get("adult") or False,
     }

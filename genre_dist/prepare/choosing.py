@@ -48,7 +48,7 @@ class Chosen(NamedTuple):
 def packed_before(out: Place, recipe: Recipe) -> Before:
     """What a folder with a manifest holds; a shard that lost a file counts as not packed, so that it is made again.
 
-    Raises ValueError if the shards were packed with other options.
+    Raises ValueError if the shards were packed with other options, or if none is whole.
     """
     if not exists(out / FILE):
         return NOTHING
@@ -66,6 +66,11 @@ def packed_before(out: Place, recipe: Recipe) -> Before:
             films = np.append(films, [problem["tmdb_id"] for problem in report.problems]).astype(np.int64)
         ids.append(films)
         reports.append(shortened(report))
+    if manifest.shards and not reports:
+        raise ValueError(
+            f"{out}: no shard of its manifest is whole (their reports or indexes are lost): bring them back, or pack "
+            "all anew with --overwrite"
+        )
     return Before(reports, np.unique(np.concatenate(ids)), manifest.text) if reports else NOTHING
 
 

@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, get_args
 
 from annotated_types import Interval, Len
@@ -16,13 +16,15 @@ from genre_dist.genres import GENRES
 from genre_dist.prepare.posters import Fit
 from genre_dist.storage import Place, read_bytes
 from genre_dist.stream.manifest import Shard
-from genre_dist.validation import LARGEST_BYTES, Count, parse_json
+from genre_dist.validation import Count, parse_json
 
 RESIZED, ODD, UNREADABLE, NO_POSTER = "resized", "odd", "unreadable", "none"
 """What became of a poster, beside `posters.UNTOUCHED`."""
 NO_PICTURE, NO_FILE, NOT_OPENED = "unreadable poster", "missing poster file", "poster file that cannot be opened"
 """Why films are left out for their posters."""
 
+LARGEST_REPORT = 1 << 30
+"""Bytes: a line for each odd poster of a large shard."""
 _REMEDY = "run the same pack again, it makes the shard anew"
 FilmId = Annotated[int, Interval(ge=-(2**63), lt=2**63)]
 
@@ -79,9 +81,9 @@ class Report:
     shard: Shard
     genre_counts: Annotated[list[Count], Len(len(GENRES), len(GENRES))]
     left_out: dict[str, Count]
-    posters: dict[str, Count]
-    """How many were RESIZED, ODD, ..."""
-    odd: list[Odd]
+    posters: dict[str, Count] = field(default_factory=dict)
+    """How many were RESIZED, ODD, ...; older reports do not tell."""
+    odd: list[Odd] = field(default_factory=list)
     problems: list[Problem]
 
 
@@ -106,7 +108,7 @@ def read_report(shard: Place) -> Report | None:
     """A shard's report, None if it has none. Raises ValueError for one that is damaged, or of another shard."""
     path = report_path(shard)
     try:
-        return _report_in(read_bytes(path, LARGEST_BYTES), shard)
+        return _report_in(read_bytes(path, LARGEST_REPORT), shard)
     except FileNotFoundError:
         return None
 
@@ -114,7 +116,7 @@ def read_report(shard: Place) -> Report | None:
 def whole_report(shard: Place) -> Report | None:
     """A shard's report, None also if it is damaged: then the shard is packed again."""
     try:
-        written = read_bytes(report_path(shard), LARGEST_BYTES)  # where a server does not answer, nothing is packed
+        written = read_bytes(report_path(shard), LARGEST_REPORT)  # where a server does not answer, nothing is packed
     except FileNotFoundError:
         return None
     with suppress(ValueError):

@@ -82,13 +82,14 @@ class BlockCache(NamedTuple):
             if used is None or used + size > self.limit or size > free:
                 used = self._clear_up(size, free)
             _write(file, used + size)  # before the block: should this process be killed, no block is left out
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_file(path, sync=False) as block:
-                    block.write(data + _checksum(path, data))
-            except OSError:
-                _write(file, used)
-                raise
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path, sync=False) as block:
+                block.write(data + _checksum(path, data))
+        except OSError:
+            with self._lock("used") as file:
+                _write(file, max(0, (_count(file.read(32)) or size) - size))
+            raise
 
     def _lock(self, name: str) -> IO[str]:
         """A file that is locked until it is closed. Raises OSError if there can be none."""

@@ -163,13 +163,16 @@ class Ring(Generic[Batch]):
         self.room = reader.room(samples)
         self.free = deque(range(slots))
         memory = anonymous_file(slots, self.room)
+        self.processes, self.connections = [], []
         try:
             self.memory = mmap.mmap(memory, 0)
-            self.processes, self.connections = [], []
             for _ in range(workers):
                 process, connection = _start_worker(Start(reader, self.room, memory))
                 self.processes.append(process)
                 self.connections.append(connection)
+        except BaseException:
+            self._end_workers()
+            raise
         finally:
             os.close(memory)
         self.by_descriptor = {connection.fileno(): connection for connection in self.connections}

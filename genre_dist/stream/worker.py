@@ -66,12 +66,12 @@ def main(descriptor: int, by_main_thread: bool) -> None:
     tasks: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_receive, args=(connection, tasks), daemon=True).start()
     try:
-        start: Start = tasks.get()
+        start: Start = _next(tasks, connection)
         memory = mmap.mmap(start.memory, 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)  # no page faults later
         gc.freeze()  # what was imported lives as long as the process: no need to look at it again and again
         while True:
             waiting = time.perf_counter()
-            task: Task = tasks.get()
+            task: Task = _next(tasks, connection)
             idle = time.perf_counter() - waiting
             whole = arrays(memory, task.slot, start.room, task.samples, task.longest)
             part = slice(task.first, task.first + len(task.found.shard))
@@ -87,8 +87,23 @@ def main(descriptor: int, by_main_thread: bool) -> None:
 
 def _receive(connection: Connection, tasks: "SimpleQueue[Any]") -> None:
     """Take in what the trainer sends, and leave when it is gone, whatever is still being read or sent."""
-    try:
-        while True:
+    while True:
+        try:
             tasks.put(connection.recv())
-    except (EOFError, ConnectionResetError):
-        os._exit(0)
+        except (EOFError, ConnectionResetError):
+            os._exit(0)
+        except Exception as error:  # whatever it takes to make the trainer's decoder again
+            tasks.put(
+                ValueError(
+                    f"a reader process cannot take over its work ({type(error).__name__}: {error}); what it is to "
+                    "decode with has to lie in a module that can be imported, or take data.workers=0"
+                )
+            )
+
+
+def _next(tasks: "SimpleQueue[Any]", connection: Connection) -> Any:
+    """The next thing the trainer sent; one that could not be taken in is told, and the end."""
+    if isinstance(sent := tasks.get(), ValueError):
+        connection.send(sent)
+        sys.exit()
+    return sent

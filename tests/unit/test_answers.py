@@ -19,10 +19,12 @@ def page(**changes: Any) -> bytes:
 
 
 def test_fields_that_are_new_missing_or_null_are_fine() -> None:
-    odd = {"new": {"deep": [1]}, "overview": None, "poster_path": None, "release_date": None}
-    (film,) = read_answer(PAGE, page(**odd))["results"]
+    of_texts = ("overview", "poster_path", "release_date")
+    odd = dict.fromkeys((*of_texts, "popularity", "adult", "vote_count"))
+    (film,) = read_answer(PAGE, page(new={"deep": [1]}, **odd))["results"]
     row = film_row(film, Counter())
-    assert (row["tmdb_id"], row["overview"], row["poster_path"], row["release_date"]) == (862, "", "", "")
+    assert (row["tmdb_id"], [row[name] for name in of_texts]) == (862, ["", "", ""])
+    assert (row["popularity"], row["adult"]) == (None, False)
     assert film_row(read_answer(FILM, b'{"id": 5}'), Counter())["genre_ids"] == []
 
 
@@ -35,11 +37,11 @@ def test_control_characters_of_a_title_are_data() -> None:
     ("cell", "value"),
     [
         *(("id", value) for value in (0, -5, 2**63, 2**63 + 5, 10**40, 5.0, "5", True, None)),
-        *(("popularity", value) for value in ("7.5", None, [], 1e300, float("nan"), float("inf"))),
+        *(("popularity", value) for value in ("7.5", [], 1e300, float("nan"), float("inf"))),
         *(("genre_ids", value) for value in (None, "16", {"id": 16}, ["16"], [None], [16.0], [2**40], [16] * 101)),
         *((cell, value) for cell in ("title", "overview", "release_date", "poster_path") for value in (5, [], {})),
-        *(("adult", value) for value in ("true", 1, None)),
-        *(("vote_count", value) for value in ("5", -1, None)),
+        *(("adult", value) for value in ("true", 1)),
+        *(("vote_count", value) for value in ("5", -1)),
         *(("genres", value) for value in (None, [16], [{"id": 16}], [{"id": "16", "name": "Animation"}])),
     ],
 )

@@ -1,6 +1,7 @@
 """Packing a grown catalogue into a finished folder: new shards, and not a byte of the old ones."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -152,6 +153,31 @@ def test_another_catalogue_is_not_taken_for_a_later_state(sample_catalogue: Path
     pack(one, tmp_path / "shards", **OPTIONS)
     with pytest.raises(ValueError, match=r"knows 0 of the .* films packed before: another catalogue\?"):
         pack(other, tmp_path / "shards", **OPTIONS)
+
+
+def test_shards_none_of_which_is_whole_are_not_replaced_by_fewer_films(
+    fewer: Path, sample_catalogue: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "shards"
+    pack(sample_catalogue, out, **OPTIONS)
+    for report in out.glob("*.report.json"):
+        report.unlink()
+    before = files(out)
+    with pytest.raises(ValueError, match=r"no shard of its manifest is whole .*--overwrite"):
+        pack(fewer, out, **OPTIONS)
+    assert files(out) == before
+    pack(fewer, out, **OPTIONS, overwrite=True)
+
+
+def test_reports_of_older_versions_which_do_not_tell_of_posters_count(sample_catalogue: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    pack(sample_catalogue, out, **OPTIONS)
+    for report in out.glob("*.report.json"):
+        told = json.loads(report.read_text())
+        report.write_text(json.dumps({key: value for key, value in told.items() if key not in ("posters", "odd")}))
+    before = files(out)
+    pack(sample_catalogue, out, **OPTIONS)
+    assert files(out) == before
 
 
 def test_a_changed_vocabulary_is_not_extended(fewer: Path, sample_catalogue: Path, tmp_path: Path) -> None:

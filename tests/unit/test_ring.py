@@ -1,5 +1,6 @@
 """Batches through worker processes: the same bytes, bounded, and nothing left behind however it ends."""
 
+import errno
 import itertools
 import os
 import signal
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from telling_reader import TellingReader
 
+from genre_dist.stream import ring
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import EpochOrder, Rows
 from genre_dist.stream.reader import Batch, ShardReader
@@ -184,6 +186,32 @@ def test_a_reader_that_goes_on_in_time_is_waited_for(reader: ShardReader, places
     assert read == [reader.read(rows).ids.tolist() for rows in places]
 
 
+def test_a_reader_that_cannot_take_over_its_work_says_so(
+    reader: ShardReader, places: list[Rows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ShardReader, "__reduce__", lambda _: (__import__, ("a_script_of_the_users",)))
+    with pytest.raises(ValueError, match=r"cannot take over its work \(ModuleNotFoundError: .*data\.workers=0"):
+        next(batches(reader, places, samples=8, workers=1))
+    assert not children()
+
+
+def test_workers_end_when_one_of_them_cannot_be_started(
+    reader: ShardReader, places: list[Rows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, started = ring._start_worker, []
+
+    def failing(told: object) -> object:
+        if started:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        started.append(start(told))  # type: ignore[arg-type]
+        return started[0]
+
+    monkeypatch.setattr(ring, "_start_worker", failing)
+    with pytest.raises(OSError, match="Too many open files"):
+        next(batches(reader, places, samples=8, workers=2))
+    assert started[0][0].returncode is not None
+
+
 def test_a_shard_without_its_index_is_the_users_error_and_names_the_file(shards_copy: Path) -> None:
     reader = ShardReader(load_manifest(shards_copy), "train", ("poster",), 64)
     shard = shards_copy / reader.index.shards[0].file
@@ -196,6 +224,7 @@ def test_a_shard_without_its_index_is_the_users_error_and_names_the_file(shards_
 
 TRAINER = """
 import itertools, sys
+from genre_dist.stream import ring
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import EpochOrder
 from genre_dist.stream.reader import ShardReader
