@@ -22,7 +22,7 @@ from genre_dist.trust import refuse_foreign_code
 DEFAULT_FILE = "configs/end_to_end.yaml"
 MOST_BYTES, MOST_VALUES = 100_000, 10_000
 """A file of settings above these is none; one of a run has 2,000 bytes and 100 values."""
-_OF_A_RUN = ("checkpoints", "metrics.jsonl", "model.json", "model.safetensors")
+_OF_A_RUN = ("checkpoints/step-*", "metrics.jsonl", "model.json", "model.safetensors")
 """What lies beside the config.yaml of a run, at least one of them."""
 
 
@@ -67,6 +67,8 @@ def parse_config(argv: Sequence[str], prog: str = "python -m genre_dist.train") 
             refuse_foreign_code(config, file)
         moved = Path(theirs.run.dir).resolve() != file.parent.resolve()
         if moved and theirs.run.dir == config.run.dir and not _given(argv[at:], "--run.dir"):
+            if config.run.overwrite:
+                raise ValueError(f"{file} is of the run in its folder: name what to overwrite with --run.dir")
             config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(file.parent)))
     return Parsed(config, bool(values.dry_run))
 
@@ -122,7 +124,7 @@ def _given(argv: Sequence[str], option: str) -> list[tuple[int, str]]:
 
 def _is_of_a_run(file: Path) -> bool:
     """Whether this is the config.yaml of a run, in its folder."""
-    return file.name == "config.yaml" and any(file.with_name(name).exists() for name in _OF_A_RUN)
+    return file.name == "config.yaml" and any(any(file.parent.glob(name)) for name in _OF_A_RUN)
 
 
 def _check_file(path: Path) -> None:

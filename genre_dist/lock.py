@@ -113,9 +113,9 @@ def refuse_if_busy(folder: Path, file: str = FILE) -> None:
             time.sleep(0.05)
 
 
-def holds_files(folder: Path) -> bool:
-    """Whether there is anything in a folder beside its lock."""
-    return folder.is_dir() and any(path.name != FILE for path in folder.iterdir())
+def holds_files(folder: Path, beside: Sequence[str] = ()) -> bool:
+    """Whether there is anything in a folder beside its lock and files of these names."""
+    return folder.is_dir() and any(path.name not in (FILE, *beside) for path in folder.iterdir())
 
 
 def _remove_if_empty(file: Path, made: Sequence[Path]) -> None:

@@ -56,12 +56,12 @@ def train(config: Config) -> int:
                 held.share(world)
                 note_exit_code(folder, None)
                 code = run_training(config, world, _evaluate)
+                _note(folder, code)  # before any rank goes: torchrun ends the others when one has ended early
         except BusyError:
             raise
         except (ValueError, SystemExit) as error:
             _note(folder, error.code if isinstance(error, SystemExit) else 2)
             raise
-        _note(folder, code)
         return code
 
 

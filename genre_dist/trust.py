@@ -33,8 +33,8 @@ def refuse_foreign_code(config: Config, file: Path) -> None:
         known = _known()
     if code not in known:
         raise ValueError(
-            f"{file} names code to be run, model.poster.arch={code}, that you have not trained with here: look into "
-            "it, and pass --trust_code if you trust it"
+            f"{file} names code to be run, model.poster.arch={code}, and nothing here notes that you have trained "
+            "with it: look into it, and pass --trust_code if you trust it"
         )
 
 

@@ -104,7 +104,7 @@ class Board:
         self._looking_for_signs = True
         self._until(lambda: self.end is not None or len(self._signs) > 0)
         before = self._signs
-        self._until(lambda: self.end is not None, seconds=4 * self.seconds)
+        self._until(lambda: self.end is not None, seconds=max(PATIENCE_SECONDS, 4 * self.seconds))
         if self.end is None and self._signs:
             silent = [rank for rank in range(self.size) if self._signs[rank] == before[rank] and rank != self.rank]
             if silent:

@@ -1,10 +1,13 @@
 """Whether processes of this machine are still there: the launcher above this rank, and ranks beside it."""
 
 import os
+import select
 import signal
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,9 +37,12 @@ def with_launcher() -> Iterator[None]:
         while are_there(chain):
             if closed.wait(1.0):
                 return
-        told = f"rank {own_rank()}: the launcher is gone: asked to stop, ended after {TO_SAVE_SECONDS:g} s\n"
-        os.write(2, told.encode())
         signal.setitimer(signal.ITIMER_REAL, TO_SAVE_SECONDS)  # the kernel's: nothing here can hold it up
+        told = f"rank {own_rank()}: the launcher is gone: asked to stop, ended after {TO_SAVE_SECONDS:g} s\n"
+        with suppress(OSError):
+            if select.select([], [2], [], 0)[1]:
+                os.write(2, told.encode())
+        _leave_pipes()
         os.kill(os.getpid(), signal.SIGTERM)
 
     if is_launched():
@@ -45,6 +51,16 @@ def with_launcher() -> Iterator[None]:
         yield
     finally:
         closed.set()
+
+
+def _leave_pipes() -> None:
+    """The launcher that read this rank's output is gone: a line more would be an error, or never be taken."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
 
 
 def launchers() -> list[int]:
@@ -64,8 +80,14 @@ def launchers() -> list[int]:
 
 
 def are_there(chain: list[int]) -> bool:
-    """Whether each process of a chain is still the child of the next: when that dies, another becomes its parent."""
-    return all(parent_of(child) == parent for child, parent in pairwise(chain))
+    """Whether each process of a chain is still the child of the next: when that dies, another becomes its parent.
+
+    True where that cannot be seen (no descriptor is left).
+    """
+    try:
+        return all(parent_of(child) == parent for child, parent in pairwise(chain))
+    except OSError:
+        return True
 
 
 def parent_of(pid: int) -> int:
@@ -80,9 +102,11 @@ def identity(pid: int) -> str:
 
 
 def is_over(told: str) -> bool:
-    """Whether the process of an `identity` has ended; False where it cannot be seen from here."""
+    """Whether the process of an `identity` has ended; False where it cannot be seen from here, or just now."""
     where, _, numbers = told.rpartition(" ")[0].rpartition(" ")
-    return bool(told) and where == _where() and identity(int(numbers)) != told
+    with suppress(OSError):
+        return bool(told) and where == _where() and identity(int(numbers)) != told
+    return False
 
 
 def _is_orphan() -> bool:
@@ -103,6 +127,7 @@ def _is_orphan() -> bool:
     )
 
 
+@cache
 def _where() -> str:
     """The same for processes that see each other by their numbers: machine, and container."""
     return f"{BOOT_ID.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
@@ -117,5 +142,5 @@ def _stat(pid: int) -> list[str] | None:
 def _read(pid: int, name: str) -> bytes:
     try:
         return Path(f"/proc/{pid}/{name}").read_bytes()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return b""

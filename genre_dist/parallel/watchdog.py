@@ -16,8 +16,9 @@ import torch.distributed as dist
 from genre_dist.parallel.board import PATIENCE_SECONDS, Board, End
 from genre_dist.parallel.launcher import HUNG, PREEMPTED
 
-TO_LEAVE_SECONDS = 60.0
-"""A rank that can do nothing without one that has ended, and does not notice by itself (NCCL), is ended after that."""
+TO_LEAVE_SECONDS = 15.0
+"""A rank that can do nothing without one that has ended, and does not notice by itself (NCCL), is ended after that:
+before torchrun kills it, which it does after 30 s."""
 TO_BE_READ_SECONDS = 5.0
 """For so long a full pipe on stderr is waited for."""
 CONNECTIONS = ("gloo", "NCCL", "c10d", "Connection closed by peer", "Connection reset by peer")
@@ -152,8 +153,8 @@ def _comes_from_others(error: BaseException | None) -> bool:
     """Whether an error, or one that it was raised of, is one of the connections between ranks."""
     if error is None:
         return False
-    own = not isinstance(error, dist.DistError) and not any(word in str(error) for word in CONNECTIONS)
-    return not own or _comes_from_others(error.__cause__ or error.__context__)
+    is_named = isinstance(error, RuntimeError) and any(word in str(error) for word in CONNECTIONS)
+    return isinstance(error, dist.DistError) or is_named or _comes_from_others(error.__cause__ or error.__context__)
 
 
 def _own_end(error: BaseException) -> tuple[int, str]:

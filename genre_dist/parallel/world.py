@@ -112,7 +112,7 @@ def all_ranks(timeout_seconds: int = 600, group: bool = False) -> Iterator[World
             raise
         end = world.watchdog.part(error)
         world.watchdog.close()
-        if end is None:
+        if end is None or end.rank == world.rank:
             raise
         print(f"error: {end}; this rank cannot go on without it", file=sys.stderr, flush=True)
         raise SystemExit(end.code) from None

@@ -137,7 +137,7 @@ def _claim(out: Path, identity: Identity) -> str | None:
     path = out / IDENTITY
     if path.is_file():
         try:
-            told = asdict(read_sealed(Identity, path, "choose another --out"))
+            told = asdict(read_sealed(Identity, path, "choose another --out, as for an earlier version's"))
         except ValueError as error:
             return str(error)
         different = [key for key, value in asdict(identity).items() if told[key] != value]

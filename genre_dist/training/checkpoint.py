@@ -17,7 +17,7 @@ import shutil
 import time
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -96,7 +96,7 @@ def write_checkpoint(
             writer = FileSystemWriter(partial)
             dcp.save(state, storage_writer=writer, no_dist=world.size == 1, process_group=group)
         if world.is_first:
-            _complete(partial, final, facts | {"step": step, "world": world.size})
+            _complete(partial, final, facts | {"step": step, "world": world.size}, world.progress)
     except (dcp.CheckpointException, OSError) as error:  # the first is no Exception by inheritance; on all ranks
         if world.is_first:
             shutil.rmtree(partial, ignore_errors=True)
@@ -106,11 +106,13 @@ def write_checkpoint(
         ) from None
 
 
-def _complete(partial: Path, final: Path, facts: dict[str, Any]) -> None:
+def _complete(partial: Path, final: Path, facts: dict[str, Any], progress: Callable[[], None]) -> None:
     """Mark what was written aside as whole and give it its name."""
     with atomic_file(partial / FACTS, "w") as file:
         json.dump(facts, file, indent=1)
-    noted = {path.name: asdict(_Noted(path.stat().st_size, checksum(path))) for path in sorted(partial.iterdir())}
+    noted = {
+        path.name: asdict(_Noted(path.stat().st_size, checksum(path, progress))) for path in sorted(partial.iterdir())
+    }
     with atomic_file(partial / COMPLETE, "w") as file:
         json.dump(noted, file)
     if not is_as_written(final):
@@ -160,18 +162,21 @@ def remove_old(folder: Path, step: int, keep: int, spared: int | None) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def newest_checkpoint(folder: Path) -> tuple[Saved | None, list[str]]:
-    """The newest whole checkpoint, if any, and the names of newer ones that are damaged. It reads all their bytes."""
+def newest_checkpoint(folder: Path, progress: Callable[[], None] = lambda: None) -> tuple[Saved | None, list[str]]:
+    """The newest whole checkpoint, if any, and the names of newer ones that are damaged.
+
+    It reads all their bytes; `progress` is called on the way.
+    """
     damaged: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
-            return read_saved(path), damaged
+            return read_saved(path, progress), damaged
         except (ValueError, OSError):
             damaged.append(path.name)
     return None, damaged
 
 
-def read_saved(path: Path) -> Saved:
+def read_saved(path: Path, progress: Callable[[], None] = lambda: None) -> Saved:
     """A checkpoint that is marked complete, its files as they were written (before checksums: of the same sizes).
 
     Raises ValueError if it is not, OSError if it cannot be read.
@@ -181,7 +186,7 @@ def read_saved(path: Path) -> Saved:
         if (
             not file.is_file()
             or file.stat().st_size != noted.bytes
-            or (noted.crc32 is not None and checksum(file) != noted.crc32)
+            or (noted.crc32 is not None and checksum(file, progress) != noted.crc32)
         ):
             raise ValueError(f"{file}: other bytes than were written; {_DAMAGED}")
     facts = read_json(dict[str, Any], path / FACTS, _DAMAGED)
@@ -207,12 +212,13 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def checksum(path: Path) -> int:
-    """CRC-32 of a file: as fast as it is read, and no accident goes unnoticed."""
+def checksum(path: Path, progress: Callable[[], None] = lambda: None) -> int:
+    """CRC-32 of a file: as fast as it is read, and no accident goes unnoticed. `progress` is called every MB."""
     value = 0
     with open(path, "rb", buffering=0) as file:
         while piece := file.read(1 << 20):
             value = zlib.crc32(piece, value)
+            progress()
     return value
 
 

@@ -75,11 +75,6 @@ def save_model(run: Path, weights: dict[str, Tensor], manifest: Manifest, step: 
     write_sealed(run / FACTS, facts)
 
 
-def finished_step(run: Path) -> int | None:
-    """The step a run's model was trained to, or None if there is none yet. Raises ValueError as `read_facts` does."""
-    return read_facts(run).step if (run / FACTS).is_file() else None
-
-
 def read_facts(run: Path) -> ModelFacts:
     """What model.json says. Raises ValueError if it is missing or damaged."""
     if not (run / FACTS).is_file():

@@ -18,6 +18,7 @@ from genre_dist.config.continuing import Changes, changes, describe, trained_wit
 from genre_dist.configfile import load_config, save_config
 from genre_dist.lock import FILE as LOCK
 from genre_dist.lock import holds_files
+from genre_dist.parallel.launcher import EXIT_CODE
 from genre_dist.parallel.world import World
 from genre_dist.printable import printable
 from genre_dist.training.checkpoint import Saved, load_checkpoint, newest_checkpoint
@@ -117,7 +118,7 @@ def _begin(found: _Found, folder: Path, stop: StopRequest) -> None:
 def _find(experiment: Experiment, folder: Path) -> _Found:
     """Look into the folder, made and emptied if asked to. Raises ValueError for what stands in the way."""
     _prepare_folder(folder, experiment.config.run.overwrite)
-    saved, damaged = newest_checkpoint(folder / "checkpoints")
+    saved, damaged = newest_checkpoint(folder / "checkpoints", experiment.world.progress)
     read_best(folder / "checkpoints")  # a damaged note is told here, to all ranks
     model = _model_of(folder, saved)
     if saved is None and model is None:
@@ -160,7 +161,7 @@ def _prepare_folder(folder: Path, overwrite: bool) -> None:
     Its config.yaml goes last: a deletion that was cut short is one of a run still.
     """
     try:
-        if overwrite and holds_files(folder):
+        if overwrite and holds_files(folder, beside=(EXIT_CODE,)):
             if not (folder / CONFIG).is_file():
                 raise ValueError(f"{folder} is not empty and holds no run: --run.overwrite deletes nothing else")
             for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG):

@@ -4,6 +4,7 @@ A save stops the training only while the state is copied to the host's memory; a
 talking over a process group of their own. The next save, and the end of the run, wait for it.
 """
 
+import math
 import sys
 import threading
 import time
@@ -131,7 +132,7 @@ class Saver:
             return
         if told is not None and told.get(metric) is not None:
             value, sign = float(told[metric]), -1 if metric == "loss" else 1
-            better = self.best is None or sign * value > sign * self.best.value
+            better = math.isfinite(value) and (self.best is None or sign * value > sign * self.best.value)
             if better:
                 self.best = Best(step, metric, value)
         if self.world.any(better):

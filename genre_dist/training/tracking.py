@@ -32,7 +32,9 @@ class Record:
         finished = resume_step == total_steps
         self.kept = _keep(
             path,
-            lambda row: row["kind"] != "end" and row["step"] <= resume_step - (finished and row["kind"] != "train"),
+            lambda row: (
+                row["kind"] != "end" and row["step"] <= resume_step - (finished and row["kind"] in ("val", "test"))
+            ),
         )
         """The rows that are no steps: evaluations, and what has changed."""
         self.written = {(row["kind"], row["step"]) for row in self.kept}

@@ -202,7 +202,7 @@ def _run_id(folder: Path) -> str:
     here, kept, of = str(folder.resolve()), _kept(file), _kept(home)
     if kept and not re.fullmatch("[A-Za-z0-9_-]{1,128}", kept):
         raise ValueError(f"{file}: no id of W&B's; remove it to begin a new run there")
-    is_copy = of not in ("", here) and _kept(Path(of, file.name)) == kept  # of a run that is still there
+    is_copy = of not in ("", here) and _is_another(Path(of, file.name), file, kept)
     if not kept or is_copy:
         of_sweep = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
         kept = of_sweep or secrets.token_hex(4)
@@ -212,6 +212,13 @@ def _run_id(folder: Path) -> str:
         with atomic_file(home, "w") as written:
             written.write(here)
     return kept
+
+
+def _is_another(other: Path, file: Path, kept: str) -> bool:
+    """Whether the same id is kept elsewhere too; a folder may be seen under two paths."""
+    with suppress(OSError):
+        return _kept(other) == kept and not other.samefile(file)
+    return False
 
 
 def _kept(file: Path) -> str:

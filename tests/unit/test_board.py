@@ -15,6 +15,11 @@ Server = list[dist.TCPStore]
 """The store's host; empty when it is gone."""
 
 
+@pytest.fixture(autouse=True)
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genre_dist.parallel.board.PATIENCE_SECONDS", 0.5)
+
+
 @pytest.fixture
 def server() -> Server:
     return [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))]

@@ -441,7 +441,7 @@ def test_every_so_many_steps_and_every_so_many_minutes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "values", "best"), [("micro_f1", [0.4, 0.7, 0.7, 0.6], 2), ("loss", [0.4, 0.2, None, 0.3], 2)]
+    ("metric", "values", "best"), [("micro_f1", [0.4, 0.7, 0.7, 0.6], 2), ("loss", [0.4, 0.2, None, float("nan")], 2)]
 )
 def test_the_best_stays_beside_the_newest(tmp_path: Path, metric: str, values: list[float | None], best: int) -> None:
     strategy = make_strategy()

@@ -11,8 +11,9 @@ from helpers import checkpoints, losses, options, rows, snapshot
 from small_disk import small_disk
 
 from genre_dist import cli
-from genre_dist.configfile import load_config
+from genre_dist.configfile import load_config, parse_config
 from genre_dist.lock import FILE as LOCK
+from genre_dist.parallel.launcher import EXIT_CODE
 from genre_dist.sealed import write_sealed
 from genre_dist.study.run import load_run
 from genre_dist.train import main
@@ -193,7 +194,7 @@ def test_without_its_checkpoints_a_finished_run_is_finished_and_nothing_is_dropp
     assert "no checkpoint to go on from" in line
     assert "pooling=max" in fails(options(sample_shards, run, *RUN, "--model.text.pooling", "max"), capsys)
     (run / "model.safetensors").unlink()
-    assert "no checkpoint to go on from" in fails(options(sample_shards, run, *RUN), capsys)
+    assert "model.safetensors: missing; copy the whole folder again" in fails(options(sample_shards, run, *RUN), capsys)
     assert snapshot(run) | {"model.safetensors": before["model.safetensors"]} == before
 
 
@@ -270,6 +271,12 @@ def test_overwriting_deletes_all_but_the_lock(run: Path, sample_shards: Path) ->
     assert list(losses(run)) == [1]
 
 
+def test_what_a_start_that_failed_has_left_hinders_no_overwriting(sample_shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / EXIT_CODE).write_text("2\n")
+    assert main(options(sample_shards, tmp_path / "run", *RUN, "--run.overwrite", "true")) == 0
+
+
 # --- a full disk
 
 
@@ -314,6 +321,23 @@ def test_a_moved_run_is_continued_by_its_own_configuration_where_it_is(
     assert not here.exists()
 
 
+def test_a_config_of_ones_own_beside_a_folder_named_checkpoints_is_not_taken_for_a_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text("run: {dir: runs/mine}\n")
+    Path("checkpoints").mkdir()
+    assert parse_config(["--config", "config.yaml"]).config.run.dir == "runs/mine"
+
+
+def test_the_folder_of_a_moved_run_is_not_overwritten_unless_it_is_named(run: Path, tmp_path: Path) -> None:
+    moved = run.rename(tmp_path / "moved")
+    arguments = ["--config", str(moved / "config.yaml"), "--run.overwrite", "true"]
+    with pytest.raises(ValueError, match=r"name what to overwrite with --run\.dir"):
+        parse_config(arguments)
+    assert parse_config([*arguments, "--run.dir", str(moved)]).config.run.overwrite
+
+
 def test_a_copy_is_a_run_of_its_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = Path(shutil.copytree(run, run.with_name("copy")))
     before = snapshot(run)
@@ -337,6 +361,8 @@ def test_a_copy_has_an_id_of_its_own_in_wandb_and_a_moved_run_keeps_its(tmp_path
     assert (_run_id(run), _run_id(copy)) == (own, other)
     run.rename(moved)
     assert (_run_id(moved), _run_id(copy)) == (own, other)
+    (moved / "wandb_id_of").write_text(f"/proc/self/root{moved}")  # one folder, mounted twice
+    assert _run_id(moved) == own
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "wandb_id").write_text("of1version")  # which did not note where it was
     assert _run_id(tmp_path / "old") == "of1version"

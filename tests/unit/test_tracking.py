@@ -94,8 +94,13 @@ def test_resuming_drops_the_rows_after_the_step_it_resumes_from(path: Path) -> N
 
 
 def test_resuming_from_the_last_step_makes_the_final_evaluations_again(path: Path) -> None:
+    with open(path, "a") as file:
+        file.write(
+            json.dumps({"kind": "settings", "step": 4, "epoch": 0, "changes": {"optim.heads_lr": [1, 2]}}) + "\n"
+        )
     Record(path, 4, 4, []).close()
-    assert written(path) == [("train", 1), ("train", 2), ("val", 2), ("train", 3), ("train", 4)]
+    trained = [("train", 1), ("train", 2), ("val", 2), ("train", 3), ("train", 4)]
+    assert written(path) == [*trained, ("settings", 4)]  # what has changed is not made again
 
 
 def test_starting_from_nothing_keeps_what_was_there_in_files_of_its_own(

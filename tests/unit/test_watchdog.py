@@ -7,8 +7,9 @@ import time
 from contextlib import suppress
 
 import pytest
+import torch.distributed as dist
 
-from genre_dist.parallel.watchdog import HUNG
+from genre_dist.parallel.watchdog import HUNG, _comes_from_others
 
 START = """
 import threading, time
@@ -36,6 +37,13 @@ def test_a_rank_that_fails_by_itself_ends_at_once_with_its_own_code() -> None:
     assert done.returncode == 2
     assert time.monotonic() - began < 30
     assert done.stderr == ""
+
+
+def test_only_errors_of_connections_between_ranks_come_from_others() -> None:
+    assert _comes_from_others(RuntimeError("[gloo] Connection closed by peer"))
+    assert _comes_from_others(dist.DistNetworkError("no answer"))
+    assert not _comes_from_others(ValueError("/data/igloo/train-000000.tar is damaged"))
+    assert not _comes_from_others(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_a_watchdog_that_is_closed_says_nothing_and_keeps_nobody() -> None:
