@@ -91,7 +91,8 @@ def load_config(path: Path) -> Config:
     try:
         return _config_of(_parse(["--config", str(path)]))
     except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+        told = printable(error)
+        raise ValueError(told if printable(path) in told else f"{path}: {told}") from None
 
 
 def _parse(argv: Sequence[str], prog: str = "python -m genre_dist.train") -> Namespace:

@@ -151,8 +151,8 @@ class Saver:
     def _bytes_written(self) -> int:
         """Of checkpoints that are not whole yet, by all ranks."""
         total = 0
-        for path in self.folder.glob("step-*.partial/*"):
-            with suppress(OSError):  # renamed meanwhile
+        with suppress(OSError):  # renamed meanwhile: whole
+            for path in self.folder.glob("step-*.partial/*"):
                 total += path.stat().st_size
         return total
 

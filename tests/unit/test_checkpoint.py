@@ -1,5 +1,6 @@
 """A checkpoint is whole or absent, loads exactly, and can run no code."""
 
+import errno
 import io
 import json
 import os
@@ -9,7 +10,7 @@ import shutil
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -418,6 +419,14 @@ def test_a_checkpoint_may_take_any_time_to_be_written_as_long_as_it_grows(
     saver.save(1)
     saver.wait()
     assert growth == [True, True]
+
+    def renamed(*_: object) -> Iterator[Path]:
+        yield file
+        raise FileNotFoundError(errno.ENOENT, "whole meanwhile", "step-00000001.host-1-abc.partial")
+
+    file = tmp_path / "step-00000001.host-1-abc.partial" / "__0_0.distcp"
+    monkeypatch.setattr(Path, "glob", renamed)
+    assert saver._bytes_written() == 8
 
 
 # --- when, and which stay
