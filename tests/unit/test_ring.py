@@ -189,10 +189,11 @@ def test_a_reader_that_goes_on_in_time_is_waited_for(reader: ShardReader, places
 def test_a_reader_that_cannot_take_over_its_work_says_so(
     reader: ShardReader, places: list[Rows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = children()
     monkeypatch.setattr(ShardReader, "__reduce__", lambda _: (__import__, ("a_script_of_the_users",)))
     with pytest.raises(ValueError, match=r"cannot take over its work \(ModuleNotFoundError: .*data\.workers=0"):
         next(batches(reader, places, samples=8, workers=1))
-    assert not children()
+    assert children() <= before
 
 
 def test_workers_end_when_one_of_them_cannot_be_started(
