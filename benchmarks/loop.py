@@ -54,7 +54,7 @@ class Turns:
         self.steps_per_epoch = 10**6
         self.seconds: dict[str, list[tuple[float, float]]] = {"ours": [], "bare": []}
 
-    def batches(self, position: int) -> Iterator[list[Batch]]:
+    def batches(self, position: int, *_: Any) -> Iterator[list[Batch]]:
         for number, micro_batches in enumerate(self._steps):
             if number % 2:  # by turns before and after ours
                 self._take_bare_step(micro_batches)
