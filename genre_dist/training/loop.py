@@ -13,6 +13,7 @@ import numpy as np
 from genre_dist.config import Config
 from genre_dist.config.continuing import trained_with
 from genre_dist.configfile import save_config
+from genre_dist.parallel.launcher import is_launched
 from genre_dist.parallel.world import LONGEST_ALLOWED, World
 from genre_dist.printable import printable
 from genre_dist.stream.found import Seconds
@@ -51,6 +52,7 @@ def run_training(config: Config, world: World, evaluate: Evaluator) -> int:
     try:
         return _set_up_and_train(config, world, stop, evaluate)
     except Stopped:
+        stop.is_heeded = is_launched()
         return PREEMPTED
     finally:
         stop.close()

@@ -48,6 +48,8 @@ class StopRequest:
         self._left_over = self._file.exists()
         self._clock = clock
         self._deadline = None if max_minutes is None else clock() + 60 * max_minutes
+        self.is_heeded = False
+        """Whether this process is about to exit with PREEMPTED: its launcher asks it again when another rank has."""
         self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def requested(self) -> bool:
@@ -68,8 +70,8 @@ class StopRequest:
             self._file.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Give the signals back to whoever had them."""
-        for number, handler in self._previous.items():
+        """Give the signals back to whoever had them; once the request is heeded, keep them: they would end the exit."""
+        for number, handler in self._previous.items() if not self.is_heeded else ():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -100,3 +100,13 @@ def test_closing_gives_every_signal_back(tmp_path: Path) -> None:
 
 def test_the_exit_code_says_try_again_later() -> None:
     assert os.EX_TEMPFAIL == PREEMPTED == 75
+
+
+def test_a_launcher_that_asks_again_does_not_end_the_exit_of_a_rank_that_heeded_it(tmp_path: Path) -> None:
+    stop = StopRequest(tmp_path)
+    stop.is_heeded = True
+    stop.close()
+    os.kill(os.getpid(), signal.SIGTERM)
+    stop.is_heeded = False
+    stop.close()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
