@@ -84,6 +84,8 @@ class Line(TypedDict, total=False):
 
 
 _LINE = TypeAdapter(Line)
+_KEYS = {*Line.__annotations__, "films", "reason", "at"}
+"""Of lines of older versions: one with another key has lost the name of its checksum, and who knows what else."""
 
 
 def _written(line: dict[str, Any]) -> bytes:
@@ -97,9 +99,10 @@ def _read(text: bytes, is_old: bool = False) -> Line | None:
     if (mark or not is_old) and rest != b'%08x"}\n' % zlib.crc32(body):
         return None
     try:
-        return _LINE.validate_json(text, strict=True)
+        line = _LINE.validate_json(text, strict=True)
     except ValidationError:
         return None
+    return None if is_old and not mark and not json.loads(text).keys() <= _KEYS else line
 
 
 class Journal:

@@ -125,6 +125,9 @@ def test_lines_of_older_versions_have_no_checksum_and_come_first(tmp_path: Path)
         state = State(journal)
         assert (list(state.films), state.first_damaged) == ([1, 2], 3)
         assert [journal.read(state.films.get(number))["film"]["tmdb_id"] for number in (1, 2)] == [1, 2]
+    path.write_bytes(new[0].replace(b'"crc"', b'"brc"'))
+    with Journal(path) as journal:
+        assert State(journal).first_damaged == 1
 
 
 def test_what_a_damaged_line_said_is_not_taken_for_done(tmp_path: Path) -> None:
