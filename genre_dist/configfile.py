@@ -91,8 +91,8 @@ def load_config(path: Path) -> Config:
     try:
         return _config_of(_parse(["--config", str(path)]))
     except ValueError as error:
-        told = printable(error)
-        raise ValueError(told if printable(path) in told else f"{path}: {told}") from None
+        message = printable(error)
+        raise ValueError(message if printable(path) in message else f"{path}: {message}") from None
 
 
 def _parse(argv: Sequence[str], prog: str = "python -m genre_dist.train") -> Namespace:

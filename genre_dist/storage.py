@@ -5,6 +5,7 @@ fsspec, which takes longer to import than a reader process to start: it is impor
 read from afar is read in ranges of bytes, each tried several times.
 """
 
+import hashlib
 import io
 import os
 import shutil
@@ -98,6 +99,12 @@ def _read_up_to(file: IO[bytes], most: int) -> bytes:
     while len(data) < most and (piece := file.read(min(most - len(data), RANGE_BYTES))):
         data += piece
     return bytes(data)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a local file, which is not kept in memory."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_range(path: Place, start: int, end: int, size: int) -> bytes:

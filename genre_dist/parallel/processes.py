@@ -38,10 +38,10 @@ def with_launcher() -> Iterator[None]:
             if closed.wait(1.0):
                 return
         signal.setitimer(signal.ITIMER_REAL, TO_SAVE_SECONDS)  # the kernel's: nothing here can hold it up
-        told = f"rank {own_rank()}: the launcher is gone: asked to stop, ended after {TO_SAVE_SECONDS:g} s\n"
+        message = f"rank {own_rank()}: the launcher is gone: asked to stop, ended after {TO_SAVE_SECONDS:g} s\n"
         with suppress(OSError):
             if select.select([], [2], [], 0)[1]:
-                os.write(2, told.encode())
+                os.write(2, message.encode())
         _leave_pipes()
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -120,14 +120,14 @@ def all_ranks(timeout_seconds: int = 600, group: bool = False) -> Iterator[World
 
 @contextmanager
 def _system_errors() -> Iterator[None]:
-    """gloo tells of the system's limits in RuntimeErrors of its own."""
+    """Limits of the system that gloo raises as RuntimeErrors become OSErrors, in one line."""
     try:
         yield
     except RuntimeError as error:
-        if (told := os.strerror(errno.EMFILE)) not in str(error):
+        if (reason := os.strerror(errno.EMFILE)) not in str(error):
             raise
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        raise OSError(errno.EMFILE, f"{told}: `ulimit -n` allows {limit}, raise it (1024 is usual)") from None
+        raise OSError(errno.EMFILE, f"{reason}: `ulimit -n` allows {limit}, raise it (1024 is usual)") from None
 
 
 def start_world(timeout_seconds: int = 600, group: bool = False) -> World:

@@ -4,7 +4,6 @@ Films are cut into parts of PART in the order of their table; the ranks take the
 absent, and one that is there is not made again: a prediction that was stopped goes on, on any number of ranks.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -24,6 +23,7 @@ from genre_dist.parallel.world import World
 from genre_dist.printable import printable
 from genre_dist.progress import progress_bar
 from genre_dist.sealed import read_sealed, write_sealed
+from genre_dist.storage import sha256_of
 from genre_dist.study.film_sources import Found, Source, find_films
 from genre_dist.study.prediction import NO_TEXT, Film, film_pixels, predict_logits
 from genre_dist.study.run import Run
@@ -113,11 +113,11 @@ def _print_summary(out: Path, counts: Counter[str], found: Found, is_fitted: boo
 
 def _identity(run: Run, folder: Path, source: Source, found: Found, thresholds: NDArray[np.float64] | None) -> Identity:
     return Identity(
-        weights_sha256=_sha256(folder / WEIGHTS),
+        weights_sha256=sha256_of(folder / WEIGHTS),
         thresholds=None if thresholds is None else thresholds.tolist(),
         text=run.facts["text"]["source"],
         table=str(source.table.resolve()),
-        table_sha256=_sha256(source.table),
+        table_sha256=sha256_of(source.table),
         columns=dict(source.columns),
         posters=[str(path) for path in source.posters],
         poster_key=source.poster_key,
@@ -125,11 +125,6 @@ def _identity(run: Run, folder: Path, source: Source, found: Found, thresholds: 
         films_per_part=PART,
         genres=run.genres,
     )
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _claim(out: Path, identity: Identity) -> str | None:

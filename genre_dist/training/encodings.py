@@ -26,6 +26,7 @@ from genre_dist.models.classifier import GenreClassifier
 from genre_dist.parallel.one_run import Held
 from genre_dist.parallel.world import World
 from genre_dist.progress import progress_bar
+from genre_dist.storage import sha256_of
 from genre_dist.stream import ring, tar
 from genre_dist.stream.encodings import encoded_sample
 from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, index_path, save_array
@@ -254,16 +255,11 @@ def _finished(folder: Path, source: Shard, key: str) -> Shard | None:
     try:
         report = read_json(_Report, _report_path(path), "it is made again")
         shard = report["shard"]
-        whole = report["key"] == key and index_path(path).is_file() and _sha256(path) == shard.sha256
+        whole = report["key"] == key and index_path(path).is_file() and sha256_of(path) == shard.sha256
     except (OSError, ValueError):
         return None
     same = (shard.file, shard.split, shard.samples) == (source.file, source.split, source.samples)
     return shard if whole and same else None
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _save(experiment: Experiment, folder: Path, key: str, made: dict[str, Shard]) -> None:

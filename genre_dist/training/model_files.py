@@ -13,7 +13,7 @@ from torch import Tensor
 from genre_dist.atomic import atomic_file
 from genre_dist.genres import Genre
 from genre_dist.sealed import read_sealed, write_sealed
-from genre_dist.storage import read_bytes
+from genre_dist.storage import read_bytes, sha256_of
 from genre_dist.stream.manifest import Image, Manifest, Text
 from genre_dist.stream.words import load_words
 from genre_dist.validation import Count, Sha256
@@ -94,7 +94,7 @@ def check_weights(run: Path, facts: ModelFacts) -> None:
     """Raise ValueError if model.safetensors is not there, or not the file that model.json is about."""
     if not (run / WEIGHTS).is_file():
         raise ValueError(f"{run / WEIGHTS}: missing; {_REMEDY}")
-    if facts.weights_sha256 not in (None, _sha256(run / WEIGHTS)):
+    if facts.weights_sha256 not in (None, sha256_of(run / WEIGHTS)):
         raise ValueError(f"{run / WEIGHTS}: not the weights that {FACTS} was written with; {_REMEDY}")
 
 
@@ -118,8 +118,3 @@ def read_vocabulary(manifest: Manifest) -> bytes:
     path = manifest.folder / manifest.text["vocabulary"]
     load_words(path, manifest.text["vocabulary_sha256"])
     return read_bytes(path)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
