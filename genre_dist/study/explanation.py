@@ -20,7 +20,7 @@ from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import Batch, ShardReader
 from genre_dist.study.ablation import ablate
 from genre_dist.study.attribution import Attribution, Explainer
-from genre_dist.study.evaluation import check_same_labels
+from genre_dist.study.evaluate_run import check_same_labels
 from genre_dist.study.headline import LABELS
 from genre_dist.study.report import charts, figures
 from genre_dist.study.report.page import render

@@ -22,8 +22,8 @@ from genre_dist.stream.words import load_vectors
 from genre_dist.study.baselines import BASELINES, FILE, Kind, features, models, read_description
 from genre_dist.study.baselines.models import Labelled, Linear, Matrix
 from genre_dist.study.baselines.texts import Chunk, Texts
-from genre_dist.study.evaluation import Evaluation, print_evaluation, save_evaluation
 from genre_dist.study.metrics import metrics
+from genre_dist.training.evaluation import Evaluation, print_evaluation, save_evaluation
 from genre_dist.workers import usable_cores
 
 CHUNK = 2048
