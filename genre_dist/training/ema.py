@@ -91,6 +91,11 @@ class TrainState:
     def __init__(self, strategy: Strategy, average: Average | None = None) -> None:
         self.strategy, self.average = strategy, average
 
+    def follow(self) -> None:
+        """Called after every step."""
+        if self.average is not None:
+            self.average.follow()
+
     def evaluated(self) -> AbstractContextManager[None]:
         """Within it, the model has the weights that are evaluated and exported."""
         return nullcontext() if self.average is None else self.average.in_place()

@@ -77,9 +77,13 @@ class Experiment(NamedTuple):
         poster = self.config.model.poster
         return Size(samples, poster.frozen or poster.batch_norm == "eval") if self.compute.compiling.wanted else None
 
-    def take(self, counts: Tensor, epoch: int, micro_batches: list[Batch], samples: int, **careful: Any) -> StepResult:
-        """A step of micro-batches of up to so many samples, with the crops of an epoch; see `TrainStep.take`."""
-        pixels = training_pixels(self.config.data, self.config.run.seed, epoch)
+    def epoch(self, step: int) -> int:
+        """The epoch of a step, counted from 0."""
+        return step // self.stream.steps_per_epoch
+
+    def take(self, counts: Tensor, step: int, micro_batches: list[Batch], samples: int, **careful: Any) -> StepResult:
+        """Take a step of micro-batches of up to so many samples; see `TrainStep.take`."""
+        pixels = training_pixels(self.config.data, self.config.run.seed, self.epoch(step))
         prepare = partial(to_device, device=self.world.device, pixels=pixels, size=self.training_size(samples))
         return self.train_step.take(micro_batches, prepare, counts, **careful)
 

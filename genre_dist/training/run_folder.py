@@ -40,8 +40,14 @@ class RunFolder:
         """The run's record, what has changed in it, and then in config.yaml."""
         record = open_record(self.experiment.config, self.folder, start.step, self.experiment.total_steps)
         if start.changes:
-            epoch = start.step // self.experiment.stream.steps_per_epoch
-            record.write({"kind": "settings", "step": start.step + 1, "epoch": epoch, "changes": start.changes})
+            record.write(
+                {
+                    "kind": "settings",
+                    "step": start.step + 1,
+                    "epoch": self.experiment.epoch(start.step),
+                    "changes": start.changes,
+                }
+            )
         save_config(start.config, self.folder / CONFIG)
         return record
 
@@ -82,7 +88,7 @@ class RunFolder:
                 print_evaluation(save_evaluation(evaluation, self.folder))
         if self.record is not None and metrics is not None:
             left_out = ("per_genre", "films_shown", "split", "threshold")
-            row = {"kind": split, "step": step, "epoch": self._epoch(step), "data_wait": 0.0}
+            row = {"kind": split, "step": step, "epoch": self.experiment.epoch(step - 1), "data_wait": 0.0}
             self.record.write(row | {key: value for key, value in metrics.items() if key not in left_out}, metrics)
         if split == "val":
             self.saver.note_evaluation(step, metrics)
@@ -121,7 +127,7 @@ class RunFolder:
         """Write the model after the last step, and why the run ended early if it did."""
         if self.record is not None and step < self.experiment.total_steps:
             reason = why_stop(self.record.kept, self.experiment.config.train)
-            self.record.write({"kind": "end", "step": step, "epoch": self._epoch(step), "reason": reason})
+            self.record.write({"kind": "end", "step": step, "epoch": self.experiment.epoch(step - 1), "reason": reason})
         weights = self.experiment.state.weights()
         on_first(self.world, partial(save_model, self.folder, weights, self.experiment.manifest, step, self.settings))
         files = "model.safetensors, metrics.jsonl, metrics-val.json, metrics-test.json"
@@ -139,6 +145,3 @@ class RunFolder:
                     file.writelines(f"{line}\n" for line in lines)
             except OSError as error:  # they are told above: no reason to stop
                 print(f"warning: {log} lacks them: {error.strerror}", file=sys.stderr, flush=True)
-
-    def _epoch(self, step: int) -> int:
-        return (step - 1) // self.experiment.stream.steps_per_epoch

@@ -21,7 +21,6 @@ class Step(NamedTuple):
 
     number: int
     """Of steps done with it."""
-    epoch: int
     figures: Figures
     waited: float
     """Seconds that training waited for its samples."""
@@ -94,7 +93,8 @@ class StepLog:
         loss = total / max(1.0, samples)
         if not (np.isfinite(loss) and np.isfinite(norm)):
             raise ValueError(self._not_finite(step.number, loss, norm))
-        self._check_bad(step.epoch, int(bad))
+        epoch = self.experiment.epoch(step.number - 1)
+        self._check_bad(epoch, int(bad))
         asked = Asked(stopping > 0, saving > 0)
         if self.record is None or step.number % self.experiment.config.train.log_every_steps:
             return asked
@@ -103,7 +103,7 @@ class StepLog:
             {
                 "kind": "train",
                 "step": step.number,
-                "epoch": step.epoch,
+                "epoch": epoch,
                 "loss": loss,
                 "grad_norm": norm,
                 "samples": int(samples),

@@ -9,7 +9,7 @@ with joined(config) as world, Trainer(config, world) as trainer:
 
 import time
 from collections.abc import Generator
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -38,8 +38,7 @@ from genre_dist.training.stopping import Stopped, StopRequest, heed_while_waitin
 class Trainer:
     """Trains the run of a configuration, or goes on with it. Every rank has one and calls its methods in one order.
 
-    Raises ValueError for what the user has to change and for a loss that is not finite; Stopped, once what was trained
-    is saved, if somebody asks for that.
+    Raises ValueError for what the user has to change; Stopped, once all is saved, if somebody asks for that.
     """
 
     def __init__(self, config: Config, world: World | None = None) -> None:
@@ -48,15 +47,13 @@ class Trainer:
 
     def fit(self) -> int:
         """Train to the end and evaluate; returns 0, or PREEMPTED if asked to stop. Joins the other ranks if need be."""
-        code = 0
         with joined(self.config) if self._world is None else nullcontext(self._world) as self._world:
-            try:
-                with self:
-                    if not self.is_finished:
-                        self.train()
-                        self.finish()
-            except Stopped:
-                code = PREEMPTED
+            code = PREEMPTED
+            with suppress(Stopped), self:
+                if not self.is_finished:
+                    self.train()
+                    self.finish()
+                code = 0
             note_end(Path(self.config.run.dir), code)  # before any rank goes: torchrun ends the others then
         return code
 
@@ -66,19 +63,19 @@ class Trainer:
         self.world, folder = self._world, Path(self.config.run.dir)
         with ExitStack() as exits:  # setting up may take minutes: a request to stop is noted from here on
             self.stop = exits.enter_context(StopRequest(folder, self.config.run.max_minutes))
-            self.config = planned_config(self.config, self.world)
-            experiment = set_up(self.config, self.world, may_split(self.config, self.world))
+            config = planned_config(self.config, self.world)
+            experiment = set_up(config, self.world, may_split(config, self.world))
             start = resume(experiment, folder, self.stop)
-            self.is_finished = start is None
+            self.config, self.is_finished, self.ends_early = config, start is None, start is None
             if start is not None:
                 self.done = self.began = start.step
-                self.experiment = experiment = with_encodings(experiment, self.stop)
+                experiment = with_encodings(experiment, self.stop)
                 self.run = exits.enter_context(RunFolder(experiment, folder, start))
                 self.step_log = StepLog(experiment, self.run.record)
-                self.profiler, self.collector = Profiler(self.config.train, folder, self.world), Collector()
+                self.profiler, self.collector = Profiler(config.train, folder, self.world), Collector()
                 self.backoff = Backoff(experiment, folder, partial(self.profiler.snapshot, "out-of-memory"))
-                exits.enter_context(deterministic(self.config.train.deterministic))
-            self._exits = exits.pop_all()
+                exits.enter_context(deterministic(config.train.deterministic))
+            self.experiment, self._exits = experiment, exits.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -112,16 +109,13 @@ class Trainer:
                     self.asked |= Asked(stop=True)
                     if self.done > self.began:
                         self.save()
-                    saved = f"saved after step {self.done}" if self.done else "no step was done"
-                    say(self.world, f"asked to stop ({self.stop.reason}) while readers are silent: {saved}")
-                    raise
+                    self.stop_if_asked()
                 self.waited = time.monotonic() - asked
                 yield micro_batches
 
     def step(self, micro_batches: list[Batch]) -> Step:
         """Take the next step: forward and backward over its micro-batches, then one update of the weights."""
         experiment, number, is_first = self.experiment, self.done, self.done == self.began
-        epoch = number // experiment.stream.steps_per_epoch
         experiment.freeze(number)
         self.profiler.before_step(number + 1)
         set_learning_rates(experiment.strategy.optimizer, lr_factor(number, experiment.total_steps, self.config.optim))
@@ -129,15 +123,14 @@ class Trainer:
             experiment.allow_compiling("compiling the poster encoder's blocks: 1 to 3 minutes, once")
         counts = agree(self.world, micro_batches, self.stop.requested(), self.run.saver.asks())
         seed = dropout_seed(self.config.run.seed, number, self.world.rank)
-        result = self.backoff.step(micro_batches, partial(experiment.take, counts, epoch), seed)
-        if experiment.average is not None:
-            experiment.average.follow()
+        result = self.backoff.step(micro_batches, partial(experiment.take, counts, number), seed)
+        experiment.state.follow()
         self.done += 1
         self.profiler.after_step(self.done)
         self.collector.after_step(self.done)
         if is_first:
             self.run.saver.prepare()  # the optimizer's states are there from now on
-        return Step(self.done, epoch, Figures(result), self.waited, micro_batches)
+        return Step(self.done, Figures(result), self.waited, micro_batches)
 
     def log(self, step: Step) -> None:
         """Write a row of the record; on a GPU that of the step before, whose figures have arrived."""
@@ -181,7 +174,8 @@ class Trainer:
 
     def stop_if_asked(self) -> None:
         if self.asked.stop and not self.is_over:
-            say(self.world, f"asked to stop ({self.stop.reason or 'by another rank'}): saved after step {self.done}")
+            saved = f"saved after step {self.done}" if self.done else "no step was done"
+            say(self.world, f"asked to stop ({self.stop.reason or 'by another rank'}): {saved}")
             raise Stopped
 
     def finish(self) -> None:

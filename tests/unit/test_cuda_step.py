@@ -108,9 +108,8 @@ class Run:
             batches = [batch(self.noted.step)]
             counts = agree(self.experiment.world, batches, stop=False, save=False)
             result = self.backoff.step(batches, partial(self.experiment.take, counts, 0), seed=0)
-            if self.experiment.average is not None:
-                self.experiment.average.follow()
-            self.step_log.add(Step(self.noted.step, 0, Figures(result), 0.0, batches))
+            self.experiment.state.follow()
+            self.step_log.add(Step(self.noted.step, Figures(result), 0.0, batches))
 
 
 @pytest.fixture
