@@ -84,7 +84,7 @@ def dry_run(config: Config) -> int:
 def _evaluate(experiment: Any, split: str, stop: Any, final: bool) -> dict[str, Any] | None:
     from genre_dist.stream.reader import ShardReader
     from genre_dist.study.evaluation import evaluate, print_evaluation, save_evaluation
-    from genre_dist.study.shown_films import shown_films
+    from genre_dist.study.examples import example_films
 
     config = experiment.config
     evaluation = evaluate(
@@ -107,7 +107,7 @@ def _evaluate(experiment: Any, split: str, stop: Any, final: bool) -> dict[str, 
     if tracking.films == 0 or (tracking.wandb == "off" and not tracking.tensorboard):
         return evaluation.metrics
     reader = ShardReader(experiment.manifest, split, members, config.data.max_tokens)
-    return evaluation.metrics | {"films_shown": shown_films(evaluation, reader, tracking.films)}
+    return evaluation.metrics | {"films_shown": example_films(evaluation, reader, tracking.films)}
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ from genre_dist.atomic import atomic_file
 from genre_dist.study.bootstrap import MEASURES, RESAMPLES, difference, holm, resampled
 from genre_dist.study.calibration import calibration
 from genre_dist.study.costs import read_cost
-from genre_dist.study.headline import headline, question_pair, strongest_pair
+from genre_dist.study.differences import Shown, largest_differences, show_films
 from genre_dist.study.metrics import figures_of_named
+from genre_dist.study.reference_2018 import END_TO_END, NOTE, PER_GENRE, PER_GENRE_COLUMNS, TEST
 from genre_dist.study.report.page import write_report
 from genre_dist.study.results import Model, on_films, read_models
 from genre_dist.study.tables import markdown, print_comparison
-from genre_dist.study.theirs import END_TO_END, NOTE, PER_GENRE, PER_GENRE_COLUMNS, TEST
-from genre_dist.study.wins import Shown, show_films, wins_and_losses
+from genre_dist.study.verdict import headline, question_pair, strongest_pair
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def compared(models: Sequence[Model], options: CompareOptions) -> dict[str, Any]
     if pair is not None:
         one, other = (models[number] for number in pair)
         ids = np.intersect1d(one.ids, other.ids, assume_unique=True)
-        told["films"] = {"one": one.name, "other": other.name} | wins_and_losses(one, other, ids, options.films)
+        told["films"] = {"one": one.name, "other": other.name} | largest_differences(one, other, ids, options.films)
     return told
 
 

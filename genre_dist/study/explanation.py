@@ -20,14 +20,14 @@ from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import Batch, ShardReader
 from genre_dist.study.ablation import ablate
 from genre_dist.study.attribution import Attribution, Explainer
+from genre_dist.study.differences import Shown, show_films
 from genre_dist.study.evaluation import check_same_labels
-from genre_dist.study.headline import LABELS
 from genre_dist.study.report import charts, figures
 from genre_dist.study.report.page import render
 from genre_dist.study.results import read_result
 from genre_dist.study.run import Run, load_run
 from genre_dist.study.thresholds import load_thresholds
-from genre_dist.study.wins import Shown, show_films
+from genre_dist.study.verdict import LABELS
 from genre_dist.training.inputs import to_device, whole_pixels
 
 ABLATED = ("micro_f1_fitted", "micro_f1", "macro_f1_fitted", "mean_average_precision")

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from genre_dist.printable import markdown as escaped
 from genre_dist.printable import printable, terminal
-from genre_dist.study.headline import LABELS, MAIN, points
+from genre_dist.study.verdict import LABELS, MAIN, points
 
 SHOWN = (
     "micro_f1_fitted",

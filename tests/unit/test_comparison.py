@@ -27,9 +27,9 @@ from genre_dist.study.bootstrap import MEASURES
 from genre_dist.study.calibration import calibration
 from genre_dist.study.comparison import CompareOptions, compare, compared
 from genre_dist.study.costs import POINTS, read_record
+from genre_dist.study.differences import show_films
 from genre_dist.study.results import read_models, read_result
 from genre_dist.study.tables import p_value
-from genre_dist.study.wins import show_films
 
 QUICK = CompareOptions(resamples=200)
 

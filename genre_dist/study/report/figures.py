@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
 from genre_dist.printable import printable
-from genre_dist.study.headline import LABELS
+from genre_dist.study.verdict import LABELS
 
 if TYPE_CHECKING:
     from genre_dist.study.explanation import Explained

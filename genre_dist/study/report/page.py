@@ -14,9 +14,9 @@ from genre_dist import __version__
 from genre_dist.atomic import atomic_file
 from genre_dist.printable import printable
 from genre_dist.study import tables
-from genre_dist.study.headline import LABELS, points
+from genre_dist.study.reference_2018 import NOTE
 from genre_dist.study.report import charts
-from genre_dist.study.theirs import NOTE
+from genre_dist.study.verdict import LABELS, points
 
 CURVES = {"train_loss": "Training loss", "val_micro_f1": "Val micro F1 at 0.5", "val_map": "Val mAP"}
 KINDS = {

@@ -1,4 +1,4 @@
-"""The films on which one model gains or loses most against another, with their posters and titles from the shards."""
+"""Per-sample differences: films on which one model gains or loses most against another, shown from the shards."""
 
 import io
 from collections.abc import Iterable, Mapping
@@ -30,7 +30,9 @@ class Shown(NamedTuple):
     """A small JPEG."""
 
 
-def wins_and_losses(one: Model, other: Model, ids: NDArray[np.int64], count: int) -> dict[str, list[dict[str, Any]]]:
+def largest_differences(
+    one: Model, other: Model, ids: NDArray[np.int64], count: int
+) -> dict[str, list[dict[str, Any]]]:
     """The films where `one` is furthest ahead of `other`, and furthest behind.
 
     By the film's F1 of the genres that at least half of the seeds name, at their fitted thresholds; between equal ones
