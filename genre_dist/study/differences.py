@@ -13,7 +13,6 @@ from genre_dist.prepare.posters import load_rgb
 from genre_dist.storage import Place, read_range
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import load_manifest
-from genre_dist.stream.order import Rows
 from genre_dist.stream.sample import load_about, read_members
 from genre_dist.study.results import Model, on_films
 
@@ -86,11 +85,11 @@ def show_films(shards: Place | str, split: str, films: Iterable[int]) -> dict[in
     manifest = load_manifest(shards)
     index, wanted = SplitIndex(manifest, split, ()), np.array(sorted(set(films)), np.int64)
     shown = {}
-    for number, size in enumerate(index.sizes):
-        records = index.records(Rows(np.full(size, number), np.arange(size)))
+    for number, shard in enumerate(index.shards):
+        records = index.records(index.rows_of(number))
         for record in records[np.isin(records["id"], wanted)]:
-            start, size_there = int(record["offset"]), index.shards[number].bytes
-            data = read_range(index.paths[number], start, start + int(record["size"]), size_there)
+            start = int(record["offset"])
+            data = read_range(index.paths[number], start, start + int(record["size"]), shard.bytes)
             with suppress(ValueError, KeyError):  # a damaged film is shown by its id alone
                 film = int(record["id"])
                 shown[film] = _shown(read_members(data, film), film, manifest.image["fit"] == "squash")

@@ -22,10 +22,8 @@ from genre_dist.printable import printable, terminal
 from genre_dist.stream.cache import block_cache
 from genre_dist.stream.device import device_feed, sent
 from genre_dist.stream.encodings import Reader, open_reader
-from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import Manifest, load_manifest
-from genre_dist.stream.order import Rows
 from genre_dist.study.evaluated import Predictions, write_evaluation
 from genre_dist.study.metrics import figures_of_named, metrics
 from genre_dist.study.run import Run
@@ -120,7 +118,7 @@ def evaluate(
     ids, logits, labels = (
         np.concatenate([part[k] for rank_parts, _ in gathered for part in rank_parts]) for k in range(3)
     )
-    assert np.array_equal(ids, _all_ids(reader.index)), "the ranks did not evaluate exactly the films of the split"
+    assert np.array_equal(ids, reader.index.all_ids()), "the ranks did not evaluate exactly the films of the split"
     told = {
         "split": split,
         "loss": total_loss / len(ids),
@@ -139,14 +137,6 @@ def _refuse_too_many_bad(reader: Reader, bad: int, fraction: float) -> None:
             f"{bad} films of the {reader.split} split could not be read, more than data.max_bad_fraction={fraction} "
             f"allows. Check the shards with `genre-dist inspect {reader.manifest.folder} --verify`"
         )
-
-
-def _all_ids(index: SplitIndex) -> NDArray[np.int64]:
-    """Every film id of a split, as the index has them."""
-    sizes = index.sizes
-    return np.concatenate(
-        [index.ids(Rows(np.full(size, number), np.arange(size))) for number, size in enumerate(sizes)]
-    )
 
 
 def evaluate_run(run: Run, folder: Path, split: str, shards: Path | str | None, world: World) -> None:

@@ -115,8 +115,8 @@ def _surest(folder: Path, options: ExplainOptions, thresholds: NDArray[np.float6
 def _places(reader: ShardReader, films: Sequence[int]) -> list[Rows]:
     """Where films lie among those that have what the model needs. Raises ValueError if one is not there."""
     places: dict[int, Rows] = {}
-    for number, size in enumerate(reader.index.sizes):
-        ids = reader.index.ids(Rows(np.full(size, number), np.arange(size)))
+    for number in range(len(reader.index.shards)):
+        ids = reader.index.ids(reader.index.rows_of(number))
         for row in np.flatnonzero(np.isin(ids, films)):
             places[int(ids[row])] = Rows(np.array([number]), np.array([row]))
     if missing := [str(film) for film in films if film not in places]:

@@ -15,7 +15,6 @@ from genre_dist.prepare.vocabulary import tokenise
 from genre_dist.storage import opened
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import SPLITS, Manifest
-from genre_dist.stream.order import Rows
 from genre_dist.stream.sample import load_about, load_genres, load_tokens, read_members
 from genre_dist.stream.words import load_words
 
@@ -58,9 +57,9 @@ def packed_films(
     words = int(manifest.text["words"])
     for split in splits:
         index = SplitIndex(manifest, split, members)
-        for number, size in enumerate(index.sizes):
-            records = index.records(Rows(np.full(size, number), np.arange(size)))
-            path = manifest.folder / index.shards[number].file
+        for number, shard in enumerate(index.shards):
+            records = index.records(index.rows_of(number))
+            path = manifest.folder / shard.file
             with opened(path) as file:
                 for film, offset, length in zip(*(records[name].tolist() for name in _PLACE), strict=True):
                     try:
