@@ -1,8 +1,7 @@
-"""The texts of a split, in chunks: from the shards' tokens, or as they stand in the catalogue they were packed from."""
+"""The texts of a split: from the shards' tokens, or as they stand in the catalogue they were packed from."""
 
 from collections.abc import Iterator
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from genre_dist.prepare.vocabulary import encode
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import Manifest
-from genre_dist.stream.order import Rows
 from genre_dist.stream.sample import UNKNOWN
 from genre_dist.stream.words import load_words
 from genre_dist.study.films import catalogue_films, packed_films
@@ -30,9 +28,6 @@ class Text(NamedTuple):
     text: str
     fault: str | None
     """Why it could not be read; then it has no genres and no words."""
-
-
-Chunk = list[Text]
 
 
 class Texts:
@@ -53,18 +48,14 @@ class Texts:
 
     def ids(self, split: str) -> NDArray[np.int64]:
         """The films of a split in stored order, int64 [films]."""
-        index = SplitIndex(self.manifest, split, MEMBERS)
-        parts = [index.ids(Rows(np.full(size, number), np.arange(size))) for number, size in enumerate(index.sizes)]
-        return np.concatenate([*parts, np.empty(0, np.int64)])
+        return SplitIndex(self.manifest, split, MEMBERS).all_ids()
 
-    def chunks(self, split: str, size: int) -> Iterator[Chunk]:
-        """The films of a split, so many at a time, in the order of the shards or of the catalogue.
+    def read(self, split: str) -> list[Text]:
+        """The films of a split, in the order of the shards or of the catalogue.
 
         Raises ValueError if the catalogue lacks films of the shards.
         """
-        films = self._packed(split) if self.catalogue is None else self._written(self.catalogue, split)
-        while chunk := list(islice(films, size)):
-            yield chunk
+        return list(self._packed(split) if self.catalogue is None else self._written(self.catalogue, split))
 
     def _packed(self, split: str) -> Iterator[Text]:
         words = self.words
