@@ -1,6 +1,5 @@
 """Runs side by side: what each reaches, whether differences are more than chance, what they cost, where they differ."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from itertools import combinations
@@ -23,20 +22,6 @@ from genre_dist.study.tables import markdown, print_comparison
 from genre_dist.study.verdict import headline, question_pair, strongest_pair
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CompareOptions:
-    """What to compare and how."""
-
-    split: str = "test"
-    resamples: int = RESAMPLES
-    seed: int = 0
-    """Of the resamples."""
-    shards: Path | None = None
-    """Where titles and posters come from; the runs' own by default."""
-    films: int = 6
-    """How many of the largest wins, and of the largest losses, are shown."""
-
-
 class FilmSet(NamedTuple):
     """Films on which some models are looked at together."""
 
@@ -44,15 +29,23 @@ class FilmSet(NamedTuple):
     models: set[int]
 
 
-def compare(folders: Sequence[Path], out: Path, options: CompareOptions) -> dict[str, Any]:
+def compare(
+    folders: Sequence[Path],
+    out: Path,
+    split: str = "test",
+    resamples: int = RESAMPLES,
+    films: int = 6,
+    shards: Path | str | None = None,
+) -> dict[str, Any]:
     """Compare evaluated runs; prints the tables and writes comparison.json, comparison.md and index.html.
 
-    RAM holds the predictions of the split, 95 bytes a film and run, and chunks of the resamples. Raises ValueError if
-    a run was not evaluated on the split or two of them have no film in common.
+    `films` of the largest wins and of the largest losses are shown, with titles and posters from `shards`, by default
+    the runs' own. RAM holds the predictions of the split, 95 bytes a film and run, and chunks of the resamples. Raises
+    ValueError if a run was not evaluated on the split or two of them have no film in common.
     """
-    models = read_models(folders, options.split)
-    told = compared(models, options)
-    shown, note = _show(models, told, options)
+    models = read_models(folders, split)
+    told = compared(models, split, resamples, films)
+    shown, note = _show(models, told, shards)
     if note:
         told["notes"].append(note)
     for film in (film for side in ("wins", "losses") for film in told["films"].get(side, [])):
@@ -68,17 +61,19 @@ def compare(folders: Sequence[Path], out: Path, options: CompareOptions) -> dict
     return told
 
 
-def compared(models: Sequence[Model], options: CompareOptions) -> dict[str, Any]:
+def compared(
+    models: Sequence[Model], split: str = "test", resamples: int = RESAMPLES, films: int = 6
+) -> dict[str, Any]:
     """The whole comparison as plain data, without titles and posters."""
     sets = film_sets(models)
-    drawn = {key: _resample(models, films, options) for key, films in sets.items()}
+    drawn = {key: _resample(models, film_set, resamples) for key, film_set in sets.items()}
     shared = _shared(models)
     rows = [_row(model, number, drawn, shared) for number, model in enumerate(models)]
     differences = _differences(models, drawn)
     pair = question_pair(models)
     told: dict[str, Any] = {
-        "split": options.split,
-        "resamples": options.resamples,
+        "split": split,
+        "resamples": resamples,
         "measures": list(MEASURES),
         "genres": models[0].results[0].genres,
         "shared_films": len(shared),
@@ -100,7 +95,7 @@ def compared(models: Sequence[Model], options: CompareOptions) -> dict[str, Any]
     if pair is not None:
         one, other = (models[number] for number in pair)
         ids = np.intersect1d(one.ids, other.ids, assume_unique=True)
-        told["films"] = {"one": one.name, "other": other.name} | largest_differences(one, other, ids, options.films)
+        told["films"] = {"one": one.name, "other": other.name} | largest_differences(one, other, ids, films)
     return told
 
 
@@ -139,13 +134,13 @@ Drawn = dict[int, list[NDArray[np.float64]]]
 """Model -> per seed its measures over the resamples, [1 + resamples, measures]."""
 
 
-def _resample(models: Sequence[Model], films: FilmSet, options: CompareOptions) -> Drawn:
+def _resample(models: Sequence[Model], films: FilmSet, resamples: int) -> Drawn:
     scores = {
         f"{number} {seed}": on_films(result, films.ids)
         for number in sorted(films.models)
         for seed, result in enumerate(models[number].results)
     }
-    drawn = resampled(scores, options.resamples, options.seed)
+    drawn = resampled(scores, resamples)
     return {
         number: [drawn[f"{number} {seed}"] for seed in range(len(models[number].results))] for number in films.models
     }
@@ -262,16 +257,15 @@ def _notes(models: Sequence[Model], shared: NDArray[np.int64]) -> list[str]:
 
 
 def _show(
-    models: Sequence[Model], told: dict[str, Any], options: CompareOptions
+    models: Sequence[Model], told: dict[str, Any], shards: Path | str | None
 ) -> tuple[dict[int, Shown], str | None]:
     """Titles and posters of the films told of; and a note if they could not be had."""
     films = [film["tmdb_id"] for side in ("wins", "losses") for film in told["films"].get(side, [])]
     configs = (result.config for model in models for result in model.results)
     own = next((Path(config.data.shards) for config in configs if config is not None), None)
-    shards = options.shards or own
-    if not films or shards is None:
+    if not films or (shards := shards or own) is None:
         return {}, None
     try:
-        return show_films(shards, options.split, films), None
+        return show_films(shards, told["split"], films), None
     except (ValueError, OSError) as error:
         return {}, f"Titles and posters are missing ({error}); --shards FOLDER says where the shards are."

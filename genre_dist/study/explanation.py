@@ -3,9 +3,8 @@
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import Batch, ShardReader
 from genre_dist.study.ablation import ablate
-from genre_dist.study.attribution import Attribution, Explainer
+from genre_dist.study.attribution import Explained, Explainer
 from genre_dist.study.differences import Shown, show_films
 from genre_dist.study.evaluation import check_same_labels
 from genre_dist.study.report import charts, figures
@@ -33,63 +32,44 @@ from genre_dist.training.inputs import to_device, whole_pixels
 ABLATED = ("micro_f1_fitted", "micro_f1", "macro_f1_fitted", "mean_average_precision")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExplainOptions:
-    """What to explain."""
-
-    split: str = "test"
-    films: tuple[int, ...] = ()
-    """Ids of films; none: the most confident ones, each for another genre."""
-    count: int = 8
-    """How many films, if none are named."""
-    genres: int = 2
-    """Genres explained for each film, the surest first."""
-    shards: Path | None = None
-    """Other shards than the run was trained on."""
-    ablation: bool = True
-    """Whether to measure what each medium is worth."""
-    trust_code: bool = False
-    """Run code that the config.yaml of a run made elsewhere names."""
-
-
-class Explained(NamedTuple):
-    """A film with the genres that were explained."""
-
-    film: int
-    shown: Shown | None
-    true: list[str]
-    words: list[str]
-    picture: NDArray[np.uint8] | None  # [size, size, 3], as the model saw it
-    genres: list[tuple[str, float, Attribution]]
-    """Name, logit above the threshold, attribution."""
-
-
-def explain(folder: Path, out: Path, options: ExplainOptions) -> dict[str, Any]:
+def explain(
+    folder: Path,
+    out: Path,
+    *,
+    split: str,
+    films: Sequence[int],
+    count: int,
+    genres: int,
+    shards: Path | None,
+    ablation: bool,
+    trust_code: bool,
+) -> dict[str, Any]:
     """Explain films of a split and measure the media; writes index.html, explanation.json and PNGs into `out`.
 
-    RAM holds one film's gradients and a window of encodings. Raises ValueError for films that the split does not have,
-    and for shards of other genres or another vocabulary than the model's.
+    Without ids of films: the `count` most confident ones, each for another genre. Of each film its `genres` surest
+    genres are explained. RAM holds one film's gradients and a window of encodings. Raises ValueError for films that the
+    split does not have, and for shards of other genres or another vocabulary than the model's.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = load_run(folder, device, options.trust_code)
-    manifest = load_manifest(options.shards or run.config.data.shards)
+    run = load_run(folder, device, trust_code)
+    manifest = load_manifest(shards or run.config.data.shards)
     check_same_labels(run, manifest)
     thresholds = load_thresholds(folder, run.genres)
-    films = list(options.films) or _surest(folder, options, thresholds)
-    shown = show_films(manifest.folder, options.split, films)
+    films = list(films) or _surest(folder, split, count, thresholds)
+    shown = show_films(manifest.folder, split, films)
     cut = np.zeros(len(run.genres)) if thresholds is None else thresholds
-    reader = ShardReader(manifest, options.split, run.config.model.members, run.config.data.max_tokens)
+    reader = ShardReader(manifest, split, run.config.model.members, run.config.data.max_tokens)
     explainer = Explainer(run.model, run.config.data.image_size)
     with progress_bar() as progress:
         explained = [
-            _explain_film(run, reader.read(rows), explainer, cut, options.genres, shown)
+            _explain_film(run, reader.read(rows), explainer, cut, genres, shown)
             for rows in progress.track(_places(reader, films), description="films")
         ]
     told: dict[str, Any] = {
         "run": str(folder),
-        "split": options.split,
+        "split": split,
         "films": [_told(film) for film in explained],
-        "ablation": ablate(run, manifest, options.split, thresholds) if options.ablation else None,
+        "ablation": ablate(run, manifest, split, thresholds) if ablation else None,
     }
     out.mkdir(parents=True, exist_ok=True)
     for film in explained:
@@ -103,13 +83,13 @@ def explain(folder: Path, out: Path, options: ExplainOptions) -> dict[str, Any]:
     return told
 
 
-def _surest(folder: Path, options: ExplainOptions, thresholds: NDArray[np.float64] | None) -> list[int]:
+def _surest(folder: Path, split: str, count: int, thresholds: NDArray[np.float64] | None) -> list[int]:
     """The film that each genre is named for most surely, the surest genres first."""
-    result = read_result(folder, options.split)
+    result = read_result(folder, split)
     margins = result.scores.logits - (0 if thresholds is None else thresholds)  # [films, genres]
     best = margins.argmax(axis=0)
     order = np.argsort(-margins[best, np.arange(len(best))])
-    return list(dict.fromkeys(int(result.ids[best[genre]]) for genre in order))[: options.count]
+    return list(dict.fromkeys(int(result.ids[best[genre]]) for genre in order))[:count]
 
 
 def _places(reader: ShardReader, films: Sequence[int]) -> list[Rows]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import matplotlib
@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
 from genre_dist.printable import printable
+from genre_dist.study.attribution import Explained
 from genre_dist.study.verdict import LABELS
-
-if TYPE_CHECKING:
-    from genre_dist.study.explanation import Explained
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ is a $
 
@@ -36,7 +34,7 @@ def overlay(picture: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np
     return (0.5 * grey + 0.5 * warm).astype(np.uint8)
 
 
-def film_figure(film: "Explained", path: Path) -> None:
+def film_figure(film: Explained, path: Path) -> None:
     """A film: its poster, and for each genre where on it and which words speak for the genre, or against it."""
     rows = len(film.genres)
     figure = Figure(figsize=(9, 3.2 * rows), layout="constrained", dpi=110)
