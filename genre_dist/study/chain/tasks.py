@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 from genre_dist.acquire.catalogue import movies_file
 from genre_dist.config import Config, derive_batches
+from genre_dist.config.continuing import settings as flat
 from genre_dist.configfile import load_config, parse_config
 from genre_dist.stream.manifest import FILE as MANIFEST
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.study.baselines import FILE as BASELINE
 from genre_dist.study.chain.schema import StagePlan, Study
-from genre_dist.study.settings import differing, flat
+from genre_dist.study.settings import differing
 from genre_dist.validation import read_json
 
 FACTS = "model.json"  # of training/export.py, which takes torch to import
@@ -84,7 +85,7 @@ def stage(study: Study, folder: Path, out: Path, group: str, name: str, seed: in
     """A stage's options as they are given to training, and the configuration they mean."""
     plan: StagePlan = study.stages[name]
     run = out / f"{name}-seed{seed}"
-    settings = {"tracking.group": group} | flat(study.overrides) | flat(plan.overrides)
+    settings = {"tracking.group": group} | dict(flat(study.overrides)) | dict(flat(plan.overrides))
     sources = {encoder: f"{source}-seed{seed}" for encoder, source in plan.weights.items()}
     for encoder, source in sources.items():
         settings[f"model.{encoder}.weights"] = str(out / source / "model.safetensors")
