@@ -8,9 +8,10 @@ import numpy as np
 from annotated_types import Ge, Le
 from typing_extensions import TypedDict
 
+from genre_dist.config.run import RECORD
 from genre_dist.study.evaluated import Share
 from genre_dist.study.results import Result
-from genre_dist.training.tracking import RECORD, lines_of
+from genre_dist.training.tracking import lines_of
 from genre_dist.validation import Count, parse_json
 
 POINTS = 100  # of a curve; longer ones are thinned out

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.config import Config
+from genre_dist.config.run import CONFIG
 from genre_dist.configfile import load_config
 from genre_dist.study.baselines import FILE as BASELINE
 from genre_dist.study.baselines import Description, read_description
@@ -141,7 +142,7 @@ def read_result(folder: Path, split: str) -> Result:
     if thresholds is None and val.is_file():  # evaluated before thresholds were kept
         on_val = read_predictions(val, genres)
         thresholds = fit_thresholds(on_val.logits, on_val.labels)
-    config, baseline = folder / "config.yaml", folder / BASELINE
+    config, baseline = folder / CONFIG, folder / BASELINE
     return Result(
         folder=folder,
         ids=ids,

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from genre_dist.atomic import remove_leftovers
+from genre_dist.config.run import CONFIG
 from genre_dist.lock import one_writer
 from genre_dist.options import Verbs, columns, names
 from genre_dist.parallel.launcher import own_rank
@@ -136,7 +137,7 @@ def _writing(folder: Path) -> Iterator[Held]:
 
 
 def _evaluate(arguments: Namespace) -> None:
-    if not (arguments.folder / "config.yaml").is_file():
+    if not (arguments.folder / CONFIG).is_file():
         raise ValueError(f"{arguments.folder}: not a run (it has no config.yaml)")
     with _writing(arguments.folder) as held:
         from genre_dist.parallel.world import all_ranks

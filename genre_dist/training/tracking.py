@@ -9,10 +9,10 @@ from typing import Any
 
 from genre_dist.atomic import atomic_file
 from genre_dist.config import Config
+from genre_dist.config.run import RECORD
 from genre_dist.printable import printable
 from genre_dist.training.views import Console, TensorBoard, View, WandB
 
-RECORD = "metrics.jsonl"
 LONGEST_LINE = 10 << 20
 """In bytes; a row has a few hundred."""
 

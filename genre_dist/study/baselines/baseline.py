@@ -15,6 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from genre_dist.config.run import CONFIG
 from genre_dist.printable import printable
 from genre_dist.sealed import write_sealed
 from genre_dist.stream.manifest import load_manifest
@@ -63,7 +64,7 @@ def _text_told(texts: Texts) -> str:
 def _done(run: Path, identity: dict[str, Any]) -> bool:
     """Whether a folder holds this baseline. Raises ValueError if it holds something else."""
     if not (run / FILE).is_file():
-        if (run / "config.yaml").exists():
+        if (run / CONFIG).exists():
             raise ValueError(f"{run} holds a training run; choose another --out")
         return False
     told = read_description(run / FILE)
