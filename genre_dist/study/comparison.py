@@ -19,7 +19,7 @@ from genre_dist.study.reference_2018 import END_TO_END, NOTE, PER_GENRE, PER_GEN
 from genre_dist.study.report.page import write_report
 from genre_dist.study.results import Model, on_films, read_models
 from genre_dist.study.tables import markdown, print_comparison
-from genre_dist.study.verdict import headline, question_pair, strongest_pair
+from genre_dist.study.verdict import question_pair, strongest_pair, verdict
 
 
 class FilmSet(NamedTuple):
@@ -80,7 +80,7 @@ def compared(
         "notes": _notes(models, shared),
         "models": rows,
         "differences": differences,
-        "headline": headline(models, rows, differences, pair),
+        "headline": verdict(models, rows, differences, pair),
         "strongest": strongest_pair(models, differences),
         "films": {},
         "study_2018": {

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from genre_dist.printable import markdown as escaped
 from genre_dist.printable import printable, terminal
-from genre_dist.study.verdict import LABELS, MAIN, points
+from genre_dist.study.verdict import LABELS, MAIN, between, interval, points
 
 SHOWN = (
     "micro_f1_fitted",
@@ -30,11 +30,6 @@ def share(figure: dict[str, Any] | None) -> str:
         return "-"
     spread = f" ± {figure['sd']:.3f}" if figure["sd"] is not None else ""
     return f"{figure['value']:.3f}{spread}"
-
-
-def interval(row: dict[str, Any]) -> str:
-    """A difference in points with its interval."""
-    return f"{points(row['value'])} ({points(row['low'])} to {points(row['high'])})"
 
 
 def p_value(p: float, resamples: int) -> str:
@@ -154,8 +149,7 @@ def strongest_words(row: dict[str, Any]) -> str:
     """The strongest model against the strongest baseline, in a sentence."""
     return (
         f"The strongest model on val, {row['model']}, minus the strongest baseline on val, {row['baseline']}: "
-        f"{points(row['value'])} points of {LABELS[row['measure']]} ({points(row['low'])} to {points(row['high'])}) on "
-        f"{row['films']:,} films."
+        f"{points(row['value'])} points of {LABELS[row['measure']]} ({between(row)}) on {row['films']:,} films."
     )
 
 
