@@ -119,12 +119,20 @@ def evaluate(
         np.concatenate([part[k] for rank_parts, _ in gathered for part in rank_parts]) for k in range(3)
     )
     assert np.array_equal(ids, reader.index.all_ids()), "the ranks did not evaluate exactly the films of the split"
+    return evaluation_of(manifest, split, Predictions(ids, logits, labels), total_loss / len(ids), int(bad), seconds)
+
+
+def evaluation_of(
+    manifest: Manifest, split: str, predictions: Predictions, loss: float, bad: int, seconds: float
+) -> Evaluation:
+    """Predictions with all their figures; `bad` of the films could not be read."""
+    ids, logits, labels = predictions
     told = {
         "split": split,
-        "loss": total_loss / len(ids),
+        "loss": loss,
         **metrics(logits, labels, [genre.name for genre in manifest.genres]),
         "left_out": manifest.samples(split) - len(ids),
-        "bad_samples": sum(len(rank_faults) for _, rank_faults in gathered),
+        "bad_samples": bad,
         "samples_per_second": len(ids) / seconds,
     }
     return Evaluation(split, ids, logits, labels, told)

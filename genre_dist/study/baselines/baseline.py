@@ -23,8 +23,8 @@ from genre_dist.stream.words import load_vectors
 from genre_dist.study.baselines import BASELINES, FILE, Kind, features, models, read_description
 from genre_dist.study.baselines.models import Linear, Matrix
 from genre_dist.study.baselines.texts import Text, Texts
-from genre_dist.study.evaluation import Evaluation, print_evaluation, save_evaluation
-from genre_dist.study.metrics import metrics
+from genre_dist.study.evaluated import Predictions
+from genre_dist.study.evaluation import Evaluation, evaluation_of, print_evaluation, save_evaluation
 from genre_dist.workers import usable_cores
 
 
@@ -79,7 +79,7 @@ def _done(run: Path, identity: dict[str, Any]) -> bool:
 def _run(run: Path, texts: Texts, kind: Kind, identity: dict[str, Any], memory: float, workers: int) -> None:
     """Fit one baseline and evaluate it on val and test; its description is written last and marks it done."""
     began = time.monotonic()
-    genres = [genre.name for genre in texts.manifest.genres]
+    genres = len(texts.manifest.genres)
     films = texts.read("train")
     for fault in (faults := [film.fault for film in films if film.fault]):
         print(f"warning: left out of training: {printable(fault)}", file=sys.stderr)
@@ -87,7 +87,7 @@ def _run(run: Path, texts: Texts, kind: Kind, identity: dict[str, Any], memory: 
     features_of, matrix = _features(kind, texts, films)
     is_svm = kind.model == "svm"
     parallel = _workers(matrix, memory, workers) if is_svm else workers
-    linear, unconverged = models.fit(kind.model, matrix, _labels(films, len(genres)), parallel)
+    linear, unconverged = models.fit(kind.model, matrix, _labels(films, genres), parallel)
     solver = {"solver": "liblinear", "genres_not_converged": unconverged} if is_svm else {"solver": "counts"}
     fitted = time.monotonic()
     print(
@@ -153,7 +153,7 @@ def _labels(films: list[Text], genres: int) -> NDArray[np.bool_]:
 
 
 def _evaluate(
-    linear: Linear, features_of: Callable[[list[Text]], Matrix], texts: Texts, split: str, genres: list[str]
+    linear: Linear, features_of: Callable[[list[Text]], Matrix], texts: Texts, split: str, genres: int
 ) -> Evaluation:
     """A split's predictions in stored order; a film that could not be read is predicted from no words, and counted."""
     began = time.monotonic()
@@ -162,13 +162,7 @@ def _evaluate(
     faults = [film.fault for film in films if film.fault]
     for fault in faults:
         print(f"warning: predicted from no words: {printable(fault)}", file=sys.stderr)
-    logits, labels = linear.logits(features_of(films)), _labels(films, len(genres))
-    told = {
-        "split": split,
-        "loss": float((np.logaddexp(0, logits) - logits * labels).mean()),
-        **metrics(logits, labels, genres),
-        "left_out": texts.manifest.samples(split) - len(stored),
-        "bad_samples": len(faults),
-        "samples_per_second": len(stored) / (time.monotonic() - began),
-    }
-    return Evaluation(split, stored, logits, labels, told)
+    logits, labels = linear.logits(features_of(films)), _labels(films, genres)
+    loss = float((np.logaddexp(0, logits) - logits * labels).mean())
+    found = Predictions(stored, logits, labels)
+    return evaluation_of(texts.manifest, split, found, loss, len(faults), time.monotonic() - began)
