@@ -1,6 +1,5 @@
 """The texts of a split: from the shards' tokens, or as they stand in the catalogue they were packed from."""
 
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.sample import UNKNOWN
 from genre_dist.stream.words import load_words
-from genre_dist.study.films import catalogue_films, packed_films
+from genre_dist.study.films import catalogue_films, shard_films
 
 MEMBERS = ("overview",)
 
@@ -55,25 +54,20 @@ class Texts:
 
         Raises ValueError if the catalogue lacks films of the shards.
         """
-        return list(self._packed(split) if self.catalogue is None else self._written(self.catalogue, split))
-
-    def _packed(self, split: str) -> Iterator[Text]:
-        words = self.words
-        for film in packed_films(self.manifest, [split], MEMBERS):
-            tokens = film.tokens if film.tokens is not None else np.empty(0, np.int32)
-            text = " ".join(words[token] for token in tokens.tolist() if token > UNKNOWN)
-            yield Text(film.id, film.genres, tokens, text, film.fault)
-
-    def _written(self, catalogue: Path, split: str) -> Iterator[Text]:
-        wanted = np.sort(self.ids(split))
-        found = 0
-        for film in catalogue_films(catalogue, self.manifest.text["source"], posters=False):
-            place = np.searchsorted(wanted, film.id)
-            if place < len(wanted) and wanted[place] == film.id:
-                found += 1
-                yield Text(film.id, film.genres, encode(film.words or (), self.ids_of_words), film.text, None)
-        if found < len(wanted):
+        wanted, words = set(self.ids(split).tolist()), self.words
+        if self.catalogue is None:
+            films = shard_films(self.manifest, [split], MEMBERS)
+        else:
+            films = catalogue_films(self.catalogue, self.manifest.text["source"], posters=False)
+        found = []
+        for film in films:
+            if film.id in wanted:
+                tokens = encode(film.words or (), self.ids_of_words)
+                text = film.text or " ".join(words[token] for token in tokens.tolist() if token > UNKNOWN)
+                found.append(Text(film.id, film.genres, tokens, text, film.fault))
+        if len(found) < len(wanted):
             raise ValueError(
-                f"{catalogue} has {found:,} of the {len(wanted):,} films of the {split} split: not the catalogue that "
-                f"{self.manifest.folder} was packed from"
+                f"{self.catalogue} has {len(found):,} of the {len(wanted):,} films of the {split} split: not the "
+                f"catalogue that {self.manifest.folder} was packed from"
             )
+        return found
