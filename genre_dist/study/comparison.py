@@ -14,7 +14,7 @@ from genre_dist.study.bootstrap import MEASURES, RESAMPLES, difference, holm, re
 from genre_dist.study.calibration import calibration
 from genre_dist.study.costs import read_cost
 from genre_dist.study.differences import Shown, largest_differences, show_films
-from genre_dist.study.metrics import figures_of_named
+from genre_dist.study.metrics import figures_of_named, mean_of_known
 from genre_dist.study.reference_2018 import END_TO_END, NOTE, PER_GENRE, PER_GENRE_COLUMNS, TEST
 from genre_dist.study.report.page import write_report
 from genre_dist.study.results import Model, on_films, read_models
@@ -197,16 +197,11 @@ def _per_genre(model: Model) -> dict[str, dict[str, Any]]:
     for genre in model.results[0].genres:
         row: dict[str, Any] = {"films": found[0][genre]["films"]}
         for name in ("f1", "precision", "recall", "accuracy", "average_precision", "auc"):
-            row[name] = _mean([one[genre][name] for one in found])
+            row[name] = mean_of_known([one[genre][name] for one in found])
         for name in ("f1", "precision", "recall"):
-            row[f"{name}_fitted"] = _mean([one["per_genre"][genre][name] for one in fitted])
+            row[f"{name}_fitted"] = mean_of_known([one["per_genre"][genre][name] for one in fitted])
         told[genre] = row
     return told
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
 
 
 def _differences(models: Sequence[Model], drawn: dict[bytes, Drawn]) -> list[dict[str, Any]]:

@@ -39,18 +39,18 @@ class Cost(NamedTuple):
 
     hours: float
     """Of wall-clock time in training steps."""
-    device_hours: float | None
+    device_hours: float | None = None
     """The same times the number of GPUs or processes."""
-    device: str | None
+    device: str | None = None
     """`cuda` or `cpu`."""
-    ranks: int | None
+    ranks: int | None = None
     """The most that ever took part."""
-    peak_memory_bytes: int | None
+    peak_memory_bytes: int | None = None
     """Of one rank: allocated on the GPU, or resident in the process."""
-    samples_per_second: float | None
+    samples_per_second: float | None = None
     """Median of the recorded steps, all ranks together."""
-    steps: int | None
-    samples: int | None
+    steps: int | None = None
+    samples: int | None = None
     """Films trained on, repetitions counted; None where not every step was recorded."""
 
 
@@ -85,16 +85,9 @@ def _cost_of_baseline(result: Result) -> Cost | None:
     if "fit_seconds" not in told:
         return None
     memory = told.get("peak_memory_gb")
-    return Cost(
-        hours=told["fit_seconds"] / 3600,
-        device_hours=told["fit_seconds"] / 3600,
-        device="cpu",
-        ranks=1,
-        peak_memory_bytes=None if memory is None else int(memory * 2**30),
-        samples_per_second=None,
-        steps=None,
-        samples=told.get("train_films"),
-    )
+    hours = told["fit_seconds"] / 3600
+    peak = None if memory is None else int(memory * 2**30)
+    return Cost(hours, hours, "cpu", 1, peak, samples=told.get("train_films"))
 
 
 def read_record(run: Path) -> tuple[Cost | None, Curves]:

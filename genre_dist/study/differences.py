@@ -98,17 +98,16 @@ def show_films(shards: Place | str, split: str, films: Iterable[int]) -> dict[in
 
 def _shown(members: Mapping[str, memoryview], film: int, squashed: bool) -> Shown:
     told = load_about(members["json"])
-    poster = _thumbnail(bytes(members["jpg"]), squashed) if "jpg" in members else None
+    poster = None
+    if "jpg" in members:
+        with suppress(ValueError):  # a poster that cannot be read
+            poster = thumbnail(load_rgb(bytes(members["jpg"]))[0], squashed)
     title, date = (str(told.get(key) or "") for key in ("title", "release_date"))
     return Shown(title[:LONGEST_TITLE] or str(film), date[:4], poster)
 
 
-def _thumbnail(data: bytes, squashed: bool) -> bytes | None:
-    """A small JPEG in a poster's own proportions; None for a poster that cannot be read."""
-    try:
-        pixels, _ = load_rgb(data)
-    except ValueError:
-        return None
+def thumbnail(pixels: NDArray[np.uint8], squashed: bool) -> bytes:
+    """A small JPEG in a poster's own proportions."""
     width, height = THUMBNAIL
     picture = Image.fromarray(pixels).resize((width, height) if squashed else (width, width), Image.Resampling.LANCZOS)
     file = io.BytesIO()

@@ -1,6 +1,5 @@
 """Why a model names genres: films explained one by one, and what each medium is worth over a split."""
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 
 from genre_dist.atomic import atomic_file
 from genre_dist.progress import progress_bar
@@ -19,10 +17,10 @@ from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import Batch, ShardReader
 from genre_dist.study.ablation import ablate
 from genre_dist.study.attribution import Explained, Explainer
-from genre_dist.study.differences import Shown, show_films
+from genre_dist.study.differences import Shown, show_films, thumbnail
 from genre_dist.study.evaluation import check_same_labels
 from genre_dist.study.report import charts, figures
-from genre_dist.study.report.page import render
+from genre_dist.study.report.page import write_page
 from genre_dist.study.results import read_result
 from genre_dist.study.run import Run, load_run
 from genre_dist.study.thresholds import load_thresholds
@@ -78,8 +76,15 @@ def explain(
         figures.ablation_figure(told["ablation"], ABLATED, out / "ablation.png")
     with atomic_file(out / "explanation.json", "w") as file:
         json.dump(told, file, indent=1)
-    with atomic_file(out / "index.html", "w") as file:
-        file.write(_page(told, explained))
+    heats = {
+        (film.film, genre): thumbnail(figures.overlay(film.picture, found.heat), squashed=True)
+        for film in explained
+        for genre, _, found in film.genres
+        if film.picture is not None and found.heat is not None
+    }
+    posters = {film.film: film.shown.poster for film in explained if film.shown and film.shown.poster}
+    context = {"told": told, "heats": heats, "posters": posters, "labels": LABELS, "media": _media(told)}
+    write_page(out / "index.html", "explanation.html", **context)
     return told
 
 
@@ -158,18 +163,6 @@ def _told(film: Explained) -> dict[str, Any]:
     }
 
 
-def _page(told: dict[str, Any], explained: Sequence[Explained]) -> str:
-    """The page: what the media are worth, then the films."""
-    heats = {
-        (film.film, genre): _jpeg(figures.overlay(film.picture, found.heat))
-        for film in explained
-        for genre, _, found in film.genres
-        if film.picture is not None and found.heat is not None
-    }
-    posters = {film.film: film.shown.poster for film in explained if film.shown and film.shown.poster}
-    return render("explanation.html", told=told, heats=heats, posters=posters, labels=LABELS, media=_media(told))
-
-
 def _media(told: dict[str, Any]) -> dict[str, Any] | None:
     """What each medium is worth, as a chart of intervals."""
     if told["ablation"] is None:
@@ -189,9 +182,3 @@ def _lost_row(lost: dict[str, Any], name: str) -> dict[str, Any]:
     tip = f"{name}: {words[0]} points lost\n95 % interval {words[1]} to {words[2]}"
     text = Markup("<b>{}</b> {} to {}").format(*words)
     return lost | {"name": name, "tip": tip, "text": text, "sure": lost["low"] > 0}
-
-
-def _jpeg(picture: NDArray[np.uint8]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture).resize((160, 240), Image.Resampling.LANCZOS).save(file, "JPEG", quality=80)
-    return file.getvalue()

@@ -30,6 +30,12 @@ KINDS = {
 FORESTS = ("micro_f1_fitted", "micro_f1", "macro_f1_fitted", "sample_f1_fitted", "mean_average_precision", "auc")
 
 
+def write_page(path: Path, template: str, **context: Any) -> None:
+    """Write a page, whole or not at all, as `render` makes it."""
+    with atomic_file(path, "w") as file:
+        file.write(render(template, **context))
+
+
 def render(template: str, **context: Any) -> str:
     """A page from a template of this folder; style and script are put into it."""
     environment = Environment(
@@ -67,7 +73,8 @@ def picture(data: bytes, kind: str = "jpeg") -> str:
 
 def write_report(path: Path, told: dict[str, Any], posters: Mapping[int, bytes]) -> None:
     """Write a comparison as a page; `posters` are small JPEGs by film id."""
-    html = render(
+    write_page(
+        path,
         "comparison.html",
         told=told,
         posters=posters,
@@ -86,8 +93,6 @@ def write_report(path: Path, told: dict[str, Any], posters: Mapping[int, bytes])
         cost_cells=tables.cost_cells,
         strongest=tables.strongest_words(told["strongest"]) if told["strongest"] else None,
     )
-    with atomic_file(path, "w") as file:
-        file.write(html)
 
 
 def _models(told: dict[str, Any]) -> list[dict[str, Any]]:
