@@ -181,7 +181,7 @@ def _check_key(key: str) -> None:
     if key not in options and key not in _SWITCHES and not of_setting:
         close = nearest_option(key)
         hint = f"did you mean `{close}`?" if close else "--help lists the keys"
-        raise ValueError(f"unknown configuration key `{printable(key)}`; {hint}")
+        raise ValueError(f"unknown configuration key `{printable(key)[:200]}`; {hint}")
 
 
 def _check_size(node: yaml.Node | None) -> None:
