@@ -21,7 +21,7 @@ from genre_dist.stream.device import device_feed
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.reader import Batch, ShardReader
 from genre_dist.training.backoff import NOTE
-from genre_dist.training.loop import run_training
+from genre_dist.training.trainer import Trainer
 
 GOAL_RATE, GOAL_WAIT, GOAL_STALL = 1800, 0.02, 1.0
 TrainRows = list[dict[str, Any]]
@@ -40,9 +40,15 @@ def loop_config(bench: Bench, config: Config, steps: int, batch: int) -> Config:
     )
 
 
+class Unevaluated(Trainer):
+    """Trains, and leaves the model out."""
+
+    def finish(self) -> None: ...
+
+
 def train(config: Config, world: World, folder: Path) -> TrainRows:
     """Train in a folder, evaluating nothing; returns the record's rows of steps. Raises RuntimeError if it stops."""
-    code = run_training(replace(config, run=replace(config.run, dir=str(folder))), world, lambda *_: None)
+    code = Unevaluated(replace(config, run=replace(config.run, dir=str(folder))), world).fit()
     if code:
         raise RuntimeError(f"the training ended with code {code}")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

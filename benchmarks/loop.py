@@ -28,13 +28,10 @@ from genre_dist.configfile import parse_config
 from genre_dist.parallel.world import start_world
 from genre_dist.prepare.pack import pack
 from genre_dist.stream.reader import Batch
-from genre_dist.training.experiment import Experiment, set_up
+from genre_dist.training.experiment import Experiment
 from genre_dist.training.inputs import to_device, training_pixels
-from genre_dist.training.loop import _train
 from genre_dist.training.loss import loss_sum
-from genre_dist.training.saving import Saver
-from genre_dist.training.stopping import StopRequest
-from genre_dist.training.tracking import Record
+from genre_dist.training.trainer import Trainer
 
 KEPT = 10  # different steps
 WARM_UP = 6  # pairs
@@ -86,16 +83,10 @@ def _copy(batch: Batch) -> Batch:
     return Batch(**values)
 
 
-def train(experiment: Experiment, folder: Path) -> None:
-    """All steps as users run them, but for the last checkpoint: what that costs is benchmarks/checkpoint.py's."""
-    stop = StopRequest(folder)
-    saver = Saver(folder / "checkpoints", experiment.strategy, experiment.world, experiment.config.checkpoint, {})
-    saver.save = lambda step: None  # type: ignore[method-assign]
-    record = Record(folder / "metrics.jsonl", 0, experiment.total_steps, [])
-    _train(experiment, folder, 0, record, stop, saver, lambda *_: None)
-    record.close()
-    stop.close()
-    saver.close()
+class Timed(Trainer):
+    """The steps as users run them, but for the last checkpoint: what that costs is benchmarks/checkpoint.py's."""
+
+    def save(self) -> None: ...
 
 
 def bare_step(experiment: Experiment, micro_batches: list[Batch]) -> None:
@@ -131,10 +122,12 @@ def main() -> None:
             "--tracking.wandb": "off", "--checkpoint.asynchronous": "false",
         }  # fmt: skip
         config = parse_config([str(part) for pair in settings.items() for part in pair]).config
-        experiment = set_up(config, start_world())
-        turns: Any = Turns(experiment, steps)
-        (folder / "run").mkdir()
-        train(experiment._replace(stream=turns), folder / "run")
+        with Timed(config, start_world()) as trainer:
+            if trainer.run.record is not None:
+                trainer.run.record.views.clear()
+            turns: Any = Turns(trainer.experiment, steps)
+            trainer.experiment = trainer.experiment._replace(stream=turns)
+            trainer.train()
     report(_rows(turns.seconds), arguments.json)
 
 

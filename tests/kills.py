@@ -20,15 +20,15 @@ from typing import Any, NamedTuple, Self
 import helpers
 from torch import Tensor, nn
 
-import genre_dist.study.evaluation as evaluation
 import genre_dist.training.checkpoint as checkpoint
-import genre_dist.training.loop as loop
+import genre_dist.training.evaluation as evaluation
 import genre_dist.training.resuming as resuming
 from genre_dist.config import Config
 from genre_dist.configfile import parse_config
 from genre_dist.stream.loader import TrainStream
 from genre_dist.train import train
 from genre_dist.training.saving import Saver
+from genre_dist.training.step import TrainStep
 from genre_dist.training.tracking import Record
 
 STEPS, GLOBAL_BATCH = 60, 8
@@ -145,7 +145,7 @@ def carry(bomb: Bomb, run: Path) -> None:
 
     places: list[tuple[Any, str]] = [
         (resuming, "load_checkpoint"),
-        (loop, "train_step"),
+        (TrainStep, "take"),
         (helpers.TinyNetwork, "forward"),
         (evaluation, "to_device"),
         (Saver, "save"),

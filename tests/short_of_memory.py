@@ -16,15 +16,14 @@ import torch
 
 from genre_dist.config import Config
 from genre_dist.parallel.world import World
-from genre_dist.training import backoff, loop
-from genre_dist.training import step as steps
+from genre_dist.training import backoff, trainer
 
 
 def main() -> int:
     rank, wanted = int(sys.argv[1]), int(sys.argv[2])
     state = {"step": 0}
     first_start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-    plain_step, plain_loss = backoff.Backoff.step, steps.loss_sum
+    plain_step = backoff.Backoff.step
 
     def counted(self: Any, *arguments: Any) -> Any:
         state["step"] += 1
@@ -48,15 +47,16 @@ def main() -> int:
             replace(config, data=replace(config.data, micro_batch=int(note.read_text()))) if note.is_file() else config
         )
 
-    plain_set_up = loop.set_up
+    plain_set_up = trainer.set_up
 
     def set_up(*arguments: Any) -> Any:
         experiment = plain_set_up(*arguments)
-        return experiment._replace(loss=failing(experiment.loss or plain_loss))
+        experiment.train_step.loss = failing(experiment.train_step.loss)
+        return experiment
 
-    loop.may_split = lambda config, world: True  # as on a GPU
-    loop.planned_config = planned
-    loop.set_up = set_up  # type: ignore[assignment]
+    trainer.may_split = lambda config, world: True  # as on a GPU
+    trainer.planned_config = planned
+    trainer.set_up = set_up  # type: ignore[assignment]
     backoff.Backoff.step = counted  # type: ignore[method-assign]
     from genre_dist.train import main as train
 

@@ -15,11 +15,9 @@ import deepspeed  # noqa: F401 (for all ranks)
 import torch
 from helpers import free_port
 
-import genre_dist.study.evaluation  # noqa: F401 (so is this)
 from genre_dist.configfile import parse_config
 from genre_dist.parallel.world import start_world, stop_world
-from genre_dist.train import _evaluate
-from genre_dist.training.loop import run_training
+from genre_dist.training.trainer import Trainer
 
 
 def main() -> None:
@@ -41,7 +39,7 @@ def train(runs: list[list[str]]) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     world = start_world(300, group=True)  # a busy machine may stand still for a minute
     for arguments in runs:
-        assert run_training(parse_config(arguments).config, world, _evaluate) == 0
+        assert Trainer(parse_config(arguments).config, world).fit() == 0
     stop_world(world)
 
 

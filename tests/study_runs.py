@@ -13,8 +13,8 @@ from genre_dist.genres import GENRE_NAMES
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
-from genre_dist.study.evaluation import Evaluation, save_evaluation
 from genre_dist.study.metrics import metrics
+from genre_dist.training.evaluation import Evaluation, save_evaluation
 
 FROZEN = ("--model.text.frozen", "true", "--model.poster.frozen", "true", "--model.text.weights", "text.safetensors")
 WARM = ("--model.text.weights", "text.safetensors")

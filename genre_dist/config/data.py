@@ -5,6 +5,9 @@ from typing import Literal
 
 from genre_dist.config.rules import require
 
+ALWAYS_TOLERATED = 8
+"""Samples of an epoch or a split that may be unreadable whatever its size."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -59,6 +62,10 @@ class DataConfig:
         low, high = self.crop_ratio
         require(0 < low <= high, f"data.crop_ratio must be 0 < low <= high, got {self.crop_ratio}")
         require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction must be in [0, 1]")
+
+    def tolerated_bad(self, samples: int) -> float:
+        """How many of so many samples may be unreadable before the work stops."""
+        return max(ALWAYS_TOLERATED, self.max_bad_fraction * samples)
 
     @property
     def shows_whole_posters(self) -> bool:

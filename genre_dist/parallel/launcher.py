@@ -72,6 +72,14 @@ def note_exit_code(run: Path, code: int | None) -> None:
             file.write(f"{code}\n")
 
 
+def note_end(run: Path, code: object) -> None:
+    """Note how a run ended, where that is not for another attempt to change."""
+    if code in (0, 2, PREEMPTED):
+        note_exit_code(run, int(str(code)))
+    if code in (2, PREEMPTED):
+        settle(int(str(code)))
+
+
 def _note_of_launch() -> Path | None:
     """A file in the folder that torchrun makes for each launch, one on every node."""
     reply = os.environ.get("TORCHELASTIC_ERROR_FILE")  # LAUNCH/attempt_N/LOCAL_RANK/error.json

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genre_dist.lock import Lock, refuse_if_busy, take
-from genre_dist.parallel.launcher import own_rank
+from genre_dist.config import Config, derive_batches
+from genre_dist.lock import BusyError, Lock, refuse_if_busy, take
+from genre_dist.parallel.launcher import note_end, note_exit_code, own_rank, world_size
 from genre_dist.parallel.processes import with_launcher
 from genre_dist.storage import Place
 
@@ -64,6 +65,35 @@ def one_run(folder: Place) -> Iterator[Held]:
             yield held
     finally:
         held.release()
+
+
+@contextmanager
+def joined(config: Config) -> Iterator["World"]:
+    """The ranks of this launch, met, with the folder of the run that a configuration trains held by all of them.
+
+    How a run ends by an error is noted for job scripts and for restarts. Raises BusyError as `one_run` does, before
+    torch is imported; ValueError for what does not fit together whoever joins.
+    """
+    folder = Path(config.run.dir)
+    with one_run(folder) as held:
+        from genre_dist.parallel.strategy import check_strategy, strategy_name
+        from genre_dist.parallel.world import all_ranks
+
+        try:
+            check_strategy(config, world_size())  # what is wrong is told before anybody waits for the others
+            derive_batches(config.data, world_size())
+            if config.train.deterministic:  # cuBLAS reads it once: docs.pytorch.org/docs/stable/notes/randomness.html
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            group = strategy_name(config, world_size()) not in ("single", "ddp")
+            with all_ranks(config.parallel.timeout_seconds, group) as world:
+                held.share(world)
+                note_exit_code(folder, None)
+                yield world
+        except BusyError:
+            raise
+        except (ValueError, SystemExit) as error:
+            note_end(folder, error.code if isinstance(error, SystemExit) else 2)
+            raise
 
 
 def _first_hold(folder: Place) -> Lock | None:

@@ -20,7 +20,8 @@ from genre_dist.stream.reader import Batch
 from genre_dist.training.experiment import autocast_for, make_optimizer
 from genre_dist.training.inputs import to_device, whole_pixels
 from genre_dist.training.levers import pull_levers
-from genre_dist.training.step import train_step
+from genre_dist.training.loss import loss_sum
+from genre_dist.training.step import TrainStep, agree
 
 
 def print_measured(plan: Plan) -> None:
@@ -70,8 +71,10 @@ def make_step(
     autocast = autocast_for(precision, world.device)
     prepare = partial(to_device, device=world.device, pixels=whole_pixels(config.data))
 
+    train_step = TrainStep(strategy, world, loss_sum, autocast, config.optim.clip_norm)
+
     def step(micro_batches: list[Batch]) -> None:
-        train_step(strategy, micro_batches, prepare, autocast, world, config.optim.clip_norm, stop=False)
+        train_step.take(micro_batches, prepare, agree(world, micro_batches, stop=False, save=False))
 
     return step
 

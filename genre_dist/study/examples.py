@@ -5,7 +5,7 @@ import numpy as np
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.words import load_words
-from genre_dist.study.evaluation import Evaluation
+from genre_dist.training.evaluation import Evaluation
 from genre_dist.training.views import Film
 
 LIKELY = 0.2

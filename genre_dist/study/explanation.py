@@ -18,7 +18,7 @@ from genre_dist.stream.reader import Batch, ShardReader
 from genre_dist.study.ablation import ablate
 from genre_dist.study.attribution import Explained, Explainer
 from genre_dist.study.differences import Shown, show_films, thumbnail
-from genre_dist.study.evaluation import check_same_labels
+from genre_dist.study.evaluate_run import check_same_labels
 from genre_dist.study.report import charts, figures
 from genre_dist.study.report.page import write_page
 from genre_dist.study.results import read_result

@@ -141,7 +141,7 @@ def _evaluate(arguments: Namespace) -> None:
         raise ValueError(f"{arguments.folder}: not a run (it has no config.yaml)")
     with _writing(arguments.folder) as held:
         from genre_dist.parallel.world import all_ranks
-        from genre_dist.study.evaluation import evaluate_run
+        from genre_dist.study.evaluate_run import evaluate_run
         from genre_dist.study.run import load_run
 
         with all_ranks() as world:

@@ -80,7 +80,7 @@ class Backoff:
     def __init__(self, experiment: Experiment, folder: Path, note: Callable[[], None] = lambda: None) -> None:
         config, self.world = experiment.config, experiment.world
         self.experiment, self.folder, self._note = experiment, folder, note
-        self.piece = experiment.micro_batch
+        self.piece = experiment.compute.micro_batch
         self._kept: list[tuple[list[Tensor], list[Tensor]]] | None = None  # buffers and copies, by their type
         synchronised = config.model.poster.batch_norm == "sync" and config.model.uses_poster
         exchanges_inside = strategy_name(config, self.world.size) not in ("single", "ddp") or synchronised
@@ -92,7 +92,7 @@ class Backoff:
 
         ValueError if not even single samples fit. MemoryError where ranks cannot agree to take it again: a new start
         takes smaller pieces, and torchrun makes one."""
-        if not self.experiment.splits:
+        if not self.experiment.compute.splits:
             torch.manual_seed(seed)
             return take(micro_batches, self.piece)
         careful = self.can_repeat and (self.world.size == 1 or self.careful_steps > 0)
@@ -101,7 +101,9 @@ class Backoff:
             if careful:
                 self._keep_buffers()
             pieces = [
-                piece for batch in micro_batches for piece in split(batch, self.experiment.micro_batch, self.piece)
+                piece
+                for batch in micro_batches
+                for piece in split(batch, self.experiment.compute.micro_batch, self.piece)
             ]
             problem = None
             try:
@@ -149,7 +151,7 @@ class Backoff:
                 "out of memory with micro-batches of one sample; `genre-dist plan` shows what fits: bf16, "
                 "train.activation_checkpointing, a sharding strategy, or a smaller data.image_size"
             )
-        whole = self.experiment.micro_batch
+        whole = self.experiment.compute.micro_batch
         self.piece = max(n for n in range(1, self.piece // 2 + 1) if whole % n == 0)
         self.careful_steps = CAREFUL_STEPS
         self.world.allow(LONGEST_ALLOWED)  # a compiled model is compiled anew for the smaller size

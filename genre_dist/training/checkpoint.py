@@ -34,6 +34,7 @@ from genre_dist.atomic import atomic_file
 from genre_dist.parallel.strategy import Strategy
 from genre_dist.parallel.world import World
 from genre_dist.printable import printable
+from genre_dist.training.ema import TrainState
 from genre_dist.validation import Count, FileName, is_file_name, read_json
 
 COMPLETE, FACTS = "COMPLETE", "facts.json"
@@ -250,12 +251,12 @@ def load_weights(saved: Saved) -> dict[str, torch.Tensor]:
     return weights
 
 
-def load_checkpoint(saved: Saved, strategy: Strategy, world: World) -> None:
+def load_checkpoint(saved: Saved, state: Strategy | TrainState, world: World) -> None:
     """Load model and optimizer, all ranks together.
 
     Raises ValueError if the checkpoint is of another model.
     """
-    tensors = strategy.blank_state()
+    tensors = state.blank_state()
     reader = _TensorReader(saved.path)
     try:
         _refuse_leftovers(tensors, reader.read_metadata())
@@ -266,7 +267,7 @@ def load_checkpoint(saved: Saved, strategy: Strategy, world: World) -> None:
             f"{saved.path} does not fit this model ({_reason(error)}); continue with the configuration it was made "
             "with, or pass --run.overwrite true to start again"
         ) from None
-    strategy.load_state_dict(tensors)
+    state.load_state_dict(tensors)
 
 
 @contextmanager

@@ -1,16 +1,9 @@
 """Only algorithms that give the same bits every time, or else the fastest."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-
-
-def before_cuda_is_used(deterministic: bool) -> None:
-    """Set what cuBLAS reads once, when it is first used; see https://docs.pytorch.org/docs/stable/notes/randomness.html."""
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @contextmanager

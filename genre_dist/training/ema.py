@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from genre_dist.parallel.strategy import Strategy
@@ -20,49 +20,30 @@ from genre_dist.parallel.world import World
 STEPS = "steps"
 
 
-class Averaged:
-    """A strategy that also keeps the average of its weights and of BatchNorm's running statistics; see `Strategy`.
+class Average:
+    """The average of a model's weights and of BatchNorm's running statistics.
 
-    `weights` are the averaged ones, `state_dict` has both. Everything that is trained, now or later, has to have its
-    gradient turned on when this is made.
+    Everything that is trained, now or later, has to have its gradient turned on when this is made.
     """
 
-    def __init__(self, inner: Strategy, decay: float, world: World) -> None:
-        self.inner, self.decay, self.world = inner, decay, world
-        self.model, self.optimizer = inner.model, inner.optimizer
-        live: dict[str, Tensor] = {name: p for name, p in inner.model.named_parameters() if p.requires_grad}
-        self._buffers = [name for name, buffer in inner.model.named_buffers() if buffer.is_floating_point()]
-        live |= {name: buffer for name, buffer in inner.model.named_buffers() if name in self._buffers}
+    def __init__(self, model: nn.Module, decay: float, world: World) -> None:
+        self.decay, self.world = decay, world
+        live: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._buffers = [name for name, buffer in model.named_buffers() if buffer.is_floating_point()]
+        live |= {name: buffer for name, buffer in model.named_buffers() if name in self._buffers}
         self._live = live
-        self.average = {name: tensor.detach().clone() for name, tensor in live.items()}
+        self.tensors = {name: tensor.detach().clone() for name, tensor in live.items()}
         spread = {name for name, tensor in live.items() if isinstance(tensor, DTensor)}
         self._lists = [  # averages and what they follow, of one kind each; kept, as there are some thousand tensors
-            ([self.average[name] for name in names], [live[name] for name in names])
+            ([self.tensors[name] for name in names], [live[name] for name in names])
             for names in ([name for name in live if name not in spread], [name for name in live if name in spread])
             if names
         ]
         self.steps = torch.zeros((), dtype=torch.int64)
 
-    def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
-        return self.inner.micro_batch(last)
-
-    def forward(self, *inputs: Any) -> Tensor:
-        return self.inner.forward(*inputs)
-
-    def backward(self, loss: Tensor) -> None:
-        self.inner.backward(loss)
-
-    def step(self, clip_norm: float | None) -> Tensor:
-        norm = self.inner.step(clip_norm)
-        self._follow()
-        return norm
-
-    def trained_changed(self) -> None:
-        self.inner.trained_changed()
-
     @torch.no_grad()
-    def _follow(self) -> None:
-        """Move the average towards the weights: by little, at the start of a run by more."""
+    def follow(self) -> None:
+        """Move the average towards the weights, after a step: by little, at the start of a run by more."""
         done = int(self.steps)
         share = 1 - min(self.decay, (1 + done) / (10 + done))
         self.steps += 1
@@ -70,7 +51,7 @@ class Averaged:
             torch._foreach_lerp_(averages, live, share)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def in_place(self) -> Iterator[None]:
         """Within it, the model has the averaged weights; after it, bit for bit those it had."""
         self._swap()
         try:
@@ -82,42 +63,67 @@ class Averaged:
     def _swap(self) -> None:
         for name, tensor in self._live.items():
             before = tensor.clone()
-            tensor.copy_(self.average[name])
-            self.average[name].copy_(before)
+            tensor.copy_(self.tensors[name])
+            self.tensors[name].copy_(before)
 
     @torch.no_grad()
     def sync_buffers(self) -> None:
-        self.inner.sync_buffers()
         if self.world.size > 1:
             for name in sorted(self._buffers):
-                dist.all_reduce(self.average[name])
-                self.average[name] /= self.world.size
+                dist.all_reduce(self.tensors[name])
+                self.tensors[name] /= self.world.size
 
-    def is_finite(self) -> bool:
-        return self.inner.is_finite()
-
-    def state_dict(self) -> dict[str, Any]:
-        sizes = {name: 0 if isinstance(tensor, DTensor) else tensor.nbytes for name, tensor in self.average.items()}
+    def state_dict(self) -> dict[str, Tensor]:
+        """This rank's share of the average, as `Strategy.state_dict` has its share of the weights."""
+        sizes = {name: 0 if isinstance(tensor, DTensor) else tensor.nbytes for name, tensor in self.tensors.items()}
         owners = divide(sizes, self.world.size)
         own = {
             name: tensor
-            for name, tensor in self.average.items()
+            for name, tensor in self.tensors.items()
             if isinstance(tensor, DTensor) or owners[name] == self.world.rank
         }
-        return self.inner.state_dict() | {"ema": own | ({STEPS: self.steps} if self.world.is_first else {})}
+        return own | ({STEPS: self.steps} if self.world.is_first else {})
+
+
+class TrainState:
+    """What a run saves and exports: a strategy's weights and moments and, where it is kept, the weights' average."""
+
+    def __init__(self, strategy: Strategy, average: Average | None = None) -> None:
+        self.strategy, self.average = strategy, average
+
+    def follow(self) -> None:
+        """Called after every step."""
+        if self.average is not None:
+            self.average.follow()
+
+    def evaluated(self) -> AbstractContextManager[None]:
+        """Within it, the model has the weights that are evaluated and exported."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
+    def sync_buffers(self) -> None:
+        """Make BatchNorm's running statistics the same on all ranks."""
+        self.strategy.sync_buffers()
+        if self.average is not None:
+            self.average.sync_buffers()
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's share of a checkpoint, see `Strategy.state_dict`; the average lies under `ema`."""
+        ema = {} if self.average is None else {"ema": self.average.state_dict()}
+        return self.strategy.state_dict() | ema
 
     def blank_state(self) -> dict[str, Any]:
-        return self.inner.blank_state() | {"ema": self.average | {STEPS: self.steps}}
+        """Tensors to read a whole checkpoint into: the average's are its own."""
+        if self.average is None:
+            return self.strategy.blank_state()
+        return self.strategy.blank_state() | {"ema": self.average.tensors | {STEPS: self.average.steps}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The average was read into its own tensors."""
-        self.inner.load_state_dict({part: tensors for part, tensors in state.items() if part != "ema"})
+        """Take over what was read into `blank_state()`."""
+        self.strategy.load_state_dict({part: tensors for part, tensors in state.items() if part != "ema"})
 
     def weights(self) -> dict[str, Tensor]:
-        with self.averaged():  # copies: a weight on the host is the very tensor that is swapped back
-            return {name: tensor.clone() for name, tensor in self.inner.weights().items()}
-
-
-def evaluated(strategy: Strategy) -> AbstractContextManager[None]:
-    """Within it, the model has the weights that are evaluated and exported."""
-    return strategy.averaged() if isinstance(strategy, Averaged) else nullcontext()
+        """The weights to export, whole and on the host, on rank 0."""
+        if self.average is None:
+            return self.strategy.weights()
+        with self.average.in_place():  # copies: a weight on the host is the very tensor that is swapped back
+            return {name: tensor.clone() for name, tensor in self.strategy.weights().items()}

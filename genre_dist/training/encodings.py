@@ -35,6 +35,7 @@ from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import Batch, ShardReader
 from genre_dist.training.experiment import Experiment, open_stream
 from genre_dist.training.inputs import to_device, whole_pixels
+from genre_dist.training.ranks import say
 from genre_dist.training.stopping import Stopped, StopRequest, heed_while_waiting
 from genre_dist.validation import read_json
 
@@ -49,23 +50,25 @@ class _Report(TypedDict):
     shard: Shard
 
 
-def with_encodings(experiment: Experiment, stop: StopRequest) -> tuple[Experiment, str]:
-    """The experiment on encodings in place of media, and a line to say; unchanged where that cannot or need not be.
+def with_encodings(experiment: Experiment, stop: StopRequest) -> Experiment:
+    """The experiment on encodings in place of media, which is said; unchanged where that cannot or need not be.
 
     Raises Stopped if asked to stop on the way (what is whole is kept), ValueError on all ranks if one cannot write.
     """
     config, world = experiment.config, experiment.world
     reason = config.why_not_encoded_once
     if config.train.cache_encodings == "off" or reason is not None:
-        return experiment, f"every step computes the frozen encoders again: {reason}" if reason else ""
+        if reason:
+            say(world, f"every step computes the frozen encoders again: {reason}")
+        return experiment
     key = world.broadcast(cache_key(experiment) if world.is_first else None)
     folder = Path(config.run.dir).parent / "encodings" / key
     with _held(folder, world, stop):
         total = _encode(experiment, folder, key, stop)
     encodings = load_manifest(folder)
     stream = open_stream(config, encodings, world.size, world.rank)
-    line = f"the heads train on the frozen encoders' encodings in {folder} ({total:,} computed now)"
-    return experiment._replace(encodings=encodings, stream=stream), line
+    say(world, f"the heads train on the frozen encoders' encodings in {folder} ({total:,} computed now)")
+    return experiment._replace(encodings=encodings, stream=stream)
 
 
 @contextmanager
@@ -131,7 +134,7 @@ def cache_key(experiment: Experiment) -> str:
     about = [
         VERSION,
         experiment.manifest.fingerprint,
-        experiment.precision,
+        experiment.compute.precision,
         config.data.image_size,
         config.data.max_tokens,
         config.model.members,
@@ -185,7 +188,7 @@ def _chunks(size: int, most: int) -> list[NDArray[np.int64]]:
 
 def _batches(experiment: Experiment, reader: ShardReader, numbers: list[int], stop: StopRequest) -> Any:
     """The samples of some shards in stored order, read ahead; no batch reaches over the end of a shard."""
-    most, data = experiment.micro_batch, experiment.config.data
+    most, data = experiment.compute.micro_batch, experiment.config.data
 
     def places() -> Iterator[Rows]:
         for number in numbers:
@@ -209,7 +212,7 @@ def _write(
     records: list[tuple[int, int, int, int, int]] = []
     offset = 0
     with atomic_file(path) as file:
-        for rows in _chunks(size, experiment.micro_batch):
+        for rows in _chunks(size, experiment.compute.micro_batch):
             lengths = reader.index.records(Rows(np.full(len(rows), number), rows))["tokens"].tolist()
             batch = next(batches)
             for film, data, length in zip(batch.ids.tolist(), _pieces(experiment, batch), lengths, strict=True):
@@ -237,7 +240,7 @@ def _pieces(experiment: Experiment, batch: Batch) -> Iterator[bytes]:
     inputs = to_device(batch, experiment.world.device, whole_pixels(experiment.config.data))
     model = experiment.strategy.model
     assert isinstance(model, GenreClassifier)
-    with torch.inference_mode(), experiment.autocast():
+    with torch.inference_mode(), experiment.train_step.autocast():
         encodings = model.encode(inputs.images, inputs.tokens, inputs.lengths).float().cpu().numpy()  # [n, E]
     faults = iter(batch.faults)
     for film, encoding, labels, weight in zip(batch.ids.tolist(), encodings, batch.labels, batch.weights, strict=True):

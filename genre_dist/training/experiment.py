@@ -8,31 +8,49 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from genre_dist.config import Config, derive_batches
 from genre_dist.models.classifier import GenreClassifier, parameter_groups
 from genre_dist.parallel.strategy import Strategy, check_strategy, make_strategy
-from genre_dist.parallel.world import World
+from genre_dist.parallel.world import LONGEST_ALLOWED, World
 from genre_dist.stream.cache import block_cache
 from genre_dist.stream.device import DeviceFeed, device_feed
 from genre_dist.stream.encodings import open_reader
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import Manifest, load_manifest
+from genre_dist.stream.reader import Batch
 from genre_dist.stream.words import load_vectors
-from genre_dist.training.ema import Averaged
-from genre_dist.training.freezing import thaw_all_that_ever_trains
-from genre_dist.training.inputs import Size
+from genre_dist.training.ema import Average, TrainState
+from genre_dist.training.evaluation import Evaluator
+from genre_dist.training.freezing import freeze, frozen_at, thaw_all_that_ever_trains
+from genre_dist.training.inputs import Size, to_device, training_pixels
 from genre_dist.training.levers import Compiling, adamw, choose_compiling, pull_levers, without_effect
-from genre_dist.training.loss import Loss, training_loss
+from genre_dist.training.loss import training_loss
 from genre_dist.training.model_files import FACTS, WEIGHTS, check_weights, read_facts, read_vocabulary
+from genre_dist.training.ranks import say
+from genre_dist.training.step import StepResult, TrainStep
 from genre_dist.training.throughput import peak_flops, training_flops
 from genre_dist.training.views import check_views
 
 
+class Compute(NamedTuple):
+    """How a configuration is computed on these ranks."""
+
+    precision: str
+    """fp32 or bf16."""
+    micro_batch: int
+    """Samples of a rank that are computed together."""
+    splits: bool = False
+    """Micro-batches may be cut smaller on the way."""
+    compiling: Compiling = Compiling(False)
+    flops_per_sample: float = 0.0
+    """Of a training step; 0 where the device's peak is unknown, to which they would be compared."""
+
+
 class Experiment(NamedTuple):
-    """A run, ready to start."""
+    """What a configuration means on these ranks: data, model and how it is trained."""
 
     config: Config
     world: World
@@ -40,28 +58,53 @@ class Experiment(NamedTuple):
     stream: TrainStream
     model: GenreClassifier
     strategy: Strategy
-    loss: Loss
-    autocast: Callable[[], AbstractContextManager[Any]]
-    precision: str
-    micro_batch: int
-    total_steps: int
-    flops_per_sample: float
-    """Of a training step; 0 where the device's peak is unknown, to which they would be compared."""
-    splits: bool = False
-    """Micro-batches may be cut smaller on the way."""
+    average: Average | None
+    train_step: TrainStep
+    compute: Compute
     encodings: Manifest | None = None
     """Shards of encodings to read in place of the manifest's, where the encoders are frozen."""
-    compiling: Compiling = Compiling(False)
+
+    @property
+    def total_steps(self) -> int:
+        return total_steps(self.config, self.stream.steps_per_epoch)
+
+    @property
+    def state(self) -> TrainState:
+        return TrainState(self.strategy, self.average)
 
     def training_size(self, samples: int) -> Size | None:
         """The one size of micro-batches in training, if the model is compiled for one."""
         poster = self.config.model.poster
-        return Size(samples, poster.frozen or poster.batch_norm == "eval") if self.compiling.wanted else None
+        return Size(samples, poster.frozen or poster.batch_norm == "eval") if self.compute.compiling.wanted else None
+
+    def epoch(self, step: int) -> int:
+        """The epoch of a step, counted from 0."""
+        return step // self.stream.steps_per_epoch
+
+    def take(self, counts: Tensor, step: int, micro_batches: list[Batch], samples: int, **careful: Any) -> StepResult:
+        """Take a step of micro-batches of up to so many samples; see `TrainStep.take`."""
+        pixels = training_pixels(self.config.data, self.config.run.seed, self.epoch(step))
+        prepare = partial(to_device, device=self.world.device, pixels=pixels, size=self.training_size(samples))
+        return self.train_step.take(micro_batches, prepare, counts, **careful)
+
+    def freeze(self, step: int) -> None:
+        """Freeze what is frozen in a step, counted from 0."""
+        config = self.config.model
+        if config.unfreezes and freeze(self.model, frozen_at(config, step, self.stream.steps_per_epoch)):
+            self.strategy.trained_changed()
+
+    def allow_compiling(self, message: str = "") -> None:
+        """Give the ranks time to compile, if they do, before one counts as hanging, and say so."""
+        if self.compute.compiling.wanted:
+            if message:
+                say(self.world, message)
+            self.world.allow(LONGEST_ALLOWED)
 
     @property
-    def evaluation_size(self) -> Size | None:
-        """The same in evaluation, where no sample sees another one."""
-        return Size(self.micro_batch, fill=True) if self.compiling.wanted else None
+    def evaluator(self) -> Evaluator:
+        """In evaluation no sample sees another one, so a compiled model's batches may always be filled up."""
+        size = Size(self.compute.micro_batch, fill=True) if self.compute.compiling.wanted else None
+        return Evaluator(self.model, self.config, self.world, self.train_step.autocast, self.compute.micro_batch, size)
 
 
 def open_stream(
@@ -211,24 +254,12 @@ def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
     if config.model.unfreezes:
         thaw_all_that_ever_trains(model, config.model)
     strategy = make_strategy(config, model, partial(make_optimizer, config=config), world, precision, splits)
-    if config.train.ema_decay is not None:
-        strategy = Averaged(strategy, config.train.ema_decay, world)
-    return Experiment(
-        config=config,
-        world=world,
-        manifest=manifest,
-        stream=stream,
-        model=model,
-        strategy=strategy,
-        loss=training_loss(config.loss, manifest, world.device),
-        autocast=autocast_for(precision, world.device),
-        precision=precision,
-        micro_batch=batches.micro,
-        total_steps=steps,
-        flops_per_sample=flops,
-        splits=splits,
-        compiling=compiling,
-    )
+    decay = config.train.ema_decay
+    average = None if decay is None else Average(strategy.model, decay, world)
+    loss, autocast = training_loss(config.loss, manifest, world.device), autocast_for(precision, world.device)
+    train_step = TrainStep(strategy, world, loss, autocast, config.optim.clip_norm)
+    compute = Compute(precision, batches.micro, splits, compiling, flops)
+    return Experiment(config, world, manifest, stream, model, strategy, average, train_step, compute)
 
 
 def summary(experiment: Experiment) -> str:
@@ -240,12 +271,12 @@ def summary(experiment: Experiment) -> str:
         f"training {config.run.dir}: {stream.reader.index.samples:,} films with {' and '.join(members)}"
         + (f" ({left_out:,} of the split lack one and are left out)" if left_out else ""),
         f"{experiment.total_steps:,} steps of {config.data.global_batch} films ({stream.steps_per_epoch:,} an epoch) "
-        f"on {experiment.world.size} x {experiment.world.device.type}, {experiment.precision}, "
-        f"micro-batches of {experiment.micro_batch}",
+        f"on {experiment.world.size} x {experiment.world.device.type}, {experiment.compute.precision}, "
+        f"micro-batches of {experiment.compute.micro_batch}",
     ]
     if poster is not None:
         lines.append(f"poster encoder {config.model.poster.arch}, starting weights: {poster.weights_used}")
-    lines += [_computed_in(experiment), *filter(None, [experiment.compiling.why])]
+    lines += [_computed_in(experiment), *filter(None, [experiment.compute.compiling.why])]
     return "\n".join(lines + without_effect(config.train, experiment.world.device))
 
 
@@ -253,10 +284,11 @@ def _computed_in(experiment: Experiment) -> str:
     """What each part computes in; weights, their updates and the loss are fp32 everywhere."""
     tf32 = experiment.world.device.type == "cuda" and torch.backends.cudnn.allow_tf32
     plain = "TF32" if tf32 else "fp32"  # torch's default for convolutions and recurrent kernels
+    precision = experiment.compute.precision
     parts = {
         "texts": (experiment.model.text, plain),
-        "posters": (experiment.model.poster, experiment.precision if experiment.precision == "bf16" else plain),
-        "heads": (experiment.model.heads, experiment.precision),
+        "posters": (experiment.model.poster, precision if precision == "bf16" else plain),
+        "heads": (experiment.model.heads, precision),
     }
     told = ", ".join(f"{name} in {kind}" for name, (part, kind) in parts.items() if part is not None)
     return f"computes {told}; weights, statistics and loss in fp32"

@@ -5,7 +5,6 @@ from typing import NamedTuple
 from genre_dist.config import ModelConfig
 from genre_dist.config.rules import in_steps
 from genre_dist.models.classifier import GenreClassifier
-from genre_dist.parallel.strategy import Strategy
 
 
 class Frozen(NamedTuple):
@@ -53,11 +52,3 @@ def thaw_all_that_ever_trains(model: GenreClassifier, config: ModelConfig) -> No
             model.poster.freeze(False, name)
     end = frozen_at(config, 10**12, 10**6)
     freeze(model, end)
-
-
-def follow_freezing(
-    model: GenreClassifier, strategy: Strategy, config: ModelConfig, step: int, steps_per_epoch: int
-) -> None:
-    """Freeze what is frozen in a step, counted from 0."""
-    if config.unfreezes and freeze(model, frozen_at(config, step, steps_per_epoch)):
-        strategy.trained_changed()

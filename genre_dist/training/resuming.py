@@ -25,7 +25,6 @@ from genre_dist.printable import printable
 from genre_dist.training.checkpoint import Saved, load_checkpoint, newest_checkpoint
 from genre_dist.training.early_stopping import why_stop
 from genre_dist.training.experiment import Experiment, summary
-from genre_dist.training.freezing import follow_freezing
 from genre_dist.training.model_files import FACTS, WEIGHTS, ModelFacts, check_model
 from genre_dist.training.ranks import say
 from genre_dist.training.saving import read_best
@@ -80,9 +79,8 @@ def resume(experiment: Experiment, folder: Path, stop: StopRequest) -> Start | N
         say(world, summary(experiment))
     else:
         # the optimizer's states are those of what the last step trained
-        position, epoch = max(0, found.saved.step - 1), experiment.stream.steps_per_epoch
-        follow_freezing(experiment.model, experiment.strategy, experiment.config.model, position, epoch)
-        load_checkpoint(found.saved, experiment.strategy, world)
+        experiment.freeze(max(0, found.saved.step - 1))
+        load_checkpoint(found.saved, experiment.state, world)
         say(world, f"continuing {folder} after step {found.saved.step} of {total} ({found.saved.path.name})")
         if found.without_effect:
             say(world, f"without effect, the weights are those of the run: {describe(found.without_effect)}")
@@ -206,7 +204,7 @@ def _config_to_keep(experiment: Experiment, before: dict[str, Any]) -> Config:
     return replace(
         config,
         run=replace(config.run, overwrite=False),
-        data=replace(config.data, micro_batch="auto") if experiment.splits else config.data,
+        data=replace(config.data, micro_batch="auto") if experiment.compute.splits else config.data,
         model=replace(
             config.model,
             text=replace(text, weights=before.get("model.text.weights", text.weights)),

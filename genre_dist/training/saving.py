@@ -31,6 +31,7 @@ from genre_dist.training.checkpoint import (
     remove_old,
     write_checkpoint,
 )
+from genre_dist.training.ema import TrainState
 from genre_dist.training.staging import Staging
 from genre_dist.validation import Count
 
@@ -47,7 +48,7 @@ class Best(NamedTuple):
 
 
 class Saver:
-    """Saves a strategy's state into a folder, all ranks together.
+    """Saves the state of a training into a folder, all ranks together.
 
     `facts` are stored in every checkpoint. Every rank calls every method equally often, in the same order, unless it
     says otherwise.
@@ -56,13 +57,13 @@ class Saver:
     def __init__(
         self,
         folder: Path,
-        strategy: Strategy,
+        state: Strategy | TrainState,
         world: World,
         config: CheckpointConfig,
         facts: dict[str, Any],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.folder, self.strategy, self.world, self.config, self.facts = folder, strategy, world, config, facts
+        self.folder, self.state, self.world, self.config, self.facts = folder, state, world, config, facts
         self.best = read_best(folder) if world.is_first else None
         if self.best is not None and self.best.metric != config.best_metric:
             self.best = None
@@ -89,26 +90,26 @@ class Saver:
         What is copied meanwhile may be of two steps at once; it is never written.
         """
         if self._staging is not None and self._thread is None:
-            self._start(self._staging.copy, self.strategy.state_dict())
+            self._start(self._staging.copy, self.state.state_dict())
 
     def save(self, step: int) -> None:
-        """Save what the strategy holds after `step`; returns when it is copied, or, not asynchronous, when it is whole.
+        """Save the state after `step`; returns when it is copied, or, not asynchronous, when it is whole.
 
         Raises OSError if this checkpoint or, asynchronous, the one before could not be written.
         """
         self.wait()
         self._last = self._clock()
-        self.strategy.sync_buffers()
+        self.state.sync_buffers()
         if self._has(step):
             return
         if self.world.is_first:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder)
         token = self.world.broadcast(new_token() if self.world.is_first else None)
-        state = self.strategy.state_dict()
+        tensors = self.state.state_dict()
         if self._staging is not None:
-            state = self._staging.copy(state)
-        self._start(self._write, step, state, token)
+            tensors = self._staging.copy(tensors)
+        self._start(self._write, step, tensors, token)
         if self._staging is None:
             self.wait()
 

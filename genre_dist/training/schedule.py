@@ -1,10 +1,12 @@
-"""The learning rate as a pure function of the step, so that nothing has to be saved to resume it."""
+"""Learning rates and dropout as pure functions of the step, so that nothing has to be saved to resume it."""
 
 import math
 
+import numpy as np
 from torch.optim import Optimizer
 
 from genre_dist.config import OptimConfig
+from genre_dist.stream.order import hash64
 
 
 def lr_factor(step: int, total_steps: int, optim: OptimConfig) -> float:
@@ -24,6 +26,11 @@ def lr_factor(step: int, total_steps: int, optim: OptimConfig) -> float:
         done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
         share_of_peak = 1 - done if optim.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
     return optim.final_lr_fraction + (1 - optim.final_lr_fraction) * share_of_peak
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """What torch's generator starts from in a step (counted from 0) of a rank."""
+    return int(hash64(seed, step, rank)[0] >> np.uint64(1))
 
 
 def set_learning_rates(optimizer: Optimizer, factor: float) -> None:

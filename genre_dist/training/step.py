@@ -13,7 +13,7 @@ from genre_dist.parallel.world import World
 from genre_dist.stream.device import sent
 from genre_dist.stream.reader import Batch, part_of
 from genre_dist.training.inputs import Inputs
-from genre_dist.training.loss import Loss, loss_sum
+from genre_dist.training.loss import Loss
 from genre_dist.training.out_of_memory import is_out_of_memory
 
 
@@ -43,63 +43,81 @@ class OutOfMemoryTogetherError(Exception):
     """Some rank ran out of memory in a careful step; gradients are dropped, weights as they were, on all ranks."""
 
 
-def train_step(
-    strategy: Strategy,
-    micro_batches: list[Batch],
-    prepare: Callable[[Batch], Inputs],
-    autocast: Callable[[], AbstractContextManager[Any]],
-    world: World,
-    clip_norm: float | None,
-    stop: bool,
-    save: bool = False,
-    loss: Loss = loss_sum,
-    careful: bool = False,
-    failed: Callable[[], None] = lambda: None,
-) -> StepResult:
-    """Forward and backward over the rank's micro-batches, then one update of the weights.
+def agree(world: World, micro_batches: list[Batch], stop: bool, save: bool) -> Tensor:
+    """What all ranks need to know before a step, in one collective: float32 [4] on the device.
 
-    The gradient is that of (sum of all samples' losses over all ranks) / (number of samples over all ranks).
-
-    A `careful` step exchanges nothing before all ranks are through their micro-batches; it raises
-    OutOfMemoryTogetherError on all of them if one of them ran out of memory, after a call of `failed` on that rank.
-
-    On a GPU nothing here waits for the device: what goes there comes from pinned memory, what comes back is read later.
+    [samples, samples that could not be read, ranks asked to stop, ranks that ask for a checkpoint].
     """
     samples = sum(float(batch.weights.sum()) for batch in micro_batches)
     bad = sum(len(batch.faults) for batch in micro_batches)
-    counts = world.sum(sent(torch.tensor([samples, bad, float(stop), float(save)]), world.device))  # [4]
-    count = counts[0].clamp(min=1)
-    losses = torch.zeros(1, device=world.device)
+    return world.sum(sent(torch.tensor([samples, bad, float(stop), float(save)]), world.device))
 
-    def passes(batch: Batch, last: bool) -> None:
-        inputs = prepare(batch)
-        with strategy.micro_batch(last=last), _uncompiled() if inputs.odd else nullcontext():
-            with autocast(), no_statistics(strategy.model) if inputs.blank else nullcontext():
-                logits = strategy.forward(*inputs.for_model)
-            batch_loss = loss(logits, inputs.labels, inputs.weights)
-            strategy.backward(batch_loss / count)
-        losses.add_(batch_loss.detach())
 
-    if careful:
-        full = False
-        try:
-            for batch in micro_batches:
-                passes(batch, last=False)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            full = True
-            failed()
-        if world.any(full):
-            strategy.optimizer.zero_grad(set_to_none=True)
-            raise OutOfMemoryTogetherError
-        if world.size > 1:
-            passes(part_of(micro_batches[0], slice(0, 0)), last=True)  # a blank sample, which carries the exchange
-    else:
-        for number, batch in enumerate(micro_batches, 1):
-            passes(batch, last=number == len(micro_batches))
-    norm = strategy.step(clip_norm)
-    return StepResult(torch.cat([world.sum(losses), counts]), norm)
+class TrainStep:
+    """Forward and backward over a rank's micro-batches, then one update of the weights.
+
+    The gradient is that of (sum of all samples' losses over all ranks) / (number of samples over all ranks). On a GPU
+    nothing here waits for the device: what goes there comes from pinned memory, what comes back is read later.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        world: World,
+        loss: Loss,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        clip_norm: float | None,
+    ) -> None:
+        self.strategy, self.world, self.loss, self.autocast, self.clip_norm = strategy, world, loss, autocast, clip_norm
+
+    def take(
+        self,
+        micro_batches: list[Batch],
+        prepare: Callable[[Batch], Inputs],
+        counts: Tensor,
+        careful: bool = False,
+        failed: Callable[[], None] = lambda: None,
+    ) -> StepResult:
+        """Take the step; `prepare` moves a micro-batch to the device, `counts` are what `agree` gave.
+
+        A `careful` step exchanges nothing before all ranks are through their micro-batches; it raises
+        OutOfMemoryTogetherError on all of them if one of them ran out of memory, after a call of `failed` on that rank.
+        """
+        count = counts[0].clamp(min=1)
+        losses = torch.zeros(1, device=self.world.device)
+
+        def passes(batch: Batch, last: bool) -> None:
+            losses.add_(self._passes(prepare(batch), count, last))
+
+        if careful:
+            full = False
+            try:
+                for batch in micro_batches:
+                    passes(batch, last=False)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                full = True
+                failed()
+            if self.world.any(full):
+                self.strategy.optimizer.zero_grad(set_to_none=True)
+                raise OutOfMemoryTogetherError
+            if self.world.size > 1:
+                passes(part_of(micro_batches[0], slice(0, 0)), last=True)  # a blank sample, which carries the exchange
+        else:
+            for number, batch in enumerate(micro_batches, 1):
+                passes(batch, last=number == len(micro_batches))
+        norm = self.strategy.step(self.clip_norm)
+        return StepResult(torch.cat([self.world.sum(losses), counts]), norm)
+
+    def _passes(self, inputs: Inputs, count: Tensor, last: bool) -> Tensor:
+        """Forward and backward of one micro-batch; returns the sum of its losses."""
+        with self.strategy.micro_batch(last=last), _uncompiled() if inputs.odd else nullcontext():
+            with self.autocast(), no_statistics(self.strategy.model) if inputs.blank else nullcontext():
+                logits = self.strategy.forward(*inputs.for_model)
+            loss = self.loss(logits, inputs.labels, inputs.weights)
+            self.strategy.backward(loss / count)
+        return loss.detach()
 
 
 def _uncompiled() -> AbstractContextManager[Any]:

@@ -10,9 +10,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Self
 
-from genre_dist.parallel.launcher import PREEMPTED as PREEMPTED
+from genre_dist.parallel.launcher import PREEMPTED, is_launched
 
 BUDGET = "run.max_minutes"
 HEEDED_SECONDS = 5
@@ -38,7 +39,7 @@ def heed_while_waiting(asked: Callable[[], bool], alone: bool, seconds: int) -> 
 
 
 class StopRequest:
-    """Notes that somebody wants this process to stop. A second SIGINT interrupts at once."""
+    """Notes, within it, that somebody wants this process to stop. A second SIGINT interrupts at once."""
 
     def __init__(
         self, run: Path, max_minutes: float | None = None, clock: Callable[[], float] = time.monotonic
@@ -48,8 +49,6 @@ class StopRequest:
         self._left_over = self._file.exists()
         self._clock = clock
         self._deadline = None if max_minutes is None else clock() + 60 * max_minutes
-        self.is_heeded = False
-        """Whether this process is about to exit with PREEMPTED: its launcher asks it again when another rank has."""
         self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def requested(self) -> bool:
@@ -69,9 +68,16 @@ class StopRequest:
         if self._left_over:
             self._file.unlink(missing_ok=True)
 
-    def close(self) -> None:
-        """Give the signals back to whoever had them; once the request is heeded, keep them: they would end the exit."""
-        for number, handler in self._previous.items() if not self.is_heeded else ():
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Give the signals back to whoever had them, unless a launcher's rank is about to exit with PREEMPTED.
+
+        A launcher asks again when another rank has exited, which would end the exit.
+        """
+        is_heeded = kind is not None and issubclass(kind, Stopped) and is_launched()
+        for number, handler in self._previous.items() if not is_heeded else ():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

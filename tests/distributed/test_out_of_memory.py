@@ -85,7 +85,8 @@ def test_statistics_that_a_failed_attempt_has_moved_are_put_back(sample_shards: 
     )
     norm = nn.BatchNorm1d(3)
     world = World(0, 1, torch.device("cpu"))
-    experiment: Any = SimpleNamespace(config=Config(), world=world, micro_batch=8, splits=True, model=norm)
+    compute = SimpleNamespace(micro_batch=8, splits=True)
+    experiment: Any = SimpleNamespace(config=Config(), world=world, compute=compute, model=norm)
     seen: list[dict[str, torch.Tensor]] = []
 
     def take(pieces: list[Batch], samples: int, **careful: Any) -> StepResult:

@@ -60,7 +60,7 @@ def test_a_rank_that_is_stuck_is_found_by_the_stacks_of_all_ranks_and_the_run_en
     stacks = [(tmp_path / f"rank-{rank}.log").read_text() for rank in (0, 1)]
     assert "in wait_for_ever" in stacks[1]
     assert "in wait_for_ever" not in stacks[0]
-    assert "in train_step" in stacks[0]
+    assert "step.py" in stacks[0]
     for rank in (0, 1):
         assert f"[rank {rank} of 2] no collective finished for 5 s" in stacks[rank]
 

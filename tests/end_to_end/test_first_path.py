@@ -4,7 +4,6 @@ import json
 import sys
 import tarfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +24,7 @@ from genre_dist.stream.order import Rows
 from genre_dist.study.metrics import metrics
 from genre_dist.train import main as train_main
 from genre_dist.training.experiment import set_up
-from genre_dist.training.inputs import to_device, training_pixels
-from genre_dist.training.step import train_step
+from genre_dist.training.step import agree
 
 RESNET = ("--model.poster.arch", "resnet18", "--data.image_size", 48, "--model.text.hidden", 16)
 MEMBERS = ("overview", "poster")
@@ -222,8 +220,9 @@ def test_every_trainable_tensor_of_an_end_to_end_model_receives_gradient(walked:
     experiment.model.train()
     before = {name: value.detach().clone() for name, value in experiment.model.named_parameters()}
     batches = experiment.stream.batches()
-    prepare = partial(to_device, device=torch.device("cpu"), pixels=training_pixels(config.data, 0, 0))
-    train_step(experiment.strategy, next(batches), prepare, experiment.autocast, experiment.world, 1.0, False)
+    micro_batches = next(batches)
+    counts = agree(experiment.world, micro_batches, stop=False, save=False)
+    experiment.take(counts, 0, micro_batches, 8)
     batches.close()
     assert sorted(gradients) == sorted(names)
     assert [name for name in names if not gradients[name].any()] == []

@@ -26,10 +26,11 @@ from genre_dist.training import profiling, saving
 from genre_dist.training.backoff import NOTE, Backoff
 from genre_dist.training.determinism import deterministic
 from genre_dist.training.inputs import Inputs
+from genre_dist.training.loss import loss_sum
 from genre_dist.training.out_of_memory import is_out_of_memory
 from genre_dist.training.profiling import Profiler
 from genre_dist.training.saving import Saver
-from genre_dist.training.step import StepResult, train_step
+from genre_dist.training.step import StepResult, TrainStep, agree
 
 CUDA = torch.device("cuda", 3)
 CPU_WORLD, CUDA_WORLD = World(0, 1, torch.device("cpu")), World(0, 1, CUDA)
@@ -139,9 +140,11 @@ class Small:
 def steps_of(error: Exception, world: World, folder: Path, note: Callable[[], None]) -> StepResult:
     """A step of 8 samples with the back-off, on one rank (careful) or where ranks exchange inside their passes."""
     strategy: Any = Small(error)
+    compute = SimpleNamespace(micro_batch=8, splits=True)
     experiment: Any = SimpleNamespace(
-        config=Config(), world=world, micro_batch=8, splits=True, model=strategy.model, strategy=strategy
+        config=Config(), world=world, compute=compute, model=strategy.model, strategy=strategy
     )
+    train_step = TrainStep(strategy, world, loss_sum, torch.no_grad, None)
 
     def take(pieces: list[Batch], samples: int, **careful: Any) -> StepResult:
         def prepare(piece: Batch) -> Any:
@@ -150,7 +153,7 @@ def steps_of(error: Exception, world: World, folder: Path, note: Callable[[], No
                 for_model=(labels,), labels=labels, weights=torch.as_tensor(piece.weights), blank=False, odd=False
             )
 
-        return train_step(strategy, pieces, prepare, torch.no_grad, world, None, False, **careful)
+        return train_step.take(pieces, prepare, agree(world, pieces, False, False), **careful)
 
     return Backoff(experiment, folder, note).step([batch(8)], take, seed=0)
 

@@ -33,17 +33,16 @@ from genre_dist.models.text import TextEncoder
 from genre_dist.parallel import replicated
 from genre_dist.parallel.strategy import make_strategy
 from genre_dist.parallel.world import World
-from genre_dist.stream.found import Seconds
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.reader import Batch
-from genre_dist.study.evaluation import evaluate
 from genre_dist.training.backoff import Backoff
-from genre_dist.training.ema import Averaged
-from genre_dist.training.experiment import _computed_in, autocast_for, make_optimizer
-from genre_dist.training.inputs import to_device, training_pixels, whole_pixels
-from genre_dist.training.loop import _take
+from genre_dist.training.ema import Average
+from genre_dist.training.evaluation import Evaluator
+from genre_dist.training.experiment import Compute, Experiment, _computed_in, autocast_for, make_optimizer
+from genre_dist.training.inputs import to_device, whole_pixels
 from genre_dist.training.loss import loss_sum
-from genre_dist.training.watch import Watch
+from genre_dist.training.step import Figures, TrainStep, agree
+from genre_dist.training.step_log import Step, StepLog
 
 SAMPLES, WORDS = 4, 50
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # torch's own code does
@@ -85,33 +84,32 @@ class Run:
         with torch.device(CUDA):
             model = GenreClassifier(settings.model, 19, 32, WORDS, None, load_weights=False)
         strategy: Any = make_strategy(settings, model, partial(make_optimizer, config=settings), world, precision, True)
-        if settings.train.ema_decay is not None:
-            strategy = Averaged(strategy, settings.train.ema_decay, world)
-        index = SimpleNamespace(reader=SimpleNamespace(index=SimpleNamespace(samples=100)))
-        self.experiment: Any = SimpleNamespace(
+        decay = settings.train.ema_decay
+        train_step = TrainStep(strategy, world, loss_sum, autocast_for(precision, CUDA), settings.optim.clip_norm)
+        stream: Any = SimpleNamespace(reader=SimpleNamespace(index=SimpleNamespace(samples=100)), steps_per_epoch=100)
+        manifest: Any = None
+        self.experiment = Experiment(
             config=settings,
             world=world,
+            manifest=manifest,
+            stream=stream,
             model=model,
             strategy=strategy,
-            stream=index,
-            loss=loss_sum,
-            autocast=autocast_for(precision, CUDA),
-            precision=precision,
-            micro_batch=SAMPLES,
-            flops_per_sample=1.0,
-            splits=True,
-            training_size=lambda samples: None,
+            average=None if decay is None else Average(model, decay, world),
+            train_step=train_step,
+            compute=Compute(precision, SAMPLES, splits=True, flops_per_sample=1.0),
         )
-        self.watch = Watch(self.experiment, SimpleNamespace(write=lambda row: self.rows.append(row)))  # type: ignore[arg-type]
+        self.step_log = StepLog(self.experiment, SimpleNamespace(write=lambda row: self.rows.append(row)))  # type: ignore[arg-type]
         self.backoff = Backoff(self.experiment, tmp_path)
-        self.pixels = training_pixels(settings.data, 0, 0)
 
     def steps(self, count: int) -> None:
         for _ in range(count):
             self.noted.step += 1
-            take = partial(_take, self.experiment, self.pixels, False, False)
-            result = self.backoff.step([batch(self.noted.step)], take, seed=0)
-            self.watch.step(self.noted.step, 0, result, 0.0, Seconds())
+            batches = [batch(self.noted.step)]
+            counts = agree(self.experiment.world, batches, stop=False, save=False)
+            result = self.backoff.step(batches, partial(self.experiment.take, counts, 0), seed=0)
+            self.experiment.state.follow()
+            self.step_log.add(Step(self.noted.step, Figures(result), 0.0, batches))
 
 
 @pytest.fixture
@@ -239,13 +237,12 @@ def test_an_evaluation_waits_once_at_its_end(noted: Noted, sample_shards: Path, 
     with torch.device(CUDA):
         model = GenreClassifier(settings.model, 19, 32, manifest.text["words"], None, load_weights=False)
     noted.blocking.clear()
-    data, members = settings.data, settings.model.members
 
     def next_batch() -> AbstractContextManager[Any]:
         noted.step += 1
         return autocast_for("bf16", CUDA)()
 
-    told = evaluate(model, manifest, "val", members, data, SAMPLES, ALONE, next_batch)
+    told = Evaluator(model, settings, ALONE, next_batch, SAMPLES).evaluate(manifest, "val")
     assert told is not None
     assert len(told.ids) > 3 * SAMPLES
     assert [what.split(":")[0] for what in noted.blocking if "images.py" not in what] == ["evaluation.py"]
@@ -272,7 +269,7 @@ def test_a_run_says_what_each_part_computes_in_on_a_gpu(
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
     model = SimpleNamespace(text=1, poster=1, heads=1)
-    experiment: Any = SimpleNamespace(world=ALONE, precision=precision, model=model)
+    experiment: Any = SimpleNamespace(world=ALONE, compute=Compute(precision, 1), model=model)
     assert told in _computed_in(experiment)
 
 

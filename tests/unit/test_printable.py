@@ -19,12 +19,12 @@ from genre_dist.printable import markdown, printable, terminal
 from genre_dist.study.attribution import Attribution
 from genre_dist.study.comparison import compare
 from genre_dist.study.evaluated import Predictions, write_evaluation
-from genre_dist.study.evaluation import print_evaluation
 from genre_dist.study.explanation import Explained
 from genre_dist.study.explore.figures import cloud_names, draw
 from genre_dist.study.metrics import metrics
 from genre_dist.study.report.figures import film_figure
 from genre_dist.study.report.page import render
+from genre_dist.training.evaluation import print_evaluation
 
 TEXT = st.text(st.characters(categories=None, exclude_categories=()), max_size=40)
 EVIL = (

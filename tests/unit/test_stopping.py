@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from genre_dist.training.stopping import PREEMPTED, SIGNALS, StopRequest
+from genre_dist.training.stopping import PREEMPTED, SIGNALS, Stopped, StopRequest
 
 
 @pytest.fixture
 def stop(tmp_path: Path) -> Iterator[StopRequest]:
-    request = StopRequest(tmp_path)
-    yield request
-    request.close()
+    with StopRequest(tmp_path) as request:
+        yield request
 
 
 def test_nobody_asked(stop: StopRequest) -> None:
@@ -41,10 +40,9 @@ def test_an_old_stop_file_is_removed_and_a_new_one_is_not(tmp_path: Path) -> Non
         (tmp_path / "STOP").unlink(missing_ok=True)
         if old:
             (tmp_path / "STOP").touch()
-        stop = StopRequest(tmp_path)
-        (tmp_path / "STOP").touch()
-        stop.forget_left_over()
-        stop.close()
+        with StopRequest(tmp_path) as stop:
+            (tmp_path / "STOP").touch()
+            stop.forget_left_over()
         assert stop.interrupted() != old
 
 
@@ -58,8 +56,7 @@ def test_only_a_second_ctrl_c_interrupts_at_once(stop: StopRequest) -> None:
 
 def test_the_time_budget_is_a_request_once_it_is_spent(tmp_path: Path) -> None:
     now = 1000.0
-    stop = StopRequest(tmp_path, max_minutes=1.5, clock=lambda: now)
-    try:
+    with StopRequest(tmp_path, max_minutes=1.5, clock=lambda: now) as stop:
         now = 1089.9
         assert not stop.requested()
         now = 1090.0
@@ -67,20 +64,15 @@ def test_the_time_budget_is_a_request_once_it_is_spent(tmp_path: Path) -> None:
         assert stop.reason == "run.max_minutes"
         now = 0.0
         assert stop.requested()
-    finally:
-        stop.close()
 
 
 def test_a_spent_time_budget_does_not_interrupt_an_evaluation_but_a_signal_still_does(tmp_path: Path) -> None:
-    stop = StopRequest(tmp_path, max_minutes=0)
-    try:
+    with StopRequest(tmp_path, max_minutes=0) as stop:
         assert stop.requested()
         assert not stop.interrupted()
         os.kill(os.getpid(), signal.SIGINT)  # the first one: noted, no KeyboardInterrupt
         assert stop.interrupted()
         assert stop.reason == "SIGINT"
-    finally:
-        stop.close()
 
 
 def test_the_first_reason_is_the_one_told(stop: StopRequest, tmp_path: Path) -> None:
@@ -92,9 +84,8 @@ def test_the_first_reason_is_the_one_told(stop: StopRequest, tmp_path: Path) -> 
 
 def test_closing_gives_every_signal_back(tmp_path: Path) -> None:
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    stop = StopRequest(tmp_path)
-    assert all(signal.getsignal(number) != before[number] for number in SIGNALS)
-    stop.close()
+    with StopRequest(tmp_path):
+        assert all(signal.getsignal(number) != before[number] for number in SIGNALS)
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
 
@@ -102,11 +93,19 @@ def test_the_exit_code_says_try_again_later() -> None:
     assert os.EX_TEMPFAIL == PREEMPTED == 75
 
 
-def test_a_launcher_that_asks_again_does_not_end_the_exit_of_a_rank_that_heeded_it(tmp_path: Path) -> None:
-    stop = StopRequest(tmp_path)
-    stop.is_heeded = True
-    stop.close()
-    os.kill(os.getpid(), signal.SIGTERM)
-    stop.is_heeded = False
-    stop.close()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+def test_a_launcher_that_asks_again_does_not_end_the_exit_of_a_rank_that_heeded_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    monkeypatch.setenv("RANK", "0")
+    try:
+        with pytest.raises(Stopped), StopRequest(tmp_path):
+            raise Stopped
+        os.kill(os.getpid(), signal.SIGTERM)
+        heeding = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(KeyError), StopRequest(tmp_path):
+            raise KeyError
+        assert signal.getsignal(signal.SIGTERM) == heeding  # after another end they are given back
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

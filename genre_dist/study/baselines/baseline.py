@@ -24,7 +24,7 @@ from genre_dist.study.baselines import BASELINES, FILE, Kind, features, models, 
 from genre_dist.study.baselines.models import Linear, Matrix
 from genre_dist.study.baselines.texts import Text, Texts
 from genre_dist.study.evaluated import Predictions
-from genre_dist.study.evaluation import Evaluation, evaluation_of, print_evaluation, save_evaluation
+from genre_dist.training.evaluation import Evaluation, evaluation_of, print_evaluation, save_evaluation
 from genre_dist.workers import usable_cores
 
 

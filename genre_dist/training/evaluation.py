@@ -1,0 +1,203 @@
+"""Evaluating a split exactly once per sample on any number of ranks, and what it leaves on disk."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+from torch import Tensor, nn
+
+from genre_dist.config import Config
+from genre_dist.parallel.world import World
+from genre_dist.printable import printable, terminal
+from genre_dist.stream.cache import block_cache
+from genre_dist.stream.device import device_feed, sent
+from genre_dist.stream.encodings import Reader, open_reader
+from genre_dist.stream.loader import evaluation_stream
+from genre_dist.stream.manifest import Manifest
+from genre_dist.study.evaluated import Predictions, write_evaluation
+from genre_dist.study.metrics import figures_of_named, metrics
+from genre_dist.study.thresholds import fit_thresholds, load_thresholds, save_thresholds
+from genre_dist.training.inputs import Size, to_device, whole_pixels
+from genre_dist.training.loss import loss_sum
+from genre_dist.training.stopping import Stopped, heed_while_waiting
+
+
+class Evaluation(NamedTuple):
+    """The predictions for a split, in stored order, on rank 0."""
+
+    split: str
+    ids: NDArray[np.int64]  # [samples]
+    logits: NDArray[np.float32]  # [samples, labels]
+    labels: NDArray[np.bool_]  # [samples, labels]
+    metrics: dict[str, Any]
+
+
+class _Predicted(NamedTuple):
+    """What one rank has predicted."""
+
+    parts: list[tuple[NDArray[np.int64], Tensor, NDArray[np.bool_]]]  # ids, logits on their way to the host, labels
+    faults: list[str]
+    loss: Tensor  # [1], the sum over these samples
+
+
+class Evaluator(NamedTuple):
+    """A model, and how its predictions are computed on all ranks."""
+
+    model: nn.Module
+    config: Config
+    world: World
+    autocast: Callable[[], AbstractContextManager[Any]]
+    micro_batch: int
+    size: Size | None = None
+    """The one size of batch that a compiled model takes."""
+
+    def evaluate(self, manifest: Manifest, split: str, stop: Callable[[], bool] = lambda: False) -> Evaluation | None:
+        """Predict every sample of a split that has what the model needs, once over all ranks; the result is on rank 0.
+
+        No batch waits for the device; predictions are read at the end. Raises ValueError if there is no such sample,
+        Stopped if `stop` says so on any rank.
+        """
+        began, data, members = time.monotonic(), self.config.data, self.config.model.members
+        feed = device_feed(self.world.device, data.decode if self.world.device.type == "cuda" else "auto")
+        cache = block_cache(data.cache_dir, data.cache_gb)
+        reader = open_reader(manifest, split, members, data.max_tokens, feed is None or not feed.decodes, cache)
+        if reader.index.samples == 0:
+            raise ValueError(f"{manifest.folder}: no film of the {split} split has {' and '.join(members)}")
+        stream = evaluation_stream(
+            reader,
+            batch=self.micro_batch,
+            world=self.world.size,
+            rank=self.world.rank,
+            workers=data.workers,
+            prefetch=data.prefetch,
+            feed=feed,
+            waiting=partial(heed_while_waiting, stop, self.world.size == 1),
+        )
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with closing(stream) as batches:
+                predicted = self._predict(batches, stop)
+        finally:
+            self.model.train(was_training)
+        gathered, total_loss = self._gather(predicted, reader)
+        if gathered is None:
+            return None
+        seconds = time.monotonic() - began
+        ids, logits, labels = (
+            np.concatenate([part[k] for rank_parts, _ in gathered for part in rank_parts]) for k in range(3)
+        )
+        assert np.array_equal(ids, reader.index.all_ids()), "the ranks did not evaluate exactly the split's samples"
+        bad = sum(len(rank_faults) for _, rank_faults in gathered)
+        return evaluation_of(manifest, split, Predictions(ids, logits, labels), total_loss / len(ids), bad, seconds)
+
+    def _predict(self, batches: Any, stop: Callable[[], bool]) -> _Predicted:
+        """This rank's share of a split."""
+        predicted = _Predicted([], [], torch.zeros(1, device=self.world.device))
+        pixels = whole_pixels(self.config.data)
+        for batch in batches:
+            if self.world.any(stop()):
+                raise Stopped
+            inputs = to_device(batch, self.world.device, pixels, self.size)
+            # not inference_mode: weights that a strategy gathers here may be used again in training
+            with torch.no_grad(), self.autocast():
+                logits = self.model(*inputs.for_model)
+            if n := len(batch.ids):
+                # a sample that could not be read keeps its row: it is predicted from blanks, and counted
+                predicted.loss.add_(loss_sum(logits[:n], inputs.labels[:n], torch.ones_like(inputs.weights[:n])))
+                on_host = logits[:n].float().to("cpu", non_blocking=True)  # on its way, into pinned memory
+                predicted.parts.append((batch.ids.copy(), on_host, batch.labels > 0))
+                predicted.faults.extend(batch.faults)
+        return predicted
+
+    def _gather(self, predicted: _Predicted, reader: Reader) -> tuple[list[Any] | None, float]:
+        """Every rank's (parts, faults) on rank 0, and the sum of all losses. Raises ValueError if they mean little."""
+        bad_here = sent(torch.tensor([float(len(predicted.faults))]), self.world.device)
+        # what the ranks wait for the device for
+        total_loss, bad = self.world.sum(torch.cat([predicted.loss, bad_here])).tolist()
+        if not math.isfinite(total_loss):
+            raise ValueError(f"the loss on the {reader.split} split is {total_loss}: the model's weights have run away")
+        # the logits are there: the loss came after them
+        parts = [(ids, logits.numpy(), labels) for ids, logits, labels in predicted.parts]
+        gathered = self.world.gather((parts, predicted.faults))
+        for fault in (fault for _, rank_faults in gathered or () for fault in rank_faults):
+            print(f"warning: predicted from blanks: {printable(fault)}", file=sys.stderr, flush=True)
+        data = self.config.data
+        if bad > data.tolerated_bad(reader.index.samples):
+            raise ValueError(
+                f"{int(bad)} films of the {reader.split} split could not be read, more than data.max_bad_fraction="
+                f"{data.max_bad_fraction} allows. Check the shards with `genre-dist inspect {reader.manifest.folder} "
+                "--verify`"
+            )
+        return gathered, total_loss
+
+
+def evaluation_of(
+    manifest: Manifest, split: str, predictions: Predictions, loss: float, bad: int, seconds: float
+) -> Evaluation:
+    """Predictions with all their figures; `bad` of the samples could not be read."""
+    ids, logits, labels = predictions
+    figures = {
+        "split": split,
+        "loss": loss,
+        **metrics(logits, labels, [genre.name for genre in manifest.genres]),
+        "left_out": manifest.samples(split) - len(ids),
+        "bad_samples": bad,
+        "samples_per_second": len(ids) / seconds,
+    }
+    return Evaluation(split, ids, logits, labels, figures)
+
+
+def save_evaluation(evaluation: Evaluation, run: Path) -> dict[str, Any]:
+    """Write `predictions-<split>.parquet` and `metrics-<split>.json` into a run's folder; returns the metrics.
+
+    On val it fits the thresholds first and writes `thresholds.json`. Once there are some, every split's metrics have
+    the figures at fitted thresholds beside those at 0.5, under `fitted`.
+    """
+    labels = list(evaluation.metrics["per_genre"])
+    if evaluation.split == "val":
+        fitted = fit_thresholds(evaluation.logits, evaluation.labels)
+        save_thresholds(run, labels, fitted, len(evaluation.ids))
+    thresholds = load_thresholds(run, labels)
+    figures = dict(evaluation.metrics)
+    if thresholds is not None:
+        named = evaluation.logits > thresholds
+        figures["fitted"] = {"fitted_on_these_films": evaluation.split == "val"}
+        figures["fitted"] |= figures_of_named(named, evaluation.labels, labels)
+    predictions = Predictions(evaluation.ids, evaluation.logits, evaluation.labels)
+    write_evaluation(run, evaluation.split, predictions, figures)
+    return figures
+
+
+def print_evaluation(figures: dict[str, Any]) -> None:
+    """The evaluation as tables for people."""
+    console = terminal()
+    left_out = f", {figures['left_out']:,} without what the model needs left out" if figures["left_out"] else ""
+    console.print(f"{figures['split']}: {figures['films']:,} films{left_out}", style="bold")
+    fitted = figures.get("fitted", {})
+    on = "these films" if fitted.get("fitted_on_these_films") else "val"
+    table = Table("", "threshold 0.5", f"fitted on {on}")
+    for name in ("accuracy", "micro_f1", "macro_f1", "sample_f1"):
+        table.add_row(name, _number(figures[name]), _number(fitted.get(name)))
+    for name in ("loss", "mean_average_precision", "auc"):
+        table.add_row(name, _number(figures[name]), "")
+    console.print(table)
+    keys = ("f1", "precision", "recall", "accuracy", "average_precision", "auc")
+    table = Table("genre", "films", "F1 (fitted)", "F1", "precision", "recall", "accuracy", "AP", "AUC")
+    for genre, row in figures["per_genre"].items():
+        at_fitted = fitted["per_genre"][genre]["f1"] if fitted else None
+        table.add_row(printable(genre), f"{row['films']:,}", *map(_number, (at_fitted, *(row[key] for key in keys))))
+    console.print(table)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
