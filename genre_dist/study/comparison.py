@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
-from genre_dist.study.bootstrap import MEASURES, RESAMPLES, difference, holm, resampled
+from genre_dist.study.bootstrap import MEASURES, RESAMPLES, all_differences, holm, resampled
 from genre_dist.study.calibration import calibration
 from genre_dist.study.costs import read_cost
 from genre_dist.study.differences import Shown, largest_differences, show_films
@@ -148,16 +148,12 @@ def _resample(models: Sequence[Model], films: FilmSet, resamples: int) -> Drawn:
 
 def _figures(seeds: list[NDArray[np.float64]]) -> dict[str, Any]:
     """Each measure: mean over the seeds with its interval over films, the seeds' spread and their values."""
-    mean = np.mean(seeds, axis=0)
-    told: dict[str, Any] = {}
+    told = all_differences(np.mean(seeds, axis=0))
     for column, measure in enumerate(MEASURES):
-        figure = difference(mean[:, column])
-        if figure is None:
-            told[measure] = None
-            continue
-        values = [float(seed[0, column]) for seed in seeds]
-        spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        told[measure] = {"value": figure.value, "low": figure.low, "high": figure.high, "sd": spread, "seeds": values}
+        if (figure := told[measure]) is not None:
+            values = [float(seed[0, column]) for seed in seeds]
+            spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            told[measure] = {name: figure[name] for name in ("value", "low", "high")} | {"sd": spread, "seeds": values}
     return told
 
 
@@ -211,10 +207,7 @@ def _differences(models: Sequence[Model], drawn: dict[bytes, Drawn]) -> list[dic
         ids = np.intersect1d(first.ids, later.ids, assume_unique=True)
         here = drawn[ids.tobytes()]
         one, other = np.mean(here[j], axis=0), np.mean(here[i], axis=0)
-        measures: dict[str, Any] = {}
-        for column, measure in enumerate(MEASURES):
-            found = difference(one[:, column], other[:, column])
-            measures[measure] = None if found is None else found._asdict()
+        measures = all_differences(one, other)
         pairs.append({"one": later.name, "other": first.name, "films": len(ids), "measures": measures})
     for measure in MEASURES:
         known = [pair["measures"][measure] for pair in pairs if pair["measures"][measure] is not None]
