@@ -1,13 +1,13 @@
 """Reading and writing the configuration: YAML files, dotted overrides, and errors that name the nearest right key."""
 
 import dataclasses
-import difflib
-import itertools
+import os
 import re
 import typing
 import warnings
 from argparse import ArgumentError
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +16,18 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsin
 
 from genre_dist.atomic import atomic_file
 from genre_dist.config import Config
+from genre_dist.config.rules import near
+from genre_dist.config.run import CONFIG, FACTS, RECORD, WEIGHTS
 from genre_dist.printable import printable
 from genre_dist.trust import refuse_foreign_code
 
 DEFAULT_FILE = "configs/end_to_end.yaml"
 MOST_BYTES, MOST_VALUES = 100_000, 10_000
 """A file of settings above these is none; one of a run has 2,000 bytes and 100 values."""
-_OF_A_RUN = ("checkpoints/step-*", "metrics.jsonl", "model.json", "model.safetensors")
+_OF_A_RUN = ("checkpoints/step-*", RECORD, FACTS, WEIGHTS)
 """What lies beside the config.yaml of a run, at least one of them."""
+_SWITCHES = ("config", "dry_run", "trust_code", "help", "print_config")
+"""Options that are no settings."""
 
 
 class Parsed(NamedTuple):
@@ -98,6 +102,9 @@ def load_config(path: Path) -> Config:
 def _parse(argv: Sequence[str], prog: str = "python -m genre_dist.train") -> Namespace:
     for _, file in _given(argv, "--config"):
         _check_file(Path(file))
+    for word in argv:
+        if word.startswith("--") and len(word) > 2:
+            _check_key(word[2:].partition("=")[0])
     parser = config_parser(prog)
     try:
         namespace = parser.parse_args(list(argv))
@@ -106,7 +113,9 @@ def _parse(argv: Sequence[str], prog: str = "python -m genre_dist.train") -> Nam
             warnings.simplefilter("ignore")
             return parser.instantiate(namespace)
     except ArgumentError as error:
-        raise ValueError(_explain(str(error), argv)) from None
+        # the parser's error text as it is, the key in our words where it is found
+        told = re.sub(r"Parser key \"([\w.]+)\":", r"configuration key `\1`:", str(error))
+        raise ValueError(printable(told).strip()[:1000]) from None
 
 
 def _config_of(values: Namespace) -> Config:
@@ -125,31 +134,54 @@ def _given(argv: Sequence[str], option: str) -> list[tuple[int, str]]:
 
 def _is_of_a_run(file: Path) -> bool:
     """Whether this is the config.yaml of a run, in its folder."""
-    return file.name == "config.yaml" and any(any(file.parent.glob(name)) for name in _OF_A_RUN)
+    return file.name == CONFIG and any(any(file.parent.glob(name)) for name in _OF_A_RUN)
 
 
 def _check_file(path: Path) -> None:
-    """Raise ValueError, naming it, for a file that no parser should see: not text, endless, or too deep.
+    """Raise ValueError, naming it, for a file that no parser should see: not text, endless, or too deep; and for a key
+    that the schema does not have.
 
     Sections have to be written out: in place of one the parser would read any file that is named.
     """
+    if not os.path.exists(path):
+        raise ValueError(f"{path}: no such configuration file")
     if not path.is_file():
-        return  # the parser tells
+        return  # a pipe is read once, by the parser
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"{path}: {path.stat().st_size:,} bytes, more than a file of settings ever has")
     try:
         text = path.read_bytes().decode()
         _check_size(yaml.compose(text, Loader=yaml.SafeLoader))
         told = yaml.safe_load(text)
+        if not isinstance(told, dict):
+            raise ValueError(f"found: {told}")
     except (ValueError, RecursionError, yaml.YAMLError, TypeError) as error:
         raise ValueError(f"{path} is not a YAML file of sections and keys: {printable(error)[:300]}") from None
-    sections = {name for name, is_section in _options() if is_section}
-    if isinstance(told, dict):
-        for name, value in _named(told):
-            if name in sections and not isinstance(value, dict):
-                raise ValueError(
-                    f"{path}: configuration key `{name}` is a section of keys, found: {printable(value)[:80]}"
-                )
+    try:
+        _check_keys(told)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _check_keys(told: dict[Any, Any], prefix: str = "") -> None:
+    """Raise ValueError for a key that the schema does not have, and for a section that is not written out."""
+    for key, value in told.items():
+        _check_key(name := f"{prefix}{key}")
+        if _options().get(name):
+            if not isinstance(value, dict):
+                raise ValueError(f"configuration key `{name}` is a section of keys, found: {printable(value)[:80]}")
+            _check_keys(value, f"{name}.")
+
+
+def _check_key(key: str) -> None:
+    """Raise ValueError, naming the nearest right one, for a key that is no setting, section or switch."""
+    options = _options()
+    # what lies below a setting, such as a key of its mapping, is for the parser to judge
+    of_setting = any(options.get(key[:at]) is False for at, letter in enumerate(key) if letter == ".")
+    if key not in options and key not in _SWITCHES and not of_setting:
+        close = nearest_option(key)
+        hint = f"did you mean `{close}`?" if close else "--help lists the keys"
+        raise ValueError(f"unknown configuration key `{printable(key)[:200]}`; {hint}")
 
 
 def _check_size(node: yaml.Node | None) -> None:
@@ -164,26 +196,15 @@ def _check_size(node: yaml.Node | None) -> None:
             left.extend(item if isinstance(item, tuple) else (item,))
 
 
-def _named(told: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in told.items():
-        yield f"{prefix}{key}", value
-        if isinstance(value, dict):
-            yield from _named(value, f"{prefix}{key}.")
-
-
-def option_names() -> Iterator[str]:
-    """Every dotted key of the schema, sections included."""
-    return (name for name, _ in _options())
-
-
-def _options(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, bool]]:
+@cache
+def _options(cls: type = Config, prefix: str = "") -> dict[str, bool]:
     """Every dotted key of the schema, and whether it is a section."""
-    types = typing.get_type_hints(cls)
-    for item in dataclasses.fields(cls):
-        is_section = dataclasses.is_dataclass(types[item.name])
-        yield prefix + item.name, is_section
-        if is_section:
-            yield from _options(types[item.name], f"{prefix}{item.name}.")
+    found = {}
+    for name, kind in typing.get_type_hints(cls).items():
+        found[prefix + name] = dataclasses.is_dataclass(kind)
+        if dataclasses.is_dataclass(kind):
+            found |= _options(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+    return found
 
 
 def nearest_option(key: str) -> str | None:
@@ -191,14 +212,10 @@ def nearest_option(key: str) -> str | None:
 
     A key that is right but for its sections is nearer than any misspelling.
     """
-    names = list(option_names())
-    leaf = key.rsplit(".", 1)[-1]
+    names, leaf = list(_options()), key.rsplit(".", 1)[-1]
     same_leaf = [name for name in names if name.rsplit(".", 1)[-1] == leaf]
-    found = difflib.get_close_matches(key, same_leaf or names, n=1, cutoff=0.0 if same_leaf else 0.5)
-    if not found:
-        leaves = {name.rsplit(".", 1)[-1]: name for name in names}
-        found = [leaves[near] for near in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)]
-    return found[0] if found else None
+    leaves = {name.rsplit(".", 1)[-1]: name for name in names}
+    return near(key, same_leaf, 0.0) or near(key, names, 0.5) or leaves.get(near(leaf, leaves, 0.6) or "")
 
 
 def _check_sections(namespace: Any, cls: Any = Config, prefix: str = "") -> None:
@@ -211,23 +228,3 @@ def _check_sections(namespace: Any, cls: Any = Config, prefix: str = "") -> None
             _check_sections(value, kind, f"{prefix}{name}.")
         elif value is None and type(None) not in typing.get_args(kind):
             raise ValueError(f"configuration key `{prefix}{name}` must have a value, found: null")
-
-
-def _explain(message: str, argv: Sequence[str]) -> str:
-    """Turn a parser's message into one line for the user."""
-    key = None
-    if found := re.search(r"unrecognized arguments: --([\w.]+)", message):
-        key = found[1]
-    elif found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
-        key = f"{found[1]}.{found[2]}"
-    elif found := re.search(r"Option '([\w.]+)' is not accepted", message):
-        key = found[1]
-    if key is not None:
-        near = nearest_option(key)
-        hint = f"; did you mean `{near}`?" if near else "; --help lists the keys"
-        return f"unknown configuration key `{key}`{hint}"
-    if message.startswith(("Problems parsing config", "Unexpected config")):
-        files = [after for option, after in itertools.pairwise(argv) if option == "--config"]
-        message = f"{' or '.join(files) or '--config'} is not a YAML file of sections and keys: {message}"
-    message = re.sub(r"Parser key \"([\w.]+)\":", r"configuration key `\1`:", message)
-    return printable(message).strip()[:1000]

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from genre_dist.printable import one_line
 from genre_dist.storage import Place
 
 FILE = ".lock"
@@ -174,7 +175,7 @@ def _launch_of(opened: IO[str]) -> str:
 
 def _first_line(opened: IO[str]) -> list[str]:
     opened.seek(0)
-    return "".join(letter if letter.isprintable() else " " for letter in opened.readline(4096)).split()
+    return one_line(opened.readline(4096), 4096).split()
 
 
 def _refusal(folder: Path, opened: IO[str]) -> str:

@@ -27,6 +27,12 @@ def printable(text: object) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in in_line)
 
 
+def one_line(text: str, most: int) -> str:
+    """Text in one line of at most so many letters, what is not printable as blanks: of a damaged file."""
+    told = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return told if len(told) <= most else f"{told[:most]}..."
+
+
 def markdown(text: object) -> str:
     """Text in one line that Markdown shows as it is: no markup, HTML, table or link of its own."""
     escaped = _MARKUP.sub(r"\\\g<0>", printable(text))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Le, Predicate
 
+from genre_dist.printable import one_line
 from genre_dist.storage import Place, file_size, read_bytes
 
 LARGEST_BYTES = 64 << 20
@@ -57,11 +58,11 @@ def parse_json(kind: type[Kind], written: bytes, path: Place | str, remedy: str)
         return _validator(kind).validate_json(written, strict=True)  # type: ignore[arg-type]
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]
-        key = ".".join(map(str, problem["loc"]))
+        key = one_line(".".join(map(str, problem["loc"])), LONGEST_TOLD)
         is_told = problem["type"] in ("missing", "json_invalid", "value_error")
-        found = "" if is_told else f", found {_one_line(repr(problem['input']), LONGEST_VALUE)}"
-        told = _one_line(_PLAIN.get(problem["msg"], problem["msg"].removeprefix("Value error, ")))
-        raise ValueError(f"{path}: {_one_line(key) + ': ' if key else ''}{told}{found}; {remedy}") from None
+        found = "" if is_told else f", found {one_line(repr(problem['input']), LONGEST_VALUE)}"
+        told = one_line(_PLAIN.get(problem["msg"], problem["msg"].removeprefix("Value error, ")), LONGEST_TOLD)
+        raise ValueError(f"{path}: {key + ': ' if key else ''}{told}{found}; {remedy}") from None
 
 
 def read_json(kind: type[Kind], path: Place, remedy: str) -> Kind:
@@ -87,8 +88,3 @@ def _failing_fast(schema: Any) -> Any:
         return schema
     changed = {key: _failing_fast(value) for key, value in schema.items()}
     return changed | {"fail_fast": True} if schema.get("type") in ("list", "tuple", "set", "dict") else changed
-
-
-def _one_line(text: str, most: int = LONGEST_TOLD) -> str:
-    told = re.sub(r"\s+", " ", "".join(letter if letter.isprintable() else " " for letter in text)).strip()
-    return told if len(told) <= most else f"{told[:most]}..."

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from genre_dist.study.chain.lanes import Machine
+from genre_dist.study.chain.resources import Resources
 from genre_dist.study.chain.tasks import Task
 
 # notes that it began, waits for what it is told to, notes that it ended, or that it was asked to stop
@@ -34,5 +34,5 @@ def failing(folder: Path, name: str, *awaited: str, code: int) -> Task:
     return Task(name, lambda: [*command, *awaited], 1, folder / name, lambda: False)
 
 
-def machine(lanes: int, chain: list[Task], *gpus: str) -> Machine:
-    return Machine(lanes, chain, gpus, cores=8)
+def resources(parallel: int, chain: list[Task], *gpus: str) -> Resources:
+    return Resources(parallel, chain, gpus, cores=8)

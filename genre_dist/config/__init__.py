@@ -6,6 +6,7 @@ world size, in `derive_batches`.
 """
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,10 +91,4 @@ class Config:
 
     def to_yaml(self) -> str:
         """What `--config` reads back."""
-        return yaml.safe_dump(_plain(self.to_dict()), sort_keys=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+        return yaml.safe_dump(json.loads(json.dumps(self.to_dict())), sort_keys=False)  # tuples are lists

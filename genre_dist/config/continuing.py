@@ -80,10 +80,10 @@ def describe(changed: Changes) -> str:
 
 
 def settings(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of each setting; tuples are lists, as in YAML and JSON."""
-    for item in dataclasses.fields(section):
-        value = getattr(section, item.name)
-        if dataclasses.is_dataclass(value):
-            yield from settings(value, f"{prefix}{item.name}.")
+    """Dotted key and value of each setting of a section, or of nested mappings; tuples are lists, as in YAML, JSON."""
+    is_mapping = isinstance(section, Mapping)
+    for name, value in section.items() if is_mapping else vars(section).items():
+        if dataclasses.is_dataclass(value) or (is_mapping and isinstance(value, Mapping)):
+            yield from settings(value, f"{prefix}{name}.")
         else:
-            yield prefix + item.name, list(value) if isinstance(value, tuple) else value
+            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value

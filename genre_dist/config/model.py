@@ -133,6 +133,18 @@ class ModelConfig:
         return self.text.unfreeze_at is not None or self.poster.unfreeze_at is not None
 
     @property
+    def kind(self) -> str:
+        """What is trained, in a word or two: text, poster, frozen, partly frozen or end to end."""
+        if not self.uses_poster:
+            return "text"
+        if not self.uses_text:
+            return "poster"
+        if self.text.frozen and self.poster.frozen:
+            return "frozen"
+        partly = self.text.frozen or self.poster.frozen or self.poster.frozen_through
+        return "partly frozen" if partly else "end to end"
+
+    @property
     def members(self) -> tuple[str, ...]:
         """What a sample must have to be trained on: names as in the manifest's counts."""
         return ("overview",) * self.uses_text + ("poster",) * self.uses_poster

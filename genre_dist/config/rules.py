@@ -1,5 +1,8 @@
 """How the sections of the configuration refuse what cannot be, and points in time that several of them have."""
 
+import difflib
+from collections.abc import Iterable
+
 EPOCH = "ep"
 
 
@@ -7,6 +10,19 @@ def require(condition: bool, message: str) -> None:
     """Raise ValueError with the message unless the condition holds."""
     if not condition:
         raise ValueError(message)
+
+
+def near(name: str, names: Iterable[str], cutoff: float = 0.4) -> str | None:
+    """The name most like another one, None if none is like it."""
+    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)), None)
+
+
+def known(key: object, names: Iterable[str], prefix: str) -> None:
+    """Raise ValueError, naming the nearest right key, for one that is none of the names."""
+    if key not in (names := list(names)):
+        close = near(str(key), names)
+        hint = f"did you mean `{close}`?" if close else f"there are {', '.join(names)}"
+        raise ValueError(f"unknown key `{prefix}{key}`; {hint}")
 
 
 def is_point(point: int | str) -> bool:

@@ -4,6 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from genre_dist.config.rules import require
+from genre_dist.config.training import Metric
+
+CONFIG, RECORD, FACTS, WEIGHTS = "config.yaml", "metrics.jsonl", "model.json", "model.safetensors"
+"""Files of a run's folder: its configuration, its record, what its model was trained on, and the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +41,7 @@ class CheckpointConfig:
     """Save also when so many minutes have passed since the last save; null never."""
     keep: int = 2
     """How many checkpoints stay on disk; older ones are removed after a newer one is whole."""
-    best_metric: (
-        Literal["loss", "accuracy", "micro_f1", "macro_f1", "sample_f1", "mean_average_precision", "auc"] | None
-    ) = None
+    best_metric: Metric | None = None
     """Save after every evaluation of the val split that is the best so far by this metric, and keep that checkpoint
     beside the newest; `genre-dist export RUN --which best` takes it."""
     asynchronous: bool = True

@@ -26,7 +26,7 @@ NO_PICTURE, NO_FILE, NOT_OPENED = "unreadable poster", "missing poster file", "p
 LARGEST_REPORT = 1 << 30
 """Bytes: a line for each odd poster of a large shard."""
 _REMEDY = "run the same pack again, it makes the shard anew"
-FilmId = Annotated[int, Interval(ge=-(2**63), lt=2**63)]
+Int64 = Annotated[int, Interval(ge=-(2**63), lt=2**63)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +60,14 @@ class Recipe:
 class Odd(TypedDict):
     """A poster that was packed though it is unusual."""
 
-    tmdb_id: FilmId
+    tmdb_id: Int64
     odd: str
 
 
 class Problem(TypedDict):
     """A poster that could not be packed."""
 
-    tmdb_id: FilmId
+    tmdb_id: Int64
     problem: str
 
 

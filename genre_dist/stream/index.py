@@ -139,6 +139,16 @@ class SplitIndex:
     def samples(self) -> int:
         return sum(self.sizes)
 
+    def rows_of(self, number: int) -> Rows:
+        """All samples of a shard."""
+        size = self.sizes[number]
+        return Rows(np.full(size, number), np.arange(size))
+
+    def all_ids(self) -> NDArray[np.int64]:
+        """The ids of all samples in stored order, int64 [samples]."""
+        parts = [self.ids(self.rows_of(number)) for number in range(len(self.sizes))]
+        return np.concatenate([*parts, np.empty(0, np.int64)])
+
     def records(self, rows: Rows) -> NDArray[np.void]:
         """Index records of samples, RECORD [n]."""
         found = np.empty(len(rows.row), _WHOLE)

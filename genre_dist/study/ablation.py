@@ -12,7 +12,7 @@ from torch import Tensor
 from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.reader import ShardReader
-from genre_dist.study.bootstrap import MEASURES, Scores, difference, resampled
+from genre_dist.study.bootstrap import Scores, all_differences, resampled
 from genre_dist.study.run import Run
 from genre_dist.training.inputs import to_device, whole_pixels
 
@@ -37,20 +37,18 @@ def ablate(run: Run, manifest: Manifest, split: str, thresholds: NDArray[np.floa
         logits["intact"].append(_logits(run, encoded))
         for medium in media:
             for shuffle in range(SHUFFLES):
-                dealt = encoded | {medium: encoded[medium][_derangement(len(window_labels), random)]}
-                logits[f"{medium} {shuffle}"].append(_logits(run, dealt))
+                mixed = encoded | {medium: encoded[medium][_derangement(len(window_labels), random)]}
+                logits[f"{medium} {shuffle}"].append(_logits(run, mixed))
     truth = np.concatenate(labels)
     scores = {name: Scores(np.concatenate(parts), truth, thresholds) for name, parts in logits.items()}
     drawn = resampled(scores, RESAMPLES)
-    told: dict[str, Any] = {"films": len(truth), "shuffles": SHUFFLES, "intact": {}, "loss_without": {}}
-    for column, measure in enumerate(MEASURES):
-        intact = difference(drawn["intact"][:, column])
-        told["intact"][measure] = None if intact is None else intact._asdict()
-        for medium in media:
-            dealt_values = np.mean([drawn[f"{medium} {shuffle}"][:, column] for shuffle in range(SHUFFLES)], axis=0)
-            lost = difference(drawn["intact"][:, column], dealt_values)
-            told["loss_without"].setdefault(medium, {})[measure] = None if lost is None else lost._asdict()
-    return told
+    dealt = {medium: np.mean([drawn[f"{medium} {shuffle}"] for shuffle in range(SHUFFLES)], axis=0) for medium in media}
+    return {
+        "films": len(truth),
+        "shuffles": SHUFFLES,
+        "intact": all_differences(drawn["intact"]),
+        "loss_without": {medium: all_differences(drawn["intact"], values) for medium, values in dealt.items()},
+    }
 
 
 def _windows(run: Run, manifest: Manifest, split: str) -> Iterator[tuple[dict[str, Tensor], NDArray[np.bool_]]]:

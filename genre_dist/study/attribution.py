@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.text import PADDING_ID
+from genre_dist.study.differences import Shown
 
 STEPS = 32
 """Points between no word and the text, for the integral."""
@@ -28,6 +29,18 @@ class Attribution(NamedTuple):
     words: NDArray[np.float32] | None  # [words]: how much each adds to the logit; None without a text
     unexplained: float
     """Part of the text's effect on the logit that the sum over the words does not account for."""
+
+
+class Explained(NamedTuple):
+    """A film with the genres that were explained."""
+
+    film: int
+    shown: Shown | None
+    true: list[str]
+    words: list[str]
+    picture: NDArray[np.uint8] | None  # [size, size, 3], as the model saw it
+    genres: list[tuple[str, float, Attribution]]
+    """Name, logit above the threshold, attribution."""
 
 
 class Explainer:

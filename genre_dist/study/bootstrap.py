@@ -4,7 +4,7 @@ Efron and Tibshirani 1993, An Introduction to the Bootstrap: percentile interval
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +72,15 @@ def difference(one: NDArray[np.float64], other: NDArray[np.float64] | None = Non
     low, high = np.nanpercentile(drawn[1:], [2.5, 97.5]) if len(drawn) > 1 else (drawn[0], drawn[0])
     tail = 1 + min(int((drawn[1:] <= 0).sum()), int((drawn[1:] >= 0).sum()))
     return Difference(float(drawn[0]), float(low), float(high), min(1.0, 2 * tail / len(drawn)))
+
+
+def all_differences(one: NDArray[np.float64], other: NDArray[np.float64] | None = None) -> dict[str, Any]:
+    """Each measure's `difference` as plain data, of values [1 + resamples, measures]."""
+    found = {
+        measure: difference(one[:, column], None if other is None else other[:, column])
+        for column, measure in enumerate(MEASURES)
+    }
+    return {measure: row and row._asdict() for measure, row in found.items()}
 
 
 def holm(p: Sequence[float]) -> list[float]:

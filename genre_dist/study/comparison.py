@@ -1,6 +1,5 @@
 """Runs side by side: what each reaches, whether differences are more than chance, what they cost, where they differ."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from itertools import combinations
@@ -11,30 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
-from genre_dist.study.bootstrap import MEASURES, RESAMPLES, difference, holm, resampled
+from genre_dist.study.bootstrap import MEASURES, RESAMPLES, all_differences, holm, resampled
 from genre_dist.study.calibration import calibration
 from genre_dist.study.costs import read_cost
-from genre_dist.study.headline import headline, question_pair, strongest_pair
-from genre_dist.study.metrics import figures_of_named
+from genre_dist.study.differences import Shown, largest_differences, show_films
+from genre_dist.study.metrics import figures_of_named, mean_of_known
+from genre_dist.study.reference_2018 import END_TO_END, NOTE, PER_GENRE, PER_GENRE_COLUMNS, TEST
 from genre_dist.study.report.page import write_report
 from genre_dist.study.results import Model, on_films, read_models
 from genre_dist.study.tables import markdown, print_comparison
-from genre_dist.study.theirs import END_TO_END, NOTE, PER_GENRE, PER_GENRE_COLUMNS, TEST
-from genre_dist.study.wins import Shown, show_films, wins_and_losses
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CompareOptions:
-    """What to compare and how."""
-
-    split: str = "test"
-    resamples: int = RESAMPLES
-    seed: int = 0
-    """Of the resamples."""
-    shards: Path | None = None
-    """Where titles and posters come from; the runs' own by default."""
-    films: int = 6
-    """How many of the largest wins, and of the largest losses, are shown."""
+from genre_dist.study.verdict import question_pair, strongest_pair, verdict
 
 
 class FilmSet(NamedTuple):
@@ -44,15 +29,23 @@ class FilmSet(NamedTuple):
     models: set[int]
 
 
-def compare(folders: Sequence[Path], out: Path, options: CompareOptions) -> dict[str, Any]:
+def compare(
+    folders: Sequence[Path],
+    out: Path,
+    split: str = "test",
+    resamples: int = RESAMPLES,
+    films: int = 6,
+    shards: Path | str | None = None,
+) -> dict[str, Any]:
     """Compare evaluated runs; prints the tables and writes comparison.json, comparison.md and index.html.
 
-    RAM holds the predictions of the split, 95 bytes a film and run, and chunks of the resamples. Raises ValueError if
-    a run was not evaluated on the split or two of them have no film in common.
+    `films` of the largest wins and of the largest losses are shown, with titles and posters from `shards`, by default
+    the runs' own. RAM holds the predictions of the split, 95 bytes a film and run, and chunks of the resamples. Raises
+    ValueError if a run was not evaluated on the split or two of them have no film in common.
     """
-    models = read_models(folders, options.split)
-    told = compared(models, options)
-    shown, note = _show(models, told, options)
+    models = read_models(folders, split)
+    told = compared(models, split, resamples, films)
+    shown, note = _show(models, told, shards)
     if note:
         told["notes"].append(note)
     for film in (film for side in ("wins", "losses") for film in told["films"].get(side, [])):
@@ -68,24 +61,26 @@ def compare(folders: Sequence[Path], out: Path, options: CompareOptions) -> dict
     return told
 
 
-def compared(models: Sequence[Model], options: CompareOptions) -> dict[str, Any]:
+def compared(
+    models: Sequence[Model], split: str = "test", resamples: int = RESAMPLES, films: int = 6
+) -> dict[str, Any]:
     """The whole comparison as plain data, without titles and posters."""
     sets = film_sets(models)
-    drawn = {key: _resample(models, films, options) for key, films in sets.items()}
+    drawn = {key: _resample(models, film_set, resamples) for key, film_set in sets.items()}
     shared = _shared(models)
     rows = [_row(model, number, drawn, shared) for number, model in enumerate(models)]
     differences = _differences(models, drawn)
     pair = question_pair(models)
     told: dict[str, Any] = {
-        "split": options.split,
-        "resamples": options.resamples,
+        "split": split,
+        "resamples": resamples,
         "measures": list(MEASURES),
         "genres": models[0].results[0].genres,
         "shared_films": len(shared),
         "notes": _notes(models, shared),
         "models": rows,
         "differences": differences,
-        "headline": headline(models, rows, differences, pair),
+        "headline": verdict(models, rows, differences, pair),
         "strongest": strongest_pair(models, differences),
         "films": {},
         "study_2018": {
@@ -100,7 +95,7 @@ def compared(models: Sequence[Model], options: CompareOptions) -> dict[str, Any]
     if pair is not None:
         one, other = (models[number] for number in pair)
         ids = np.intersect1d(one.ids, other.ids, assume_unique=True)
-        told["films"] = {"one": one.name, "other": other.name} | wins_and_losses(one, other, ids, options.films)
+        told["films"] = {"one": one.name, "other": other.name} | largest_differences(one, other, ids, films)
     return told
 
 
@@ -139,13 +134,13 @@ Drawn = dict[int, list[NDArray[np.float64]]]
 """Model -> per seed its measures over the resamples, [1 + resamples, measures]."""
 
 
-def _resample(models: Sequence[Model], films: FilmSet, options: CompareOptions) -> Drawn:
+def _resample(models: Sequence[Model], films: FilmSet, resamples: int) -> Drawn:
     scores = {
         f"{number} {seed}": on_films(result, films.ids)
         for number in sorted(films.models)
         for seed, result in enumerate(models[number].results)
     }
-    drawn = resampled(scores, options.resamples, options.seed)
+    drawn = resampled(scores, resamples)
     return {
         number: [drawn[f"{number} {seed}"] for seed in range(len(models[number].results))] for number in films.models
     }
@@ -153,16 +148,12 @@ def _resample(models: Sequence[Model], films: FilmSet, options: CompareOptions) 
 
 def _figures(seeds: list[NDArray[np.float64]]) -> dict[str, Any]:
     """Each measure: mean over the seeds with its interval over films, the seeds' spread and their values."""
-    mean = np.mean(seeds, axis=0)
-    told: dict[str, Any] = {}
+    told = all_differences(np.mean(seeds, axis=0))
     for column, measure in enumerate(MEASURES):
-        figure = difference(mean[:, column])
-        if figure is None:
-            told[measure] = None
-            continue
-        values = [float(seed[0, column]) for seed in seeds]
-        spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        told[measure] = {"value": figure.value, "low": figure.low, "high": figure.high, "sd": spread, "seeds": values}
+        if (figure := told[measure]) is not None:
+            values = [float(seed[0, column]) for seed in seeds]
+            spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            told[measure] = {name: figure[name] for name in ("value", "low", "high")} | {"sd": spread, "seeds": values}
     return told
 
 
@@ -202,16 +193,11 @@ def _per_genre(model: Model) -> dict[str, dict[str, Any]]:
     for genre in model.results[0].genres:
         row: dict[str, Any] = {"films": found[0][genre]["films"]}
         for name in ("f1", "precision", "recall", "accuracy", "average_precision", "auc"):
-            row[name] = _mean([one[genre][name] for one in found])
+            row[name] = mean_of_known([one[genre][name] for one in found])
         for name in ("f1", "precision", "recall"):
-            row[f"{name}_fitted"] = _mean([one["per_genre"][genre][name] for one in fitted])
+            row[f"{name}_fitted"] = mean_of_known([one["per_genre"][genre][name] for one in fitted])
         told[genre] = row
     return told
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
 
 
 def _differences(models: Sequence[Model], drawn: dict[bytes, Drawn]) -> list[dict[str, Any]]:
@@ -221,10 +207,7 @@ def _differences(models: Sequence[Model], drawn: dict[bytes, Drawn]) -> list[dic
         ids = np.intersect1d(first.ids, later.ids, assume_unique=True)
         here = drawn[ids.tobytes()]
         one, other = np.mean(here[j], axis=0), np.mean(here[i], axis=0)
-        measures: dict[str, Any] = {}
-        for column, measure in enumerate(MEASURES):
-            found = difference(one[:, column], other[:, column])
-            measures[measure] = None if found is None else found._asdict()
+        measures = all_differences(one, other)
         pairs.append({"one": later.name, "other": first.name, "films": len(ids), "measures": measures})
     for measure in MEASURES:
         known = [pair["measures"][measure] for pair in pairs if pair["measures"][measure] is not None]
@@ -262,16 +245,15 @@ def _notes(models: Sequence[Model], shared: NDArray[np.int64]) -> list[str]:
 
 
 def _show(
-    models: Sequence[Model], told: dict[str, Any], options: CompareOptions
+    models: Sequence[Model], told: dict[str, Any], shards: Path | str | None
 ) -> tuple[dict[int, Shown], str | None]:
     """Titles and posters of the films told of; and a note if they could not be had."""
     films = [film["tmdb_id"] for side in ("wins", "losses") for film in told["films"].get(side, [])]
     configs = (result.config for model in models for result in model.results)
     own = next((Path(config.data.shards) for config in configs if config is not None), None)
-    shards = options.shards or own
-    if not films or shards is None:
+    if not films or (shards := shards or own) is None:
         return {}, None
     try:
-        return show_films(shards, options.split, films), None
+        return show_films(shards, told["split"], films), None
     except (ValueError, OSError) as error:
         return {}, f"Titles and posters are missing ({error}); --shards FOLDER says where the shards are."

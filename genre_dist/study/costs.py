@@ -1,6 +1,6 @@
 """What runs cost and how they learned, from their records (metrics.jsonl), read line by line."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple, NotRequired
 
@@ -8,12 +8,13 @@ import numpy as np
 from annotated_types import Ge, Le
 from typing_extensions import TypedDict
 
+from genre_dist.config.run import RECORD
 from genre_dist.study.evaluated import Share
 from genre_dist.study.results import Result
+from genre_dist.training.tracking import lines_of
 from genre_dist.validation import Count, parse_json
 
 POINTS = 100  # of a curve; longer ones are thinned out
-LONGEST_LINE = 1 << 20
 Amount = Annotated[float, Ge(0), Le(1e18)]
 
 
@@ -38,18 +39,18 @@ class Cost(NamedTuple):
 
     hours: float
     """Of wall-clock time in training steps."""
-    device_hours: float | None
+    device_hours: float | None = None
     """The same times the number of GPUs or processes."""
-    device: str | None
+    device: str | None = None
     """`cuda` or `cpu`."""
-    ranks: int | None
+    ranks: int | None = None
     """The most that ever took part."""
-    peak_memory_bytes: int | None
+    peak_memory_bytes: int | None = None
     """Of one rank: allocated on the GPU, or resident in the process."""
-    samples_per_second: float | None
+    samples_per_second: float | None = None
     """Median of the recorded steps, all ranks together."""
-    steps: int | None
-    samples: int | None
+    steps: int | None = None
+    samples: int | None = None
     """Films trained on, repetitions counted; None where not every step was recorded."""
 
 
@@ -84,16 +85,9 @@ def _cost_of_baseline(result: Result) -> Cost | None:
     if "fit_seconds" not in told:
         return None
     memory = told.get("peak_memory_gb")
-    return Cost(
-        hours=told["fit_seconds"] / 3600,
-        device_hours=told["fit_seconds"] / 3600,
-        device="cpu",
-        ranks=1,
-        peak_memory_bytes=None if memory is None else int(memory * 2**30),
-        samples_per_second=None,
-        steps=None,
-        samples=told.get("train_films"),
-    )
+    hours = told["fit_seconds"] / 3600
+    peak = None if memory is None else int(memory * 2**30)
+    return Cost(hours, hours, "cpu", 1, peak, samples=told.get("train_films"))
 
 
 def read_record(run: Path) -> tuple[Cost | None, Curves]:
@@ -106,11 +100,13 @@ def read_record(run: Path) -> tuple[Cost | None, Curves]:
     last_step = peak = samples = 0
     ranks: int | None = None
     device, complete, rates, losses = None, True, _Thinned(), _Thinned()
-    for row in _rows(run / "metrics.jsonl"):
+    path = run / RECORD
+    for number, (line, _) in enumerate(lines_of(path), 1):
+        row = parse_json(Row, line, f"{path}, line {number}", "remove the line")
         step = row["step"]
         if row["kind"] == "train" and "step_seconds" in row:
             if step <= last_step:
-                raise ValueError(f"{run / 'metrics.jsonl'}: step {step} comes after step {last_step}; mend the file")
+                raise ValueError(f"{path}: step {step} comes after step {last_step}; mend the file")
             passed = step - last_step  # with train.log_every_steps, a row stands for several steps
             complete &= passed == 1
             ranks = max(ranks or 0, row["ranks"]) if "ranks" in row else ranks
@@ -168,13 +164,3 @@ def _smooth(points: list[list[float]]) -> list[list[float]]:
         [step, hours, float(np.mean([value for _, _, value in points[max(0, at - width + 1) : at + 1]]))]
         for at, (step, hours, _) in enumerate(points)
     ]
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    if not path.is_file():
-        return
-    with open(path, "rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
-            if not line.endswith(b"\n") and len(line) < LONGEST_LINE:
-                return  # a run that still writes may have a half line at its end
-            yield parse_json(Row, line, f"{path}, line {number}", "remove the line")

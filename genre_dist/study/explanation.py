@@ -1,17 +1,14 @@
 """Why a model names genres: films explained one by one, and what each medium is worth over a split."""
 
-import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 
 from genre_dist.atomic import atomic_file
 from genre_dist.progress import progress_bar
@@ -19,77 +16,58 @@ from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import Batch, ShardReader
 from genre_dist.study.ablation import ablate
-from genre_dist.study.attribution import Attribution, Explainer
+from genre_dist.study.attribution import Explained, Explainer
+from genre_dist.study.differences import Shown, show_films, thumbnail
 from genre_dist.study.evaluate_run import check_same_labels
-from genre_dist.study.headline import LABELS
 from genre_dist.study.report import charts, figures
-from genre_dist.study.report.page import render
+from genre_dist.study.report.page import write_page
 from genre_dist.study.results import read_result
 from genre_dist.study.run import Run, load_run
 from genre_dist.study.thresholds import load_thresholds
-from genre_dist.study.wins import Shown, show_films
+from genre_dist.study.verdict import LABELS
 from genre_dist.training.inputs import to_device, whole_pixels
 
 ABLATED = ("micro_f1_fitted", "micro_f1", "macro_f1_fitted", "mean_average_precision")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExplainOptions:
-    """What to explain."""
-
-    split: str = "test"
-    films: tuple[int, ...] = ()
-    """Ids of films; none: the most confident ones, each for another genre."""
-    count: int = 8
-    """How many films, if none are named."""
-    genres: int = 2
-    """Genres explained for each film, the surest first."""
-    shards: Path | None = None
-    """Other shards than the run was trained on."""
-    ablation: bool = True
-    """Whether to measure what each medium is worth."""
-    trust_code: bool = False
-    """Run code that the config.yaml of a run made elsewhere names."""
-
-
-class Explained(NamedTuple):
-    """A film with the genres that were explained."""
-
-    film: int
-    shown: Shown | None
-    true: list[str]
-    words: list[str]
-    picture: NDArray[np.uint8] | None  # [size, size, 3], as the model saw it
-    genres: list[tuple[str, float, Attribution]]
-    """Name, logit above the threshold, attribution."""
-
-
-def explain(folder: Path, out: Path, options: ExplainOptions) -> dict[str, Any]:
+def explain(
+    folder: Path,
+    out: Path,
+    *,
+    split: str,
+    films: Sequence[int],
+    count: int,
+    genres: int,
+    shards: Path | None,
+    ablation: bool,
+    trust_code: bool,
+) -> dict[str, Any]:
     """Explain films of a split and measure the media; writes index.html, explanation.json and PNGs into `out`.
 
-    RAM holds one film's gradients and a window of encodings. Raises ValueError for films that the split does not have,
-    and for shards of other genres or another vocabulary than the model's.
+    Without ids of films: the `count` most confident ones, each for another genre. Of each film its `genres` surest
+    genres are explained. RAM holds one film's gradients and a window of encodings. Raises ValueError for films that the
+    split does not have, and for shards of other genres or another vocabulary than the model's.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = load_run(folder, device, options.trust_code)
-    manifest = load_manifest(options.shards or run.config.data.shards)
+    run = load_run(folder, device, trust_code)
+    manifest = load_manifest(shards or run.config.data.shards)
     check_same_labels(run, manifest)
     thresholds = load_thresholds(folder, run.genres)
-    films = list(options.films) or _surest(folder, options, thresholds)
-    shown = show_films(manifest.folder, options.split, films)
+    films = list(films) or _surest(folder, split, count, thresholds)
+    shown = show_films(manifest.folder, split, films)
     cut = np.zeros(len(run.genres)) if thresholds is None else thresholds
-    reader = ShardReader(manifest, options.split, run.config.model.members, run.config.data.max_tokens)
+    reader = ShardReader(manifest, split, run.config.model.members, run.config.data.max_tokens)
     explainer = Explainer(run.model, run.config.data.image_size)
     with progress_bar() as progress:
         explained = [
-            _explain_film(run, reader.read(rows), explainer, cut, options.genres, shown)
+            _explain_film(run, reader.read(rows), explainer, cut, genres, shown)
             for rows in progress.track(_places(reader, films), description="films")
         ]
     told: dict[str, Any] = {
         "run": str(folder),
-        "split": options.split,
+        "split": split,
         "films": [_told(film) for film in explained],
-        "ablation": ablate(run, manifest, options.split, thresholds) if options.ablation else None,
+        "ablation": ablate(run, manifest, split, thresholds) if ablation else None,
     }
     out.mkdir(parents=True, exist_ok=True)
     for film in explained:
@@ -98,25 +76,32 @@ def explain(folder: Path, out: Path, options: ExplainOptions) -> dict[str, Any]:
         figures.ablation_figure(told["ablation"], ABLATED, out / "ablation.png")
     with atomic_file(out / "explanation.json", "w") as file:
         json.dump(told, file, indent=1)
-    with atomic_file(out / "index.html", "w") as file:
-        file.write(_page(told, explained))
+    heats = {
+        (film.film, genre): thumbnail(figures.overlay(film.picture, found.heat), squashed=True)
+        for film in explained
+        for genre, _, found in film.genres
+        if film.picture is not None and found.heat is not None
+    }
+    posters = {film.film: film.shown.poster for film in explained if film.shown and film.shown.poster}
+    context = {"told": told, "heats": heats, "posters": posters, "labels": LABELS, "media": _media(told)}
+    write_page(out / "index.html", "explanation.html", **context)
     return told
 
 
-def _surest(folder: Path, options: ExplainOptions, thresholds: NDArray[np.float64] | None) -> list[int]:
+def _surest(folder: Path, split: str, count: int, thresholds: NDArray[np.float64] | None) -> list[int]:
     """The film that each genre is named for most surely, the surest genres first."""
-    result = read_result(folder, options.split)
+    result = read_result(folder, split)
     margins = result.scores.logits - (0 if thresholds is None else thresholds)  # [films, genres]
     best = margins.argmax(axis=0)
     order = np.argsort(-margins[best, np.arange(len(best))])
-    return list(dict.fromkeys(int(result.ids[best[genre]]) for genre in order))[: options.count]
+    return list(dict.fromkeys(int(result.ids[best[genre]]) for genre in order))[:count]
 
 
 def _places(reader: ShardReader, films: Sequence[int]) -> list[Rows]:
     """Where films lie among those that have what the model needs. Raises ValueError if one is not there."""
     places: dict[int, Rows] = {}
-    for number, size in enumerate(reader.index.sizes):
-        ids = reader.index.ids(Rows(np.full(size, number), np.arange(size)))
+    for number in range(len(reader.index.shards)):
+        ids = reader.index.ids(reader.index.rows_of(number))
         for row in np.flatnonzero(np.isin(ids, films)):
             places[int(ids[row])] = Rows(np.array([number]), np.array([row]))
     if missing := [str(film) for film in films if film not in places]:
@@ -178,18 +163,6 @@ def _told(film: Explained) -> dict[str, Any]:
     }
 
 
-def _page(told: dict[str, Any], explained: Sequence[Explained]) -> str:
-    """The page: what the media are worth, then the films."""
-    heats = {
-        (film.film, genre): _jpeg(figures.overlay(film.picture, found.heat))
-        for film in explained
-        for genre, _, found in film.genres
-        if film.picture is not None and found.heat is not None
-    }
-    posters = {film.film: film.shown.poster for film in explained if film.shown and film.shown.poster}
-    return render("explanation.html", told=told, heats=heats, posters=posters, labels=LABELS, media=_media(told))
-
-
 def _media(told: dict[str, Any]) -> dict[str, Any] | None:
     """What each medium is worth, as a chart of intervals."""
     if told["ablation"] is None:
@@ -209,9 +182,3 @@ def _lost_row(lost: dict[str, Any], name: str) -> dict[str, Any]:
     tip = f"{name}: {words[0]} points lost\n95 % interval {words[1]} to {words[2]}"
     text = Markup("<b>{}</b> {} to {}").format(*words)
     return lost | {"name": name, "tip": tip, "text": text, "sure": lost["low"] > 0}
-
-
-def _jpeg(picture: NDArray[np.uint8]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture).resize((160, 240), Image.Resampling.LANCZOS).save(file, "JPEG", quality=80)
-    return file.getvalue()

@@ -4,9 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from genre_dist.acquire.catalogue import poster_file, read_rows
 from genre_dist.genres import INDEX_OF_ID
 from genre_dist.prepare.choosing import COLUMNS, film_text
@@ -15,23 +12,8 @@ from genre_dist.prepare.vocabulary import tokenise
 from genre_dist.storage import opened
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import SPLITS, Manifest
-from genre_dist.stream.order import Rows
 from genre_dist.stream.sample import load_about, load_genres, load_tokens, read_members
 from genre_dist.stream.words import load_words
-
-
-class PackedFilm(NamedTuple):
-    """A film as the shards have it."""
-
-    id: int
-    split: str
-    genres: tuple[int, ...]
-    """Places in the manifest's list."""
-    tokens: NDArray[np.int32] | None  # [words] ids of the vocabulary; None: no text was packed
-    release_date: str
-    poster: bytes | None
-    fault: str | None = None
-    """Why it could not be read; then it has no genres and no words."""
 
 
 class Film(NamedTuple):
@@ -40,6 +22,7 @@ class Film(NamedTuple):
     id: int
     split: str
     genres: tuple[int, ...]
+    """Places in the list of genres, the manifest's or, from a catalogue, TMDB's."""
     text: str
     """As it was written; known only from a catalogue."""
     words: list[str] | None
@@ -48,19 +31,21 @@ class Film(NamedTuple):
     """'', YYYY or YYYY-MM-DD."""
     poster: bytes | None
     fault: str | None = None
+    """Why it could not be read; then it has no genres and no words."""
 
 
-def packed_films(
-    manifest: Manifest, splits: Sequence[str] = SPLITS, members: tuple[str, ...] = ()
-) -> Iterator[PackedFilm]:
-    """The films of some splits that have the members, in stored order; one that cannot be read has a `fault`."""
+def shard_films(manifest: Manifest, splits: Sequence[str] = SPLITS, members: tuple[str, ...] = ()) -> Iterator[Film]:
+    """The films of some splits that have the members, in stored order; one that cannot be read has a `fault`.
+
+    A word outside the vocabulary reads <unk>.
+    """
     places = {genre.id: place for place, genre in enumerate(manifest.genres)}
-    words = int(manifest.text["words"])
+    words = list(load_words(manifest.folder / manifest.text["vocabulary"], manifest.text["vocabulary_sha256"]))
     for split in splits:
         index = SplitIndex(manifest, split, members)
-        for number, size in enumerate(index.sizes):
-            records = index.records(Rows(np.full(size, number), np.arange(size)))
-            path = manifest.folder / index.shards[number].file
+        for number, shard in enumerate(index.shards):
+            records = index.records(index.rows_of(number))
+            path = manifest.folder / shard.file
             with opened(path) as file:
                 for film, offset, length in zip(*(records[name].tolist() for name in _PLACE), strict=True):
                     try:
@@ -68,29 +53,21 @@ def packed_films(
                         yield _packed(read_members(file.read(length), film), film, split, places, words)
                     except (ValueError, KeyError) as error:
                         what = f"no genre or member {error}" if isinstance(error, KeyError) else str(error)
-                        yield PackedFilm(
-                            film, split, (), _NO_WORDS, "", None, f"{path}: film {film} at byte {offset}: {what}"
-                        )
+                        fault = f"{path}: film {film} at byte {offset}: {what}"
+                        yield Film(film, split, (), "", None, "", None, fault)
 
 
 _PLACE = ("id", "offset", "size")
-_NO_WORDS = np.empty(0, np.int32)
 
 
-def _packed(parts: dict[str, memoryview], film: int, split: str, places: dict[int, int], words: int) -> PackedFilm:
+def _packed(parts: dict[str, memoryview], film: int, split: str, places: dict[int, int], words: list[str]) -> Film:
     genres = tuple(places[genre] for genre in load_genres(parts["json"]))
-    tokens = load_tokens(parts["tokens.npy"], words) if "tokens.npy" in parts else None
+    spelt = None
+    if "tokens.npy" in parts:
+        spelt = [words[token] for token in load_tokens(parts["tokens.npy"], len(words)).tolist()]
     date = load_about(parts["json"]).get("release_date")
     poster = bytes(parts["jpg"]) if "jpg" in parts else None
-    return PackedFilm(film, split, genres, tokens, date if isinstance(date, str) else "", poster)
-
-
-def shard_films(manifest: Manifest) -> Iterator[Film]:
-    """All films of the shards. A word outside the vocabulary reads <unk>."""
-    words = list(load_words(manifest.folder / manifest.text["vocabulary"], manifest.text["vocabulary_sha256"]))
-    for film in packed_films(manifest):
-        spelt = None if film.tokens is None else [words[token] for token in film.tokens.tolist()]
-        yield Film(film.id, film.split, film.genres, "", spelt, film.release_date, film.poster, film.fault)
+    return Film(film, split, genres, "", spelt, date if isinstance(date, str) else "", poster)
 
 
 def catalogue_films(catalogue: Path, text: str, posters: bool = True) -> Iterator[Film]:

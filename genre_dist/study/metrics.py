@@ -25,8 +25,8 @@ def metrics(logits: NDArray[np.float32], labels: NDArray[np.bool_], genres: Sequ
         "films": len(labels),
         "threshold": 0.5,
         **{name: value for name, value in named.items() if name != "per_genre"},
-        "mean_average_precision": _mean(average_precision),
-        "auc": _mean(auc),
+        "mean_average_precision": mean_of_known(average_precision),
+        "auc": mean_of_known(auc),
         "per_genre": named["per_genre"],
     }
 
@@ -63,6 +63,7 @@ def _or_none(score: Any, labels: NDArray[np.bool_], logits: NDArray[np.float32])
         return float(score(labels, logits))
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """The mean of what is not None, None if there is nothing."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
+from genre_dist.config.run import WEIGHTS
 from genre_dist.lock import holds_files
 from genre_dist.parallel.world import World
 from genre_dist.printable import printable
@@ -28,7 +29,6 @@ from genre_dist.study.film_sources import Found, Source, find_films
 from genre_dist.study.prediction import NO_TEXT, Film, film_pixels, predict_logits
 from genre_dist.study.run import Run
 from genre_dist.study.thresholds import load_thresholds
-from genre_dist.training.model_files import WEIGHTS
 from genre_dist.validation import Count, Sha256
 
 PART = 1024

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.config import Config
+from genre_dist.config.run import CONFIG
 from genre_dist.configfile import load_config
 from genre_dist.study.baselines import FILE as BASELINE
 from genre_dist.study.baselines import Description, read_description
@@ -22,10 +23,10 @@ from genre_dist.study.evaluated import (
     read_metrics,
     read_predictions,
 )
-from genre_dist.study.settings import unlike_seeds
+from genre_dist.study.settings import SEED, unlike_seeds
 from genre_dist.study.thresholds import fit_thresholds, load_thresholds
 
-_SEED = re.compile(r"(?P<name>.+)[-_/.]seed[-_]?\d+", re.IGNORECASE)
+_SEEDED = re.compile(f"(?P<name>.+)[-_/.]{SEED}", re.IGNORECASE)
 
 
 class Result(NamedTuple):
@@ -64,7 +65,8 @@ class Model(NamedTuple):
 
     @property
     def kind(self) -> str:
-        return kind_of(self.results[0].config)
+        config = self.results[0].config
+        return "baseline" if config is None else config.model.kind
 
     @property
     def title(self) -> str:
@@ -95,21 +97,6 @@ class Model(NamedTuple):
         return None if None in values else float(np.mean([value for value in values if value is not None]))
 
 
-def kind_of(config: Config | None) -> str:
-    """What was trained, in a word or two."""
-    if config is None:
-        return "baseline"
-    model = config.model
-    if not model.uses_poster:
-        return "text"
-    if not model.uses_text:
-        return "poster"
-    if model.text.frozen and model.poster.frozen:
-        return "frozen"
-    partly = model.text.frozen or model.poster.frozen or model.poster.frozen_through
-    return "partly frozen" if partly else "end to end"
-
-
 def read_models(folders: Sequence[Path], split: str) -> list[Model]:
     """Runs in the order given; those that differ only in a seed at the end (`name-seed0`, `name/seed1`) are one model.
 
@@ -133,7 +120,7 @@ def read_models(folders: Sequence[Path], split: str) -> list[Model]:
 def experiment(folder: Path) -> str:
     """A run's path without its seed, which a separator parts from the name: `-seed0`, `_seed_1`, `/seed2`."""
     path = os.path.abspath(folder)  # a link keeps its name
-    seeded = _SEED.fullmatch(path)
+    seeded = _SEEDED.fullmatch(path)
     return seeded["name"] if seeded else path
 
 
@@ -155,7 +142,7 @@ def read_result(folder: Path, split: str) -> Result:
     if thresholds is None and val.is_file():  # evaluated before thresholds were kept
         on_val = read_predictions(val, genres)
         thresholds = fit_thresholds(on_val.logits, on_val.labels)
-    config, baseline = folder / "config.yaml", folder / BASELINE
+    config, baseline = folder / CONFIG, folder / BASELINE
     return Result(
         folder=folder,
         ids=ids,

@@ -7,10 +7,11 @@ import torch
 
 from genre_dist.config import Config
 from genre_dist.config.continuing import changes, describe, trained_with
+from genre_dist.config.run import CONFIG, WEIGHTS
 from genre_dist.configfile import load_config
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.poster import load_state
-from genre_dist.training.model_files import WEIGHTS, read_facts, read_weights, read_words
+from genre_dist.training.model_files import read_facts, read_weights, read_words
 from genre_dist.trust import refuse_foreign_code
 
 
@@ -30,7 +31,7 @@ def load_run(folder: Path, device: torch.device, trust_code: bool = False) -> Ru
     Raises ValueError if the folder is no run, one that has not been trained to its end, or one whose files are damaged
     or not of each other; and, without `trust_code`, if it names code that nobody trained with here.
     """
-    file = folder / "config.yaml"
+    file = folder / CONFIG
     if not file.is_file():
         raise ValueError(f"{folder}: not a run (it has no config.yaml); train one with python -m genre_dist.train")
     if not (folder / WEIGHTS).is_file():

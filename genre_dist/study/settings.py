@@ -13,18 +13,9 @@ _SAME_FIGURES = frozenset({"data.micro_batch", "train.eval_every_steps"})
 GOES_ON = _SAME_FIGURES | {"train.steps", "train.epochs"}
 """Settings, beside the free ones, in which a run that is there may differ: training itself knows what to do."""
 ENCODERS = ("text", "poster")
-_SEED = re.compile(r"seed[-_]?\d+(?=/)")
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings -> dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
+SEED = r"seed[-_]?\d+"
+"""How a run's path names its seed."""
+_SEED_OF_FOLDER = re.compile(f"{SEED}(?=/)")
 
 
 def differing(there: Config, wanted: Config, ignored: Collection[str] = GOES_ON) -> tuple[str, Any, Any] | None:
@@ -49,8 +40,8 @@ def _without_seed(config: Config) -> Config:
     text, poster = config.model.text, config.model.poster
     model = dataclasses.replace(
         config.model,
-        text=dataclasses.replace(text, weights=text.weights and _SEED.sub("seed", text.weights)),
-        poster=dataclasses.replace(poster, weights=_SEED.sub("seed", poster.weights)),
+        text=dataclasses.replace(text, weights=text.weights and _SEED_OF_FOLDER.sub("seed", text.weights)),
+        poster=dataclasses.replace(poster, weights=_SEED_OF_FOLDER.sub("seed", poster.weights)),
     )
     return dataclasses.replace(config, model=model, run=dataclasses.replace(config.run, seed=0))
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from genre_dist.printable import markdown as escaped
 from genre_dist.printable import printable, terminal
-from genre_dist.study.headline import LABELS, MAIN, points
+from genre_dist.study.verdict import LABELS, MAIN, between, interval, points
 
 SHOWN = (
     "micro_f1_fitted",
@@ -30,11 +30,6 @@ def share(figure: dict[str, Any] | None) -> str:
         return "-"
     spread = f" ± {figure['sd']:.3f}" if figure["sd"] is not None else ""
     return f"{figure['value']:.3f}{spread}"
-
-
-def interval(row: dict[str, Any]) -> str:
-    """A difference in points with its interval."""
-    return f"{points(row['value'])} ({points(row['low'])} to {points(row['high'])})"
 
 
 def p_value(p: float, resamples: int) -> str:
@@ -70,39 +65,78 @@ def device_word(cost: dict[str, Any]) -> str:
     return {"cuda": "GPU", "cpu": "process"}.get(cost["device"], "rank")
 
 
+Sheet = tuple[str, list[str], list[list[str]]]
+"""A table's title, head and rows, whatever it is shown on; names of others stand in its head and first column."""
+
+
+def sheets(told: dict[str, Any], pairs: Sequence[dict[str, Any]]) -> list[Sheet]:
+    """The models, differences of pairs, F1 by genre and costs."""
+    models, reference = told["models"], told["study_2018"]
+    by_genre = reference["per_genre_of_combined_frozen"]
+    figures = [(f"{row['films']:,}", *(share(row["on_own_films"][measure]) for measure in SHOWN)) for row in models]
+    theirs = [
+        [f"2018 study: {row['model']}", "3,000 others", *(_plain(row[name]) if name in row else "" for name in SHOWN)]
+        for row in reference["test"]
+    ]
+    genres = []
+    for genre in told["genres"]:
+        ours = [row["per_genre"][genre] for row in models]
+        in_2018 = by_genre[genre]["f1"] / 100 if genre in by_genre else None
+        f1 = [_plain(value) for value in (*(row["f1_fitted"] for row in ours), in_2018)]
+        genres.append([genre, f"{max(row['films'] for row in ours):,}", *f1])
+    names = [row["name"] for row in models]
+    measures = [LABELS[measure] for measure in MAIN]
+    return [
+        (
+            f"Models, {told['split']} split",
+            ["model", "films", *(LABELS[measure] for measure in SHOWN)],
+            [[name, *row] for name, row in zip(names, figures, strict=True)] + theirs,
+        ),
+        (
+            "Differences in points, 95 % interval (paired bootstrap over films)",
+            ["difference", "films", *measures, "p, micro F1 (Holm)"],
+            [_difference_cells(pair, told["resamples"]) for pair in pairs],
+        ),
+        ("F1 by genre, fitted thresholds", ["genre", "films", *names, "2018 study, frozen, at 0.5"], genres),
+        (
+            "Cost of training, without evaluations",
+            ["model", *COST_COLUMNS],
+            [[row["name"], *cost_cells(row["cost"])] for row in models],
+        ),
+    ]
+
+
 def print_comparison(told: dict[str, Any]) -> None:
-    """The comparison on the terminal."""
+    """The comparison on the terminal; of many differences those of the two models in question."""
     screen = terminal()
     console = screen if screen.is_terminal else terminal(width=150)  # in a log, lines may be long
     for note in told["notes"]:
         console.print(Panel(Text(printable(note)), style="yellow" if note.startswith("NOT ALL") else "dim"))
-    table = Table("model", "films", *(LABELS[measure] for measure in SHOWN), title=f"{told['split']} split")
-    for row in told["models"]:
-        figures = row["on_own_films"]
-        table.add_row(printable(row["name"]), f"{row['films']:,}", *(share(figures[measure]) for measure in SHOWN))
-    for row in told["study_2018"]["test"]:
-        table.add_row(f"2018: {row['model']}", "3,000 others", *_their_cells(row), style="dim")
-    console.print(table)
-    genres = Table("F1, fitted", *(printable(row["name"]) for row in told["models"]))
-    for genre in told["genres"]:
-        genres.add_row(printable(genre), *(_plain(row["per_genre"][genre]["f1_fitted"]) for row in told["models"]))
-    console.print(genres)
-    costs = Table("model", *COST_COLUMNS)
-    for row in told["models"]:
-        costs.add_row(printable(row["name"]), *cost_cells(row["cost"]))
-    console.print(costs)
-    pairs = Table("difference, points", "films", *(LABELS[measure] for measure in MAIN), "p, micro F1 (Holm)")
-    shown = {told["headline"].get("one"), told["headline"].get("other")}
-    chosen = [pair for pair in told["differences"] if shown & {pair["one"], pair["other"]}]
-    for pair in chosen:
-        pairs.add_row(printable(_names(pair)), *_difference_cells(pair, told["resamples"]))
-    console.print(pairs)
+    head = told["headline"]
+    asked = {head.get("one"), head.get("other")}
+    chosen = [pair for pair in told["differences"] if asked & {pair["one"], pair["other"]}]
+    for title, header, rows in sheets(told, chosen):
+        table = Table(*map(printable, header), title=title)
+        for row in rows:
+            table.add_row(*map(printable, row))
+        console.print(table)
     if len(chosen) < len(told["differences"]):
         console.print(f"{len(told['differences']) - len(chosen)} more differences are in the report", style="dim")
-    head = told["headline"]
     console.print(Text.assemble((printable(head["question"]), "bold"), " ", printable(head["answer"])))
     for line in _beside(told):
         console.print(f"  {printable(line)}")
+
+
+def markdown(told: dict[str, Any]) -> str:
+    """The comparison as a Markdown document."""
+    lines = [f"# {escaped(told['headline']['question'])}", "", f"**{escaped(told['headline']['answer'])}**", ""]
+    lines += [f"- {escaped(line)}" for line in _beside(told)]
+    lines += ["", *(f"> {escaped(note)}\n" for note in told["notes"])]
+    for title, header, rows in sheets(told, told["differences"]):
+        cells = [list(map(escaped, header)), ["---"] * len(header), *([escaped(row[0]), *row[1:]] for row in rows)]
+        lines += [f"## {title}", "", *(f"| {' | '.join(row)} |" for row in cells), ""]
+    lines += ["F1 without a remark: at thresholds fitted on val. ±: standard deviation over seeds.", ""]
+    return "\n".join(lines)
 
 
 def _beside(told: dict[str, Any]) -> list[str]:
@@ -111,16 +145,11 @@ def _beside(told: dict[str, Any]) -> list[str]:
     return [*told["headline"].get("beside", []), *strongest]
 
 
-def _names(pair: dict[str, Any]) -> str:
-    return f"{pair['one']} \N{MINUS SIGN} {pair['other']}"
-
-
 def strongest_words(row: dict[str, Any]) -> str:
     """The strongest model against the strongest baseline, in a sentence."""
     return (
         f"The strongest model on val, {row['model']}, minus the strongest baseline on val, {row['baseline']}: "
-        f"{points(row['value'])} points of {LABELS[row['measure']]} ({points(row['low'])} to {points(row['high'])}) on "
-        f"{row['films']:,} films."
+        f"{points(row['value'])} points of {LABELS[row['measure']]} ({between(row)}) on {row['films']:,} films."
     )
 
 
@@ -128,70 +157,9 @@ def _difference_cells(pair: dict[str, Any], resamples: int) -> list[str]:
     rows = [pair["measures"][measure] for measure in MAIN]
     main = rows[0] or rows[1]
     p = f"{p_value(main['p'], resamples)} ({p_value(main['p_holm'], resamples)})"
-    return [f"{pair['films']:,}", *("-" if row is None else interval(row) for row in rows), p]
-
-
-def _their_cells(row: dict[str, Any]) -> list[str]:
-    known = {"micro_f1": row["micro_f1"], "accuracy": row["accuracy"]}
-    return [f"{known[measure]:.3f}" if measure in known else "" for measure in SHOWN]
+    name = f"{pair['one']} \N{MINUS SIGN} {pair['other']}"
+    return [name, f"{pair['films']:,}", *("-" if row is None else interval(row) for row in rows), p]
 
 
 def _plain(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def markdown(told: dict[str, Any]) -> str:
-    """The comparison as a Markdown document."""
-    lines = [f"# {escaped(told['headline']['question'])}", "", f"**{escaped(told['headline']['answer'])}**", ""]
-    lines += [f"- {escaped(line)}" for line in _beside(told)]
-    lines += ["", *(f"> {escaped(note)}\n" for note in told["notes"])]
-    lines += [f"## Models, {told['split']} split", "", *_models_markdown(told), ""]
-    lines += [
-        "F1 without a remark: at thresholds fitted on val. ±: standard deviation over seeds.",
-        "",
-        "## Differences in points, 95 % interval (paired bootstrap over films)",
-        "",
-        *_table(
-            ["difference", "films", *(LABELS[measure] for measure in MAIN), "p, micro F1 (Holm)"],
-            [[escaped(_names(pair)), *_difference_cells(pair, told["resamples"])] for pair in told["differences"]],
-        ),
-        "",
-        "## F1 by genre, fitted thresholds",
-        "",
-        *_table(
-            ["genre", "films", *(escaped(row["name"]) for row in told["models"]), "2018 study, frozen, at 0.5"],
-            [_genre_cells(told, genre) for genre in told["genres"]],
-        ),
-        "",
-        "## Cost of training, without evaluations",
-        "",
-        *_table(["model", *COST_COLUMNS], [[escaped(row["name"]), *cost_cells(row["cost"])] for row in told["models"]]),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _models_markdown(told: dict[str, Any]) -> list[str]:
-    rows = [
-        [escaped(row["name"]), f"{row['films']:,}", *(share(row["on_own_films"][measure]) for measure in SHOWN)]
-        for row in told["models"]
-    ]
-    theirs = [
-        [f"*2018 study: {row['model']}*", "*3,000 others*", *_their_cells(row)] for row in told["study_2018"]["test"]
-    ]
-    return _table(["model", "films", *(LABELS[measure] for measure in SHOWN)], rows + theirs)
-
-
-def _genre_cells(told: dict[str, Any], genre: str) -> list[str]:
-    theirs = told["study_2018"]["per_genre_of_combined_frozen"].get(genre)
-    films = max(row["per_genre"][genre]["films"] for row in told["models"])
-    ours = [_plain(row["per_genre"][genre]["f1_fitted"]) for row in told["models"]]
-    return [escaped(genre), f"{films:,}", *ours, "-" if theirs is None else f"{theirs['f1'] / 100:.3f}"]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [
-        f"| {' | '.join(head)} |",
-        f"| {' | '.join('---' for _ in head)} |",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]

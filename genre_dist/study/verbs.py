@@ -1,12 +1,15 @@
-"""Console verbs that study runs: evaluate, predict, compare. Each imports only what it needs, and that only when the
-folder it writes is locked: a second writer is refused at once."""
+"""The study's console verbs: evaluate, predict, compare, explore, baseline, explain, study.
+
+Each imports what it needs when the folder it writes is locked: a second writer is refused at once.
+"""
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from genre_dist.atomic import remove_leftovers
+from genre_dist.config.run import CONFIG
 from genre_dist.lock import one_writer
 from genre_dist.options import Verbs, columns, names
 from genre_dist.parallel.launcher import own_rank
@@ -17,113 +20,111 @@ from genre_dist.study.baselines import BASELINES
 
 def add_verbs(verbs: Verbs) -> None:
     """Add this room's verbs to the console command."""
-    verb = verbs.add_parser("evaluate", help="evaluate a run on a split (under torchrun: on several ranks)")
-    verb.add_argument("folder", metavar="RUN", type=Path)
-    verb.add_argument("--split", choices=["train", "val", "test"], default="val")
-    verb.add_argument("--shards", help="other shards than the run was trained on")
-    _add_trust(verb)
-    verb.set_defaults(run=_evaluate)
 
-    verb = verbs.add_parser(
+    def add_verb(
+        name: str, run: Callable[[Namespace], int | None], help: str, about: str | None = None
+    ) -> ArgumentParser:
+        verb = verbs.add_parser(name, help=help, description=about)
+        verb.set_defaults(run=run)
+        return verb
+
+    verb = add_verb("evaluate", _evaluate, "evaluate a run on a split (under torchrun: on several ranks)")
+    _add_run(verb)
+    _add_split(verb, "val")
+    verb.add_argument("--shards", help="other shards than the run was trained on")
+
+    verb = add_verb(
         "predict",
-        help="genres of one film, or of many (under torchrun: on several ranks)",
-        description="One film: by --poster, --overview and --title, or by --tmdb_id. Many: --catalogue FOLDER, or "
+        _predict,
+        "genres of one film, or of many (under torchrun: on several ranks)",
+        "One film: by --poster, --overview and --title, or by --tmdb_id. Many: --catalogue FOLDER, or "
         "--table FILE (tmdb_id and the texts that the model was trained on) with --posters, found as import finds "
         "them, into a folder of Parquet parts, --out. Run again, it goes on.",
     )
-    verb.add_argument("folder", metavar="RUN", type=Path)
-    verb.add_argument("--poster", type=Path, help="an image file")
-    verb.add_argument("--overview", help="the film's overview")
-    verb.add_argument("--title", help="the film's title, for models that were trained on titles")
-    verb.add_argument("--tmdb_id", type=int, help="a film of TMDB; its key from TMDB_API_KEY or --key_file")
-    verb.add_argument("--key_file", type=Path, help="holds the API key or bearer token")
-    verb.add_argument("--api_url", default="https://api.themoviedb.org/3", help="TMDB's API, or a mirror of it")
-    verb.add_argument("--image_url", default="https://image.tmdb.org/t/p", help="TMDB's posters, or a mirror of them")
-    verb.add_argument("--catalogue", type=Path, help="predict all films of a catalogue")
-    verb.add_argument("--table", type=Path, help="predict all films of a table: Parquet, CSV or JSON lines")
-    verb.add_argument(
-        "--posters", type=Path, nargs="*", default=[], help="the table's posters: folders (with all below them) or tars"
-    )
-    verb.add_argument(
-        "--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="the table's columns by another name"
-    )
-    verb.add_argument("--poster_key", default="tmdb_id", help="the table's column that poster files are named by")
-    verb.add_argument("--out", type=Path, help="folder for the predictions of many films")
-    _add_trust(verb)
-    verb.set_defaults(run=_predict)
+    _add_run(verb)
+    add = verb.add_argument
+    add("--poster", type=Path, help="an image file")
+    add("--overview", help="the film's overview")
+    add("--title", help="the film's title, for models that were trained on titles")
+    add("--tmdb_id", type=int, help="a film of TMDB; its key from TMDB_API_KEY or --key_file")
+    add("--key_file", type=Path, help="holds the API key or bearer token")
+    add("--api_url", default="https://api.themoviedb.org/3", help="TMDB's API, or a mirror of it")
+    add("--image_url", default="https://image.tmdb.org/t/p", help="TMDB's posters, or a mirror of them")
+    add("--catalogue", type=Path, help="predict all films of a catalogue")
+    add("--table", type=Path, help="predict all films of a table: Parquet, CSV or JSON lines")
+    posters = "the table's posters: folders (with all below them) or tars"
+    add("--posters", type=Path, nargs="*", default=[], help=posters)
+    add("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="the table's columns by another name")
+    add("--poster_key", default="tmdb_id", help="the table's column that poster files are named by")
+    add("--out", type=Path, help="folder for the predictions of many films")
 
-    verb = verbs.add_parser("compare", help="put runs side by side, with intervals for all differences; a report")
-    verb.add_argument(
-        "folders", metavar="RUN", type=Path, nargs="+", help="NAME-seed0 NAME-seed1 ... count as one model"
-    )
-    verb.add_argument("--split", choices=["train", "val", "test"], default="test")
+    verb = add_verb("compare", _compare, "put runs side by side, with intervals for all differences; a report")
+    runs = "NAME-seed0 NAME-seed1 ... count as one model"
+    verb.add_argument("folders", metavar="RUN", type=Path, nargs="+", help=runs)
+    _add_split(verb, "test")
     verb.add_argument("--out", type=Path, default=Path("report"), help="for index.html, comparison.md, comparison.json")
     verb.add_argument("--shards", help="where titles and posters are, if not where the runs had them")
     verb.add_argument("--resamples", type=int, default=10_000, help="of the films, for the intervals")
     verb.add_argument("--films", type=int, default=6, help="largest wins and losses to show")
-    verb.set_defaults(run=_compare)
 
-    verb = verbs.add_parser("explore", help="look at the films of shards or a catalogue: numbers, figures, a page")
-    verb.add_argument("source", metavar="SHARDS_OR_CATALOGUE", type=Path)
-    verb.add_argument("--out", metavar="DIR", type=Path, required=True, help="for index.html, explore.json and PNGs")
-    verb.add_argument(
-        "--text", choices=["overview", "title", "both"], default="overview", help="a catalogue's text to look at"
-    )
-    verb.add_argument(
-        "--poster_share", type=float, default=1.0, help="share of the posters looked at, drawn by film id"
-    )
-    verb.set_defaults(run=_explore)
+    verb = add_verb("explore", _explore, "look at the films of shards or a catalogue: numbers, figures, a page")
+    add = verb.add_argument
+    add("source", metavar="SHARDS_OR_CATALOGUE", type=Path)
+    add("--out", metavar="DIR", type=Path, required=True, help="for index.html, explore.json and PNGs")
+    texts = ["overview", "title", "both"]
+    add("--text", choices=texts, default="overview", help="a catalogue's text to look at")
+    add("--poster_share", type=float, default=1.0, help="share of the posters looked at, drawn by film id")
 
-    verb = verbs.add_parser(
+    verb = add_verb(
         "baseline",
-        help="classic models on the overviews: SVM and naive Bayes on words, tf-idf, vectors and n-grams",
-        description="Fit classic models on the texts of the train split and evaluate them on val and test as a neural "
+        _baseline,
+        "classic models on the overviews: SVM and naive Bayes on words, tf-idf, vectors and n-grams",
+        "Fit classic models on the texts of the train split and evaluate them on val and test as a neural "
         "run is. One --kind goes into RUN itself, several (all by default) into a folder each below RUN; what is there "
         "already is left alone.",
     )
-    verb.add_argument("shards", metavar="SHARDS")
-    verb.add_argument("--out", metavar="RUN", type=Path, required=True, help="the run's folder, or the runs'")
-    verb.add_argument("--kind", default="all", help=f"comma-separated: {', '.join(BASELINES)}; or all")
-    verb.add_argument("--folders", action="store_true", help="a folder below RUN also for a single kind")
-    verb.add_argument("--catalogue", type=Path, help="take the texts as written from the catalogue that was packed")
-    verb.add_argument(
-        "--memory", type=float, default=4.0, help="GiB for features held; beyond it, SVMs learn from chunks by SGD"
-    )
-    verb.add_argument("--workers", type=int, help="genres fitted at the same time; all cores by default")
-    verb.set_defaults(run=_baseline)
+    add = verb.add_argument
+    add("shards", metavar="SHARDS")
+    add("--out", metavar="RUN", type=Path, required=True, help="the run's folder, or the runs'")
+    add("--kind", default="all", help=f"comma-separated: {', '.join(BASELINES)}; or all")
+    add("--folders", action="store_true", help="a folder below RUN also for a single kind")
+    add("--catalogue", type=Path, help="take the texts as written from the catalogue that was packed")
+    add("--memory", type=float, default=4.0, help="GiB for SVMs: so many genres are fitted at once")
+    add("--workers", type=int, help="genres fitted at the same time; all cores by default")
 
-    verb = verbs.add_parser(
-        "explain", help="what on posters and in overviews speaks for a genre, and what each is worth"
-    )
-    verb.add_argument("folder", metavar="RUN", type=Path)
-    verb.add_argument("--out", type=Path, default=Path("explanation"), help="for index.html, PNGs and explanation.json")
-    verb.add_argument("--split", choices=["train", "val", "test"], default="test")
-    verb.add_argument("--films", default="", metavar="ID,ID", help="films to explain; the surest ones by default")
-    verb.add_argument("--count", type=int, default=8, help="how many films, if none are named")
-    verb.add_argument("--genres", type=int, default=2, help="genres explained for each film")
-    verb.add_argument("--shards", type=Path, help="other shards than the run was trained on")
-    verb.add_argument("--no_ablation", action="store_true", help="leave out what each medium is worth")
-    _add_trust(verb)
-    verb.set_defaults(run=_explain)
+    verb = add_verb("explain", _explain, "what on posters and in overviews speaks for a genre, and what each is worth")
+    _add_run(verb)
+    _add_split(verb, "test")
+    add = verb.add_argument
+    add("--out", type=Path, default=Path("explanation"), help="for index.html, PNGs and explanation.json")
+    add("--films", default="", metavar="ID,ID", help="films to explain; the surest ones by default")
+    add("--count", type=int, default=8, help="how many films, if none are named")
+    add("--genres", type=int, default=2, help="genres explained for each film")
+    add("--shards", type=Path, help="other shards than the run was trained on")
+    add("--no_ablation", action="store_true", help="leave out what each medium is worth")
 
-    verb = verbs.add_parser(
+    verb = add_verb(
         "study",
-        help="the whole chain by one command: baselines, text, poster, frozen, end to end, and the comparison",
-        description="Run the stages of a study's YAML one after the other. Run again, it skips what is done and goes "
+        _study,
+        "the whole chain by one command: baselines, text, poster, frozen, end to end, and the comparison",
+        "Run the stages of a study's YAML one after the other. Run again, it skips what is done and goes "
         "on with what is not. Exit code 75: stopped early, to be continued by the same command.",
     )
     verb.add_argument("--config", type=Path, required=True, help="such as configs/study.yaml")
     verb.add_argument("--out", type=Path, required=True, help="for a folder a stage and seed, and the report")
-    verb.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="change the study: seeds=[0] overrides.train.epochs=3"
-    )
-    verb.set_defaults(run=_study)
+    changes = "change the study: seeds=[0] overrides.train.epochs=3"
+    verb.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help=changes)
 
 
-def _add_trust(verb: ArgumentParser) -> None:
+def _add_run(verb: ArgumentParser) -> None:
+    verb.add_argument("folder", metavar="RUN", type=Path)
     verb.add_argument(
         "--trust_code", action="store_true", help="run code that the config.yaml of a run made elsewhere names"
     )
+
+
+def _add_split(verb: ArgumentParser, default: str) -> None:
+    verb.add_argument("--split", choices=["train", "val", "test"], default=default)
 
 
 @contextmanager
@@ -136,7 +137,7 @@ def _writing(folder: Path) -> Iterator[Held]:
 
 
 def _evaluate(arguments: Namespace) -> None:
-    if not (arguments.folder / "config.yaml").is_file():
+    if not (arguments.folder / CONFIG).is_file():
         raise ValueError(f"{arguments.folder}: not a run (it has no config.yaml)")
     with _writing(arguments.folder) as held:
         from genre_dist.parallel.world import all_ranks
@@ -194,15 +195,10 @@ def _compare(arguments: Namespace) -> None:
     if arguments.resamples < 1 or arguments.films < 0:
         raise ValueError(f"--resamples is at least 1 and --films 0, not {arguments.resamples} and {arguments.films}")
     with _writing(arguments.out):
-        from genre_dist.study.comparison import CompareOptions, compare
+        from genre_dist.study.comparison import compare
 
-        options = CompareOptions(
-            split=arguments.split,
-            resamples=arguments.resamples,
-            shards=arguments.shards,
-            films=arguments.films,
-        )
-        compare(arguments.folders, arguments.out, options)
+        options = arguments.split, arguments.resamples, arguments.films, arguments.shards
+        compare(arguments.folders, arguments.out, *options)
     print(f"the report: {printable(arguments.out / 'index.html')}")
 
 
@@ -239,18 +235,19 @@ def _explain(arguments: Namespace) -> None:
     if wrong := [film for film in given if not (film.isdecimal() and int(film) < 2**63)]:
         raise ValueError(f"--films takes ids of films such as 603,604, not `{wrong[0]}`")
     with _writing(arguments.out):
-        from genre_dist.study.explanation import ExplainOptions, explain
+        from genre_dist.study.explanation import explain
 
-        options = ExplainOptions(
+        explain(
+            arguments.folder,
+            arguments.out,
             split=arguments.split,
-            films=tuple(int(film) for film in given),
+            films=[int(film) for film in given],
             count=arguments.count,
             genres=arguments.genres,
             shards=arguments.shards,
             ablation=not arguments.no_ablation,
             trust_code=arguments.trust_code,
         )
-        explain(arguments.folder, arguments.out, options)
     print(f"the explanation: {printable(arguments.out / 'index.html')}")
 
 

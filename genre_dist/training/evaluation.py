@@ -21,10 +21,8 @@ from genre_dist.printable import printable, terminal
 from genre_dist.stream.cache import block_cache
 from genre_dist.stream.device import device_feed, sent
 from genre_dist.stream.encodings import Reader, open_reader
-from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import Manifest
-from genre_dist.stream.order import Rows
 from genre_dist.study.evaluated import Predictions, write_evaluation
 from genre_dist.study.metrics import figures_of_named, metrics
 from genre_dist.study.thresholds import fit_thresholds, load_thresholds, save_thresholds
@@ -98,16 +96,9 @@ class Evaluator(NamedTuple):
         ids, logits, labels = (
             np.concatenate([part[k] for rank_parts, _ in gathered for part in rank_parts]) for k in range(3)
         )
-        assert np.array_equal(ids, _all_ids(reader.index)), "the ranks did not evaluate exactly the split's samples"
-        figures = {
-            "split": split,
-            "loss": total_loss / len(ids),
-            **metrics(logits, labels, [genre.name for genre in manifest.genres]),
-            "left_out": manifest.samples(split) - len(ids),
-            "bad_samples": sum(len(rank_faults) for _, rank_faults in gathered),
-            "samples_per_second": len(ids) / seconds,
-        }
-        return Evaluation(split, ids, logits, labels, figures)
+        assert np.array_equal(ids, reader.index.all_ids()), "the ranks did not evaluate exactly the split's samples"
+        bad = sum(len(rank_faults) for _, rank_faults in gathered)
+        return evaluation_of(manifest, split, Predictions(ids, logits, labels), total_loss / len(ids), bad, seconds)
 
     def _predict(self, batches: Any, stop: Callable[[], bool]) -> _Predicted:
         """This rank's share of a split."""
@@ -150,12 +141,20 @@ class Evaluator(NamedTuple):
         return gathered, total_loss
 
 
-def _all_ids(index: SplitIndex) -> NDArray[np.int64]:
-    """Every id of a split, as the index has them."""
-    sizes = index.sizes
-    return np.concatenate(
-        [index.ids(Rows(np.full(size, number), np.arange(size))) for number, size in enumerate(sizes)]
-    )
+def evaluation_of(
+    manifest: Manifest, split: str, predictions: Predictions, loss: float, bad: int, seconds: float
+) -> Evaluation:
+    """Predictions with all their figures; `bad` of the samples could not be read."""
+    ids, logits, labels = predictions
+    figures = {
+        "split": split,
+        "loss": loss,
+        **metrics(logits, labels, [genre.name for genre in manifest.genres]),
+        "left_out": manifest.samples(split) - len(ids),
+        "bad_samples": bad,
+        "samples_per_second": len(ids) / seconds,
+    }
+    return Evaluation(split, ids, logits, labels, figures)
 
 
 def save_evaluation(evaluation: Evaluation, run: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from genre_dist.atomic import atomic_file
 from genre_dist.config.continuing import trained_with
+from genre_dist.config.run import CONFIG
 from genre_dist.configfile import load_config
 from genre_dist.lock import FILE as LOCK
 from genre_dist.stream.manifest import load_manifest
@@ -18,7 +19,6 @@ from genre_dist.training.model_files import (
 )
 from genre_dist.training.saving import read_best
 
-CONFIG = "config.yaml"
 THRESHOLDS = "thresholds.json"
 
 

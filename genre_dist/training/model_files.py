@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from genre_dist.atomic import atomic_file
+from genre_dist.config.run import FACTS, WEIGHTS
 from genre_dist.genres import Genre
 from genre_dist.sealed import read_sealed, write_sealed
 from genre_dist.storage import read_bytes, sha256_of
@@ -18,8 +19,6 @@ from genre_dist.stream.manifest import Image, Manifest, Text
 from genre_dist.stream.words import load_words
 from genre_dist.validation import Count, Sha256
 
-WEIGHTS = "model.safetensors"
-FACTS = "model.json"
 WORDS = "vocabulary.txt"
 _REMEDY = "copy the whole folder again; training's command writes the model anew if the run's checkpoints are there"
 

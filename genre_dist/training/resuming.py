@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from genre_dist.atomic import remove_leftovers
 from genre_dist.config import Config
 from genre_dist.config.continuing import Changes, changes, describe, trained_with
+from genre_dist.config.run import CONFIG
 from genre_dist.configfile import load_config, save_config
 from genre_dist.lock import FILE as LOCK
 from genre_dist.lock import holds_files
@@ -31,7 +32,6 @@ from genre_dist.training.stopping import StopRequest
 from genre_dist.training.tracking import RECORD, read_rows
 from genre_dist.trust import trust_code_of
 
-CONFIG = "config.yaml"
 _WAYS_OUT = "choose another run.dir, or pass --run.overwrite true"
 Result = TypeVar("Result")
 

@@ -11,7 +11,7 @@ from genre_dist.config.continuing import trained_with
 from genre_dist.configfile import save_config
 from genre_dist.printable import printable
 from genre_dist.stream.reader import Batch, ShardReader
-from genre_dist.study.shown_films import shown_films
+from genre_dist.study.examples import example_films
 from genre_dist.training.early_stopping import why_stop
 from genre_dist.training.evaluation import Evaluation, print_evaluation, save_evaluation
 from genre_dist.training.experiment import Experiment
@@ -99,7 +99,7 @@ class RunFolder:
         if tracking.films == 0 or (tracking.wandb == "off" and not tracking.tensorboard):
             return {}
         reader = ShardReader(self.experiment.manifest, evaluation.split, config.model.members, config.data.max_tokens)
-        return {"films_shown": shown_films(evaluation, reader, tracking.films)}
+        return {"films_shown": example_films(evaluation, reader, tracking.films)}
 
     def why_end(self) -> str | None:
         """Why the run should end early, if it should: rank 0's word, on every rank."""

@@ -9,10 +9,10 @@ from typing import Any
 
 from genre_dist.atomic import atomic_file
 from genre_dist.config import Config
+from genre_dist.config.run import RECORD
 from genre_dist.printable import printable
 from genre_dist.training.views import Console, TensorBoard, View, WandB
 
-RECORD = "metrics.jsonl"
 LONGEST_LINE = 10 << 20
 """In bytes; a row has a few hundred."""
 
@@ -109,7 +109,7 @@ def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str
     Unchanged it is not written.
     """
     kept, size, dropped = [], 0, 0
-    for line, row in _rows(path):
+    for line, row in lines_of(path):
         if not wanted(row):
             dropped += 1
             continue
@@ -118,7 +118,7 @@ def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str
             kept.append(row)
     if path.exists() and path.stat().st_size != size:
         with atomic_file(path) as file:
-            file.writelines(line for line, row in _rows(path) if wanted(row))
+            file.writelines(line for line, row in lines_of(path) if wanted(row))
     if dropped:
         print(f"{dropped} rows of the record are of what is done again, and go", flush=True)
     return kept
@@ -129,10 +129,11 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises ValueError, naming file and line, for anything else that is no row.
     """
-    return (row for _, row in _rows(path))
+    return (row for _, row in lines_of(path))
 
 
-def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+def lines_of(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The lines of a record with the row of each, as `read_rows`."""
     if not path.exists():
         return
     with open(path, "rb") as file:

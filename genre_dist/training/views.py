@@ -185,12 +185,8 @@ def numbers(row: Row, told: Row) -> dict[str, float]:
 
 
 def job_type(model: ModelConfig) -> str:
-    """What a run is among those it is compared with."""
-    if not model.uses_poster:
-        return "text"
-    if not model.uses_text:
-        return "poster"
-    return "frozen" if model.text.frozen and model.poster.frozen else "end_to_end"
+    """What a run is among those it is compared with: text, poster, frozen or end_to_end, whole or in part."""
+    return model.kind if model.kind in ("text", "poster", "frozen") else "end_to_end"
 
 
 def _run_id(folder: Path) -> str:

@@ -15,7 +15,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 from study_runs import FROZEN, TEXT, WARM, write_run
 
-from genre_dist.study.comparison import CompareOptions, compare
+from genre_dist.study.comparison import compare
 
 pytestmark = needs_chromium
 
@@ -28,7 +28,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, sample_shards: Path) -> Pat
         for name, skill, options, every in (("frozen", 1, FROZEN, 2), ("warm", 2, WARM, 2), ("text", 1, TEXT, 1))
         for seed in range(1 if name == "text" else 2)
     ]
-    compare(runs, folder / "out", CompareOptions(resamples=100))
+    compare(runs, folder / "out", resamples=100)
     return folder / "out" / "index.html"
 
 

@@ -1,4 +1,4 @@
-"""Baselines: features and models are scikit-learn's, whatever the chunks; runs keep the files of a neural run."""
+"""Baselines: features and models are scikit-learn's; runs keep the files of a neural run."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.naive_bayes import MultinomialNB
-from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
 
 from genre_dist.acquire.sample import make_sample
@@ -31,19 +30,15 @@ def text(tokens: list[int]) -> Text:
     return Text(0, (), np.array(tokens, np.int32), "", None)
 
 
-chunks_of_tokens = st.lists(st.lists(st.integers(0, WORDS - 1), max_size=12), min_size=1, max_size=12)
+texts_of_tokens = st.lists(st.lists(st.integers(0, WORDS - 1), max_size=12), min_size=1, max_size=12)
 
 
 def counts(texts: list[list[int]]) -> sp.csr_matrix:
     return features.word_counts([text(tokens) for tokens in texts], WORDS)
 
 
-def seen(matrix: sp.csr_matrix) -> features.Seen:
-    return features.count_columns([matrix], lambda chunk: chunk, WORDS)  # type: ignore[arg-type, return-value]
-
-
 @settings(deadline=None, max_examples=50)
-@given(chunks_of_tokens)
+@given(texts_of_tokens)
 def test_bags_of_words_are_those_of_scikit_learn_without_padding_and_unknown_words(texts: list[list[int]]) -> None:
     vectorizer = CountVectorizer(vocabulary=[str(word) for word in range(WORDS)], token_pattern=r"\S+")
     expected = vectorizer.transform([" ".join(map(str, tokens)) for tokens in texts]).toarray()
@@ -52,25 +47,16 @@ def test_bags_of_words_are_those_of_scikit_learn_without_padding_and_unknown_wor
 
 
 @settings(deadline=None, max_examples=50)
-@given(chunks_of_tokens, st.floats(0, 0.5), st.floats(0.5, 1))
+@given(texts_of_tokens, st.floats(0, 0.5), st.floats(0.5, 1))
 def test_columns_and_weights_are_those_of_scikit_learn(texts: list[list[int]], least: float, most: float) -> None:
     matrix = counts(texts)
     with_word = (matrix.toarray() > 0).sum(axis=0)
-    columns = features.choose_columns(seen(matrix), min_share=least, max_share=most, idf=True)
+    columns = features.choose_columns(matrix, min_share=least, max_share=most, idf=True)
     wanted = np.flatnonzero((with_word >= max(1, least * len(texts))) & (with_word <= most * len(texts)))
     np.testing.assert_array_equal(columns.kept, wanted)
     if len(wanted):
         expected = TfidfTransformer().fit_transform(matrix[:, wanted]).toarray()
         np.testing.assert_allclose(columns(matrix).toarray(), expected, atol=1e-6)
-
-
-@settings(deadline=None, max_examples=50)
-@given(chunks_of_tokens, st.integers(1, 5))
-def test_what_a_pass_sees_does_not_depend_on_the_chunks(texts: list[list[int]], size: int) -> None:
-    parts = [counts(texts[start : start + size]) for start in range(0, len(texts), size)]
-    whole, pieces = seen(counts(texts)), features.count_columns(parts, lambda chunk: chunk, WORDS)  # type: ignore
-    assert (whole.films, whole.entries) == (pieces.films, pieces.entries)
-    np.testing.assert_array_equal(whole.with_column, pieces.with_column)
 
 
 def test_blocks_of_columns_are_scaled_by_themselves() -> None:
@@ -100,46 +86,33 @@ def separable(films: int, seed: int) -> tuple[sp.csr_matrix, np.ndarray]:
     return sp.csr_matrix(counted.astype(np.float32)), labels
 
 
-@settings(deadline=None, max_examples=6)
-@given(st.integers(0, 1000), st.integers(15, 60))
-def test_naive_bayes_is_that_of_scikit_learn_whatever_the_chunks(seed: int, size: int) -> None:
-    matrix, labels = separable(60, seed)
-    chunks = ((matrix[at : at + size], labels[at : at + size]) for at in range(0, 60, size))
-    logits = models.fit_naive_bayes(chunks, matrix.shape[1], 4).logits(matrix)
+def test_naive_bayes_is_that_of_scikit_learn() -> None:
+    matrix, labels = separable(60, 0)
+    linear, _ = models.fit("naive_bayes", matrix, labels, workers=2)
     probabilities = OneVsRestClassifier(MultinomialNB()).fit(matrix, labels).predict_proba(matrix)
-    np.testing.assert_allclose(1 / (1 + np.exp(-logits)), probabilities, atol=1e-4)
+    np.testing.assert_allclose(1 / (1 + np.exp(-linear.logits(matrix))), probabilities, atol=1e-4)
 
 
 def test_the_support_vector_machine_is_that_of_scikit_learn() -> None:
     matrix, labels = separable(200, 0)
-    linear, unconverged = models.fit_svm(matrix, labels, workers=2)
+    linear, unconverged = models.fit("svm", matrix, labels, workers=2)
     expected = OneVsRestClassifier(LinearSVC(random_state=0)).fit(matrix, labels).decision_function(matrix)
     np.testing.assert_allclose(linear.logits(matrix), expected, atol=1e-4)
     assert unconverged == 0
 
 
-def test_learning_from_chunks_comes_close_to_learning_from_all_at_once() -> None:
-    matrix, labels = separable(2000, 1)
-    matrix = normalize(matrix)
-    whole, _ = models.fit_svm(matrix[:1500], labels[:1500], workers=1)
-    chunked, _ = models.fit_svm_in_chunks(
-        lambda: iter([(matrix[at : at + 100], labels[at : at + 100]) for at in range(0, 1500, 100)]), 1500, 4, workers=2
-    )
-    right = [((linear.logits(matrix[1500:]) > 0) == labels[1500:]).mean() for linear in (whole, chunked)]
-    assert right[0] > 0.85
-    assert right[1] > right[0] - 0.03
+def test_as_many_genres_are_fitted_at_the_same_time_as_the_memory_holds() -> None:
+    entries = 1000  # 12 bytes of each are held, 16 for each genre at work
+    assert models.workers_within(12_000 + 3 * 16_000, entries, workers=8) == 3
+    assert models.workers_within(1e9, entries, workers=8) == 8
+    assert models.workers_within(27_999, entries, workers=8) == 0
 
 
-@pytest.mark.parametrize("how", ["naive_bayes", "svm", "chunks"])
-def test_a_genre_that_all_or_no_films_have_keeps_its_log_odds(how: str) -> None:
+@pytest.mark.parametrize("model", ["naive_bayes", "svm"])
+def test_a_genre_that_all_or_no_films_have_keeps_its_log_odds(model: str) -> None:
     matrix, labels = separable(50, 2)
     labels[:, 0], labels[:, 1] = False, True
-    fitted = {
-        "naive_bayes": lambda: models.fit_naive_bayes([(matrix, labels)], matrix.shape[1], 4),
-        "svm": lambda: models.fit_svm(matrix, labels, workers=1)[0],
-        "chunks": lambda: models.fit_svm_in_chunks(lambda: iter([(matrix, labels)]), 50, 4, workers=1)[0],
-    }[how]()
-    logits = fitted.logits(matrix)
+    logits = models.fit(model, matrix, labels, workers=1)[0].logits(matrix)
     np.testing.assert_allclose(logits[:, 0], np.log(1 / 51), rtol=1e-5)
     np.testing.assert_allclose(logits[:, 1], np.log(51), rtol=1e-5)
     assert np.isfinite(logits).all()
@@ -218,10 +191,14 @@ def test_one_kind_goes_into_the_run_itself_and_from_the_catalogue_the_texts_are_
     assert "as written" in json.loads((tmp_path / "baseline.json").read_text())["text"]
 
 
-def test_features_that_do_not_fit_are_learned_from_chunks(shards: Path, tmp_path: Path) -> None:
-    assert main(["baseline", str(shards), "--out", str(tmp_path), "--kind", "svm_tfidf", "--memory", "0"]) == 0
-    assert "chunks" in json.loads((tmp_path / "baseline.json").read_text())["solver"]
-    assert json.loads((tmp_path / "metrics-test.json").read_text())["auc"] > 0.65
+def test_features_that_do_not_fit_into_the_memory_allowed_are_told_and_fitted_one_genre_at_a_time(
+    runs: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["baseline", str(shards), "--out", str(tmp_path), "--kind", "svm_tfidf"]
+    assert main([*command, "--memory", "0.00001"]) == 0
+    assert "more than --memory 1e-05" in capsys.readouterr().err
+    auc = [json.loads((run / "metrics-test.json").read_text())["auc"] for run in (runs / "svm_tfidf", tmp_path)]
+    assert auc[0] == auc[1]
 
 
 def test_a_damaged_film_is_left_out_of_training_and_predicted_from_no_words(

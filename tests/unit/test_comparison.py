@@ -25,13 +25,13 @@ from genre_dist.genres import GENRE_NAMES
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.study.bootstrap import MEASURES
 from genre_dist.study.calibration import calibration
-from genre_dist.study.comparison import CompareOptions, compare, compared
+from genre_dist.study.comparison import compare, compared
 from genre_dist.study.costs import POINTS, read_record
+from genre_dist.study.differences import show_films
 from genre_dist.study.results import read_models, read_result
 from genre_dist.study.tables import p_value
-from genre_dist.study.wins import show_films
 
-QUICK = CompareOptions(resamples=200)
+QUICK = 200
 
 
 def write_plain(run: Path, skill: float, seed: int, films: int = 150, first: int = 0, label_seed: int = 0) -> Path:
@@ -57,7 +57,7 @@ def told(tmp_path_factory: pytest.TempPathFactory, sample_shards: Path) -> dict[
     (baseline / "config.yaml").unlink()
     (baseline / "metrics.jsonl").unlink()
     (baseline / "baseline.json").write_text(json.dumps({"title": "SVM, words", "fit_seconds": 3.0}))
-    return compare([*runs, baseline], folder / "report", QUICK) | {"folder": folder}
+    return compare([*runs, baseline], folder / "report", resamples=QUICK) | {"folder": folder}
 
 
 def row(told: dict[str, Any], name: str) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def test_seeds_that_were_not_trained_alike_are_told(tmp_path: Path, sample_shard
         runs = [tmp_path / f"{name}-seed{seed}" for seed in range(len(options))]
         for seed, (run, more) in enumerate(zip(runs, options, strict=True)):
             write_run(run, sample_shards, 1, seed, ("--run.seed", str(seed), *more))
-        told = compared(read_models(runs, "test"), QUICK)
+        told = compared(read_models(runs, "test"), resamples=QUICK)
         return [note for note in told["notes"] if note.startswith("NOT ALL RUNS THAT COUNT AS SEEDS")]
 
     start = "--model.text.weights"
@@ -154,7 +154,7 @@ def test_a_difference_of_seeds_is_the_difference_of_their_means(told: dict[str, 
 
 def test_any_folder_with_predictions_and_metrics_can_be_compared(tmp_path: Path) -> None:
     runs = [write_plain(tmp_path / name, skill, 1) for name, skill in (("a", 1.0), ("b", 2.0))]
-    told = compared(read_models(runs, "test"), QUICK)
+    told = compared(read_models(runs, "test"), resamples=QUICK)
     assert [model["kind"] for model in told["models"]] == ["baseline", "baseline"]
     assert told["headline"]["question"] == "Is b better than a?"
     assert told["headline"]["verdict"] == "yes"
@@ -169,7 +169,7 @@ def test_thresholds_that_were_never_kept_are_fitted_from_the_predictions_on_val(
     np.testing.assert_array_equal(read_result(run, "test").scores.thresholds, kept)
     (run / "predictions-val.parquet").unlink()
     assert read_result(run, "test").scores.thresholds is None
-    told = compared(read_models([run, write_plain(tmp_path / "b", 1.0, 2)], "test"), QUICK)
+    told = compared(read_models([run, write_plain(tmp_path / "b", 1.0, 2)], "test"), resamples=QUICK)
     assert told["models"][0]["on_own_films"]["micro_f1_fitted"] is None
     assert told["differences"][0]["measures"]["micro_f1_fitted"] is None
     assert told["headline"]["measure"] == "micro_f1"
@@ -194,10 +194,12 @@ def test_an_interval_with_zero_in_it_is_called_nothing_shown(tmp_path: Path, sam
         write_run(tmp_path / name, sample_shards, 1.5, seed, options)
         for seed, (name, options) in enumerate((("frozen", FROZEN), ("warm", WARM)))
     ]
-    head = compared(read_models(runs, "test"), QUICK)["headline"]
+    head = compared(read_models(runs, "test"), resamples=QUICK)["headline"]
     assert head["low"] < 0 < head["high"]
     assert head["answer"].startswith("Not shown: ")
-    turned = compared(read_models(runs[::-1], "test"), QUICK)["headline"]  # the order of the runs changes nothing
+    turned = compared(read_models(runs[::-1], "test"), resamples=QUICK)[
+        "headline"
+    ]  # the order of the runs changes nothing
     assert (turned["value"], turned["low"], turned["high"]) == pytest.approx((head["value"], head["low"], head["high"]))
 
 
@@ -281,7 +283,7 @@ def test_the_files_tell_the_same(told: dict[str, Any]) -> None:
 
 def test_shards_that_are_gone_cost_only_the_pictures(tmp_path: Path, sample_shards: Path) -> None:
     runs = [write_run(tmp_path / name, sample_shards, skill, skill) for name, skill in (("a", 1), ("b", 2))]
-    told = compare(runs, tmp_path / "report", CompareOptions(resamples=50, shards=tmp_path / "gone"))
+    told = compare(runs, tmp_path / "report", resamples=50, shards=tmp_path / "gone")
     assert any("--shards" in note for note in told["notes"])
     assert told["films"]["wins"]
 

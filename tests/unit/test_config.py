@@ -147,6 +147,14 @@ def test_an_unknown_key_is_answered_with_the_nearest_right_one(
     assert "\n" not in str(caught.value)
 
 
+def test_an_unknown_key_in_a_file_names_the_file_and_below_a_setting_is_what_the_setting_takes(tmp_path: Path) -> None:
+    path = write(tmp_path, "model:\n  poster: {unfreze_at: {layer4: 3}}\n")
+    with pytest.raises(ValueError, match=re.escape(f"{path}: unknown configuration key `model.poster.unfreze_at`")):
+        parse_config(["--config", path])
+    options = ["--model.poster.frozen", "true", "--model.poster.unfreeze_at.layer4", "3"]
+    assert parse_config(options).config.model.poster.unfreezing == {"layer4": 3}
+
+
 def test_a_key_like_no_other_is_answered_with_where_the_keys_are_listed() -> None:
     with pytest.raises(ValueError, match=r"`xyzzy`; --help lists the keys"):
         parse_config(["--xyzzy", "1"])

@@ -17,7 +17,7 @@ from study_runs import drawn_labels, drawn_logits
 from genre_dist import cli
 from genre_dist.printable import markdown, printable, terminal
 from genre_dist.study.attribution import Attribution
-from genre_dist.study.comparison import CompareOptions, compare
+from genre_dist.study.comparison import compare
 from genre_dist.study.evaluated import Predictions, write_evaluation
 from genre_dist.study.explanation import Explained
 from genre_dist.study.explore.figures import cloud_names, draw
@@ -163,7 +163,7 @@ def test_a_comparison_shows_odd_names_of_genres_and_runs_as_they_are(
 ) -> None:
     names = ("a|b`c`[bold]<img src=x onerror=alert(1)>", "\x1b[31m$\\sum_{\u202e_x_")
     runs = [write_odd_run(tmp_path / name, skill) for skill, name in enumerate(names)]
-    compare(runs, tmp_path / "report", CompareOptions(resamples=20))
+    compare(runs, tmp_path / "report", resamples=20)
     said = capfd.readouterr()
     assert all(line.isprintable() for line in (said.out + said.err).splitlines())
     page = (tmp_path / "report" / "index.html").read_text()

@@ -15,7 +15,7 @@ from genre_dist.config import ParallelConfig
 from genre_dist.stream import ShardReader, TrainStream, evaluation_stream, load_manifest
 from genre_dist.stream.cache import BlockCache
 from genre_dist.stream.manifest import Manifest
-from genre_dist.study.wins import show_films
+from genre_dist.study.differences import show_films
 from genre_dist.train import main as train
 
 MEMBERS = ("poster", "overview")

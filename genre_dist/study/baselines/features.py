@@ -1,6 +1,6 @@
-"""From films to sparse features, a chunk of films at a time. Pure functions, and the pass that counts columns."""
+"""From texts to features, most of them sparse. Pure."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,26 +10,28 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, HashingVectorize
 from sklearn.preprocessing import normalize
 
 from genre_dist.stream.sample import UNKNOWN
-from genre_dist.study.baselines.texts import Chunk
+from genre_dist.study.baselines.texts import Text
 
 HASHED_COLUMNS = 1 << 20
 """Columns for word n-grams, and as many for character n-grams."""
 
 
-def word_counts(chunk: Chunk, words: int) -> sp.csr_matrix:
+def word_counts(films: Sequence[Text], words: int) -> sp.csr_matrix:
     """Bag of words, float32 [films, words]; <pad> and <unk> are not counted."""
-    kept = [film.tokens[film.tokens > UNKNOWN] for film in chunk]
+    kept = [film.tokens[film.tokens > UNKNOWN] for film in films]
     ends = np.cumsum([0, *map(len, kept)])
     columns = np.concatenate([*kept, np.empty(0, np.int32)])
-    counts = sp.csr_matrix((np.ones(len(columns), np.float32), columns, ends), shape=(len(chunk), words))
+    counts = sp.csr_matrix((np.ones(len(columns), np.float32), columns, ends), shape=(len(films), words))
     counts.sum_duplicates()
     return counts
 
 
-def mean_vectors(chunk: Chunk, vectors: NDArray[np.float32], ignored: NDArray[np.bool_]) -> NDArray[np.float32]:
+def mean_vectors(
+    films: Sequence[Text], vectors: NDArray[np.float32], ignored: NDArray[np.bool_]
+) -> NDArray[np.float32]:
     """The mean vector of a film's words without stop words, float32 [films, dim]; zeros where none is left."""
-    means = np.zeros((len(chunk), vectors.shape[1]), np.float32)
-    for row, film in zip(means, chunk, strict=True):
+    means = np.zeros((len(films), vectors.shape[1]), np.float32)
+    for row, film in zip(means, films, strict=True):
         tokens = film.tokens[~ignored[film.tokens]]
         if len(tokens):
             row[:] = vectors[tokens].mean(axis=0)
@@ -41,9 +43,9 @@ def stop_words(words: Iterable[str]) -> NDArray[np.bool_]:
     return np.array([number <= UNKNOWN or word in ENGLISH_STOP_WORDS for number, word in enumerate(words)])
 
 
-def ngram_counts(chunk: Chunk) -> sp.csr_matrix:
+def ngram_counts(films: Sequence[Text]) -> sp.csr_matrix:
     """Words and pairs of words, then runs of 3 to 5 characters inside words, hashed: float32 [films, 2 columns]."""
-    texts = [film.text for film in chunk]
+    texts = [film.text for film in films]
     options: dict[str, Any] = {"n_features": HASHED_COLUMNS, "alternate_sign": False, "norm": None, "dtype": np.float32}
     word = HashingVectorizer(ngram_range=(1, 2), **options)
     character = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), **options)
@@ -73,28 +75,8 @@ class Columns(NamedTuple):
         return (parts[0] if len(parts) == 1 else sp.hstack(parts, format="csr")).astype(np.float32)
 
 
-class Seen(NamedTuple):
-    """What one pass over the train split tells."""
-
-    films: int
-    with_column: NDArray[np.int64]  # [columns] films that have it
-    entries: int
-    """Entries of the whole matrix that are not zero."""
-
-
-def count_columns(chunks: Iterable[Chunk], counts: Callable[[Chunk], sp.csr_matrix], columns: int) -> Seen:
-    """The pass that bounds everything: how many films have each column."""
-    films, entries, with_column = 0, 0, np.zeros(columns, np.int64)
-    for chunk in chunks:
-        matrix = counts(chunk)
-        films += matrix.shape[0]
-        entries += matrix.nnz
-        with_column += np.bincount(matrix.indices, minlength=columns)
-    return Seen(films, with_column, entries)
-
-
 def choose_columns(
-    seen: Seen,
+    counts: sp.csr_matrix,
     *,
     min_films: int = 1,
     min_share: float = 0.0,
@@ -104,8 +86,9 @@ def choose_columns(
     blocks: tuple[int, ...] = (),
 ) -> Columns:
     """Columns that enough films, and not too many, have; the inverse document frequency as scikit-learn smooths it."""
-    least = max(min_films, min_share * seen.films)
-    kept = np.flatnonzero((seen.with_column >= least) & (seen.with_column <= max_share * seen.films))
-    weights = (np.log((1 + seen.films) / (1 + seen.with_column[kept])) + 1).astype(np.float32) if idf else None
-    ends = tuple(int(np.searchsorted(kept, end)) for end in (blocks or (len(seen.with_column),)))
-    return Columns(kept, weights, sublinear, ends)
+    films, width = counts.shape
+    with_column = np.bincount(counts.indices, minlength=width)
+    least = max(min_films, min_share * films)
+    kept = np.flatnonzero((with_column >= least) & (with_column <= max_share * films))
+    weights = (np.log((1 + films) / (1 + with_column[kept])) + 1).astype(np.float32) if idf else None
+    return Columns(kept, weights, sublinear, tuple(int(np.searchsorted(kept, end)) for end in blocks or (width,)))

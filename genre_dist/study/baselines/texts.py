@@ -1,8 +1,6 @@
-"""The texts of a split, in chunks: from the shards' tokens, or as they stand in the catalogue they were packed from."""
+"""The texts of a split: from the shards' tokens, or as they stand in the catalogue they were packed from."""
 
-from collections.abc import Iterator
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +10,9 @@ from numpy.typing import NDArray
 from genre_dist.prepare.vocabulary import encode
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import Manifest
-from genre_dist.stream.order import Rows
 from genre_dist.stream.sample import UNKNOWN
 from genre_dist.stream.words import load_words
-from genre_dist.study.films import catalogue_films, packed_films
+from genre_dist.study.films import catalogue_films, shard_films
 
 MEMBERS = ("overview",)
 
@@ -30,9 +27,6 @@ class Text(NamedTuple):
     text: str
     fault: str | None
     """Why it could not be read; then it has no genres and no words."""
-
-
-Chunk = list[Text]
 
 
 class Texts:
@@ -53,36 +47,27 @@ class Texts:
 
     def ids(self, split: str) -> NDArray[np.int64]:
         """The films of a split in stored order, int64 [films]."""
-        index = SplitIndex(self.manifest, split, MEMBERS)
-        parts = [index.ids(Rows(np.full(size, number), np.arange(size))) for number, size in enumerate(index.sizes)]
-        return np.concatenate([*parts, np.empty(0, np.int64)])
+        return SplitIndex(self.manifest, split, MEMBERS).all_ids()
 
-    def chunks(self, split: str, size: int) -> Iterator[Chunk]:
-        """The films of a split, so many at a time, in the order of the shards or of the catalogue.
+    def read(self, split: str) -> list[Text]:
+        """The films of a split, in the order of the shards or of the catalogue.
 
         Raises ValueError if the catalogue lacks films of the shards.
         """
-        films = self._packed(split) if self.catalogue is None else self._written(self.catalogue, split)
-        while chunk := list(islice(films, size)):
-            yield chunk
-
-    def _packed(self, split: str) -> Iterator[Text]:
-        words = self.words
-        for film in packed_films(self.manifest, [split], MEMBERS):
-            tokens = film.tokens if film.tokens is not None else np.empty(0, np.int32)
-            text = " ".join(words[token] for token in tokens.tolist() if token > UNKNOWN)
-            yield Text(film.id, film.genres, tokens, text, film.fault)
-
-    def _written(self, catalogue: Path, split: str) -> Iterator[Text]:
-        wanted = np.sort(self.ids(split))
-        found = 0
-        for film in catalogue_films(catalogue, self.manifest.text["source"], posters=False):
-            place = np.searchsorted(wanted, film.id)
-            if place < len(wanted) and wanted[place] == film.id:
-                found += 1
-                yield Text(film.id, film.genres, encode(film.words or (), self.ids_of_words), film.text, None)
-        if found < len(wanted):
+        wanted, words = set(self.ids(split).tolist()), self.words
+        if self.catalogue is None:
+            films = shard_films(self.manifest, [split], MEMBERS)
+        else:
+            films = catalogue_films(self.catalogue, self.manifest.text["source"], posters=False)
+        found = []
+        for film in films:
+            if film.id in wanted:
+                tokens = encode(film.words or (), self.ids_of_words)
+                text = film.text or " ".join(words[token] for token in tokens.tolist() if token > UNKNOWN)
+                found.append(Text(film.id, film.genres, tokens, text, film.fault))
+        if len(found) < len(wanted):
             raise ValueError(
-                f"{catalogue} has {found:,} of the {len(wanted):,} films of the {split} split: not the catalogue that "
-                f"{self.manifest.folder} was packed from"
+                f"{self.catalogue} has {len(found):,} of the {len(wanted):,} films of the {split} split: not the "
+                f"catalogue that {self.manifest.folder} was packed from"
             )
+        return found

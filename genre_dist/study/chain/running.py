@@ -13,7 +13,7 @@ from types import FrameType
 from genre_dist.lock import Lock
 from genre_dist.printable import printable
 from genre_dist.study.chain.child import Child
-from genre_dist.study.chain.lanes import Machine, visible_gpus
+from genre_dist.study.chain.resources import Resources, visible_gpus
 from genre_dist.study.chain.schema import load_study
 from genre_dist.study.chain.tasks import Task, tasks
 from genre_dist.training.stopping import PREEMPTED, SIGNALS
@@ -31,19 +31,19 @@ def run_study(config: Path, out: Path, changes: Sequence[str], lock: Lock) -> in
     """
     study = load_study(config, changes)
     chain = tasks(study, config.parent, out, study.group or config.stem)
-    machine = Machine(study.lanes, chain, visible_gpus() if study.lanes > 1 else [], usable_cores())
-    code = run_tasks(chain, machine, out, lock)
+    resources = Resources(study.lanes, chain, visible_gpus() if study.lanes > 1 else [], usable_cores())
+    code = run_tasks(chain, resources, out, lock)
     if code == 0:
         print(f"finished: {printable(out / 'report' / 'index.html')}", flush=True)
     return code
 
 
-def run_tasks(chain: Sequence[Task], machine: Machine, out: Path, lock: Lock) -> int:
-    """Run tasks whose turn it is, at most `machine.lanes` at a time, until all are done; returns as `run_study` does.
+def run_tasks(chain: Sequence[Task], resources: Resources, out: Path, lock: Lock) -> int:
+    """Run tasks whose turn it is, `resources.parallel` at most at a time, until all are done; returns as `run_study`.
 
     A stage that fails or is stopped ends the study: those beside it are asked to stop, and can be continued.
     """
-    with Stopping() as stopping, closing(Running(chain, machine, out, lock)) as running:
+    with Stopping() as stopping, closing(Running(chain, resources, out, lock)) as running:
         while running.more():
             if stopping.reason is None:
                 running.start()
@@ -69,8 +69,8 @@ def run_tasks(chain: Sequence[Task], machine: Machine, out: Path, lock: Lock) ->
 class Running:
     """Which tasks are done, at work and still to come."""
 
-    def __init__(self, chain: Sequence[Task], machine: Machine, out: Path, lock: Lock) -> None:
-        self.machine, self.out, self.lock = machine, out, lock
+    def __init__(self, chain: Sequence[Task], resources: Resources, out: Path, lock: Lock) -> None:
+        self.resources, self.out, self.lock = resources, out, lock
         self.total, self.waiting = len(chain), list(enumerate(chain, 1))
         self.done: set[str] = set()
         self.children: list[tuple[int, Child, dict[str, str]]] = []
@@ -81,17 +81,17 @@ class Running:
     def start(self) -> None:
         """Start what can be started; what is done already is passed over. Raises ValueError as `Task.done` does."""
         for number, task in list(self.waiting):
-            if len(self.children) == self.machine.lanes:
+            if len(self.children) == self.resources.parallel:
                 return
-            if not self.done.issuperset(task.after) or not self.machine.has_room(task):
+            if not self.done.issuperset(task.after) or not self.resources.has_room(task):
                 continue
             self.waiting.remove((number, task))
             if task.done():
                 print(f"== {number}/{self.total} {task.name}: done", flush=True)
                 self.done.add(task.name)
                 continue
-            command, share = started_as(task), self.machine.take(task)
-            log = self.out / "logs" / f"{task.name}.log" if self.machine.lanes > 1 else None
+            command, share = started_as(task), self.resources.take(task)
+            log = self.out / "logs" / f"{task.name}.log" if self.resources.parallel > 1 else None
             print(f"== {number}/{self.total} {task.name}: {printable(shlex.join(command))}", flush=True)
             self.children.append((number, Child(task, command, self.lock, log, os.environ | share), share))
 
@@ -102,11 +102,11 @@ class Running:
             if (code := child.exit_code()) is None:
                 continue
             self.children.remove(place)
-            self.machine.give_back(share)
+            self.resources.give_back(share)
             name = child.task.name
             if code == 0:
                 self.done.add(name)
-                if self.machine.lanes > 1:
+                if self.resources.parallel > 1:
                     print(f"== {number}/{self.total} {name}: finished, {child.minutes:.1f} minutes", flush=True)
             yield child, code
 

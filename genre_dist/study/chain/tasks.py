@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 
 from genre_dist.acquire.catalogue import movies_file
 from genre_dist.config import Config, derive_batches
+from genre_dist.config.continuing import settings as flat
+from genre_dist.config.run import CONFIG, FACTS, WEIGHTS
 from genre_dist.configfile import load_config, parse_config
 from genre_dist.stream.manifest import FILE as MANIFEST
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.study.baselines import FILE as BASELINE
 from genre_dist.study.chain.schema import StagePlan, Study
-from genre_dist.study.settings import differing, flat
+from genre_dist.study.settings import differing
 from genre_dist.validation import read_json
 
-FACTS = "model.json"  # of training/export.py, which takes torch to import
 REPORT = ("comparison.json", "index.html")
 
 
@@ -84,10 +85,10 @@ def stage(study: Study, folder: Path, out: Path, group: str, name: str, seed: in
     """A stage's options as they are given to training, and the configuration they mean."""
     plan: StagePlan = study.stages[name]
     run = out / f"{name}-seed{seed}"
-    settings = {"tracking.group": group} | flat(study.overrides) | flat(plan.overrides)
+    settings = {"tracking.group": group} | dict(flat(study.overrides)) | dict(flat(plan.overrides))
     sources = {encoder: f"{source}-seed{seed}" for encoder, source in plan.weights.items()}
     for encoder, source in sources.items():
-        settings[f"model.{encoder}.weights"] = str(out / source / "model.safetensors")
+        settings[f"model.{encoder}.weights"] = str(out / source / WEIGHTS)
     settings |= {"data.shards": study.data.shards, "run.dir": str(run), "run.seed": seed}
     options = ["--config", str(folder / plan.config)]
     for key, value in settings.items():
@@ -146,9 +147,9 @@ def _baselines(shards: Path, out: Path, kinds: tuple[str, ...], after: tuple[str
 
 def _trained(stage: Stage, shards: Path) -> Callable[[], bool]:
     def done() -> bool:
-        if not (stage.run / "config.yaml").is_file():
+        if not (stage.run / CONFIG).is_file():
             return False
-        there = load_config(stage.run / "config.yaml")
+        there = load_config(stage.run / CONFIG)
         if difference := differing(there, stage.config):
             key, old, new = difference
             raise ValueError(

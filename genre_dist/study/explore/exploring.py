@@ -11,10 +11,10 @@ from genre_dist.progress import progress_bar
 from genre_dist.stream.manifest import FILE as MANIFEST
 from genre_dist.stream.manifest import SPLITS, load_manifest
 from genre_dist.study.explore.counting import Counts
-from genre_dist.study.explore.figures import draw
+from genre_dist.study.explore.figures import cloud_names, draw
 from genre_dist.study.explore.findings import findings
-from genre_dist.study.explore.page import write_page
 from genre_dist.study.films import Film, catalogue_films, shard_films
+from genre_dist.study.report.page import write_page
 
 NUMBERS = "explore.json"
 
@@ -47,7 +47,9 @@ def explore(source: Path, out: Path, text: str, poster_share: float) -> Counts:
         out.mkdir(parents=True, exist_ok=True)
         drawing = progress.add_task("drawing", total=None)
         files = draw(told, out, lambda name: progress.update(drawing, description=f"drawing {name}", advance=1))
-    write_page(out / "index.html", told, files, counts.faults)
+    figures = {name: file.read_bytes() for name, file in files.items()}
+    context = {"told": told, "figures": figures, "faults": counts.faults, "clouds": cloud_names(told["words"])}
+    write_page(out / "index.html", "exploration.html", **context)
     with atomic_file(out / NUMBERS, "w") as file:
         json.dump(told, file, indent=1)
     return counts

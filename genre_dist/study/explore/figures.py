@@ -17,10 +17,8 @@ from matplotlib.figure import Figure
 from wordcloud import WordCloud
 
 from genre_dist.atomic import atomic_file
-from genre_dist.printable import printable
 from genre_dist.study.explore.findings import THRESHOLDS
-
-matplotlib.rcParams["text.parse_math"] = False  # a $ is a $
+from genre_dist.study.report.plotting import label, save
 
 COLOUR, QUIET = "#2b6cb0", "#c3ccd6"
 MONTHS = "JFMAMJJASOND"
@@ -42,7 +40,9 @@ def draw(told: dict[str, Any], out: Path, progress: Callable[[str], None] = lamb
     files = {}
     for name, make in drawn.items():
         progress(name)
-        files[name] = _save(make(), out / f"{name}.png")
+        figure = make()
+        files[name] = save(figure, out / f"{name}.png")
+        plt.close(figure)
     for genre, name in cloud_names(told["words"]).items():
         if frequent := told["words"][genre]["frequent"]:
             progress(name)
@@ -60,15 +60,7 @@ def cloud_names(genres: Iterable[str]) -> dict[str, str]:
 
 
 def _label(name: str) -> str:
-    told = printable(name)
-    return told if len(told) <= LETTERS else f"{told[:LETTERS]}..."
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    with atomic_file(path) as file:
-        figure.savefig(file, dpi=110, bbox_inches="tight", format="png")
-    plt.close(figure)
-    return path
+    return label(name, LETTERS)
 
 
 def _genres(told: dict[str, Any]) -> Figure:

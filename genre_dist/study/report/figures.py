@@ -2,30 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from genre_dist.atomic import atomic_file
-from genre_dist.printable import printable
-from genre_dist.study.headline import LABELS
-
-if TYPE_CHECKING:
-    from genre_dist.study.explanation import Explained
-
-matplotlib.rcParams["text.parse_math"] = False  # a $ is a $
+from genre_dist.study.attribution import Explained
+from genre_dist.study.report.plotting import label, save
+from genre_dist.study.verdict import LABELS
 
 ACCENT, AGAINST = "#0a5c8c", "#9a4a1f"
 WORDS = 12  # of a film, the most telling
 LETTERS = 80  # of a title or word
-
-
-def _label(text: str) -> str:
-    return printable(text)[:LETTERS]
 
 
 def overlay(picture: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -36,10 +26,10 @@ def overlay(picture: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np
     return (0.5 * grey + 0.5 * warm).astype(np.uint8)
 
 
-def film_figure(film: "Explained", path: Path) -> None:
+def film_figure(film: Explained, path: Path) -> None:
     """A film: its poster, and for each genre where on it and which words speak for the genre, or against it."""
     rows = len(film.genres)
-    figure = Figure(figsize=(9, 3.2 * rows), layout="constrained", dpi=110)
+    figure = Figure(figsize=(9, 3.2 * rows), layout="constrained")
     axes = figure.subplots(rows, 3, squeeze=False, width_ratios=(1, 1, 1.6))
     for (poster, heat, words), (genre, above, found) in zip(axes, film.genres, strict=True):
         for panel in (poster, heat):
@@ -47,13 +37,13 @@ def film_figure(film: "Explained", path: Path) -> None:
         if film.picture is not None and found.heat is not None:
             poster.imshow(film.picture, aspect=1.5)
             heat.imshow(overlay(film.picture, found.heat), aspect=1.5)
-        heat.set_title(f"{_label(genre)}, {'named' if above > 0 else 'not named'} ({above:+.1f})", fontsize=10)
+        heat.set_title(f"{label(genre, LETTERS)}, {'named' if above > 0 else 'not named'} ({above:+.1f})", fontsize=10)
         words.axis("off")
         if found.words is not None and film.words:
             _bars(words, film.words, found.words)
     title = film.shown.title if film.shown else str(film.film)
-    figure.suptitle(f"{_label(title)}: {_label(', '.join(film.true))}", fontsize=11)
-    _save(figure, path)
+    figure.suptitle(f"{label(title, LETTERS)}: {label(', '.join(film.true), LETTERS)}", fontsize=11)
+    save(figure, path)
 
 
 def _bars(axes: Any, words: list[str], values: NDArray[np.float32]) -> None:
@@ -61,7 +51,7 @@ def _bars(axes: Any, words: list[str], values: NDArray[np.float32]) -> None:
     telling = telling[np.argsort(values[telling])]
     axes.axis("on")
     axes.barh(range(len(telling)), values[telling], color=[ACCENT if values[at] > 0 else AGAINST for at in telling])
-    axes.set_yticks(range(len(telling)), [_label(words[at]) for at in telling], fontsize=8)
+    axes.set_yticks(range(len(telling)), [label(words[at], LETTERS) for at in telling], fontsize=8)
     axes.set_xlabel("adds to the logit", fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -69,7 +59,7 @@ def _bars(axes: Any, words: list[str], values: NDArray[np.float32]) -> None:
 
 def ablation_figure(told: dict[str, Any], measures: Sequence[str], path: Path) -> None:
     """What each measure loses when a medium comes from another film, with 95 % intervals."""
-    figure = Figure(figsize=(7, 3), layout="constrained", dpi=110)
+    figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     names = [(medium, measure) for medium in told["loss_without"] for measure in measures]
     known = [(medium, measure, told["loss_without"][medium][measure]) for medium, measure in names]
@@ -82,9 +72,4 @@ def ablation_figure(told: dict[str, Any], measures: Sequence[str], path: Path) -
     axes.invert_yaxis()
     axes.set_xlabel("points lost")
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_file(path) as file:
-        figure.savefig(file, format="png")
+    save(figure, path)

@@ -14,9 +14,9 @@ from genre_dist import __version__
 from genre_dist.atomic import atomic_file
 from genre_dist.printable import printable
 from genre_dist.study import tables
-from genre_dist.study.headline import LABELS, points
+from genre_dist.study.reference_2018 import NOTE
 from genre_dist.study.report import charts
-from genre_dist.study.theirs import NOTE
+from genre_dist.study.verdict import LABELS, between, points, turned_round
 
 CURVES = {"train_loss": "Training loss", "val_micro_f1": "Val micro F1 at 0.5", "val_map": "Val mAP"}
 KINDS = {
@@ -28,6 +28,12 @@ KINDS = {
     "baseline": "baseline",
 }
 FORESTS = ("micro_f1_fitted", "micro_f1", "macro_f1_fitted", "sample_f1_fitted", "mean_average_precision", "auc")
+
+
+def write_page(path: Path, template: str, **context: Any) -> None:
+    """Write a page, whole or not at all, as `render` makes it."""
+    with atomic_file(path, "w") as file:
+        file.write(render(template, **context))
 
 
 def render(template: str, **context: Any) -> str:
@@ -45,7 +51,6 @@ def render(template: str, **context: Any) -> str:
         "picture": picture,
         "breakable": lambda text: Markup("_<wbr>").join(_visible(text).split("_")),
         "points": points,
-        "interval": tables.interval,
         "percent": lambda value: "\N{EN DASH}" if value is None else f"{100 * value:.1f}",
     }
     parts = {name: Markup((files(__package__) / "templates" / name).read_text()) for name in ("style.css", "script.js")}
@@ -68,7 +73,8 @@ def picture(data: bytes, kind: str = "jpeg") -> str:
 
 def write_report(path: Path, told: dict[str, Any], posters: Mapping[int, bytes]) -> None:
     """Write a comparison as a page; `posters` are small JPEGs by film id."""
-    html = render(
+    write_page(
+        path,
         "comparison.html",
         told=told,
         posters=posters,
@@ -87,8 +93,6 @@ def write_report(path: Path, told: dict[str, Any], posters: Mapping[int, bytes])
         cost_cells=tables.cost_cells,
         strongest=tables.strongest_words(told["strongest"]) if told["strongest"] else None,
     )
-    with atomic_file(path, "w") as file:
-        file.write(html)
 
 
 def _models(told: dict[str, Any]) -> list[dict[str, Any]]:
@@ -113,11 +117,11 @@ def _answer(told: dict[str, Any]) -> dict[str, Any] | None:
     """The headline's pair in every measure, in points."""
     head = told["headline"]
     for pair in told["differences"]:
-        sign = {(pair["one"], pair["other"]): 1, (pair["other"], pair["one"]): -1}.get((head["one"], head["other"]))
-        if sign is not None:
+        if {pair["one"], pair["other"]} == {head["one"], head["other"]}:
+            seen = pair if pair["one"] == head["one"] else turned_round(pair)
             rows = [
-                _told(_signed(found, sign), LABELS[measure]) | {"main": measure == head["measure"]}
-                for measure, found in pair["measures"].items()
+                _told(found, LABELS[measure]) | {"main": measure == head["measure"]}
+                for measure, found in seen["measures"].items()
                 if found is not None and not measure.startswith("accuracy")
             ]
             return charts.forest(rows, zero=True, label=_tick)
@@ -134,18 +138,13 @@ def _standing(row: dict[str, Any], measure: str) -> dict[str, Any]:
 
 def _told(row: dict[str, Any], name: str) -> dict[str, Any]:
     """A difference with the words beside it."""
-    words = f"{name}: {points(row['value'])} points\n95 % interval {points(row['low'])} to {points(row['high'])}"
-    text = Markup("<b>{}</b> {} to {}").format(*(points(row[key]) for key in ("value", "low", "high")))
-    return row | {"name": name, "text": text, "tip": words}
+    text = Markup("<b>{}</b> {}").format(points(row["value"]), between(row))
+    tip = f"{name}: {points(row['value'])} points\n95 % interval {between(row)}"
+    return row | {"name": name, "text": text, "tip": tip}
 
 
 def _tick(value: float) -> str:
     return f"{100 * value:+g}".replace("-", "\N{MINUS SIGN}") if value else "0"
-
-
-def _signed(row: dict[str, Any], sign: int) -> dict[str, Any]:
-    ends = sorted((sign * row["low"], sign * row["high"]))
-    return row | {"value": sign * row["value"], "low": ends[0], "high": ends[1]}
 
 
 def _standings(told: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -177,12 +176,10 @@ def _pairs(told: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for measure in FORESTS:
         rows = []
         for pair in told["differences"]:
-            row = pair["measures"][measure]
-            if row is not None:
-                names = (pair["one"], pair["other"]) if row["value"] >= 0 else (pair["other"], pair["one"])
-                signed = _signed(row, 1 if row["value"] >= 0 else -1)
-                told_row = _told(signed, f"{names[0]} over {names[1]}") | {"sure": signed["low"] > 0}
-                rows.append(told_row | {"one": names[0], "other": names[1], "films": pair["films"]})
+            if (row := pair["measures"][measure]) is not None:
+                seen = pair if row["value"] >= 0 else turned_round(pair)
+                row, names = seen["measures"][measure], {name: seen[name] for name in ("one", "other", "films")}
+                rows.append(_told(row, f"{seen['one']} over {seen['other']}") | {"sure": row["low"] > 0} | names)
         if rows:
             rows.sort(key=lambda row: -row["value"])
             found[measure] = charts.forest(rows, zero=True, label=_tick)

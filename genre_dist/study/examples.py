@@ -12,7 +12,7 @@ LIKELY = 0.2
 """Genres at least this probable are shown."""
 
 
-def shown_films(evaluation: Evaluation, reader: ShardReader, count: int) -> list[Film]:
+def example_films(evaluation: Evaluation, reader: ShardReader, count: int) -> list[Film]:
     """The first films of the split: always the same ones, and as films are stored in hash order, a random draw."""
     sizes = reader.index.sizes
     rows = Rows(np.repeat(np.arange(len(sizes)), sizes)[:count], np.concatenate([np.arange(n) for n in sizes])[:count])

@@ -34,7 +34,7 @@ def question_pair(models: Sequence[Model]) -> tuple[int, int] | None:
     return (len(models) - 1, 0) if len(models) > 1 else None
 
 
-def headline(
+def verdict(
     models: Sequence[Model],
     rows: Sequence[dict[str, Any]],
     differences: Sequence[dict[str, Any]],
@@ -47,26 +47,22 @@ def headline(
     asked = (one.kind, other.kind) == ("end to end", "frozen")
     found, measure = _between(differences, one.name, other.name)
     main = found["measures"][measure]
-    verdict = _verdict(main)
-    gain = f"{points(main['value'])} points of {LABELS[measure]} (95 % interval {points(main['low'])} to "
-    gain += f"{points(main['high'])})"
-    words = {"yes": "Yes", "no": "No", "open": "Not shown"}[verdict]
+    outcome = _outcome(main)
+    word = {"yes": "Yes", "no": "No", "open": "Not shown"}[outcome]
+    gain = f"{points(main['value'])} points of {LABELS[measure]} (95 % interval {between(main)})"
     against = "the same model with frozen encoders" if asked else other.name
-    tail = {"yes": "", "no": "", "open": "; the interval includes zero"}[verdict]
+    tail = "; the interval includes zero" if outcome == "open" else ""
     return {
         "question": "Was training end to end worth it?" if asked else f"Is {one.name} better than {other.name}?",
-        "verdict": verdict,
-        "word": words,
-        "answer": f"{words}: {gain} against {against}, on {found['films']:,} films{tail}.",
+        "verdict": outcome,
+        "word": word,
+        "answer": f"{word}: {gain} against {against}, on {found['films']:,} films{tail}.",
         "one": one.name,
         "other": other.name,
         "measure": measure,
         "films": found["films"],
         **{name: main[name] for name in ("value", "low", "high", "p")},
-        "beside": [
-            *_disagreeing(found["measures"], measure, verdict),
-            *_price(rows[pair[0]], rows[pair[1]]),
-        ],
+        "beside": [*_disagreeing(found["measures"], measure), *_price(rows[pair[0]], rows[pair[1]])],
     }
 
 
@@ -94,38 +90,45 @@ def points(value: float) -> str:
     return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
+def between(row: dict[str, Any]) -> str:
+    """The interval of a difference, in points."""
+    return f"{points(row['low'])} to {points(row['high'])}"
+
+
+def interval(row: dict[str, Any]) -> str:
+    """A difference in points with its interval."""
+    return f"{points(row['value'])} ({between(row)})"
+
+
 def _between(differences: Sequence[dict[str, Any]], one: str, other: str) -> tuple[dict[str, Any], str]:
     """One minus other, whichever way the pair is listed, and the measure to judge by."""
-    for pair in differences:
-        if (pair["one"], pair["other"]) == (one, other):
-            found = pair
-        elif (pair["one"], pair["other"]) == (other, one):
-            turned = {measure: row and turned_round(row) for measure, row in pair["measures"].items()}
-            found = {"one": one, "other": other, "films": pair["films"], "measures": turned}
-    measure = "micro_f1_fitted" if found["measures"]["micro_f1_fitted"] is not None else "micro_f1"
-    return found, measure
+    pair = next(pair for pair in differences if {pair["one"], pair["other"]} == {one, other})
+    found = pair if pair["one"] == one else turned_round(pair)
+    return found, "micro_f1_fitted" if found["measures"]["micro_f1_fitted"] is not None else "micro_f1"
 
 
-def turned_round(row: dict[str, Any]) -> dict[str, Any]:
-    """The same difference seen from the other side."""
-    return row | {"value": -row["value"], "low": -row["high"], "high": -row["low"]}
+def turned_round(pair: dict[str, Any]) -> dict[str, Any]:
+    """The same differences seen from the other side."""
+    measures = {
+        measure: row and row | {"value": -row["value"], "low": -row["high"], "high": -row["low"]}
+        for measure, row in pair["measures"].items()
+    }
+    return pair | {"one": pair["other"], "other": pair["one"], "measures": measures}
 
 
-def _verdict(row: dict[str, Any]) -> str:
+def _outcome(row: dict[str, Any]) -> str:
     return "yes" if row["low"] > 0 else "no" if row["high"] < 0 else "open"
 
 
-def _disagreeing(measures: dict[str, Any], chosen: str, verdict: str) -> list[str]:
-    """The other main measures whose verdict is another."""
-    told = []
-    for measure in MAIN:
-        row = measures[measure]
-        if measure != chosen and row is not None and _verdict(row) != verdict:
-            how = {"yes": "it is ahead", "no": "it is behind", "open": "nothing is shown"}[_verdict(row)]
-            told.append(
-                f"By {LABELS[measure]} {how}: {points(row['value'])} ({points(row['low'])} to {points(row['high'])})."
-            )
-    return told or ["micro F1 at fitted thresholds and at 0.5, macro F1 and mAP agree."]
+def _disagreeing(measures: dict[str, Any], chosen: str) -> list[str]:
+    """The other main measures whose outcome is another."""
+    how = {"yes": "it is ahead", "no": "it is behind", "open": "nothing is shown"}
+    rows = [(measure, measures[measure]) for measure in MAIN if measures[measure] is not None]
+    return [
+        f"By {LABELS[measure]} {how[_outcome(row)]}: {interval(row)}."
+        for measure, row in rows
+        if _outcome(row) != _outcome(measures[chosen])
+    ] or ["micro F1 at fitted thresholds and at 0.5, macro F1 and mAP agree."]
 
 
 def _price(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from genre_dist.study.chain.tasks import Task
 
 
-class Machine:
-    """The GPUs that no stage has at the moment, and the cores of each lane. With one lane a stage has everything.
+class Resources:
+    """The GPUs that no stage has at the moment, and the cores of each parallel stage. Alone, a stage has everything.
 
     Raises ValueError if a stage has more ranks than there are GPUs, where there are any.
     """
 
-    def __init__(self, lanes: int, chain: Sequence[Task], gpus: Sequence[str], cores: int) -> None:
-        self.lanes, self._free, self._cores, self._has_gpus = lanes, list(gpus), cores, bool(gpus)
-        if lanes > 1 and gpus:
+    def __init__(self, parallel: int, chain: Sequence[Task], gpus: Sequence[str], cores: int) -> None:
+        self.parallel, self._free, self._cores, self._has_gpus = parallel, list(gpus), cores, bool(gpus)
+        if parallel > 1 and gpus:
             for task in chain:
                 if _gpus_of(task) > len(gpus):
                     raise ValueError(
@@ -23,18 +23,18 @@ class Machine:
                     )
 
     def has_room(self, task: Task) -> bool:
-        return self.lanes == 1 or not self._has_gpus or _gpus_of(task) <= len(self._free)
+        return self.parallel == 1 or not self._has_gpus or _gpus_of(task) <= len(self._free)
 
     def take(self, task: Task) -> dict[str, str]:
         """Environment variables by which a task keeps to its share, which is its own until given back."""
-        if self.lanes == 1:
+        if self.parallel == 1:
             return {}
         if self._has_gpus and task.run:
             mine, self._free = self._free[: task.processes], self._free[task.processes :]
             return {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
         if "OMP_NUM_THREADS" in os.environ:
             return {}
-        return {"OMP_NUM_THREADS": str(max(1, self._cores // (self.lanes * task.processes)))}
+        return {"OMP_NUM_THREADS": str(max(1, self._cores // (self.parallel * task.processes)))}
 
     def give_back(self, share: dict[str, str]) -> None:
         """The task has ended."""
@@ -48,7 +48,7 @@ def _gpus_of(task: Task) -> int:
 
 def visible_gpus() -> list[str]:
     """Names of the GPUs this process may use, as CUDA_VISIBLE_DEVICES takes them."""
-    import torch  # seconds, which a study with one lane does not need
+    import torch  # seconds, which a study with one stage at a time does not need
 
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return named[: torch.cuda.device_count()] or [str(number) for number in range(torch.cuda.device_count())]

@@ -1,4 +1,4 @@
-"""The films on which one model gains or loses most against another, with their posters and titles from the shards."""
+"""Per-sample differences: films on which one model gains or loses most against another, shown from the shards."""
 
 import io
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,6 @@ from genre_dist.prepare.posters import load_rgb
 from genre_dist.storage import Place, read_range
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import load_manifest
-from genre_dist.stream.order import Rows
 from genre_dist.stream.sample import load_about, read_members
 from genre_dist.study.results import Model, on_films
 
@@ -30,7 +29,9 @@ class Shown(NamedTuple):
     """A small JPEG."""
 
 
-def wins_and_losses(one: Model, other: Model, ids: NDArray[np.int64], count: int) -> dict[str, list[dict[str, Any]]]:
+def largest_differences(
+    one: Model, other: Model, ids: NDArray[np.int64], count: int
+) -> dict[str, list[dict[str, Any]]]:
     """The films where `one` is furthest ahead of `other`, and furthest behind.
 
     By the film's F1 of the genres that at least half of the seeds name, at their fitted thresholds; between equal ones
@@ -84,11 +85,11 @@ def show_films(shards: Place | str, split: str, films: Iterable[int]) -> dict[in
     manifest = load_manifest(shards)
     index, wanted = SplitIndex(manifest, split, ()), np.array(sorted(set(films)), np.int64)
     shown = {}
-    for number, size in enumerate(index.sizes):
-        records = index.records(Rows(np.full(size, number), np.arange(size)))
+    for number, shard in enumerate(index.shards):
+        records = index.records(index.rows_of(number))
         for record in records[np.isin(records["id"], wanted)]:
-            start, size_there = int(record["offset"]), index.shards[number].bytes
-            data = read_range(index.paths[number], start, start + int(record["size"]), size_there)
+            start = int(record["offset"])
+            data = read_range(index.paths[number], start, start + int(record["size"]), shard.bytes)
             with suppress(ValueError, KeyError):  # a damaged film is shown by its id alone
                 film = int(record["id"])
                 shown[film] = _shown(read_members(data, film), film, manifest.image["fit"] == "squash")
@@ -97,17 +98,16 @@ def show_films(shards: Place | str, split: str, films: Iterable[int]) -> dict[in
 
 def _shown(members: Mapping[str, memoryview], film: int, squashed: bool) -> Shown:
     told = load_about(members["json"])
-    poster = _thumbnail(bytes(members["jpg"]), squashed) if "jpg" in members else None
+    poster = None
+    if "jpg" in members:
+        with suppress(ValueError):  # a poster that cannot be read
+            poster = thumbnail(load_rgb(bytes(members["jpg"]))[0], squashed)
     title, date = (str(told.get(key) or "") for key in ("title", "release_date"))
     return Shown(title[:LONGEST_TITLE] or str(film), date[:4], poster)
 
 
-def _thumbnail(data: bytes, squashed: bool) -> bytes | None:
-    """A small JPEG in a poster's own proportions; None for a poster that cannot be read."""
-    try:
-        pixels, _ = load_rgb(data)
-    except ValueError:
-        return None
+def thumbnail(pixels: NDArray[np.uint8], squashed: bool) -> bytes:
+    """A small JPEG in a poster's own proportions."""
     width, height = THUMBNAIL
     picture = Image.fromarray(pixels).resize((width, height) if squashed else (width, width), Image.Resampling.LANCZOS)
     file = io.BytesIO()
