@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gpu_known import TOKENS, Known
+from gpu_measure import invented_batch
 from gpu_prepare import pack_films
 from gpu_worker import Options
 
 from genre_dist.config import Config, DataConfig, HeadsConfig, ModelConfig, PosterConfig, TextConfig
 from genre_dist.parallel.world import World
-from genre_dist.planner.measure import invented_batch
 from genre_dist.planner.model import Vocabulary
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.reader import Batch

@@ -1,5 +1,7 @@
 """The console verb of the planner: plan. It imports only what it needs."""
 
+import importlib
+import sys
 from argparse import REMAINDER, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +10,7 @@ from genre_dist.options import Verbs, names
 
 if TYPE_CHECKING:
     from genre_dist.config import Config
+    from genre_dist.planner.options import Plan
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -100,7 +103,14 @@ def _memory(arguments: Namespace, config: "Config") -> dict[str, Any]:
     if torch.cuda.is_available() and (told := crowded(torch.device("cuda", torch.cuda.current_device()))):
         print(f"this machine's {told}; the plan above is for the memory you named")
     if arguments.measure:
-        from genre_dist.planner.measure import print_measured
-
-        print_measured(plan)
+        _measure(plan)
     return to_json(plan, file)
+
+
+def _measure(plan: "Plan") -> None:
+    """Compare a plan with the real peak: by a benchmark, since it takes training, which needs the planner itself."""
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu_measure.py"
+    if not script.is_file():
+        raise ValueError(f"--measure needs {script}, which a checkout of the sources has: pip install -e")
+    sys.path.append(str(script.parent))
+    importlib.import_module(script.stem).print_measured(plan)

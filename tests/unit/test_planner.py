@@ -300,3 +300,11 @@ def test_measuring_needs_a_gpu_and_says_so(config_file: Path, capsys: pytest.Cap
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
+
+
+def test_measuring_without_the_sources_says_what_is_missing(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("genre_dist.planner.verbs.__file__", str(tmp_path / "genre_dist" / "planner" / "verbs.py"))
+    assert cli.main(["plan", "--config", str(config_file), "--gpu_memory", "24GB", "--levers", "", "--measure"]) == 2
+    assert f"--measure needs {tmp_path}/benchmarks/gpu_measure.py" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A plan against the real peak: the step of this very configuration on a CUDA GPU."""
+"""A plan against the real peak: the step of this very configuration on a CUDA GPU (`genre-dist plan ... --measure`)."""
 
 from collections.abc import Callable
 from dataclasses import replace
