@@ -14,7 +14,7 @@ from genre_dist.parallel.strategy import make_strategy
 from genre_dist.parallel.world import World
 from genre_dist.planner.memory import Checkpointing, Setting, peak_bytes
 from genre_dist.planner.model import Planned, Vocabulary
-from genre_dist.planner.options import Plan
+from genre_dist.planner.options import MemoryPlan
 from genre_dist.planner.sizes import gb
 from genre_dist.stream.reader import Batch
 from genre_dist.training.experiment import autocast_for, make_optimizer
@@ -23,7 +23,7 @@ from genre_dist.training.levers import pull_levers
 from genre_dist.training.step import train_step
 
 
-def print_measured(plan: Plan) -> None:
+def print_measured(plan: MemoryPlan) -> None:
     """Measure the plan's best option on one GPU. Raises ValueError without CUDA, or where nothing fits."""
     if not torch.cuda.is_available():
         raise ValueError("--measure needs a CUDA GPU, and there is none here; the plan above is computed")

@@ -218,7 +218,7 @@ def test_plan_prints_what_fits_and_a_command_that_training_takes(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "plan.json"
-    arguments = ["plan", "--config", str(config_file), "--gpu_memory", "4GB", "--gpus", "4", "--json", str(out)]
+    arguments = ["plan", "--config", str(config_file), "--gpu_memory", "2GB", "--gpus", "4", "--json", str(out)]
     assert cli.main(arguments) == 0
     told = capsys.readouterr().out
     for word in ("parameters trained", "30,000 words (assumed", "ddp", "fsdp", "zero1", "zero2", "zero3", "offload"):
@@ -226,12 +226,22 @@ def test_plan_prints_what_fits_and_a_command_that_training_takes(
     plan = json.loads(out.read_text())
     assert plan["best"]["fits"]
     assert plan["best"]["command"] in told
+    assert f"*{plan['best']['micro_batch']} ({plan['best']['card'] / 2**30:.1f})" in told
     assert {o["setting"]["strategy"] for o in plan["options"]} == {"ddp", "fsdp", "zero1", "zero2", "zero3"}
     words = plan["best"]["command"].split()
     assert words[:4] == ["torchrun", "--nproc_per_node=4", "-m", "genre_dist.train"]
     from genre_dist.configfile import parse_config
 
     assert parse_config(words[4:]).config.data.micro_batch == plan["best"]["micro_batch"]
+
+
+def test_options_that_all_hold_the_whole_share_are_one_line(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", "--config", str(config_file), "--gpu_memory", "24GB", "--gpus", "4"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("largest micro-batch")]
+    assert "for 16 samples a rank, 4 ranks of 24.00 GB: 16 (1.7" in line
+    assert line.endswith("by each of 56 options")
 
 
 def test_settings_after_two_dashes_and_another_batch(config_file: Path, tmp_path: Path) -> None:
