@@ -7,7 +7,6 @@ of its own, REACHED.
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 
@@ -45,7 +44,8 @@ ACCUMULATE_BYTES = 12
 """A parameter's gradient added to that of the micro-batches before."""
 
 
-class Work(NamedTuple):
+@dataclass
+class Work:
     """Work of one kind and its time at best."""
 
     kind: str
@@ -156,9 +156,9 @@ def _way(name: str, operations: list[Operation], timing: Timing) -> Way:
     for operation in operations:
         moved = operation.compiled if compiled else operation.eager
         seconds = at_best(operation.flops, moved, operation.precision, timing.card)
-        kind, flops, size, before = works.get(operation.kind, Work(operation.kind, 0, 0, 0))
-        works[kind] = Work(kind, flops + operation.flops, size + moved, before + seconds)
-        spent[kind if kind in (PIXELS, HEADS) else "network", operation.backward] += seconds
+        work = works.setdefault(operation.kind, Work(operation.kind, 0, 0, 0))
+        work.flops, work.bytes, work.seconds = work.flops + operation.flops, work.bytes + moved, work.seconds + seconds
+        spent[work.kind if work.kind in (PIXELS, HEADS) else "network", operation.backward] += seconds
     text = (0.0, 0.0) if timing.recurrent is None else tuple(work.seconds for work in timing.recurrent)
     forward = spent[PIXELS, False] + max(spent["network", False], text[0]) + spent[HEADS, False]
     backward = spent[HEADS, True] + max(spent["network", True], text[1])
