@@ -13,13 +13,12 @@ from genre_dist.models.classifier import GenreClassifier, count_parameters
 from genre_dist.models.recompute import recompute_activations
 from genre_dist.parallel.sharded import units
 from genre_dist.planner.memory import Checkpointing, Sizes
+from genre_dist.planner.sizes import TYPICAL_TOKENS
 from genre_dist.planner.trace import Trace, trace_step
 from genre_dist.stream.manifest import load_manifest
 
 ASSUMED_WORDS, ASSUMED_DIM = 30_000, 300
 """Vocabulary without shards in reach: about the study's, with GloVe's width."""
-TYPICAL_TOKENS = 55
-"""Median overview of the real films, rounded up."""
 
 
 class Vocabulary(NamedTuple):

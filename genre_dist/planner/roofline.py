@@ -17,8 +17,9 @@ from genre_dist.planner.cards import Card
 from genre_dist.planner.model import find_vocabulary, meta_model
 from genre_dist.planner.operations import HEADS, PIXELS, Operation, trace_operations
 from genre_dist.planner.options import planned_micro_batch
+from genre_dist.planner.sizes import TYPICAL_TOKENS
 from genre_dist.stream.manifest import load_manifest
-from genre_dist.training.throughput import TOKENS, recurrent_flops, training_flops
+from genre_dist.training.throughput import recurrent_flops, training_flops
 
 REACHED = (0.4, 0.75)
 """Assumed: what training reaches of its roofline. ResNet-50 as NVIDIA published it on one GPU (DeepLearningExamples,
@@ -192,7 +193,7 @@ def _recurrent(text: TextEncoder, longest: int, samples: int, card: Card) -> tup
     latency = longest * text.rnn.num_layers * RECURRENT_STEP_SECONDS
     works = []
     for name, flops in zip(("forward", "backward"), recurrent_flops(text), strict=True):
-        products = samples * min(TOKENS, longest) * flops
+        products = samples * min(TYPICAL_TOKENS, longest) * flops
         seconds = max(latency, products / card.flops("tf32")) if flops else 0.0
         works.append(Work(f"recurrent network, {name}", products, 0, seconds))
     return works[0], works[1]
