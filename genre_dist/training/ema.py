@@ -20,7 +20,7 @@ from genre_dist.parallel.world import World
 STEPS = "steps"
 
 
-class Averaged:
+class Averaged(Strategy):
     """A strategy that also keeps the average of its weights and of BatchNorm's running statistics; see `Strategy`.
 
     `weights` are the averaged ones, `state_dict` has both. Everything that is trained, now or later, has to have its
