@@ -4,11 +4,11 @@ import errno
 import os
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from genre_dist.parallel.watchdog import Watchdog
 FOR_EVER = timedelta(days=365)
 LONGEST_ALLOWED = 600.0
 """Seconds that a rank may be busy by itself (see `World.allow`) while others wait for it in a collective."""
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,20 @@ class World:
         """What comes next may take so much longer before a rank counts as hanging."""
         if self.watchdog is not None:
             self.watchdog.allow(seconds)
+
+
+def on_first(world: World, act: Callable[[], Result]) -> Result | None:
+    """What `act` returns on rank 0, which alone calls it; where it raises ValueError or OSError, all ranks do."""
+    result: Result | None = None
+    problem: tuple[type[ValueError | OSError], str] | None = None
+    if world.is_first:
+        try:
+            result = act()
+        except (OSError, ValueError) as error:
+            problem = (OSError if isinstance(error, OSError) else ValueError), str(error)
+    if problem := world.broadcast(problem):
+        raise problem[0](problem[1])
+    return result
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from genre_dist.config import Config
 from genre_dist.config.continuing import trained_with
 from genre_dist.configfile import save_config
 from genre_dist.parallel.launcher import is_launched
-from genre_dist.parallel.world import LONGEST_ALLOWED, World
+from genre_dist.parallel.world import LONGEST_ALLOWED, World, on_first
 from genre_dist.printable import printable
 from genre_dist.stream.found import Seconds
 from genre_dist.stream.order import hash64
@@ -31,7 +31,7 @@ from genre_dist.training.inputs import Pixels, to_device, training_pixels
 from genre_dist.training.model_files import save_model
 from genre_dist.training.profiling import Profiler
 from genre_dist.training.ranks import Meter, gather_ranks, say
-from genre_dist.training.resuming import CONFIG, Start, on_first, resume
+from genre_dist.training.resuming import CONFIG, Start, resume
 from genre_dist.training.saving import Saver
 from genre_dist.training.schedule import lr_factor, set_learning_rates
 from genre_dist.training.step import StepResult, train_step
