@@ -3,7 +3,6 @@
 import importlib.util
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -108,8 +107,7 @@ def check_strategy(config: Config, world_size: int) -> None:
         raise ValueError(
             f"parallel.{setting} is DeepSpeed's: it needs parallel.strategy zero1, zero2 or zero3, not {name}"
         )
-    if parallel.deepspeed_config is not None:
-        read_overrides(Path(parallel.deepspeed_config))
+    read_overrides(config)
     if name not in ("single", "ddp") and config.optim.optimizer != "adamw":
         raise ValueError(
             f"optim.optimizer={config.optim.optimizer} needs whole parameters, which {name} cuts up: use ddp, or "
