@@ -13,7 +13,7 @@ import genre_dist
 from genre_dist.config import Config
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.planner.memory import Checkpointing, Precision, Setting, peak_bytes
-from genre_dist.planner.model import Planned, plan_model
+from genre_dist.planner.model import PlannedModel, plan_model
 from genre_dist.planner.sizes import TYPICAL_TOKENS
 from genre_dist.training.throughput import training_flops
 
@@ -26,7 +26,7 @@ class Known:
     def __init__(self, folder: Path | None) -> None:
         file = None if folder is None else folder / FILE
         self.numbers: dict[str, float] = json.loads(file.read_text()) if file is not None and file.is_file() else {}
-        self._planned: dict[tuple[str, Checkpointing], Planned] = {}
+        self._planned: dict[tuple[str, Checkpointing], PlannedModel] = {}
 
     def save(self, folder: Path) -> None:
         (folder / FILE).write_text(json.dumps(self.numbers, indent=1))

@@ -13,7 +13,7 @@ from genre_dist.models.classifier import GenreClassifier
 from genre_dist.parallel.strategy import make_strategy
 from genre_dist.parallel.world import World
 from genre_dist.planner.memory import Checkpointing, Setting, peak_bytes
-from genre_dist.planner.model import Planned, Vocabulary
+from genre_dist.planner.model import PlannedModel, Vocabulary
 from genre_dist.planner.options import MemoryPlan
 from genre_dist.planner.sizes import gb
 from genre_dist.stream.reader import Batch
@@ -40,7 +40,7 @@ def print_measured(plan: MemoryPlan) -> None:
     )
 
 
-def measured_peak(config: Config, planned: Planned, setting: Setting, micro_batch: int) -> int:
+def measured_peak(config: Config, planned: PlannedModel, setting: Setting, micro_batch: int) -> int:
     """`torch.cuda.max_memory_allocated` over a training step after one of warm-up, on one GPU."""
     world = World(0, 1, torch.device("cuda", torch.cuda.current_device()))
     torch.cuda.empty_cache()

@@ -17,7 +17,7 @@ EXIT_CODE = "exit_code"
 
 
 def own_rank() -> int:
-    """This process's place among the ranks; 0 without a launcher."""
+    """This process's rank; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -68,7 +68,7 @@ def note_exit_code(run: Path, code: int | None) -> None:
     if code is None:
         (run / EXIT_CODE).unlink(missing_ok=True)
     elif run.is_dir():
-        with suppress(OSError), atomic_file(run / EXIT_CODE, "w") as file:  # a full disk: what it fails with is told
+        with suppress(OSError), atomic_file(run / EXIT_CODE, "w") as file:  # a full disk: the run prints its own error
             file.write(f"{code}\n")
 
 

@@ -33,7 +33,7 @@ class World:
     size: int
     device: torch.device
     watchdog: Watchdog | None = None
-    """Ends this rank if it waits for another one for too long; told of every collective that finishes."""
+    """Ends this rank if it waits for another one for too long; every collective that finishes counts as progress."""
     sharing: int = 1
     """Ranks that take from the memory of this rank's GPU, itself included."""
 
@@ -193,7 +193,7 @@ def _meet(card: Card, timeout_seconds: float) -> tuple[list[Card], dist.Store]:
         if rank == 0 and is_shared(cards):
             print("several ranks are on one GPU: they talk over gloo, slowly; for trying out only", file=sys.stderr)
         if rank == 0:
-            store.set("board", os.urandom(8).hex())  # a restart is not to read what was told before it
+            store.set("board", os.urandom(8).hex())  # a restart must not read messages of the attempt before
         second = dist.TCPStore(host, int(port), is_master=False, timeout=timeout)
         board = dist.PrefixStore(f"board {store.get('board').decode()}", second)
         sign_in(board, rank)
@@ -215,8 +215,7 @@ def _is_of_launcher() -> bool:
 def _restarts_share_a_store() -> bool:
     """Whether the ranks of a restart would find the addresses of those that died: torchrun keeps its store.
 
-    On several nodes it has to be told not to (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, see launch/): they count restarts
-    differently.
+    On several nodes launch/ forbids that (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1): the nodes count restarts differently.
     """
     return _is_of_launcher() and os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
 

@@ -31,7 +31,7 @@ class Vocabulary(NamedTuple):
     source: str
 
 
-class Planned(NamedTuple):
+class PlannedModel(NamedTuple):
     """A model, as the planner knows it."""
 
     vocabulary: Vocabulary
@@ -45,7 +45,7 @@ class Planned(NamedTuple):
 
 def plan_model(
     config: Config, checkpointing: tuple[Checkpointing, ...], tokens: int | None = None, on_gpu: bool = True
-) -> Planned:
+) -> PlannedModel:
     """Sizes of a configuration's model and a trace for each kind of activation checkpointing.
 
     `tokens` is the length of the texts, a typical overview's by default. Raises ValueError as building the model does.
@@ -60,7 +60,7 @@ def plan_model(
         if kind != "none" and not _recomputes(traced, kind):
             continue
         traces[kind] = trace_step(traced, config.data.image_size, tokens)
-    return Planned(vocabulary, count_parameters(model), sizes, traces, tokens)
+    return PlannedModel(vocabulary, count_parameters(model), sizes, traces, tokens)
 
 
 def find_vocabulary(config: Config) -> Vocabulary:

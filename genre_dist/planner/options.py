@@ -18,7 +18,7 @@ from genre_dist.planner.memory import (
     peak_bytes,
     static_bytes,
 )
-from genre_dist.planner.model import Planned, plan_model
+from genre_dist.planner.model import PlannedModel, plan_model
 
 LEVERS = ("bf16", "checkpointing", "accumulation", "sharding", "offload")
 ENOUGH = 16
@@ -50,13 +50,13 @@ class MemoryPlan:
     card: int
     share: int
     """Samples of a step on one rank."""
-    planned: Planned
+    planned: PlannedModel
     options: tuple[Option, ...]
     best: Option | None
 
 
 def make_plan(
-    config: Config, card: int, ranks: int, levers: tuple[str, ...] = LEVERS, planned: Planned | None = None
+    config: Config, card: int, ranks: int, levers: tuple[str, ...] = LEVERS, planned: PlannedModel | None = None
 ) -> MemoryPlan:
     """Try every strategy with every lever. ValueError for an unknown lever or a batch that the ranks cannot share.
 
@@ -72,7 +72,7 @@ def make_plan(
     return MemoryPlan(config=config, ranks=ranks, card=card, share=share, planned=planned, options=options, best=best)
 
 
-def _ways(config: Config, ranks: int, levers: tuple[str, ...], planned: Planned) -> Iterator[Setting]:
+def _ways(config: Config, ranks: int, levers: tuple[str, ...], planned: PlannedModel) -> Iterator[Setting]:
     """All combinations of what the levers allow; `train.precision` of the configuration, if set, stays as it is."""
     precisions: tuple[Precision, ...] = ("bf16", "fp32") if "bf16" in levers else ("fp32",)
     if config.train.precision != "auto":
@@ -100,7 +100,7 @@ def configured_setting(config: Config, ranks: int, precision: str, accumulates: 
     )
 
 
-def _option(planned: Planned, setting: Setting, share: int, card: int, least: int) -> Option:
+def _option(planned: PlannedModel, setting: Setting, share: int, card: int, least: int) -> Option:
     found = largest_micro_batch(planned.traces, planned.sizes, setting, share, card, least)
     micro, setting = found or (share, setting)
     peak = peak_bytes(planned.traces, planned.sizes, setting, micro)

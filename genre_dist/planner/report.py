@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any
 
 from genre_dist.planner import memory
-from genre_dist.planner.model import Planned
+from genre_dist.planner.model import PlannedModel
 from genre_dist.planner.options import MemoryPlan, Option
 from genre_dist.planner.sizes import gb, mb
 from genre_dist.planner.trace import RECURRENT_VALUES, Trace
@@ -19,7 +19,7 @@ def print_plan(plan: MemoryPlan, config_file: str) -> None:
         print(printable(line))
 
 
-def parameter_lines(planned: Planned) -> list[str]:
+def parameter_lines(planned: PlannedModel) -> list[str]:
     """A line for each part of the model."""
     return [
         f"{part:<18}{trained:,} parameters trained, {frozen:,} frozen"
@@ -32,7 +32,7 @@ def held(parts: dict[str, float]) -> str:
     return ", ".join(f"{name} {gb(size)}" for name, size in parts.items() if size)
 
 
-def _model_lines(planned: Planned) -> list[str]:
+def _model_lines(planned: PlannedModel) -> list[str]:
     sizes = planned.sizes
     return [
         f"vocabulary        {planned.vocabulary.words:,} words ({planned.vocabulary.source})",

@@ -6,7 +6,7 @@ from genre_dist.config import Batches, Config, derive_batches
 from genre_dist.parallel.device import crowded
 from genre_dist.parallel.strategy import check_strategy
 from genre_dist.planner.memory import WORKSPACE_BYTES, peak_bytes, static_bytes
-from genre_dist.planner.model import Planned, meta_model, plan_model
+from genre_dist.planner.model import PlannedModel, meta_model, plan_model
 from genre_dist.planner.options import configured_setting
 from genre_dist.planner.report import held, parameter_lines
 from genre_dist.planner.sizes import gb, mb
@@ -50,7 +50,7 @@ def estimate(config: Config, world_size: int) -> str:
     return "\n".join(lines)
 
 
-def _gpu_lines(config: Config, batches: Batches, planned: Planned, peak: float) -> list[str]:
+def _gpu_lines(config: Config, batches: Batches, planned: PlannedModel, peak: float) -> list[str]:
     """What is wrong with this machine's GPU for this run: others fill it, or the ranks' shares are too small for it.
 
     `peak` is the GPU's in flops a second; 0 where it is unknown or says nothing, as for compiled networks.

@@ -11,7 +11,7 @@ from genre_dist import cli
 from genre_dist.config import Config, DataConfig, HeadsConfig, ModelConfig, PosterConfig, TextConfig
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.planner.memory import Setting, card_bytes, largest_micro_batch, peak_bytes, static_bytes
-from genre_dist.planner.model import Planned, plan_model
+from genre_dist.planner.model import PlannedModel, plan_model
 from genre_dist.planner.sizes import parse_size
 from genre_dist.planner.trace import Trace
 
@@ -24,7 +24,7 @@ GIB = 2**30
 
 
 @pytest.fixture(scope="module")
-def study() -> Planned:
+def study() -> PlannedModel:
     """The study's model at 224 pixels, nothing frozen, without checkpointing and with it per block."""
     return plan_model(Config(data=DataConfig(shards="nowhere")), ("none", "blocks"))
 
@@ -32,7 +32,7 @@ def study() -> Planned:
 # --- against the figures of an independent measurement, by saved-tensors hooks on real tensors
 
 
-def test_parameters_and_their_bytes(study: Planned) -> None:
+def test_parameters_and_their_bytes(study: PlannedModel) -> None:
     assert study.parameters == {"text": (15_933_440, 9_000_000), "poster": (58_143_808, 0), "heads": (69_769_235, 0)}
     setting = Setting(strategy="single", ranks=1, precision="fp32", accumulates=True)
     trained = 143_846_483
@@ -41,7 +41,7 @@ def test_parameters_and_their_bytes(study: Planned) -> None:
     assert held["gradients"] + held["optimizer"] == 12 * trained
 
 
-def test_activations_of_resnet152_and_their_halves(study: Planned) -> None:
+def test_activations_of_resnet152_and_their_halves(study: PlannedModel) -> None:
     whole, blocks = study.traces["none"], study.traces["blocks"]
     text_and_heads = 55 * 6 * 512 * 8 * 4 + 55 * 300 * 4 + 0.13e6  # the recurrent layers' part is an assumption
     assert whole.activations - text_and_heads == pytest.approx(177.4e6, rel=0.01)
@@ -57,12 +57,12 @@ def kept_in_bf16(trace: Trace) -> float:
     return float(trace.computed[last] / 2 + trace.kept[last] + trace.sample_input / 2)  # pixels are kept as a copy
 
 
-def test_stacked_heads_are_counted_once_whatever_the_batch(study: Planned) -> None:
+def test_stacked_heads_are_counted_once_whatever_the_batch(study: PlannedModel) -> None:
     trace = study.traces["none"]
     assert trace.fixed[trace.forward - 1] == pytest.approx(4 * 69_769_235, rel=0.01)
 
 
-def test_checkpointing_lowers_the_peak_by_about_what_is_not_kept(study: Planned) -> None:
+def test_checkpointing_lowers_the_peak_by_about_what_is_not_kept(study: PlannedModel) -> None:
     peaks = {}
     for kind in ("none", "blocks"):
         setting = Setting(strategy="single", ranks=1, precision="fp32", checkpointing=kind)  # type: ignore[arg-type]
@@ -182,7 +182,7 @@ def test_deepspeeds_buffer_of_gradients_is_counted_as_it_is_configured() -> None
 # --- micro-batches
 
 
-def test_the_largest_micro_batch_divides_the_share_and_the_next_one_would_not_fit(study: Planned) -> None:
+def test_the_largest_micro_batch_divides_the_share_and_the_next_one_would_not_fit(study: PlannedModel) -> None:
     setting = Setting(strategy="ddp", ranks=4, precision="bf16")
     share, card = 96, 8 * GIB
     found = largest_micro_batch(study.traces, study.sizes, setting, share, card)
@@ -196,7 +196,7 @@ def test_the_largest_micro_batch_divides_the_share_and_the_next_one_would_not_fi
     assert largest_micro_batch(study.traces, study.sizes, setting, share, 1 * GIB) is None
 
 
-def test_a_larger_card_never_gets_a_smaller_micro_batch(study: Planned) -> None:
+def test_a_larger_card_never_gets_a_smaller_micro_batch(study: PlannedModel) -> None:
     setting = Setting(strategy="single", ranks=1, precision="bf16")
     found = [largest_micro_batch(study.traces, study.sizes, setting, 256, n * GIB) for n in range(2, 40)]
     micros = [0 if each is None else each[0] for each in found]
