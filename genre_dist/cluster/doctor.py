@@ -23,17 +23,13 @@ SLOW = 1e9
 MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "wrong": "[red]wrong[/]"}
 
 
+@with_launcher()
 def examine(shards: Path, runs: Path, as_json: bool = False) -> int:
     """Check, print a table (or JSON) on rank 0; returns 1 if something is wrong on any machine, else 0.
 
     Raises OSError if the ranks that torchrun started do not find each other. Where a rank's GPU cannot be used they do
     not join: rank 0 of every machine prints what is wrong there.
     """
-    with with_launcher():
-        return _examine(shards, runs, as_json)
-
-
-def _examine(shards: Path, runs: Path, as_json: bool) -> int:
     try:
         world = start_world(timeout_seconds=120)
     except ValueError:  # the findings below name the GPU and the reason

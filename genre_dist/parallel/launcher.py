@@ -31,10 +31,6 @@ def is_launched() -> bool:
     return "RANK" in os.environ
 
 
-def launched_by_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
 def restarted() -> bool:
     """Whether torchrun has started this group before, in the same launch."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
@@ -63,7 +59,7 @@ def settle(code: int) -> None:
 
 def note_exit_code(run: Path, code: int | None) -> None:
     """Under torchrun rank 0 writes the run's exit code into its folder, or (None) removes an earlier start's."""
-    if own_rank() != 0 or not launched_by_torchrun():
+    if own_rank() != 0 or "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     if code is None:
         (run / EXIT_CODE).unlink(missing_ok=True)

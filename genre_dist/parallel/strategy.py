@@ -5,6 +5,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor
@@ -12,7 +14,7 @@ from torch.optim import Optimizer
 
 from genre_dist.config import Config, derive_batches
 from genre_dist.parallel.deepspeed_config import engine_config, read_overrides
-from genre_dist.parallel.tensors import all_finite, average_buffers
+from genre_dist.parallel.tensors import all_finite
 from genre_dist.parallel.world import World
 
 
@@ -51,9 +53,14 @@ class Strategy:
         """Called after gradients of parameters were turned on or off; the optimizer knows all that ever train."""
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
+    @torch.no_grad()
     def sync_buffers(self) -> None:
-        """Make BatchNorm's running statistics the same on all ranks, before evaluating or saving."""
-        average_buffers(self.model, self.world)
+        """Make BatchNorm's running statistics the mean of all ranks', before evaluating or saving."""
+        if self.world.size > 1:
+            for buffer in self.model.buffers():
+                if buffer.is_floating_point():
+                    dist.all_reduce(buffer)
+                    buffer /= self.world.size
 
     def is_finite(self) -> bool:
         """Whether no weight or buffer that this rank holds is infinite or NaN."""
