@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gpu_known import TOKENS, Known
+from gpu_known import Known
+from gpu_measure import invented_batch
 from gpu_prepare import pack_films
 from gpu_worker import Options
 
 from genre_dist.config import Config, DataConfig, HeadsConfig, ModelConfig, PosterConfig, TextConfig
 from genre_dist.parallel.world import World
-from genre_dist.planner.measure import invented_batch
 from genre_dist.planner.model import Vocabulary
+from genre_dist.planner.sizes import TYPICAL_TOKENS
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.reader import Batch
 
@@ -70,7 +71,7 @@ class Bench:
 
     def batch(self, config: Config, samples: int) -> Batch:
         """Noise in the shape of samples, in pinned memory."""
-        return self.pinned(invented_batch(config, self.words, samples, TOKENS))
+        return self.pinned(invented_batch(config, self.words, samples, TYPICAL_TOKENS))
 
     def pinned(self, batch: Batch) -> Batch:
         """A copy of a batch in memory that a GPU copies from by itself."""

@@ -14,6 +14,7 @@ import torchvision
 from common import Row
 from gpu_bench import Bench, study_config, tf32
 from gpu_loop import loop_config, train
+from gpu_measure import invented_batch, make_step
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -21,7 +22,6 @@ from torch.utils._pytree import tree_leaves
 from genre_dist.config import Config, OptimConfig, ParallelConfig, PosterConfig
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.parallel.world import World, start_world, stop_world
-from genre_dist.planner.measure import invented_batch, make_step
 from genre_dist.stream.decode import decode_jpeg
 from genre_dist.stream.device import decode_posters
 from genre_dist.stream.reader import Batch

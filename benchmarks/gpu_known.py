@@ -13,12 +13,11 @@ import genre_dist
 from genre_dist.config import Config
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.planner.memory import Checkpointing, Precision, Setting, peak_bytes
-from genre_dist.planner.model import Planned, plan_model
+from genre_dist.planner.model import PlannedModel, plan_model
+from genre_dist.planner.sizes import TYPICAL_TOKENS
 from genre_dist.training.throughput import training_flops
 
 FILE = "known.json"
-TOKENS = 55
-"""Length of invented texts: the median overview of the real films, rounded up."""
 
 
 class Known:
@@ -27,7 +26,7 @@ class Known:
     def __init__(self, folder: Path | None) -> None:
         file = None if folder is None else folder / FILE
         self.numbers: dict[str, float] = json.loads(file.read_text()) if file is not None and file.is_file() else {}
-        self._planned: dict[tuple[str, Checkpointing], Planned] = {}
+        self._planned: dict[tuple[str, Checkpointing], PlannedModel] = {}
 
     def save(self, folder: Path) -> None:
         (folder / FILE).write_text(json.dumps(self.numbers, indent=1))
@@ -48,7 +47,7 @@ class Known:
         def count() -> float:
             key = _model(config), kind
             if key not in self._planned:
-                self._planned[key] = plan_model(config, (kind,), TOKENS, on_gpu=True)
+                self._planned[key] = plan_model(config, (kind,), TYPICAL_TOKENS, on_gpu=True)
             setting = Setting(strategy="single", ranks=1, precision=precision, checkpointing=kind)
             return peak_bytes(self._planned[key].traces, self._planned[key].sizes, setting, micro)
 

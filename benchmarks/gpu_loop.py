@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from common import Row
 from gpu_bench import Bench
+from gpu_measure import make_step
 
 from genre_dist.config import CheckpointConfig, Config, TrackingConfig
 from genre_dist.parallel.world import World
-from genre_dist.planner.measure import make_step
 from genre_dist.planner.model import find_vocabulary
 from genre_dist.stream.device import device_feed
 from genre_dist.stream.loader import TrainStream

@@ -13,11 +13,11 @@ from pathlib import Path
 from common import Row
 from gpu_bench import Bench
 from gpu_checks import losses, off_by, small_run
+from gpu_measure import make_step
 from gpu_worker import Options, child_command
 
 from genre_dist.config import ParallelConfig
 from genre_dist.parallel.world import start_world, stop_world
-from genre_dist.planner.measure import make_step
 from genre_dist.training.throughput import peak_memory_bytes
 
 RANKS = 2

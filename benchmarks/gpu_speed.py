@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from common import Row
 from gpu_bench import Bench, Rate, tf32
+from gpu_measure import make_step
 
 from genre_dist.config import Config
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.heads import Heads
-from genre_dist.planner.measure import make_step
 from genre_dist.planner.memory import Checkpointing, Precision
 from genre_dist.stream.images import whole
 from genre_dist.stream.reader import Batch

@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 
 from common import Row
 from gpu_bench import Bench
+from gpu_measure import make_step
 from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
-
-from genre_dist.planner.measure import make_step
 
 STEPS, LONGEST = 3, 10
 Key = tuple[str, tuple[tuple[int, ...], ...]]

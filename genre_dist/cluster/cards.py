@@ -15,9 +15,9 @@ def check_cards() -> list[Finding]:
     """A finding for each GPU that torch sees, and for what else their use needs; nothing without GPUs."""
     if not torch.cuda.is_available():
         return []
-    found = [_check_card(number) for number in range(torch.cuda.device_count())]
+    findings = [_check_card(number) for number in range(torch.cuda.device_count())]
     card_problem(choose_device())  # the current one again
-    return [*found, _check_nvml(), _check_compiler()]
+    return [*findings, _check_nvml(), _check_compiler()]
 
 
 def _check_card(number: int) -> Finding:
@@ -26,7 +26,7 @@ def _check_card(number: int) -> Finding:
         return Finding(name, "wrong", problem)
     properties = torch.cuda.get_device_properties(device)
     free, total = torch.cuda.mem_get_info(device)
-    told = (
+    message = (
         f"{properties.name}, sm_{properties.major}{properties.minor}, kernels run, {free / 2**30:.1f} of "
         f"{total / 2**30:.1f} GiB free"
     )
@@ -37,7 +37,7 @@ def _check_card(number: int) -> Finding:
         notes.append("a slice of a GPU (MIG): ranks on slices of one GPU talk over gloo, slowly")
     if properties.major < 8:
         notes.append("it has no bf16: train.precision is fp32 or auto, which takes fp32")
-    return Finding(name, "note" if notes else "ok", told, "; ".join(notes))
+    return Finding(name, "note" if notes else "ok", message, "; ".join(notes))
 
 
 def _check_nvml() -> Finding:

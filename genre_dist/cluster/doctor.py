@@ -23,20 +23,16 @@ SLOW = 1e9
 MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "wrong": "[red]wrong[/]"}
 
 
+@with_launcher()
 def examine(shards: Path, runs: Path, as_json: bool = False) -> int:
     """Check, print a table (or JSON) on rank 0; returns 1 if something is wrong on any machine, else 0.
 
     Raises OSError if the ranks that torchrun started do not find each other. Where a rank's GPU cannot be used they do
     not join: rank 0 of every machine prints what is wrong there.
     """
-    with with_launcher():
-        return _examine(shards, runs, as_json)
-
-
-def _examine(shards: Path, runs: Path, as_json: bool) -> int:
     try:
         world = start_world(timeout_seconds=120)
-    except ValueError:  # which GPU it is and why is told below, among the rest
+    except ValueError:  # the findings below name the GPU and the reason
         world = World(int(os.environ.get("RANK", "0")), 1, torch.device("cpu"))
     nodes = int(os.environ.get("GROUP_WORLD_SIZE", os.environ.get("SLURM_JOB_NUM_NODES", "1")))
     # what one rank of a machine sees all of them see
@@ -45,10 +41,10 @@ def _examine(shards: Path, runs: Path, as_json: bool) -> int:
     bandwidth = _bandwidth(world)
     if world.is_first:
         findings.append(bandwidth)
-    told = world.gather((socket.gethostname(), findings))
+    gathered = world.gather((socket.gethostname(), findings))
     wrong = world.any(any(finding.status == "wrong" for finding in findings))
-    if told is not None and leads:
-        rows = [(host, finding) for host, found in told for finding in found]
+    if gathered is not None and leads:
+        rows = [(host, finding) for host, findings in gathered for finding in findings]
         _print_json(rows, not wrong) if as_json else _print_table(rows, nodes)
     stop_world(world)
     return int(wrong)
@@ -87,19 +83,19 @@ def _bandwidth(world: World) -> Finding:
             torch.cuda.synchronize(world.device)
         best = min(best, time.perf_counter() - began)
     sent = 2 * (world.size - 1) / world.size * buffer.nbytes / best
-    told = f"{world.size} ranks, {MEGABYTES} MB: {sent / 1e9:.2f} GB/s a rank"
+    message = f"{world.size} ranks, {MEGABYTES} MB: {sent / 1e9:.2f} GB/s a rank"
     if world.device.type == "cuda" and sent < SLOW:
-        return Finding("all-reduce", "note", told, "slow: NCCL_DEBUG=INFO tells which network NCCL chose")
-    return Finding("all-reduce", "ok", told)
+        return Finding("all-reduce", "note", message, "slow: NCCL_DEBUG=INFO tells which network NCCL chose")
+    return Finding("all-reduce", "ok", message)
 
 
 def _print_table(rows: list[tuple[str, Finding]], nodes: int) -> None:
     console = Console()
     table = Table(*(["machine"] if nodes > 1 else []), "what", "", "found", show_edge=False)
     for host, finding in rows:
-        told, fix = escape(printable(finding.told)), escape(printable(finding.fix))
-        told += f"\n[bold]-> {fix}[/]" if fix else ""
-        table.add_row(*([escape(host)] if nodes > 1 else []), finding.name, MARKS[finding.status], told)
+        message, fix = escape(printable(finding.told)), escape(printable(finding.fix))
+        message += f"\n[bold]-> {fix}[/]" if fix else ""
+        table.add_row(*([escape(host)] if nodes > 1 else []), finding.name, MARKS[finding.status], message)
     console.print(table)
     count = sum(finding.status == "wrong" for _, finding in rows)
     console.print(f"[red]{count} to mend[/]" if count else "[green]fit for training[/]")

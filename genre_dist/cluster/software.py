@@ -15,10 +15,10 @@ TORCH = (2, 11)
 
 
 def check_python() -> Finding:
-    told = ".".join(map(str, sys.version_info[:3])) + f", {sys.executable}"
+    message = ".".join(map(str, sys.version_info[:3])) + f", {sys.executable}"
     if sys.version_info < PYTHON:
-        return Finding("Python", "wrong", told, "use Python 3.11 or newer")
-    return Finding("Python", "ok", told)
+        return Finding("Python", "wrong", message, "use Python 3.11 or newer")
+    return Finding("Python", "ok", message)
 
 
 def check_torch() -> Finding:
@@ -72,5 +72,5 @@ def check_decoders() -> Finding:
         assert abs(int(decoded.mean()) - 200) < 8
     except (ImportError, ValueError, AssertionError) as error:
         return Finding("decoders", "wrong", str(error), "pip install simplejpeg opencv-python-headless pillow")
-    told = f"simplejpeg {version('simplejpeg')}, OpenCV {cv2.__version__}, Pillow {Image.__version__}"
-    return Finding("decoders", "ok", told)
+    message = f"simplejpeg {version('simplejpeg')}, OpenCV {cv2.__version__}, Pillow {Image.__version__}"
+    return Finding("decoders", "ok", message)

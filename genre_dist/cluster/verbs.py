@@ -7,7 +7,7 @@ from genre_dist.options import Verbs
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add this room's verbs to the console command."""
+    """Add the verb to the console command."""
     verb = verbs.add_parser(
         "doctor",
         help="check this machine (under torchrun: all machines) for what training needs, and say how to mend it",

@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from genre_dist.config import TextConfig
 from genre_dist.config.model import Pooling
+from genre_dist.stream.sample import PADDING
 
-PADDING_ID = 0
 Lengths: TypeAlias = Tensor | NDArray[np.int64]
 """Words of each text, int64 [B]. On the host a GPU is never waited for; an array stays there whatever wraps the model,
 where DistributedDataParallel and FSDP2 move every tensor they are given."""
@@ -134,12 +134,12 @@ class TextEncoder(nn.Module):
         self.frozen = config.frozen
         self.encoding_size = config.hidden * (2 if config.bidirectional else 1)
         width = config.embedding_dim if vectors is None else vectors.shape[1]
-        self.embedding = nn.Embedding(vocabulary_size, width, padding_idx=PADDING_ID)
+        self.embedding = nn.Embedding(vocabulary_size, width, padding_idx=PADDING)
         with torch.no_grad():
             # without vectors: torch's own N(0, 1); a tenth of it left the LSTM untrained after 700 steps
             if vectors is not None:
                 self.embedding.weight.copy_(torch.from_numpy(np.asarray(vectors, dtype=np.float32)))
-            self.embedding.weight[PADDING_ID] = 0
+            self.embedding.weight[PADDING] = 0
         mode = config.arch.upper()
         self.rnn = PooledStates(
             mode,
@@ -171,5 +171,5 @@ class TextEncoder(nn.Module):
         """
         with torch.no_grad() if self.frozen else contextlib.nullcontext():
             if tokens.shape[1] == 0:  # no film of the batch has a text
-                tokens = F.pad(tokens, (0, 1), value=PADDING_ID)
+                tokens = F.pad(tokens, (0, 1), value=PADDING)
             return self.rnn(self.embedding(tokens), torch.as_tensor(lengths).clamp(min=1))

@@ -1,4 +1,4 @@
-"""What ranks tell each other beside their collectives: that they work, and how one of them ended before its time.
+"""Messages between ranks beside their collectives: that a rank works, and how one ended before its time.
 
 It goes over the store in which the ranks have met, about once a second. One thread with a connection of its own does
 all the talking: it may get stuck (the rank that hosts the store is frozen) without keeping anybody else.
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from genre_dist.parallel import processes
 
 PATIENCE_SECONDS = 10.0
-"""For so long at most a rank waits for what the others have to tell, or to hear."""
+"""A rank waits for messages of the others, or for their reading of its own, so long at most."""
 KILLED = "is gone without a word: it was killed, or its machine is lost"
 
 
@@ -62,7 +62,7 @@ class Board:
         self.end: End | None = None
         """The first end before its time."""
         self._store, self._hear = store, hear
-        self._worked = self._told = self._total = self._looks = self._heard = 0
+        self._worked = self._sent = self._total = self._looks = self._heard = 0
         self._peers: list[_Peer] = []
         self._looking_for_signs = False
         self._signs: list[bytes] = []
@@ -126,7 +126,7 @@ class Board:
 
     def _talk(self) -> None:
         try:
-            self._peers = [_Peer(*json.loads(told)) for told in self._of_all("rank")]
+            self._peers = [_Peer(*json.loads(peer)) for peer in self._of_all("rank")]
             while not self._closed.is_set():
                 self._look()
                 self._wake.wait(self.seconds)
@@ -140,8 +140,8 @@ class Board:
 
     def _look(self) -> None:
         worked = self._worked
-        total = self._store.add("progress", worked - self._told)
-        self._told = worked
+        total = self._store.add("progress", worked - self._sent)
+        self._sent = worked
         if total != self._total:
             self._total, self.moved = total, time.monotonic()
         self._looks += 1
@@ -156,8 +156,8 @@ class Board:
         elif self._store.check(["end"]):
             self._take(self._store.get("end"))
 
-    def _take(self, told: bytes) -> None:
-        end = End(*json.loads(told))
+    def _take(self, message: bytes) -> None:
+        end = End(*json.loads(message))
         self._hear(end)
         self._store.add("heard", 1)
         self.end = end  # last: who sees it may be about to exit

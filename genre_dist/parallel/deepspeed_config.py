@@ -66,9 +66,8 @@ def engine_config(config: Config, batches: Batches, precision: str, pin_memory: 
         # weights and BatchNorm's statistics stay fp32, and gradients are added up in fp32: no module is "safe"
         safe: list[str] = []
         settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": safe}
-    if parallel.deepspeed_config is not None:
-        settings = _laid_over(settings, read_overrides(Path(parallel.deepspeed_config)))
-    return settings
+    overrides = read_overrides(config)
+    return settings | overrides | {"zero_optimization": zero | overrides.get("zero_optimization", {})}
 
 
 def bucket_bytes(config: Config) -> int:
@@ -76,16 +75,18 @@ def bucket_bytes(config: Config) -> int:
 
     Raises ValueError as `read_overrides` does.
     """
-    path = config.parallel.deepspeed_config
-    zero = {} if path is None else read_overrides(Path(path)).get("zero_optimization", {})
+    zero = read_overrides(config).get("zero_optimization", {})
     return 4 * int(zero.get("reduce_bucket_size", REDUCE_BUCKET))
 
 
-def read_overrides(path: Path) -> dict[str, Any]:
-    """Read a JSON file of DeepSpeed settings. Raises ValueError that names the file and the key."""
+def read_overrides(config: Config) -> dict[str, Any]:
+    """The settings in `parallel.deepspeed_config`, if it names a file. Raises ValueError that names file and key."""
+    path = config.parallel.deepspeed_config
+    if path is None:
+        return {}
     where = f"parallel.deepspeed_config={path}"
     try:
-        overrides = json.loads(path.read_text())
+        overrides = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{where} cannot be read as JSON: {error}") from None
     if not isinstance(overrides, dict) or not isinstance(overrides.get("zero_optimization", {}), dict):
@@ -98,11 +99,3 @@ def read_overrides(path: Path) -> dict[str, Any]:
                 f"{where}: {key} would change more than how the work is spread; allowed: {', '.join(THEIRS)}"
             )
     return overrides
-
-
-def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _laid_over(merged[key], value) if both else value
-    return merged

@@ -5,16 +5,15 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
+from genre_dist.parallel.processes import BOOT_ID
+
 CROWDED = 0.9
 """With less than this share of a GPU's memory free, others hold too much of it to be a context and its libraries."""
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-"""Tells machines apart, and is the same in all containers of one; NCCL tells them apart by it too."""
 
 
 class Card(NamedTuple):

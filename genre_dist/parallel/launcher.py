@@ -17,7 +17,7 @@ EXIT_CODE = "exit_code"
 
 
 def own_rank() -> int:
-    """This process's place among the ranks; 0 without a launcher."""
+    """This process's rank; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -29,10 +29,6 @@ def world_size() -> int:
 def is_launched() -> bool:
     """Whether a launcher started this process, by hand or not, as one of its ranks."""
     return "RANK" in os.environ
-
-
-def launched_by_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def restarted() -> bool:
@@ -63,12 +59,12 @@ def settle(code: int) -> None:
 
 def note_exit_code(run: Path, code: int | None) -> None:
     """Under torchrun rank 0 writes the run's exit code into its folder, or (None) removes an earlier start's."""
-    if own_rank() != 0 or not launched_by_torchrun():
+    if own_rank() != 0 or "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     if code is None:
         (run / EXIT_CODE).unlink(missing_ok=True)
     elif run.is_dir():
-        with suppress(OSError), atomic_file(run / EXIT_CODE, "w") as file:  # a full disk: what it fails with is told
+        with suppress(OSError), atomic_file(run / EXIT_CODE, "w") as file:  # a full disk: the run prints its own error
             file.write(f"{code}\n")
 
 

@@ -58,7 +58,7 @@ def one_run(folder: Place) -> Iterator[Held]:
     written to it, it goes again. Raises BusyError, within a second and on every rank, if another launch has the folder;
     OSError if it cannot be made.
     """
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a peer that is gone is told in one line, here
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # one line of ours reports a peer that is gone
     held = Held(folder, _first_hold(folder))
     try:
         with with_launcher():

@@ -19,7 +19,7 @@ RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 """What launchers tell each of their processes: one with such a variable in the environment it began with was started
 by a launcher."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-"""Tells machines apart, whatever their names."""
+"""Tells machines apart, and is the same in all containers of one; NCCL tells them apart by it too."""
 DEEPSPEED = b"deepspeed.launcher.launch"
 """Of DeepSpeed's two processes on a node the lower one, which does not notice that the upper one has died."""
 
@@ -101,11 +101,11 @@ def identity(pid: int) -> str:
     return "" if fields is None or fields[0] in "ZX" else f"{_where()} {pid} {fields[19]}"
 
 
-def is_over(told: str) -> bool:
+def is_over(known: str) -> bool:
     """Whether the process of an `identity` has ended; False where it cannot be seen from here, or just now."""
-    where, _, numbers = told.rpartition(" ")[0].rpartition(" ")
+    where, _, numbers = known.rpartition(" ")[0].rpartition(" ")
     with suppress(OSError):
-        return bool(told) and where == _where() and identity(int(numbers)) != told
+        return bool(known) and where == _where() and identity(int(numbers)) != known
     return False
 
 

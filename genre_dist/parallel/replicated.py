@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from genre_dist.parallel.tensors import all_finite, average_buffers, divide, send_from_first
+from genre_dist.parallel.strategy import Strategy
+from genre_dist.parallel.tensors import divide, send_from_first
 from genre_dist.parallel.world import World
 
 
-class Replicated:
+class Replicated(Strategy):
     """See `Strategy`. Rank 0's weights are sent to all ranks at the start.
 
     `compress` sends gradients in bf16. `static_graph` promises DistributedDataParallel that every step uses the same
@@ -32,7 +32,7 @@ class Replicated:
         self.trained_changed()
 
     def trained_changed(self) -> None:
-        self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        super().trained_changed()
         if self.world.size == 1:
             return
         self._parallel = None  # the old one's hooks go with it
@@ -59,21 +59,6 @@ class Replicated:
     def forward(self, *inputs: Any) -> Tensor:
         return (self._parallel or self.model)(*inputs)
 
-    def backward(self, loss: Tensor) -> None:
-        (loss * self.world.size).backward()  # DDP averages over the ranks; the loss is a sum over them
-
-    def step(self, clip_norm: float | None) -> Tensor:
-        norm = nn.utils.clip_grad_norm_(self._trained, clip_norm if clip_norm is not None else float("inf"))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
-
-    def sync_buffers(self) -> None:
-        average_buffers(self.model, self.world)
-
-    def is_finite(self) -> bool:
-        return all_finite(self.model.state_dict().values())
-
     def state_dict(self) -> dict[str, Any]:
         state = self.blank_state()
         sizes = {
@@ -85,15 +70,3 @@ class Replicated:
             part: {name: value for name, value in tensors.items() if owners[name] == self.world.rank}
             for part, tensors in state.items()
         }
-
-    def blank_state(self) -> dict[str, Any]:
-        model, optimizer = get_state_dict(self.model, self.optimizer)
-        return {"model": model, "optimizer": optimizer["state"]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        groups = get_state_dict(self.model, self.optimizer)[1]["param_groups"]
-        optimizer = {"state": state["optimizer"], "param_groups": groups}
-        set_state_dict(self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=optimizer)
-
-    def weights(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}

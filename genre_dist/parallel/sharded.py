@@ -6,32 +6,29 @@ fp32, so bf16 is autocast's business as with every other strategy and BatchNorm 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from genre_dist.models.classifier import GenreClassifier
-from genre_dist.parallel.tensors import all_finite, average_buffers, send_from_first
+from genre_dist.parallel.strategy import Strategy
+from genre_dist.parallel.tensors import send_from_first
 from genre_dist.parallel.world import World
 
 LARGE, SMALL = 0.75, 0.01
 """Shares of a network's weights: a chain of modules with more is cut further, one with less is no unit of its own."""
 
 
-class Sharded:
-    """See `Strategy`. `make_optimizer` is called once the parameters are sharded; `compress` adds gradients in bf16."""
+class Sharded(Strategy):
+    """See `Strategy`. `make_optimizer` is called once the parameters are sharded; `compress` adds gradients in bf16.
+
+    Gradients are exchanged after every micro-batch: whole ones would take the memory that is to be saved.
+    """
 
     def __init__(
         self, model: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer], world: World, compress: bool = False
@@ -47,44 +44,7 @@ class Sharded:
             # also the last unit gives its weights up: whoever changes weights between two passes is always seen
             fully_shard(unit, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
         self.optimizer = make_optimizer(self.model)
-        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-    def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged after every micro-batch: whole ones would take the memory that is to be saved."""
-        return nullcontext()
-
-    def forward(self, *inputs: Any) -> Tensor:
-        return self.model(*inputs)
-
-    def backward(self, loss: Tensor) -> None:
-        (loss * self.world.size).backward()  # FSDP averages over the ranks; the loss is a sum over them
-
-    def step(self, clip_norm: float | None) -> Tensor:
-        norm = nn.utils.clip_grad_norm_(self._trained, clip_norm if clip_norm is not None else float("inf"))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-    def trained_changed(self) -> None:
-        raise AssertionError("check_strategy refuses a model that unfreezes")
-
-    def sync_buffers(self) -> None:
-        average_buffers(self.model, self.world)
-
-    def is_finite(self) -> bool:
-        return all_finite(self.model.state_dict().values())
-
-    def state_dict(self) -> dict[str, Any]:
-        model, optimizer = get_state_dict(self.model, self.optimizer)
-        return {"model": model, "optimizer": optimizer["state"]}
-
-    def blank_state(self) -> dict[str, Any]:
-        return self.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        groups = get_state_dict(self.model, self.optimizer)[1]["param_groups"]
-        optimizer = {"state": state["optimizer"], "param_groups": groups}
-        set_state_dict(self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=optimizer)
+        self.trained_changed()
 
     def weights(self) -> dict[str, Tensor]:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -1,4 +1,4 @@
-"""What the strategies have in common: sending a model's tensors, averaging its buffers, dividing what is saved."""
+"""What the strategies have in common: sending a model's tensors, checking them, dividing what is saved."""
 
 from collections.abc import Iterable
 
@@ -16,16 +16,6 @@ def send_from_first(model: nn.Module, world: World) -> None:
     if world.size > 1:
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(tensor, 0)
-
-
-@torch.no_grad()
-def average_buffers(model: nn.Module, world: World) -> None:
-    """Make BatchNorm's running statistics the mean of all ranks'."""
-    if world.size > 1:
-        for buffer in model.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= world.size
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

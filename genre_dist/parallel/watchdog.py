@@ -98,8 +98,10 @@ class Watchdog:
         idle = now - (self._progress if self.board is None else max(self._progress, self.board.moved))
         if self._spoken.is_set() or (idle >= self.seconds and end is None):
             self._end_hung()
-        if end is not None and now - self._heard >= min(self.seconds, TO_LEAVE_SECONDS):
-            self._end(end.code, f"error: {end}")
+        if self.board is not None and end is not None and now - self._heard >= min(self.seconds, TO_LEAVE_SECONDS):
+            self._say(f"error: {end}")
+            self.board.linger()
+            os._exit(end.code)
         # counted from now, or from the end of what was allowed to take longer
         left = self.seconds + 3 * self.farewell - min(0.0, idle)
         faulthandler.dump_traceback_later(left, exit=True, file=sys.__stderr__ or 2)
@@ -134,12 +136,6 @@ class Watchdog:
             *_stacks().splitlines(),
         )
 
-    def _end(self, code: int, line: str) -> None:
-        self._say(line)
-        if self.board is not None:
-            self.board.linger()
-        os._exit(code)
-
     def _say(self, *lines: str) -> None:
         """To stderr, past Python's buffers and their locks; if nobody reads it, the rest is let go."""
         with suppress(OSError):
@@ -159,18 +155,18 @@ def _comes_from_others(error: BaseException | None) -> bool:
 
 def _own_end(error: BaseException) -> tuple[int, str]:
     """Exit code, for those that cannot go on without this rank, and what they are to say."""
-    told = f"{error}".partition("\n")[0]
+    message = f"{error}".partition("\n")[0]
     match error:
         case ValueError():
-            return 2, f"ended: {told}"
+            return 2, f"ended: {message}"
         case OSError() | MemoryError():  # no mistake of the user's: another attempt may go further
-            return 1, f"ended: {told}"
+            return 1, f"ended: {message}"
         case KeyboardInterrupt():
             return PREEMPTED, "was interrupted"
         case SystemExit():
             code = error.code if isinstance(error.code, int) else 1
             return code, "was asked to stop" if code == PREEMPTED else "ended"
-    return 1, f"ended with {type(error).__name__}: {told}"
+    return 1, f"ended with {type(error).__name__}: {message}"
 
 
 def _stacks() -> str:

@@ -4,11 +4,11 @@ import errno
 import os
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from genre_dist.parallel.watchdog import Watchdog
 FOR_EVER = timedelta(days=365)
 LONGEST_ALLOWED = 600.0
 """Seconds that a rank may be busy by itself (see `World.allow`) while others wait for it in a collective."""
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class World:
     size: int
     device: torch.device
     watchdog: Watchdog | None = None
-    """Ends this rank if it waits for another one for too long; told of every collective that finishes."""
+    """Ends this rank if it waits for another one for too long; every collective that finishes counts as progress."""
     sharing: int = 1
     """Ranks that take from the memory of this rank's GPU, itself included."""
 
@@ -92,6 +93,20 @@ class World:
         """What comes next may take so much longer before a rank counts as hanging."""
         if self.watchdog is not None:
             self.watchdog.allow(seconds)
+
+
+def on_first(world: World, act: Callable[[], Result]) -> Result | None:
+    """What `act` returns on rank 0, which alone calls it; where it raises ValueError or OSError, all ranks do."""
+    result: Result | None = None
+    problem: tuple[type[ValueError | OSError], str] | None = None
+    if world.is_first:
+        try:
+            result = act()
+        except (OSError, ValueError) as error:
+            problem = (OSError if isinstance(error, OSError) else ValueError), str(error)
+    if problem := world.broadcast(problem):
+        raise problem[0](problem[1])
+    return result
 
 
 @contextmanager
@@ -178,7 +193,7 @@ def _meet(card: Card, timeout_seconds: float) -> tuple[list[Card], dist.Store]:
         if rank == 0 and is_shared(cards):
             print("several ranks are on one GPU: they talk over gloo, slowly; for trying out only", file=sys.stderr)
         if rank == 0:
-            store.set("board", os.urandom(8).hex())  # a restart is not to read what was told before it
+            store.set("board", os.urandom(8).hex())  # a restart must not read messages of the attempt before
         second = dist.TCPStore(host, int(port), is_master=False, timeout=timeout)
         board = dist.PrefixStore(f"board {store.get('board').decode()}", second)
         sign_in(board, rank)
@@ -200,8 +215,7 @@ def _is_of_launcher() -> bool:
 def _restarts_share_a_store() -> bool:
     """Whether the ranks of a restart would find the addresses of those that died: torchrun keeps its store.
 
-    On several nodes it has to be told not to (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, see launch/): they count restarts
-    differently.
+    On several nodes launch/ forbids that (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1): the nodes count restarts differently.
     """
     return _is_of_launcher() and os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
 

@@ -17,13 +17,14 @@ from torch.optim import Optimizer
 
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.heads import Heads
-from genre_dist.parallel.tensors import all_finite, average_buffers, divide, send_from_first
+from genre_dist.parallel.strategy import Strategy
+from genre_dist.parallel.tensors import all_finite, divide, send_from_first
 from genre_dist.parallel.world import World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
 
-class Zero:
+class Zero(Strategy):
     """See `Strategy`. `settings` is DeepSpeed's configuration, from `engine_config`.
 
     `optimizer` is the one given, which DeepSpeed drives with its own flat tensors. Raises ValueError for settings that
@@ -70,12 +71,6 @@ class Zero:
         assert (clip_norm or 0.0) == self._clip_norm, "DeepSpeed clips as it was configured"
         self._engine.step()
         return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self.world.device)
-
-    def trained_changed(self) -> None:
-        raise AssertionError("check_strategy refuses a model that unfreezes")
-
-    def sync_buffers(self) -> None:
-        average_buffers(self.model, self.world)
 
     def is_finite(self) -> bool:
         return all_finite((*self._flat_parameters(), *self.model.buffers()))

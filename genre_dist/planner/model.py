@@ -13,13 +13,12 @@ from genre_dist.models.classifier import GenreClassifier, count_parameters
 from genre_dist.models.recompute import recompute_activations
 from genre_dist.parallel.sharded import units
 from genre_dist.planner.memory import Checkpointing, Sizes
+from genre_dist.planner.sizes import TYPICAL_TOKENS
 from genre_dist.planner.trace import Trace, trace_step
 from genre_dist.stream.manifest import load_manifest
 
 ASSUMED_WORDS, ASSUMED_DIM = 30_000, 300
 """Vocabulary without shards in reach: about the study's, with GloVe's width."""
-TYPICAL_TOKENS = 55
-"""Median overview of the real films, rounded up."""
 
 
 class Vocabulary(NamedTuple):
@@ -32,7 +31,7 @@ class Vocabulary(NamedTuple):
     source: str
 
 
-class Planned(NamedTuple):
+class PlannedModel(NamedTuple):
     """A model, as the planner knows it."""
 
     vocabulary: Vocabulary
@@ -46,7 +45,7 @@ class Planned(NamedTuple):
 
 def plan_model(
     config: Config, checkpointing: tuple[Checkpointing, ...], tokens: int | None = None, on_gpu: bool = True
-) -> Planned:
+) -> PlannedModel:
     """Sizes of a configuration's model and a trace for each kind of activation checkpointing.
 
     `tokens` is the length of the texts, a typical overview's by default. Raises ValueError as building the model does.
@@ -61,7 +60,7 @@ def plan_model(
         if kind != "none" and not _recomputes(traced, kind):
             continue
         traces[kind] = trace_step(traced, config.data.image_size, tokens)
-    return Planned(vocabulary, count_parameters(model), sizes, traces, tokens)
+    return PlannedModel(vocabulary, count_parameters(model), sizes, traces, tokens)
 
 
 def find_vocabulary(config: Config) -> Vocabulary:

@@ -8,7 +8,8 @@ keep nothing between kernels.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -28,21 +29,29 @@ BATCH_NORM, ELEMENTWISE = "BatchNorm", "ReLU, add, pooling"
 CASTS, PRODUCTS, HEADS, PIXELS = "casts to bf16 and back", "matrix products", "heads", "input pixels"
 
 
-class Operation(NamedTuple):
-    """What a GPU does at once."""
+@dataclass
+class Operation:
+    """What a GPU does at once, with the memory that it touches: (storage, bytes)."""
 
+    name: str
     kind: str
     backward: bool
     flops: float
     """2 for a multiply-add."""
     precision: str
     """What its products run in: bf16, tf32 or fp32."""
-    eager: int
-    """Bytes read and written by a kernel of its own."""
-    compiled: int
-    """The same where neighbours share a kernel."""
-    joined: bool
-    """Whether it then shares the kernel of an operation before it."""
+    reads: list[tuple[int, int]]
+    again: int
+    """Bytes that a second pass reads."""
+    writes: list[tuple[int, int]]
+    joined: bool = False
+    """Whether it shares the kernel of an operation before it, where neighbours share one."""
+
+    def __post_init__(self) -> None:
+        self.eager = self.again + sum(size for _, size in self.reads + self.writes)
+        """Bytes read and written by a kernel of its own."""
+        self.compiled = self.eager
+        """The same where neighbours share a kernel."""
 
 
 def trace_operations(
@@ -96,30 +105,13 @@ def _passes(model: GenreClassifier, image_size: int, half: bool, samples: int) -
     return network.operations() + heads.operations()
 
 
-class _Seen(NamedTuple):
-    """An operation with the memory that it touches: (storage, bytes)."""
-
-    name: str
-    kind: str
-    backward: bool
-    flops: float
-    precision: str
-    reads: list[tuple[int, int]]
-    again: int  # bytes that a second pass reads
-    writes: list[tuple[int, int]]
-
-    @property
-    def bytes(self) -> int:
-        return sum(size for _, size in self.reads + self.writes) + self.again
-
-
 class Recorder(TorchDispatchMode):
     """Notes every operation that touches memory, as of one kind or by its name."""
 
     def __init__(self, kind: str | None) -> None:
         super().__init__()
         self._kind, self._backward = kind, False
-        self._seen: list[_Seen] = []
+        self._seen: list[Operation] = []
         self._kept: list[Any] = []  # no storage goes, so that its address names it; tensors go, as ever
 
     @contextmanager
@@ -135,15 +127,9 @@ class Recorder(TorchDispatchMode):
 
     def operations(self) -> list[Operation]:
         """All that was seen, in order."""
-        runs = list(_runs(self._seen)) if self._kind is None else []
-        joined = {number for run in runs for number in run[1:]}
-        compiled = _compiled_bytes(self._seen, runs)
-        return [
-            Operation(
-                seen.kind, seen.backward, seen.flops, seen.precision, seen.bytes, compiled[number], number in joined
-            )
-            for number, seen in enumerate(self._seen)
-        ]
+        if self._kind is None:
+            _share_kernels(self._seen)
+        return self._seen
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -157,7 +143,7 @@ class Recorder(TorchDispatchMode):
         count = flop_registry.get(func._overloadpacket)
         kind = self._kind or _kind(func._opname, count is not None)
         self._seen.append(
-            _Seen(
+            Operation(
                 name=func._opname,
                 kind=kind,
                 backward=self._backward,
@@ -217,32 +203,31 @@ def _read_again(name: str, args: Any) -> int:
 # --- compiled
 
 
-def _compiled_bytes(operations: list[_Seen], runs: list[list[int]]) -> list[int]:
-    """Bytes of each operation where those of a run share a kernel.
+def _share_kernels(operations: list[Operation]) -> None:
+    """Count the bytes of operations where those of a run share a kernel.
 
     What passes between them is neither written nor read, unless it is needed later; BatchNorm's second pass stays.
     """
-    last_read = {storage: number for number, seen in enumerate(operations) for storage, _ in seen.reads}
-    moved = [seen.bytes for seen in operations]
-    for run in runs:
+    last_read = {storage: number for number, operation in enumerate(operations) for storage, _ in operation.reads}
+    for run in _runs(operations):
         near: set[int] = set()  # read or made in this kernel
         stored: set[int] = set()
         for number in run:
-            seen = operations[number]
-            fetched = {storage: size for storage, size in seen.reads if storage not in near}
-            last = {storage: last_read.get(storage, -1) for storage, _ in seen.writes}
+            operation = operations[number]
+            fetched = {storage: size for storage, size in operation.reads if storage not in near}
+            last = {storage: last_read.get(storage, -1) for storage, _ in operation.writes}
             kept = {  # read after this kernel, or a result that nothing here reads
                 storage: size
-                for storage, size in seen.writes
+                for storage, size in operation.writes
                 if storage not in stored and (last[storage] > run[-1] or last[storage] <= number)
             }
-            moved[number] = seen.again + sum(fetched.values()) + sum(kept.values())
+            operation.compiled = operation.again + sum(fetched.values()) + sum(kept.values())
+            operation.joined = number != run[0]
             near |= {*fetched, *last}
             stored |= kept.keys()
-    return moved
 
 
-def _runs(operations: list[_Seen]) -> Iterator[list[int]]:
+def _runs(operations: list[Operation]) -> Iterator[list[int]]:
     """BatchNorm and elementwise operations that follow one another; casts of weights between them do not count.
 
     Convolutions and products end a run, and so do the forward pass's end and a sum of gradients, at a block's edge.

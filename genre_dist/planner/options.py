@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast, get_args
 
 from genre_dist.config import Config, derive_batches
@@ -18,7 +18,7 @@ from genre_dist.planner.memory import (
     peak_bytes,
     static_bytes,
 )
-from genre_dist.planner.model import Planned, plan_model
+from genre_dist.planner.model import PlannedModel, plan_model
 
 LEVERS = ("bf16", "checkpointing", "accumulation", "sharding", "offload")
 ENOUGH = 16
@@ -42,7 +42,7 @@ class Option:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class MemoryPlan:
     """All options for a card and the one to take (None if nothing fits)."""
 
     config: Config
@@ -50,14 +50,14 @@ class Plan:
     card: int
     share: int
     """Samples of a step on one rank."""
-    planned: Planned
+    planned: PlannedModel
     options: tuple[Option, ...]
     best: Option | None
 
 
 def make_plan(
-    config: Config, card: int, ranks: int, levers: tuple[str, ...] = LEVERS, planned: Planned | None = None
-) -> Plan:
+    config: Config, card: int, ranks: int, levers: tuple[str, ...] = LEVERS, planned: PlannedModel | None = None
+) -> MemoryPlan:
     """Try every strategy with every lever. ValueError for an unknown lever or a batch that the ranks cannot share.
 
     `planned`: what an earlier plan of the same model found.
@@ -65,65 +65,64 @@ def make_plan(
     if unknown := set(levers) - set(LEVERS):
         raise ValueError(f"unknown lever {', '.join(sorted(unknown))}; the levers are {', '.join(LEVERS)}")
     share = derive_batches(config.data, ranks).per_rank
-    kinds: tuple[Checkpointing, ...] = get_args(Checkpointing) if "checkpointing" in levers else ("none",)
-    planned = planned or plan_model(config, kinds)
-    options = tuple(
-        _option(planned, setting, share, card, "accumulation" in levers)
-        for setting in _settings(config, ranks, levers, tuple(planned.traces))
-    )
-    best = min((option for option in options if option.fits), key=lambda option: _cost(option, share), default=None)
-    return Plan(config=config, ranks=ranks, card=card, share=share, planned=planned, options=options, best=best)
+    planned = planned or plan_model(config, get_args(Checkpointing) if "checkpointing" in levers else ("none",))
+    least = 1 if "accumulation" in levers else share
+    options = tuple(_option(planned, way, share, card, least) for way in _ways(config, ranks, levers, planned))
+    best = min((option for option in options if option.fits), key=_cost, default=None)
+    return MemoryPlan(config=config, ranks=ranks, card=card, share=share, planned=planned, options=options, best=best)
 
 
-def _settings(
-    config: Config, ranks: int, levers: tuple[str, ...], kinds: tuple[Checkpointing, ...]
-) -> Iterator[Setting]:
+def _ways(config: Config, ranks: int, levers: tuple[str, ...], planned: PlannedModel) -> Iterator[Setting]:
+    """All combinations of what the levers allow; `train.precision` of the configuration, if set, stays as it is."""
     precisions: tuple[Precision, ...] = ("bf16", "fp32") if "bf16" in levers else ("fp32",)
     if config.train.precision != "auto":
         precisions = (config.train.precision,)
-    ways: list[tuple[Strategy, bool]] = [("single" if ranks == 1 else "ddp", False)]
+    strategies: list[tuple[Strategy, bool]] = [("single" if ranks == 1 else "ddp", False)]
     if "sharding" in levers and ranks > 1:
-        ways += [("fsdp", False), ("zero1", False), ("zero2", False), ("zero3", False)]
+        strategies += [("fsdp", False), ("zero1", False), ("zero2", False), ("zero3", False)]
     if "offload" in levers:
-        ways += [("zero2", True)] if ranks == 1 else [("zero2", True), ("zero3", True)]
-    for (strategy, offload), precision, kind in itertools.product(ways, precisions, kinds):
-        yield Setting(
-            strategy=strategy,
-            ranks=ranks,
-            precision=precision,
-            checkpointing=kind,
-            offload=offload,
-            bucket=bucket_bytes(config),
-        )
+        strategies += [("zero2", True)] if ranks == 1 else [("zero2", True), ("zero3", True)]
+    way = configured_setting(config, ranks, "fp32")
+    for (name, offload), precision, kind in itertools.product(strategies, precisions, planned.traces):
+        yield replace(way, strategy=name, offload=offload, precision=precision, checkpointing=kind)
 
 
-def _option(planned: Planned, setting: Setting, share: int, card: int, accumulate: bool) -> Option:
-    sizes, traces = planned.sizes, planned.traces
-    found = largest_micro_batch(traces, sizes, setting, share, card, least=1 if accumulate else share)
+def configured_setting(config: Config, ranks: int, precision: str, accumulates: bool = False) -> Setting:
+    """The way in which a configuration runs on so many ranks."""
+    return Setting(
+        strategy=cast(Strategy, strategy_name(config, ranks)),
+        ranks=ranks,
+        precision="bf16" if precision == "bf16" else "fp32",
+        checkpointing=config.train.activation_checkpointing,
+        offload=config.parallel.offload_optimizer,
+        accumulates=accumulates,
+        bucket=bucket_bytes(config),
+    )
+
+
+def _option(planned: PlannedModel, setting: Setting, share: int, card: int, least: int) -> Option:
+    found = largest_micro_batch(planned.traces, planned.sizes, setting, share, card, least)
     micro, setting = found or (share, setting)
-    peak = peak_bytes(traces, sizes, setting, micro)
+    peak = peak_bytes(planned.traces, planned.sizes, setting, micro)
     return Option(
         setting=setting,
         micro_batch=micro,
         fits=found is not None,
-        parts=static_bytes(sizes, setting),
+        parts=static_bytes(planned.sizes, setting),
         peak=peak,
         card=card_bytes(peak),
     )
 
 
-def _cost(option: Option, share: int) -> tuple[object, ...]:
+def _cost(option: Option) -> tuple[float, ...]:
     """What is taken first: a micro-batch that keeps the GPU busy, then the levers that cost the least time."""
     setting = option.setting
-    busy = option.micro_batch >= min(share, ENOUGH)
-    order = ("single", "ddp", "fsdp", "zero1", "zero2", "zero3")
     return (
-        not busy,
-        0 if busy else -option.micro_batch,
+        -min(option.micro_batch, ENOUGH),
         setting.offload,
         setting.precision != "bf16",
         get_args(Checkpointing).index(setting.checkpointing),
-        order.index(setting.strategy),
+        get_args(Strategy).index(setting.strategy),
     )
 
 
@@ -133,14 +132,7 @@ def planned_micro_batch(config: Config, card: int, ranks: int, precision: str) -
     1 if even that does not fit: the run then says so itself. Raises ValueError if the model cannot be planned.
     """
     share = derive_batches(config.data, ranks).per_rank
-    setting = Setting(
-        strategy=cast(Strategy, strategy_name(config, ranks)),
-        ranks=ranks,
-        precision="bf16" if precision == "bf16" else "fp32",
-        checkpointing=config.train.activation_checkpointing,
-        offload=config.parallel.offload_optimizer,
-        bucket=bucket_bytes(config),
-    )
+    setting = configured_setting(config, ranks, precision)
     planned = plan_model(config, (setting.checkpointing,), tokens=config.data.max_tokens)
     found = largest_micro_batch(planned.traces, planned.sizes, setting, share, card)
     return found[0] if found else 1

@@ -2,45 +2,50 @@
 
 import shlex
 from dataclasses import asdict
-from typing import Any, get_args
+from itertools import groupby
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from genre_dist.parallel.deepspeed_config import bucket_bytes
 from genre_dist.planner import memory
-from genre_dist.planner.options import Option, Plan
+from genre_dist.planner.model import PlannedModel
+from genre_dist.planner.options import MemoryPlan, Option
 from genre_dist.planner.sizes import gb, mb
 from genre_dist.planner.trace import RECURRENT_VALUES, Trace
 from genre_dist.printable import printable
 
 
-def print_plan(plan: Plan, config_file: str) -> None:
+def print_plan(plan: MemoryPlan, config_file: str) -> None:
     """The whole answer."""
-    console = Console(highlight=False)
-    for line in _model_lines(plan):
-        console.print(printable(line), soft_wrap=True, markup=False)
-    console.print(_table(plan))
-    for line in _answer(plan, config_file):
-        console.print(printable(line), soft_wrap=True, markup=False)
+    for line in (*_model_lines(plan.planned), *_table(plan), *_answer(plan, config_file)):
+        print(printable(line))
 
 
-def _model_lines(plan: Plan) -> list[str]:
-    planned, sizes = plan.planned, plan.planned.sizes
-    lines = [f"vocabulary        {planned.vocabulary.words:,} words ({planned.vocabulary.source})"]
-    for part, (trained, frozen) in planned.parameters.items():
-        lines.append(f"{part:<18}{trained:,} parameters trained, {frozen:,} frozen")
-    lines.append(
+def parameter_lines(planned: PlannedModel) -> list[str]:
+    """A line for each part of the model."""
+    return [
+        f"{part:<18}{trained:,} parameters trained, {frozen:,} frozen"
+        for part, (trained, frozen) in planned.parameters.items()
+    ]
+
+
+def held(parts: dict[str, float]) -> str:
+    """What a rank holds all the time, part by part."""
+    return ", ".join(f"{name} {gb(size)}" for name, size in parts.items() if size)
+
+
+def _model_lines(planned: PlannedModel) -> list[str]:
+    sizes = planned.sizes
+    return [
+        f"vocabulary        {planned.vocabulary.words:,} words ({planned.vocabulary.source})",
+        *parameter_lines(planned),
         f"weights           {gb(sizes.trained + sizes.frozen)}, gradients {gb(sizes.trained)}, AdamW's states "
-        f"{gb(2 * sizes.trained)}: 16 bytes a trained parameter"
-    )
-    for kind, trace in planned.traces.items():
-        fp32, bf16 = (_growth(trace, precision) for precision in get_args(memory.Precision))
-        lines.append(
-            f"activations       {mb(trace.activations)} a sample kept in fp32; the peak grows by {mb(fp32)} in fp32, "
-            f"{mb(bf16)} in bf16 (checkpointing {kind}, texts of {planned.tokens} tokens)"
-        )
-    return lines
+        f"{gb(2 * sizes.trained)}: 16 bytes a trained parameter",
+        *(
+            f"activations       {mb(trace.activations)} a sample kept in fp32; the peak grows by "
+            f"{mb(_growth(trace, 'fp32'))} in fp32, {mb(_growth(trace, 'bf16'))} in bf16 (checkpointing {kind}, texts "
+            f"of {planned.tokens} tokens)"
+            for kind, trace in planned.traces.items()
+        ),
+    ]
 
 
 def _growth(trace: Trace, precision: memory.Precision) -> float:
@@ -49,37 +54,34 @@ def _growth(trace: Trace, precision: memory.Precision) -> float:
     return (memory.step_bytes(trace, setting, 2000) - memory.step_bytes(trace, setting, 1000)) / 1000
 
 
-def _table(plan: Plan) -> Table:
-    """A row a strategy, a column for precision and checkpointing; the largest micro-batch and what it needs."""
-    columns = list(dict.fromkeys((o.setting.precision, o.setting.checkpointing) for o in plan.options))
-    rows: dict[str, dict[tuple[str, str], Option]] = {}
-    for option in plan.options:
-        name = option.setting.strategy + (", offload" if option.setting.offload else "")
-        rows.setdefault(name, {})[option.setting.precision, option.setting.checkpointing] = option
-    ranks = "rank" if plan.ranks == 1 else "ranks"
-    table = Table(
-        padding=0,  # eighty columns have to do
-        title=f"largest micro-batch (GB of the card) for {plan.share} samples a rank, {plan.ranks} {ranks} of "
-        f"{gb(plan.card)}; by precision and activation checkpointing",
-        title_justify="left",
-    )
-    table.add_column("strategy", no_wrap=True, min_width=14)  # rich would cut it first
-    for precision, kind in columns:
-        table.add_column(f"{precision}\n{kind}", justify="right")
-    for name, found in rows.items():
-        table.add_row(name, *(_cell(found[column], plan) for column in columns))
-    return table
+def _table(plan: MemoryPlan) -> list[str]:
+    """The largest micro-batch and what it needs: a row a strategy and precision, a column a kind of checkpointing.
+
+    One line where all options have the same micro-batch.
+    """
+    title = f"largest micro-batch (GB of the card) for {plan.share} samples a rank, {plan.ranks} "
+    title += f"{'rank' if plan.ranks == 1 else 'ranks'} of {gb(plan.card)}"
+    cards = [option.card for option in plan.options]
+    if {(option.fits, option.micro_batch) for option in plan.options} == {(True, plan.share)}:
+        return [f"{title}: {plan.share} ({gb(min(cards))} to {gb(max(cards))}) by each of {len(cards)} options"]
+    cells = [f"{kind:>14}" for kind in plan.planned.traces]
+    lines = [f"{title}; by activation checkpointing", f"{'':<20}{''.join(cells)}"]
+    for (strategy, offload, precision), options in groupby(plan.options, _row):
+        name = f"{strategy}{', offload' if offload else ''}"
+        lines.append(f"{name:<15}{precision:<5}{''.join(f'{_cell(option, plan):>14}' for option in options)}")
+    return lines
 
 
-def _cell(option: Option, plan: Plan) -> str:
-    needs = f"{option.card / 2**30:.1f}"
-    if not option.fits:
-        return f"[red]no ({needs})[/]"
-    text = f"{option.micro_batch} ({needs})"
-    return f"[bold green]{text}[/]" if option is plan.best else text
+def _row(option: Option) -> tuple[str, bool, str]:
+    return option.setting.strategy, option.setting.offload, option.setting.precision
 
 
-def _answer(plan: Plan, config_file: str) -> list[str]:
+def _cell(option: Option, plan: MemoryPlan) -> str:
+    mark = "*" if option is plan.best else ""
+    return f"{mark}{option.micro_batch if option.fits else 'no'} ({option.card / 2**30:.1f})"
+
+
+def _answer(plan: MemoryPlan, config_file: str) -> list[str]:
     best = plan.best
     if best is None:
         nearest = min(plan.options, key=lambda option: option.card)
@@ -87,10 +89,10 @@ def _answer(plan: Plan, config_file: str) -> list[str]:
             f"nothing fits: the least is {gb(nearest.card)} for micro-batches of {nearest.micro_batch} "
             f"({describe(nearest)}). Use a larger card, more GPUs, a smaller data.image_size, or freeze a part"
         ]
-    held = ", ".join(f"{name} {gb(size)}" for name, size in best.parts.items() if size)
     return [
-        f"best: {describe(best)}, micro-batches of {best.micro_batch}: {gb(best.peak)} allocated at the peak ({held}; "
-        f"the rest is activations, copies and {mb(memory.WORKSPACE_BYTES)} of workspace), {gb(best.card)} of the card",
+        f"best: {describe(best)}, micro-batches of {best.micro_batch}: {gb(best.peak)} allocated at the peak "
+        f"({held(best.parts)}; the rest is activations, copies and {mb(memory.WORKSPACE_BYTES)} of workspace), "
+        f"{gb(best.card)} of the card",
         f"assumed, not measured: {mb(memory.CONTEXT_BYTES)} for CUDA, cuDNN and NCCL, {memory.FRAGMENTATION:.0%} "
         f"fragmentation, {mb(memory.WORKSPACE_BYTES)} workspace, {RECURRENT_VALUES} numbers a unit and token in "
         "recurrent layers; `--measure` on a GPU compares the peak",
@@ -103,12 +105,11 @@ def describe(option: Option) -> str:
     """An option in words."""
     setting = option.setting
     kind = "" if setting.checkpointing == "none" else f", checkpointing {setting.checkpointing}"
-    return f"{setting.strategy}, {setting.precision}{kind}" + (
-        ", optimizer states on the CPU" if setting.offload else ""
-    )
+    states = ", optimizer states on the CPU" if setting.offload else ""
+    return f"{setting.strategy}, {setting.precision}{kind}{states}"
 
 
-def command(plan: Plan, option: Option, config_file: str) -> str:
+def command(plan: MemoryPlan, option: Option, config_file: str) -> str:
     """The command that trains this way."""
     setting = option.setting
     words = [
@@ -122,10 +123,9 @@ def command(plan: Plan, option: Option, config_file: str) -> str:
     return " ".join(filter(None, words))
 
 
-def to_json(plan: Plan, config_file: str) -> dict[str, Any]:
+def to_json(plan: MemoryPlan, config_file: str) -> dict[str, Any]:
     """Everything the table shows, in bytes."""
-    planned = plan.planned
-    best = plan.best
+    planned, best = plan.planned, plan.best
     return {
         "card_bytes": plan.card,
         "ranks": plan.ranks,
@@ -140,7 +140,7 @@ def to_json(plan: Plan, config_file: str) -> dict[str, Any]:
             "context_bytes": memory.CONTEXT_BYTES,
             "workspace_bytes": memory.WORKSPACE_BYTES,
             "fragmentation": memory.FRAGMENTATION,
-            "zero_bucket_bytes": bucket_bytes(plan.config),
+            "zero_bucket_bytes": plan.options[0].setting.bucket,
             "recurrent_values": RECURRENT_VALUES,
         },
         "options": [asdict(option) for option in plan.options],

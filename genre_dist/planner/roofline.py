@@ -7,7 +7,6 @@ of its own, REACHED.
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 
@@ -18,8 +17,9 @@ from genre_dist.planner.cards import Card
 from genre_dist.planner.model import find_vocabulary, meta_model
 from genre_dist.planner.operations import HEADS, PIXELS, Operation, trace_operations
 from genre_dist.planner.options import planned_micro_batch
+from genre_dist.planner.sizes import TYPICAL_TOKENS
 from genre_dist.stream.manifest import load_manifest
-from genre_dist.training.throughput import TOKENS, recurrent_flops, training_flops
+from genre_dist.training.throughput import recurrent_flops, training_flops
 
 REACHED = (0.4, 0.75)
 """Assumed: what training reaches of its roofline. ResNet-50 as NVIDIA published it on one GPU (DeepLearningExamples,
@@ -45,7 +45,8 @@ ACCUMULATE_BYTES = 12
 """A parameter's gradient added to that of the micro-batches before."""
 
 
-class Work(NamedTuple):
+@dataclass
+class Work:
     """Work of one kind and its time at best."""
 
     kind: str
@@ -156,9 +157,9 @@ def _way(name: str, operations: list[Operation], timing: Timing) -> Way:
     for operation in operations:
         moved = operation.compiled if compiled else operation.eager
         seconds = at_best(operation.flops, moved, operation.precision, timing.card)
-        kind, flops, size, before = works.get(operation.kind, Work(operation.kind, 0, 0, 0))
-        works[kind] = Work(kind, flops + operation.flops, size + moved, before + seconds)
-        spent[kind if kind in (PIXELS, HEADS) else "network", operation.backward] += seconds
+        work = works.setdefault(operation.kind, Work(operation.kind, 0, 0, 0))
+        work.flops, work.bytes, work.seconds = work.flops + operation.flops, work.bytes + moved, work.seconds + seconds
+        spent[work.kind if work.kind in (PIXELS, HEADS) else "network", operation.backward] += seconds
     text = (0.0, 0.0) if timing.recurrent is None else tuple(work.seconds for work in timing.recurrent)
     forward = spent[PIXELS, False] + max(spent["network", False], text[0]) + spent[HEADS, False]
     backward = spent[HEADS, True] + max(spent["network", True], text[1])
@@ -192,7 +193,7 @@ def _recurrent(text: TextEncoder, longest: int, samples: int, card: Card) -> tup
     latency = longest * text.rnn.num_layers * RECURRENT_STEP_SECONDS
     works = []
     for name, flops in zip(("forward", "backward"), recurrent_flops(text), strict=True):
-        products = samples * min(TOKENS, longest) * flops
+        products = samples * min(TYPICAL_TOKENS, longest) * flops
         seconds = max(latency, products / card.flops("tf32")) if flops else 0.0
         works.append(Work(f"recurrent network, {name}", products, 0, seconds))
     return works[0], works[1]

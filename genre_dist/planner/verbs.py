@@ -1,5 +1,7 @@
 """The console verb of the planner: plan. It imports only what it needs."""
 
+import importlib
+import sys
 from argparse import REMAINDER, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +10,7 @@ from genre_dist.options import Verbs, names
 
 if TYPE_CHECKING:
     from genre_dist.config import Config
+    from genre_dist.planner.options import MemoryPlan
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -37,25 +40,24 @@ def _plan(arguments: Namespace) -> None:
 
     from genre_dist.atomic import atomic_file
     from genre_dist.planner.cards import card_named
+    from genre_dist.planner.sizes import parse_size
 
     _check(arguments)
     card = None if arguments.time is None else card_named(arguments.time)
+    memory = None if arguments.gpu_memory is None else parse_size(arguments.gpu_memory)
     config = _config(arguments)
-    told: dict[str, Any] = {}
-    if arguments.gpu_memory is not None:
-        told = _memory(arguments, config)
+    answers = {} if memory is None else _memory(arguments, config, memory)
     if card is not None:
         from genre_dist.planner.roofline import time_step
-        from genre_dist.planner.sizes import parse_size
         from genre_dist.planner.timing_report import print_timing, timing_to_json
 
-        memory = int(card.memory_gib * 2**30) if arguments.gpu_memory is None else parse_size(arguments.gpu_memory)
+        memory = memory or int(card.memory_gib * 2**30)
         timing = time_step(config, card, arguments.gpus, arguments.micro_batch, memory)
         print_timing(timing)
-        told["time"] = timing_to_json(timing)
+        answers["time"] = timing_to_json(timing)
     if arguments.json:
         with atomic_file(arguments.json, "w") as out:
-            json.dump(told, out, indent=1)
+            json.dump(answers, out, indent=1)
 
 
 def _check(arguments: Namespace) -> None:
@@ -84,23 +86,28 @@ def _config(arguments: Namespace) -> "Config":
     return parse_config([*given, "--data.micro_batch", "auto"], prog="genre-dist plan").config
 
 
-def _memory(arguments: Namespace, config: "Config") -> dict[str, Any]:
+def _memory(arguments: Namespace, config: "Config", memory: int) -> dict[str, Any]:
     """Print what fits and compare with the real peak if asked to; return the plan for programs."""
     import torch
 
     from genre_dist.parallel.device import crowded
     from genre_dist.planner.options import LEVERS, make_plan
     from genre_dist.planner.report import print_plan, to_json
-    from genre_dist.planner.sizes import parse_size
 
-    memory = parse_size(arguments.gpu_memory)
     file = "" if arguments.config is None else str(arguments.config)
     plan = make_plan(config, memory, arguments.gpus, LEVERS if arguments.levers is None else arguments.levers)
     print_plan(plan, file)
-    if torch.cuda.is_available() and (told := crowded(torch.device("cuda", torch.cuda.current_device()))):
-        print(f"this machine's {told}; the plan above is for the memory you named")
+    if torch.cuda.is_available() and (problem := crowded(torch.device("cuda", torch.cuda.current_device()))):
+        print(f"this machine's {problem}; the plan above is for the memory you named")
     if arguments.measure:
-        from genre_dist.planner.measure import print_measured
-
-        print_measured(plan)
+        _measure(plan)
     return to_json(plan, file)
+
+
+def _measure(plan: "MemoryPlan") -> None:
+    """Compare a plan with the real peak: by a benchmark, since it takes training, which needs the planner itself."""
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu_measure.py"
+    if not script.is_file():
+        raise ValueError(f"--measure needs {script}, which a checkout of the sources has: pip install -e")
+    sys.path.append(str(script.parent))
+    importlib.import_module(script.stem).print_measured(plan)

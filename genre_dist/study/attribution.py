@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genre_dist.models.classifier import GenreClassifier
-from genre_dist.models.text import PADDING_ID
+from genre_dist.stream.sample import PADDING
 from genre_dist.study.differences import Shown
 
 STEPS = 32
@@ -86,7 +86,7 @@ class Explainer:
         assert self.model.text is not None
         found, delta = LayerIntegratedGradients(forward, self.model.text.embedding).attribute(
             tokens,
-            baselines=torch.full_like(tokens, PADDING_ID),
+            baselines=torch.full_like(tokens, PADDING),
             target=genre,
             n_steps=STEPS,
             return_convergence_delta=True,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from genre_dist.atomic import atomic_file
 from genre_dist.config.run import WEIGHTS
 from genre_dist.lock import holds_files
-from genre_dist.parallel.world import World
+from genre_dist.parallel.world import World, on_first
 from genre_dist.printable import printable
 from genre_dist.progress import progress_bar
 from genre_dist.sealed import read_sealed, write_sealed
@@ -80,11 +80,7 @@ def predict_many(run: Run, folder: Path, source: Source, out: Path, world: World
     """
     thresholds = load_thresholds(folder, run.genres)
     found = find_films(source, run, world.progress)
-    problem = None
-    if world.is_first:
-        problem = _claim(out, _identity(run, folder, source, found, thresholds))
-    if problem := world.broadcast(problem):
-        raise ValueError(problem)
+    on_first(world, lambda: _claim(out, _identity(run, folder, source, found, thresholds)))
     counts: Counter[str] = Counter()
     with progress_bar() as progress, ThreadPoolExecutor(max(1, run.config.data.workers)) as pool:
         predictor = Predictor(run, thresholds, world, pool)
@@ -127,20 +123,17 @@ def _identity(run: Run, folder: Path, source: Source, found: Found, thresholds: 
     )
 
 
-def _claim(out: Path, identity: Identity) -> str | None:
-    """Note in `out` what is predicted there; returns what stands in the way, if anything."""
+def _claim(out: Path, identity: Identity) -> None:
+    """Note in `out` what is predicted there. Raises ValueError for what stands in the way."""
     path = out / IDENTITY
     if path.is_file():
-        try:
-            told = asdict(read_sealed(Identity, path, "choose another --out, as for an earlier version's"))
-        except ValueError as error:
-            return str(error)
-        different = [key for key, value in asdict(identity).items() if told[key] != value]
-        return f"{out} holds predictions with other {', '.join(different)}; choose another --out" if different else None
-    if holds_files(out):
-        return f"{out} is not empty and holds no predictions; choose another --out"
-    write_sealed(path, asdict(identity))
-    return None
+        noted = asdict(read_sealed(Identity, path, "choose another --out, as for an earlier version's"))
+        if different := [key for key, value in asdict(identity).items() if noted[key] != value]:
+            raise ValueError(f"{out} holds predictions with other {', '.join(different)}; choose another --out")
+    elif holds_files(out):
+        raise ValueError(f"{out} is not empty and holds no predictions; choose another --out")
+    else:
+        write_sealed(path, asdict(identity))
 
 
 def _finish_part(path: Path, films: Sequence[tuple[int, Film]], predictor: Predictor) -> int:

@@ -1,14 +1,14 @@
 """What a run would cost, without starting it: steps, batches, parameters, memory."""
 
-from typing import cast
-
 import torch
 
 from genre_dist.config import Batches, Config, derive_batches
 from genre_dist.parallel.device import crowded
-from genre_dist.parallel.strategy import check_strategy, strategy_name
-from genre_dist.planner.memory import WORKSPACE_BYTES, Setting, Strategy, peak_bytes, static_bytes
-from genre_dist.planner.model import Planned, meta_model, plan_model
+from genre_dist.parallel.strategy import check_strategy
+from genre_dist.planner.memory import WORKSPACE_BYTES, peak_bytes, static_bytes
+from genre_dist.planner.model import PlannedModel, meta_model, plan_model
+from genre_dist.planner.options import configured_setting
+from genre_dist.planner.report import held, parameter_lines
 from genre_dist.planner.sizes import gb, mb
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.training.experiment import choose_precision, open_stream, total_steps
@@ -34,21 +34,12 @@ def estimate(config: Config, world_size: int) -> str:
         f"global batch      {config.data.global_batch} = {world_size} ranks x {batches.accumulation} accumulated x "
         f"micro-batch {batches.micro}",
     ]
-    for part, (trained, frozen) in planned.parameters.items():
-        lines.append(f"{part:<18}{trained:,} parameters trained, {frozen:,} frozen")
-    strategy = strategy_name(config, world_size)
-    setting = Setting(
-        strategy=cast(Strategy, strategy),
-        ranks=world_size,
-        precision="bf16" if precision == "bf16" else "fp32",
-        checkpointing=config.train.activation_checkpointing,
-        offload=config.parallel.offload_optimizer,
-        accumulates=batches.accumulation > 1,
-    )
+    setting = configured_setting(config, world_size, precision, batches.accumulation > 1)
     peak = peak_bytes(planned.traces, planned.sizes, setting, batches.micro)
-    held = ", ".join(f"{name} {gb(size)}" for name, size in static_bytes(planned.sizes, setting).items() if size)
     lines += [
-        f"memory per rank   {gb(peak)} at the peak, {precision}, {strategy}: {held}; the rest is activations "
+        *parameter_lines(planned),
+        f"memory per rank   {gb(peak)} at the peak, {precision}, {setting.strategy}: "
+        f"{held(static_bytes(planned.sizes, setting))}; the rest is activations "
         f"({mb(planned.traces[setting.checkpointing].activations)} a sample in fp32, texts of {planned.tokens} tokens) "
         f"and {mb(WORKSPACE_BYTES)} assumed for kernels",
         "                  what else fits which card: genre-dist plan",
@@ -59,7 +50,7 @@ def estimate(config: Config, world_size: int) -> str:
     return "\n".join(lines)
 
 
-def _gpu_lines(config: Config, batches: Batches, planned: Planned, peak: float) -> list[str]:
+def _gpu_lines(config: Config, batches: Batches, planned: PlannedModel, peak: float) -> list[str]:
     """What is wrong with this machine's GPU for this run: others fill it, or the ranks' shares are too small for it.
 
     `peak` is the GPU's in flops a second; 0 where it is unknown or says nothing, as for compiled networks.

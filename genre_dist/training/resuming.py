@@ -6,11 +6,10 @@ other settings are told. What a run has cost, its record and its model, is never
 
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from genre_dist.atomic import remove_leftovers
 from genre_dist.config import Config
@@ -20,7 +19,7 @@ from genre_dist.configfile import load_config, save_config
 from genre_dist.lock import FILE as LOCK
 from genre_dist.lock import holds_files
 from genre_dist.parallel.launcher import EXIT_CODE
-from genre_dist.parallel.world import World
+from genre_dist.parallel.world import on_first
 from genre_dist.printable import printable
 from genre_dist.training.checkpoint import Saved, load_checkpoint, newest_checkpoint
 from genre_dist.training.early_stopping import why_stop
@@ -33,7 +32,6 @@ from genre_dist.training.tracking import RECORD, read_rows
 from genre_dist.trust import trust_code_of
 
 _WAYS_OUT = "choose another run.dir, or pass --run.overwrite true"
-Result = TypeVar("Result")
 
 
 class Start(NamedTuple):
@@ -86,22 +84,6 @@ def resume(experiment: Experiment, folder: Path, stop: StopRequest) -> Start | N
             say(world, f"without effect, the weights are those of the run: {describe(found.without_effect)}")
     on_first(world, partial(_begin, found, folder, stop))  # now: a run that is refused leaves the folder as it was
     return Start(0 if found.saved is None else found.saved.step, found.config, found.changes)
-
-
-def on_first(world: World, act: Callable[[], Result]) -> Result | None:
-    """What `act` returns on rank 0, which alone calls it; where it raises ValueError or OSError, all ranks do."""
-    result = None
-    problem: tuple[type[ValueError | OSError], str] | None = None
-    if world.is_first:
-        try:
-            result = act()
-        except OSError as error:
-            problem = OSError, str(error)
-        except ValueError as error:
-            problem = ValueError, str(error)
-    if problem := world.broadcast(problem):
-        raise problem[0](problem[1])
-    return result
 
 
 def _begin(found: _Found, folder: Path, stop: StopRequest) -> None:

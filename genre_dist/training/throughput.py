@@ -10,9 +10,7 @@ from genre_dist.config import Config
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.text import TextEncoder
 from genre_dist.planner.cards import find_card
-
-TOKENS = 55
-"""Length of a text in these counts: the median overview of the real films, rounded up."""
+from genre_dist.planner.sizes import TYPICAL_TOKENS
 
 
 def peak_flops(device: torch.device, precision: str) -> float:
@@ -30,7 +28,7 @@ def peak_flops(device: torch.device, precision: str) -> float:
 
 
 def training_flops(model: GenreClassifier, config: Config, device: torch.device) -> float:
-    """Floating-point operations of one training sample with a text of 55 tokens, 2 for a multiply-add.
+    """Floating-point operations of one training sample with a text of typical length, 2 for a multiply-add.
 
     What a frozen part spares is not counted. The counter of torch sees convolutions and products; recurrent layers
     count as nothing there and are added by hand: per layer, direction and token gates * hidden * (inputs + hidden)
@@ -44,7 +42,7 @@ def training_flops(model: GenreClassifier, config: Config, device: torch.device)
         flops += _counted(model.poster, images)
         trained = any(p.requires_grad for p in model.poster.parameters())
     if model.text is not None:
-        flops += TOKENS * sum(recurrent_flops(model.text))
+        flops += TYPICAL_TOKENS * sum(recurrent_flops(model.text))
         trained = trained or not model.text.frozen
     width = sum(part.encoding_size for part in (model.text, model.poster) if part is not None)
     flops += _counted(model.heads, torch.zeros(1, width, device=device, requires_grad=trained))

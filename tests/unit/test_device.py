@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_the_ranks_take_nccl_unless_two_of_them_are_really_on_one_gpu(
 
 
 def test_gpus_at_the_same_address_of_two_machines_are_two(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "BOOT_ID", devices.Path("/there/is/none"))
+    monkeypatch.setattr(devices, "BOOT_ID", Path("/there/is/none"))
     cards = []
     for host, uuid in (("node1", "ab-1"), ("node2", "cd-2")):
         monkeypatch.setattr(devices.socket, "gethostname", lambda host=host: host)

@@ -78,3 +78,10 @@ def test_nothing_is_claimed_of_what_is_compiled(
 
 def test_on_a_cpu_nothing_is_said_of_gpus(sample_shards: Path) -> None:
     assert "GPU" not in told(sample_shards, 8, "--data.global_batch", 64)
+
+
+def test_deepspeeds_buffer_is_counted_as_its_file_has_it(sample_shards: Path, tmp_path: Path) -> None:
+    file = tmp_path / "zero.json"
+    file.write_text('{"zero_optimization": {"reduce_bucket_size": 268435456}}')
+    zero = ("--parallel.strategy", "zero2", "--parallel.deepspeed_config", file)
+    assert "extra 1.00 GB" in told(sample_shards, 2, "--data.global_batch", 64, *zero)

@@ -11,7 +11,7 @@ from genre_dist import cli
 from genre_dist.config import Config, DataConfig, HeadsConfig, ModelConfig, PosterConfig, TextConfig
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.planner.memory import Setting, card_bytes, largest_micro_batch, peak_bytes, static_bytes
-from genre_dist.planner.model import Planned, plan_model
+from genre_dist.planner.model import PlannedModel, plan_model
 from genre_dist.planner.sizes import parse_size
 from genre_dist.planner.trace import Trace
 
@@ -24,7 +24,7 @@ GIB = 2**30
 
 
 @pytest.fixture(scope="module")
-def study() -> Planned:
+def study() -> PlannedModel:
     """The study's model at 224 pixels, nothing frozen, without checkpointing and with it per block."""
     return plan_model(Config(data=DataConfig(shards="nowhere")), ("none", "blocks"))
 
@@ -32,7 +32,7 @@ def study() -> Planned:
 # --- against the figures of an independent measurement, by saved-tensors hooks on real tensors
 
 
-def test_parameters_and_their_bytes(study: Planned) -> None:
+def test_parameters_and_their_bytes(study: PlannedModel) -> None:
     assert study.parameters == {"text": (15_933_440, 9_000_000), "poster": (58_143_808, 0), "heads": (69_769_235, 0)}
     setting = Setting(strategy="single", ranks=1, precision="fp32", accumulates=True)
     trained = 143_846_483
@@ -41,7 +41,7 @@ def test_parameters_and_their_bytes(study: Planned) -> None:
     assert held["gradients"] + held["optimizer"] == 12 * trained
 
 
-def test_activations_of_resnet152_and_their_halves(study: Planned) -> None:
+def test_activations_of_resnet152_and_their_halves(study: PlannedModel) -> None:
     whole, blocks = study.traces["none"], study.traces["blocks"]
     text_and_heads = 55 * 6 * 512 * 8 * 4 + 55 * 300 * 4 + 0.13e6  # the recurrent layers' part is an assumption
     assert whole.activations - text_and_heads == pytest.approx(177.4e6, rel=0.01)
@@ -57,12 +57,12 @@ def kept_in_bf16(trace: Trace) -> float:
     return float(trace.computed[last] / 2 + trace.kept[last] + trace.sample_input / 2)  # pixels are kept as a copy
 
 
-def test_stacked_heads_are_counted_once_whatever_the_batch(study: Planned) -> None:
+def test_stacked_heads_are_counted_once_whatever_the_batch(study: PlannedModel) -> None:
     trace = study.traces["none"]
     assert trace.fixed[trace.forward - 1] == pytest.approx(4 * 69_769_235, rel=0.01)
 
 
-def test_checkpointing_lowers_the_peak_by_about_what_is_not_kept(study: Planned) -> None:
+def test_checkpointing_lowers_the_peak_by_about_what_is_not_kept(study: PlannedModel) -> None:
     peaks = {}
     for kind in ("none", "blocks"):
         setting = Setting(strategy="single", ranks=1, precision="fp32", checkpointing=kind)  # type: ignore[arg-type]
@@ -182,7 +182,7 @@ def test_deepspeeds_buffer_of_gradients_is_counted_as_it_is_configured() -> None
 # --- micro-batches
 
 
-def test_the_largest_micro_batch_divides_the_share_and_the_next_one_would_not_fit(study: Planned) -> None:
+def test_the_largest_micro_batch_divides_the_share_and_the_next_one_would_not_fit(study: PlannedModel) -> None:
     setting = Setting(strategy="ddp", ranks=4, precision="bf16")
     share, card = 96, 8 * GIB
     found = largest_micro_batch(study.traces, study.sizes, setting, share, card)
@@ -196,7 +196,7 @@ def test_the_largest_micro_batch_divides_the_share_and_the_next_one_would_not_fi
     assert largest_micro_batch(study.traces, study.sizes, setting, share, 1 * GIB) is None
 
 
-def test_a_larger_card_never_gets_a_smaller_micro_batch(study: Planned) -> None:
+def test_a_larger_card_never_gets_a_smaller_micro_batch(study: PlannedModel) -> None:
     setting = Setting(strategy="single", ranks=1, precision="bf16")
     found = [largest_micro_batch(study.traces, study.sizes, setting, 256, n * GIB) for n in range(2, 40)]
     micros = [0 if each is None else each[0] for each in found]
@@ -218,7 +218,7 @@ def test_plan_prints_what_fits_and_a_command_that_training_takes(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "plan.json"
-    arguments = ["plan", "--config", str(config_file), "--gpu_memory", "4GB", "--gpus", "4", "--json", str(out)]
+    arguments = ["plan", "--config", str(config_file), "--gpu_memory", "2GB", "--gpus", "4", "--json", str(out)]
     assert cli.main(arguments) == 0
     told = capsys.readouterr().out
     for word in ("parameters trained", "30,000 words (assumed", "ddp", "fsdp", "zero1", "zero2", "zero3", "offload"):
@@ -226,12 +226,22 @@ def test_plan_prints_what_fits_and_a_command_that_training_takes(
     plan = json.loads(out.read_text())
     assert plan["best"]["fits"]
     assert plan["best"]["command"] in told
+    assert f"*{plan['best']['micro_batch']} ({plan['best']['card'] / 2**30:.1f})" in told
     assert {o["setting"]["strategy"] for o in plan["options"]} == {"ddp", "fsdp", "zero1", "zero2", "zero3"}
     words = plan["best"]["command"].split()
     assert words[:4] == ["torchrun", "--nproc_per_node=4", "-m", "genre_dist.train"]
     from genre_dist.configfile import parse_config
 
     assert parse_config(words[4:]).config.data.micro_batch == plan["best"]["micro_batch"]
+
+
+def test_options_that_all_hold_the_whole_share_are_one_line(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", "--config", str(config_file), "--gpu_memory", "24GB", "--gpus", "4"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("largest micro-batch")]
+    assert "for 16 samples a rank, 4 ranks of 24.00 GB: 16 (1.7" in line
+    assert line.endswith("by each of 56 options")
 
 
 def test_settings_after_two_dashes_and_another_batch(config_file: Path, tmp_path: Path) -> None:
@@ -300,3 +310,11 @@ def test_measuring_needs_a_gpu_and_says_so(config_file: Path, capsys: pytest.Cap
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
+
+
+def test_measuring_without_the_sources_says_what_is_missing(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("genre_dist.planner.verbs.__file__", str(tmp_path / "genre_dist" / "planner" / "verbs.py"))
+    assert cli.main(["plan", "--config", str(config_file), "--gpu_memory", "24GB", "--levers", "", "--measure"]) == 2
+    assert f"--measure needs {tmp_path}/benchmarks/gpu_measure.py" in capsys.readouterr().err

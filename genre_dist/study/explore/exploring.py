@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from genre_dist.acquire.catalogue import count_rows, movies_file
 from genre_dist.atomic import atomic_file
@@ -27,7 +28,7 @@ def explore(source: Path, out: Path, text: str, poster_share: float) -> Counts:
     """
     if not 0 <= poster_share <= 1:
         raise ValueError(f"--poster_share is from 0 to 1, not {poster_share}")
-    told: dict[str, object] = {"source": str(source), "text": text, "data_fingerprint": None}
+    told: dict[str, Any] = {"source": str(source), "text": text, "data_fingerprint": None}
     films: Iterator[Film]
     if (source / MANIFEST).is_file() or not movies_file(source).is_file():
         manifest = load_manifest(source)

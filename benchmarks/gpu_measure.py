@@ -1,4 +1,4 @@
-"""A plan against the real peak: the step of this very configuration on a CUDA GPU."""
+"""A plan against the real peak: the step of this very configuration on a CUDA GPU (`genre-dist plan ... --measure`)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,8 +13,8 @@ from genre_dist.models.classifier import GenreClassifier
 from genre_dist.parallel.strategy import make_strategy
 from genre_dist.parallel.world import World
 from genre_dist.planner.memory import Checkpointing, Setting, peak_bytes
-from genre_dist.planner.model import Planned, Vocabulary
-from genre_dist.planner.options import Plan
+from genre_dist.planner.model import PlannedModel, Vocabulary
+from genre_dist.planner.options import MemoryPlan
 from genre_dist.planner.sizes import gb
 from genre_dist.stream.reader import Batch
 from genre_dist.training.experiment import autocast_for, make_optimizer
@@ -24,7 +24,7 @@ from genre_dist.training.loss import loss_sum
 from genre_dist.training.step import TrainStep, agree
 
 
-def print_measured(plan: Plan) -> None:
+def print_measured(plan: MemoryPlan) -> None:
     """Measure the plan's best option on one GPU. Raises ValueError without CUDA, or where nothing fits."""
     if not torch.cuda.is_available():
         raise ValueError("--measure needs a CUDA GPU, and there is none here; the plan above is computed")
@@ -41,7 +41,7 @@ def print_measured(plan: Plan) -> None:
     )
 
 
-def measured_peak(config: Config, planned: Planned, setting: Setting, micro_batch: int) -> int:
+def measured_peak(config: Config, planned: PlannedModel, setting: Setting, micro_batch: int) -> int:
     """`torch.cuda.max_memory_allocated` over a training step after one of warm-up, on one GPU."""
     world = World(0, 1, torch.device("cuda", torch.cuda.current_device()))
     torch.cuda.empty_cache()
