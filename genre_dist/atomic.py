@@ -10,7 +10,8 @@ from typing import IO, Any
 
 from genre_dist.storage import Place, upload
 
-_TEMPORARY = re.compile(r".+\..+-\d+-[0-9a-f]{8}\.tmp", re.DOTALL)
+_TEMPORARY = re.compile(r".+\..+-\d+-[0-9a-f]{8}\.tmp|\.(movies\.parquet|\d+\.jpg)\.part", re.DOTALL)
+"""The second kind is of older versions: a catalogue's files."""
 
 
 @contextmanager

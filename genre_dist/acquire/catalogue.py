@@ -5,17 +5,16 @@ whole in memory. Both appear under their final names only when complete.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genre_dist.acquire.parquet import open_parquet, stream_rows
+from genre_dist.atomic import atomic_file, remove_leftovers
 from genre_dist.printable import printable
 from genre_dist.storage import Place, exists
 
@@ -56,48 +55,26 @@ def poster_file(catalogue: AnyPlace, tmdb_id: int) -> AnyPlace:
     return cast(AnyPlace, catalogue / "posters" / f"{tmdb_id % 1000:03d}" / f"{tmdb_id}.jpg")
 
 
-def partial_file(target: Path) -> Path:
-    """The name a file has until it is complete: hidden, and beside its final place so that a rename is atomic."""
-    return target.with_name(f".{target.name}.part")
-
-
 def write_poster(catalogue: Path, tmdb_id: int, source: IO[bytes]) -> tuple[int, str]:
     """Copy a poster from an open file into the catalogue, in chunks; whole under its name or not there at all.
 
     Returns its size in bytes and its SHA-256 in hex. Raises OSError when the disk is full.
     """
     target = poster_file(catalogue, tmdb_id)
-    partial = partial_file(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0
-    with _removed_at_the_end(partial):
-        with partial.open("wb") as copy:
-            while chunk := source.read(COPY_CHUNK_BYTES):
-                copy.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
-        partial.replace(target)
+    with atomic_file(target, sync=False) as copy:
+        while chunk := source.read(COPY_CHUNK_BYTES):
+            copy.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
     return size, digest.hexdigest()
-
-
-@contextmanager
-def _removed_at_the_end(partial: Path) -> Iterator[None]:
-    """Remove a partial file if it is still there. An error of the disk gets the file's name, which it seldom has."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno and error.filename is None:
-            error.filename = str(partial)
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def remove_partial_files(catalogue: Path) -> None:
     """Remove what killed writers left, for whoever has just taken the catalogue's lock."""
-    for folder in (catalogue, catalogue / "posters"):
-        for partial in folder.glob(".*.part" if folder == catalogue else "*/.*.part"):
-            partial.unlink(missing_ok=True)
+    for folder in (catalogue, *catalogue.glob("posters/*")):
+        remove_leftovers(folder)
 
 
 class CatalogueWriter:
@@ -108,14 +85,26 @@ class CatalogueWriter:
     """
 
     def __init__(self, catalogue: Path) -> None:
-        self.target = movies_file(catalogue)
-        self.partial = partial_file(self.target)
         self.rows: list[dict[str, Any]] = []
+        self._writing = self._written(movies_file(catalogue))
+
+    @contextmanager
+    def _written(self, path: Path) -> Iterator[None]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            atomic_file(path) as file,
+            pq.ParquetWriter(file, SCHEMA, compression="zstd", write_page_checksum=True) as self.parquet,
+        ):
+            yield
+            if self.rows:
+                self._write_group()
 
     def __enter__(self) -> Self:
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        self.parquet = pq.ParquetWriter(self.partial, SCHEMA, compression="zstd", write_page_checksum=True)
+        self._writing.__enter__()
         return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._writing.__exit__(*error)
 
     def add(self, row: dict[str, Any]) -> None:
         """Take one film: a value, None where unknown, for every name in SCHEMA. ValueError if the names differ."""
@@ -129,19 +118,6 @@ class CatalogueWriter:
     def _write_group(self) -> None:
         self.parquet.write_table(pa.Table.from_pylist(self.rows, schema=SCHEMA))
         self.rows.clear()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with _removed_at_the_end(self.partial):
-            if kind is not None:
-                with suppress(OSError):  # what there is goes away anyway
-                    self.parquet.close()
-                return
-            if self.rows:
-                self._write_group()
-            self.parquet.close()
-            with self.partial.open("rb") as file:
-                os.fsync(file.fileno())
-            self.partial.replace(self.target)
 
 
 def read_rows(catalogue: Place, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:

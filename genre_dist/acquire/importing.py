@@ -4,7 +4,6 @@ Passes that stream: the table for its ids (so that a bad table is refused before
 the table again to write the rows with what became of their posters. Memory holds two small entries a film.
 """
 
-import hashlib
 import io
 import os
 import shutil
@@ -20,7 +19,6 @@ from rich.progress import Progress
 from genre_dist.acquire.catalogue import (
     CatalogueWriter,
     movies_file,
-    partial_file,
     poster_file,
     remove_partial_files,
     write_poster,
@@ -37,6 +35,7 @@ from genre_dist.acquire.tables import (
     whole_number,
 )
 from genre_dist.lock import one_writer
+from genre_dist.storage import sha256_of
 
 NEEDED = ("tmdb_id", "genre_ids")
 COUNTED = ("overview", "title", "release_date", "genre_ids")
@@ -123,17 +122,14 @@ def _link(source: Path | TarMember, out: Path, film: int) -> tuple[int, str] | N
     if isinstance(source, TarMember):
         return None
     target = poster_file(out, film)
-    partial = partial_file(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial.unlink(missing_ok=True)
     try:
-        os.link(source.resolve(), partial)
+        if not (target.exists() and target.samefile(source)):  # as an import that was killed left it
+            target.unlink(missing_ok=True)
+            os.link(source.resolve(), target)
     except OSError:
         return None
-    partial.replace(target)
-    partial.unlink(missing_ok=True)  # a rename onto another name of the same file leaves both
-    with target.open("rb") as file:
-        return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    return target.stat().st_size, sha256_of(target)
 
 
 def _write_films(
