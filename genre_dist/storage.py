@@ -101,10 +101,10 @@ def _read_up_to(file: IO[bytes], most: int) -> bytes:
     return bytes(data)
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a local file, which is not kept in memory."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(path: Place) -> str:
+    """The SHA-256 of a file, which is not kept in memory."""
+    with opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def read_range(path: Place, start: int, end: int, size: int) -> bytes:

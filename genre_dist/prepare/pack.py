@@ -27,10 +27,10 @@ from genre_dist.prepare.pool import pack_all
 from genre_dist.prepare.report import Recipe, Report, poster_lines, report_path
 from genre_dist.prepare.shard import Job, finished
 from genre_dist.prepare.splits import RULE
-from genre_dist.prepare.vectors import WordVectors, file_sha256, matrix_for, read_vectors
+from genre_dist.prepare.vectors import WordVectors, matrix_for, read_vectors, require_vectors
 from genre_dist.prepare.vocabulary import choose_words, load_words, save_words, words_sha256
 from genre_dist.printable import printable
-from genre_dist.storage import Place, check_writable, exists, remove, remove_folder
+from genre_dist.storage import Place, check_writable, exists, remove, remove_folder, sha256_of
 from genre_dist.stream.index import index_path, save_array
 from genre_dist.stream.manifest import FILE, SPLITS, Manifest, Text, save_manifest
 from genre_dist.stream.words import load_vectors, vectors_sha256
@@ -129,7 +129,8 @@ def _planned(
     try:
         with _locked(out, place, part):
             if vectors is not None:
-                recipe = replace(recipe, vectors_sha256=file_sha256(vectors))
+                require_vectors(vectors)
+                recipe = replace(recipe, vectors_sha256=sha256_of(vectors))
             before = NOTHING if overwrite else packed_before(out, recipe)
             chosen = _chosen(catalogue, recipe, before)
             words, found, dim = _words(out, chosen.counts, vectors, before)

@@ -2,7 +2,6 @@
 
 import codecs
 import gzip
-import hashlib
 import math
 import re
 import zipfile
@@ -10,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, count, islice, takewhile
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -73,22 +72,16 @@ def read_vectors(path: Place, wanted: Mapping[str, int] | set[str]) -> WordVecto
     return WordVectors(name, found, notes)
 
 
-def file_sha256(path: Place) -> str:
-    """The SHA-256 of a file of word vectors. Raises ValueError if there is none."""
-    _require(path)
-    with opened(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-
-
-def _require(path: Place) -> None:
-    if not (path.is_file() if isinstance(path, Path) else exists(path)):
+def require_vectors(path: Place) -> None:
+    """Raise ValueError if there is no such file."""
+    if not exists(path):
         raise ValueError(f"{path}: no such file of word vectors")
 
 
 @contextmanager
 def _opened(path: Place) -> Iterator[tuple[IO[bytes], str]]:
     """The file's content, decompressed on the way, and its name without the compression's ending."""
-    _require(path)
+    require_vectors(path)
     if path.suffix.lower() == ".zip":
         with opened(path) as packed, zipfile.ZipFile(packed) as archive:
             name = _only_file(archive, path)

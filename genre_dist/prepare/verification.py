@@ -1,6 +1,5 @@
 """Whether shards are whole: every number and checksum of the manifest against the files, and every sample decoded."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,7 +13,7 @@ from genre_dist.prepare.report import NO_FILE, NO_PICTURE, NOT_OPENED, Report, r
 from genre_dist.prepare.splits import RULE, split_of
 from genre_dist.printable import printable
 from genre_dist.progress import progress_bar
-from genre_dist.storage import Place, local_copy
+from genre_dist.storage import Place, local_copy, sha256_of
 from genre_dist.stream import tar
 from genre_dist.stream.decode import decode_jpeg
 from genre_dist.stream.index import FLAGS, RECORD, DamagedArrayError, index_path, load_array
@@ -215,12 +214,9 @@ def _options(made: Report | Manifest) -> tuple[Any, ...]:
 
 
 def _check_file(path: Place, local: Path, shard: Shard) -> Iterator[str]:
-    with open(local, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = file.tell()
-    if size != shard.bytes:
+    if (size := local.stat().st_size) != shard.bytes:
         yield f"{path}: {size:,} bytes where the manifest has {shard.bytes:,}"
-    if digest != shard.sha256:
+    if sha256_of(local) != shard.sha256:
         yield f"{path}: the checksum differs from the manifest's; fetch or pack it again"
 
 

@@ -14,9 +14,9 @@ from helpers import losses, options, snapshot
 from genre_dist.cli import main
 from genre_dist.prepare import shard as shard_module
 from genre_dist.prepare.pack import merge_parts, pack, pack_part
-from genre_dist.prepare.vectors import file_sha256, read_vectors
+from genre_dist.prepare.vectors import read_vectors
 from genre_dist.prepare.verification import verify
-from genre_dist.storage import place
+from genre_dist.storage import place, sha256_of
 from genre_dist.stream import ShardReader, TarReader, TrainStream, evaluation_stream, load_manifest, load_tars
 from genre_dist.train import main as train
 
@@ -138,7 +138,7 @@ def test_word_vectors_are_read_from_an_object_store(tmp_path: Path, kind: str) -
     (tmp_path / there.name).write_bytes(file.getvalue())
     found = read_vectors(there, {"woman"}).of
     assert {word: vector.tolist() for word, vector in found.items()} == {"woman": [4, 5, 6]}
-    assert file_sha256(there) == file_sha256(tmp_path / there.name)
+    assert sha256_of(there) == sha256_of(tmp_path / there.name)
     with pytest.raises(ValueError, match="no such file of word vectors"):
         read_vectors(place("memory://vectors/none.txt"), {"woman"})
 
