@@ -20,72 +20,32 @@ from genre_dist.acquire.catalogue import CatalogueWriter, movies_file, remove_pa
 from genre_dist.genres import GENRES, ID_OF_NAME
 from genre_dist.lock import one_writer
 
-# Per genre: its share of films in per cent (the films of shared/data), the genres it likes to go with, its words.
-PROFILES: dict[str, tuple[float, str, str]] = {
-    "Action": (
-        21,
-        "Adventure Thriller",
-        "explosion mercenary bullets chase commando fight assassin convoy rampage ambush",
-    ),
-    "Adventure": (13, "Action Fantasy", "treasure expedition jungle voyage compass island map quest ruins explorer"),
-    "Animation": (9, "Family Fantasy", "cartoon toys squirrel robot penguin doodle critters mouse balloon puppet"),
-    "Comedy": (33, "Romance Family", "hilarious prank awkward slacker mishaps roommate goofy clumsy nanny bachelor"),
-    "Crime": (12, "Thriller Drama", "heist mafia gangster detective robbery cartel loot smuggler informant corrupt"),
-    "Documentary": (
-        4,
-        "History Music",
-        "footage interviews archive activists filmmaker climate portrait testimony glacier camera",
-    ),
-    "Drama": (
-        45,
-        "Romance History",
-        "grief estranged marriage illness widow struggles forgiveness loss divorce regret",
-    ),
-    "Family": (
-        11,
-        "Animation Adventure",
-        "puppy christmas grandmother school pony birthday kids holiday backyard siblings",
-    ),
-    "Fantasy": (9, "Adventure Family", "wizard dragon kingdom sorcerer spell elf prophecy enchanted throne unicorn"),
-    "History": (
-        4,
-        "Drama War",
-        "emperor revolution treaty century dynasty parliament colonial monarch reign independence",
-    ),
-    "Horror": (13, "Thriller Mystery", "haunted demon zombie cemetery possessed slaughter vampire blood curse scream"),
-    "Music": (4, "Romance Drama", "singer band concert guitar jazz piano rehearsal melody album orchestra"),
-    "Mystery": (
-        7,
-        "Thriller Crime",
-        "clue vanished secret puzzle riddle disappearance suspect unexplained inspector diary",
-    ),
-    "Romance": (18, "Drama Comedy", "love wedding kiss soulmate bride flirtation sweetheart proposal affair passion"),
-    "Science Fiction": (
-        10,
-        "Action Adventure",
-        "spaceship alien planet android galaxy laboratory mutant clone orbit cyborg",
-    ),
-    "TV Movie": (
-        2,
-        "Family Drama",
-        "network broadcast episode anchor sitcom reunion channel audition studio commercial",
-    ),
-    "Thriller": (
-        22,
-        "Crime Action",
-        "hostage blackmail conspiracy stalker kidnapped ransom killer deadline terrorist pursuit",
-    ),
-    "War": (
-        3,
-        "Drama History",
-        "soldier trench battalion sergeant invasion regiment artillery occupied bunker platoon",
-    ),
-    "Western": (
-        1.5,
-        "Action Drama",
-        "sheriff cowboy saloon ranch outlaw frontier gunslinger horse stagecoach rustlers",
-    ),
+_ROWS = """\
+Action, 21, Adventure Thriller, explosion mercenary bullets chase commando fight assassin convoy rampage ambush
+Adventure, 13, Action Fantasy, treasure expedition jungle voyage compass island map quest ruins explorer
+Animation, 9, Family Fantasy, cartoon toys squirrel robot penguin doodle critters mouse balloon puppet
+Comedy, 33, Romance Family, hilarious prank awkward slacker mishaps roommate goofy clumsy nanny bachelor
+Crime, 12, Thriller Drama, heist mafia gangster detective robbery cartel loot smuggler informant corrupt
+Documentary, 4, History Music, footage interviews archive activists filmmaker climate portrait testimony glacier camera
+Drama, 45, Romance History, grief estranged marriage illness widow struggles forgiveness loss divorce regret
+Family, 11, Animation Adventure, puppy christmas grandmother school pony birthday kids holiday backyard siblings
+Fantasy, 9, Adventure Family, wizard dragon kingdom sorcerer spell elf prophecy enchanted throne unicorn
+History, 4, Drama War, emperor revolution treaty century dynasty parliament colonial monarch reign independence
+Horror, 13, Thriller Mystery, haunted demon zombie cemetery possessed slaughter vampire blood curse scream
+Music, 4, Romance Drama, singer band concert guitar jazz piano rehearsal melody album orchestra
+Mystery, 7, Thriller Crime, clue vanished secret puzzle riddle disappearance suspect unexplained inspector diary
+Romance, 18, Drama Comedy, love wedding kiss soulmate bride flirtation sweetheart proposal affair passion
+Science Fiction, 10, Action Adventure, spaceship alien planet android galaxy laboratory mutant clone orbit cyborg
+TV Movie, 2, Family Drama, network broadcast episode anchor sitcom reunion channel audition studio commercial
+Thriller, 22, Crime Action, hostage blackmail conspiracy stalker kidnapped ransom killer deadline terrorist pursuit
+War, 3, Drama History, soldier trench battalion sergeant invasion regiment artillery occupied bunker platoon
+Western, 1.5, Action Drama, sheriff cowboy saloon ranch outlaw frontier gunslinger horse stagecoach rustlers
+"""
+PROFILES = {
+    name: (float(share), likes, words.split())
+    for name, share, likes, words in (row.split(", ") for row in _ROWS.splitlines())
 }
+"""Per genre: its share of films in per cent (of 17,834 real films), the genres it likes to go with, its words."""
 SHOWN = 0.65  # chance that a genre of the film shows in a medium
 MISLEADS = 0.13  # chance that a medium shows one genre which the film has not
 RELATED = 6.0  # how much likelier a genre becomes beside one that likes it
@@ -217,7 +177,7 @@ def _overview(rng: np.random.Generator, cues: list[str]) -> str:
     names = {"name": _name(rng), "place": _name(rng)}
     told = [str(sentence).format(**names) for sentence in sentences]
     for genre in cues:
-        a, b, c = rng.choice(PROFILES[genre][2].split(), 3, replace=False)
+        a, b, c = rng.choice(PROFILES[genre][2], 3, replace=False)
         told.append(_pick(rng, TELLING).format(a=a, b=b, c=c, **names))
     rng.shuffle(told)
     return " ".join(told)
