@@ -6,17 +6,22 @@ Memory holds two offsets a film, and page numbers and ids of the windows that ar
 
 import re
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from genre_dist.acquire.journal import Journal, Line, Offsets, Row
 from genre_dist.acquire.tally import Tally
 from genre_dist.acquire.tmdb import MOST_PAGES, Tmdb
-from genre_dist.acquire.web import Web
+from genre_dist.acquire.web import FetchError, StoppedError, Web, outcomes
 from genre_dist.acquire.windows import Window
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 NO_POSTERS = "none"  # the value of --size that fetches none
 
 
@@ -233,3 +238,29 @@ class Work:
         """Whether the catalogue has the films it may have, and none of them is to be refreshed."""
         limit = self.options.limit
         return limit is not None and len(self.state.films) >= limit and self.state.refresh is None
+
+    def enough(self) -> bool:
+        """Whether no more films are to be asked for."""
+        return self.stopping() or self.full()
+
+    def answers(
+        self, ask: Callable[[Item], Result], items: Iterable[Item], enough: Callable[[], bool], in_order: bool = True
+    ) -> Iterator[tuple[Item, Result | FetchError]]:
+        """Ask for items in threads until there are enough: each with its answer or why there is none.
+
+        Items whose request was stopped are left out. The other order is that in which requests end.
+        """
+        wanted = takewhile(lambda _: not enough(), items)
+        in_flight = self.options.concurrency * (1 if in_order else 2)
+        for item, future in outcomes(self.pool, ask, wanted, in_flight, in_order):
+            try:
+                yield item, future.result()
+            except StoppedError:
+                continue
+            except FetchError as failure:
+                yield item, failure
+
+
+def now() -> str:
+    """The time as the journal has it."""
+    return datetime.now(UTC).replace(microsecond=0).isoformat()

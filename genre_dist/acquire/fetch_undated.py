@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from genre_dist.acquire.answers import EXPORTED, FilmAnswer, read_answer
-from genre_dist.acquire.fetch_films import film_lines, until_enough
+from genre_dist.acquire.fetch_films import film_lines
 from genre_dist.acquire.fetch_posters import MOST_REDIRECTS
 from genre_dist.acquire.fetch_state import Work
 from genre_dist.acquire.tmdb import film_row
-from genre_dist.acquire.web import FetchError, StoppedError, UnreachableError, outcomes, pieces
+from genre_dist.acquire.web import FetchError, StoppedError, UnreachableError, pieces
 from genre_dist.atomic import atomic_file
 
 DAYS_OF_EXPORTS = 4  # today's may not be there yet; older ones are of little use
@@ -34,14 +34,9 @@ def fetch_undated(work: Work, folder: Path) -> None:
     ids = array("q", _unsettled(work, export))
     work.tally.start("films of the id export", len(ids))
     whole = True
-    wanted = until_enough(work, ids)
-    for film, future in outcomes(work.pool, work.tmdb.movie, wanted, work.options.concurrency, True):
-        try:
-            answer = future.result()
-        except StoppedError:
-            whole = False
-        except FetchError as failure:
-            whole &= _record_missing(work, film, failure)
+    for film, answer in work.answers(work.tmdb.movie, ids, work.enough):
+        if isinstance(answer, FetchError):
+            whole &= _record_missing(work, film, answer)
         else:
             _record_film(work, film, answer)
     if whole and not work.stopping():

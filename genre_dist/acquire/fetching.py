@@ -6,13 +6,13 @@ at the end, or when the process is asked to stop. The journal stays: it is what 
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from genre_dist.acquire.catalogue import CatalogueWriter, movies_file, read_rows, remove_partial_files
 from genre_dist.acquire.fetch_films import fetch_films
 from genre_dist.acquire.fetch_posters import fetch_posters
-from genre_dist.acquire.fetch_state import NO_POSTERS, FetchOptions, Refresh, State, Work
+from genre_dist.acquire.fetch_state import NO_POSTERS, FetchOptions, Refresh, State, Work, now
 from genre_dist.acquire.fetch_undated import fetch_undated
 from genre_dist.acquire.journal import Journal
 from genre_dist.acquire.signals import stopping_on_signals
@@ -104,13 +104,13 @@ def _fetch_all(work: Work) -> None:
     options, state, tally = work.options, work.state, work.tally
     tally.notes += _check_genres(work.tmdb, options)
     if options.refresh and not _covers(options, state.refresh):
-        state.record({"refresh": options.years, "query": options.query(), "at": _now()})
+        state.record({"refresh": options.years, "query": options.query(), "at": now()})
     fetch_films(work)
     if options.with_undated and not work.stopping():
         fetch_undated(work, options.out / ".fetch")
     whole = not (work.stopping() or tally.missing_pages or tally.missing_films)
     if whole and _covers(options, state.refresh):
-        state.record({"refreshed": _now()})
+        state.record({"refreshed": now()})
     if options.size != NO_POSTERS and not work.stopping():
         fetch_posters(work)
 
@@ -133,10 +133,6 @@ def summary(report: FetchReport, options: FetchOptions) -> list[str]:
     elif not report.films:
         lines.append("  no film fits the options")
     return lines
-
-
-def _now() -> str:
-    return datetime.now(UTC).replace(microsecond=0).isoformat()
 
 
 def _covers(options: FetchOptions, refresh: Refresh | None) -> bool:
