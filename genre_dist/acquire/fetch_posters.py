@@ -63,7 +63,7 @@ def download_poster(web: Web, image_url: str, size: str, path: str) -> bytes:
         check_image(body)
         return body
 
-    return web.patiently(once)
+    return web.retried(once)
 
 
 def check_image(body: bytes) -> None:

@@ -139,7 +139,7 @@ def _download(work: Work, url: str, target: Path) -> None:
             if not _is_whole(Path(file.name)):
                 raise UnreachableError("damaged")
 
-    work.web.patiently(once)
+    work.web.retried(once)
 
 
 def _is_whole(export: Path) -> bool:

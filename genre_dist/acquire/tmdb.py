@@ -86,7 +86,7 @@ class Tmdb:
             return read_answer(kind, self.web.body(f"{self.address}/{path}", LARGEST_ANSWER_BYTES, 0, **request))
 
         try:
-            return self.web.patiently(once)
+            return self.web.retried(once)
         except FetchError as error:
             if str(error) == "401":
                 raise KeyRefusedError("TMDB refused the key (401); check TMDB_API_KEY or --key_file") from None

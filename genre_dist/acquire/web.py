@@ -20,17 +20,15 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from genre_dist import __version__
 from genre_dist.acquire.deadline import TimedAdapter
 from genre_dist.acquire.limiter import Limiter, retry_after_seconds
 from genre_dist.printable import printable
+from genre_dist.storage import retried
 
 USER_AGENT = f"genre_dist/{__version__}"
 ATTEMPTS = 6
-BACKOFF_SECONDS = 0.5  # the mean of the first wait; it doubles with every attempt
-LONGEST_BACKOFF_SECONDS = 30.0
 TIMEOUT_SECONDS = (10.0, 30.0)  # to connect; between two pieces of an answer
 PAUSE_SECONDS = 1.0  # for everybody, after a 429 that does not say how long
 TOLD_PAUSE_SECONDS = 10.0
@@ -86,26 +84,19 @@ class Web:
         if self.stopping.wait(seconds) if seconds else self.stopping.is_set():
             raise StoppedError(self.why_stopped)
 
-    def patiently(self, work: Callable[[], Result]) -> Result:
+    def retried(self, work: Callable[[], Result]) -> Result:
         """Do one request, again where that may help. Raises FetchError, StoppedError among them."""
-        retrying = Retrying(
-            stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_random_exponential(multiplier=2 * BACKOFF_SECONDS, max=LONGEST_BACKOFF_SECONDS),
-            retry=retry_if_exception_type(TransientError),
-            sleep=self.nap,
-            reraise=True,
-        )
-        return retrying(self._once, work)
+        return retried(lambda: self._once(work), lambda error: isinstance(error, TransientError), ATTEMPTS, self.nap)
 
     def body(self, url: str, most_bytes: int, redirects: int, **request: Any) -> bytes:
-        """A whole answer, unpacked. To be called within `patiently`; `request` is what `requests` takes."""
+        """A whole answer, unpacked. To be called within `retried`; `request` is what `requests` takes."""
         with self.opened(url, redirects, **request) as answer:
             packed = b"".join(pieces(answer, most_bytes))
             return unpacked(packed, answer.headers, most_bytes)
 
     @contextmanager
     def opened(self, url: str, redirects: int, **request: Any) -> Iterator[requests.Response]:
-        """An answer whose body is still to be read. To be called within `patiently`."""
+        """An answer whose body is still to be read. To be called within `retried`."""
         for _ in range(redirects + 1):
             with self.session.get(url, stream=True, timeout=TIMEOUT_SECONDS, **request) as answer:
                 if not answer.is_redirect:
