@@ -14,6 +14,7 @@ from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, NamedTuple
 from urllib.parse import unquote
@@ -32,8 +33,6 @@ _MAGIC = re.compile(
 _ENDING = re.compile(rf"(?<=[^/\\])\.({'|'.join(ENDINGS)})(\.[0-9]+)?$", re.IGNORECASE)  # `.jpg.1` is wget's
 HEAD_BYTES = 16
 LARGEST_BYTES = 64 << 20
-PADDING_BYTES = 11_264
-"""Zeros that tar writes at most: an end mark of two blocks, then up to a full record of twenty."""
 MOST_LINKS = 8
 """Links are followed through so many others."""
 
@@ -191,13 +190,9 @@ def _folder_files(folder: Path, left_out: LeftOut) -> Iterator[_File]:
                 unreadable(error)
                 continue
             if stat.S_ISREG(status.st_mode):
-                yield _File(name, status.st_size, path, str(path), partial(_opened, path))
+                yield _File(name, status.st_size, path, str(path), partial(open, path, "rb"))
             else:
                 left_out.add("things that are neither file nor folder", path)
-
-
-def _opened(path: Path) -> IO[bytes]:
-    return open(path, "rb")
 
 
 def _tar_files(path: Path, keys: Container[str], left_out: LeftOut) -> Iterator[_File]:
@@ -213,9 +208,10 @@ def _tar_files(path: Path, keys: Container[str], left_out: LeftOut) -> Iterator[
                 links.setdefault(_target(member), []).append(member.name)
         elif not member.isdir():
             left_out.add("things that are neither file nor folder", f"{path}, member {member.name!r}")
+    lost: list[str] = []
     for _ in range(MOST_LINKS):
         if not links:
-            return
+            break
         further: dict[str, list[str]] = {}
         for tar, member in _members(path):
             names = links.pop(posixpath.normpath(member.name), [])
@@ -223,10 +219,9 @@ def _tar_files(path: Path, keys: Container[str], left_out: LeftOut) -> Iterator[
                 further.setdefault(_target(member), []).extend(names)
             for name in names if member.isreg() else ():
                 yield _tar_file(path, tar, member, name)
-        for name in (name for names in links.values() for name in names):
-            left_out.add("links to what is not in their tar", f"{path}, member {name!r}")
+        lost.extend(chain(*links.values()))
         links = further
-    for name in (name for names in links.values() for name in names):
+    for name in chain(lost, *links.values()):
         left_out.add("links to what is not in their tar", f"{path}, member {name!r}")
 
 
@@ -263,7 +258,7 @@ def _members(path: Path, left_out: LeftOut | None = None) -> Iterator[tuple[tarf
             with _told(path, where):
                 member, end = tar.next(), tar.offset
                 if member is None and not _goes_on(tar):
-                    if left_out is not None and tar.offset - end > PADDING_BYTES:
+                    if left_out is not None and tar.offset - end > tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE:
                         left_out.add("tars with more zeros at their end than tar writes: not copied whole?", path)
                     return
                 if member is not None and (member.size < 0 or member.offset <= reached):
