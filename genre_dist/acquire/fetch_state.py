@@ -206,7 +206,7 @@ class State:
 
         If TMDB has no poster, the one that the film had before is meant.
         """
-        if self.posters.get(film) is None:
+        if film not in self.posters:
             return None
         line = self._line(self.posters, film)
         return line if line["path"] == path or not path else None
