@@ -112,8 +112,8 @@ def place_of(ids: NDArray[np.int64], film: int) -> int | None:
 def choose(catalogue: Place, recipe: Recipe, before: Before) -> Chosen:
     """Read the catalogue once: the films to pack, in which shard each goes, and the words of the train split.
 
-    Raises ValueError for a film that is there twice, and for a catalogue that knows less than half of the films packed
-    before: it is another one, not a later state.
+    Raises ValueError for a film that is there twice, for a catalogue without a film to pack, and for one that knows
+    less than half of the films packed before: it is another one, not a later state.
     """
     ids, keys, splits = array("q"), array("Q"), array("b")
     counts: Counter[str] = Counter()
@@ -135,6 +135,11 @@ def choose(catalogue: Place, recipe: Recipe, before: Before) -> Chosen:
         if split == "train" and not before.reports:  # words of val and test would tell something of them
             counts.update(tokenise(f"{row['title'] or ''} {row['overview'] or ''}"))
             forget_rare(counts)
+    if not before.reports and not ids:
+        reasons = ", ".join(f"{count:,} with {reason}" for reason, count in left_out.most_common())
+        raise ValueError(
+            f"{catalogue}: no film to pack ({reasons or 'it is empty'}); require less with --require, or import more"
+        )
     if 2 * known < len(before.ids):
         raise ValueError(
             f"{catalogue} knows {known:,} of the {len(before.ids):,} films packed before: another catalogue? Pack it "

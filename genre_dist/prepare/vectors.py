@@ -6,7 +6,7 @@ import math
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, count, islice, takewhile
 from pathlib import PurePosixPath
@@ -43,7 +43,7 @@ class WordVectors(NamedTuple):
         return len(next(iter(self.of.values()), ()))
 
 
-def read_vectors(path: Place, wanted: Mapping[str, int] | set[str]) -> WordVectors:
+def read_vectors(path: Place, wanted: Collection[str]) -> WordVectors:
     """The wanted words' vectors, float32 [dim], of any width, from a file or a URL's place.
 
     Read are GloVe's and word2vec's text (`word number number ...` lines, with or without a first line `words width`),

@@ -102,7 +102,7 @@ def test_an_interrupted_pack_to_an_object_store_has_no_manifest_and_goes_on(
     sample_catalogue: Path, sample_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = place("memory://interrupted/shards")
-    from genre_dist.prepare import pool
+    from genre_dist.prepare import pack as packing
 
     packed: list[str] = []
 
@@ -112,13 +112,13 @@ def test_an_interrupted_pack_to_an_object_store_has_no_manifest_and_goes_on(
         packed.append(job.file)
         return shard_module.pack_shard(job)
 
-    monkeypatch.setattr(pool, "pack_shard", stop_at_the_third)
+    monkeypatch.setattr(packing, "pack_shard", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         pack(sample_catalogue, out, **OPTIONS)
     there = contents("memory://interrupted/shards")
     assert "manifest.json" not in there
     assert {name for name in there if name.endswith(".tar")} == set(packed)
-    monkeypatch.setattr(pool, "pack_shard", lambda job: packed.append(job.file) or shard_module.pack_shard(job))
+    monkeypatch.setattr(packing, "pack_shard", lambda job: packed.append(job.file) or shard_module.pack_shard(job))
     pack(sample_catalogue, out, **OPTIONS)
     assert len(packed) == len(set(packed)), "what was finished is left alone"
     assert contents("memory://interrupted/shards") == snapshot(sample_shards)
