@@ -17,8 +17,9 @@ from typing import Any, NamedTuple, TypeVar
 from genre_dist.acquire.journal import Journal, Line, Offsets, Row
 from genre_dist.acquire.tally import Tally
 from genre_dist.acquire.tmdb import MOST_PAGES, Tmdb
-from genre_dist.acquire.web import FetchError, StoppedError, Web, outcomes
+from genre_dist.acquire.web import FetchError, StoppedError, Web
 from genre_dist.acquire.windows import Window
+from genre_dist.workers import outcomes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

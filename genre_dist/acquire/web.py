@@ -10,11 +10,9 @@ import logging
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from itertools import islice
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -36,7 +34,6 @@ LONGEST_PAUSE_SECONDS = 15 * 60.0
 """Of pauses that the server asks for with no answer between them; beyond, the fetch ends."""
 CHUNK_BYTES = 1 << 16
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -203,22 +200,3 @@ def _inflated(body: bytes, most_bytes: int) -> bytes:
     if not inflater.eof and len(inflated) <= most_bytes:
         raise EOFError
     return inflated
-
-
-def outcomes(
-    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], in_flight: int, in_order: bool
-) -> Iterator[tuple[Item, "Future[Result]"]]:
-    """Work on items in threads, `in_flight` of them at a time: each with its finished future, in order or as they end.
-
-    Items are taken one by one as there is room, so neither they nor the results add up in memory.
-    """
-    running: dict[Future[Result], Item] = {}
-    source = iter(items)
-    while True:
-        for item in islice(source, in_flight - len(running)):
-            running[pool.submit(work, item)] = item
-        if not running:
-            return
-        first = [next(iter(running))] if in_order else running
-        for future in wait(first, return_when=FIRST_COMPLETED).done:
-            yield running.pop(future), future

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from genre_dist.acquire.catalogue import read_rows
 from genre_dist.genres import INDEX_OF_ID
-from genre_dist.prepare.report import Recipe, Report, shortened, whole_report
+from genre_dist.prepare.report import Recipe, Report, read_report, shortened
 from genre_dist.prepare.shard import films_of
 from genre_dist.prepare.splits import order_key, split_of
 from genre_dist.prepare.vocabulary import forget_rare, tokenise
@@ -58,7 +58,7 @@ def packed_before(out: Place, recipe: Recipe) -> Before:
         raise ValueError(f"{error} (--overwrite replaces what is there)") from None
     reports, ids = [], []
     for shard in manifest.shards:
-        report, films = whole_report(out / shard.file), films_of(out, shard)
+        report, films = read_report(out / shard.file, damaged_is_none=True), films_of(out, shard)
         if report is None or films is None or report.shard != shard:
             continue
         _refuse_other_options(out, report.recipe, recipe)

@@ -3,9 +3,9 @@
 import errno
 import hashlib
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,17 +32,18 @@ from genre_dist.prepare.report import (
     Problem,
     Recipe,
     Report,
+    read_report,
     recipe_key,
     report_path,
     save_report,
     shortened,
-    whole_report,
 )
 from genre_dist.prepare.vocabulary import encode, load_words, tokenise
 from genre_dist.storage import Place, has_size, is_remote, read_bytes, remove
 from genre_dist.stream import tar
 from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, DamagedArrayError, index_path, load_array, save_array
 from genre_dist.stream.manifest import Shard
+from genre_dist.workers import outcomes
 
 READ_AHEAD = 16
 """Posters asked for at a time, where the catalogue is remote."""
@@ -65,7 +66,7 @@ class Job:
 
 def finished(job: Job) -> Report | None:
     """The report of a shard that is already packed from the same films in the same way, else None; shortened."""
-    report = whole_report(job.out / job.file)
+    report = read_report(job.out / job.file, damaged_is_none=True)
     if report is None or report.key != _key(job) or films_of(job.out, report.shard) is None:
         return None
     return shortened(report)
@@ -215,11 +216,6 @@ def _with_files(
     if not is_remote(job.catalogue):
         yield from ((film, path, read(path)) for film, path in placed)
         return
-    coming: deque[tuple[dict[str, Any], Place | None, Future[bytes | OSError]]] = deque()
     with ThreadPoolExecutor(READ_AHEAD) as pool:
-        for film, path in placed:
-            coming.append((film, path, pool.submit(read, path)))
-            if len(coming) > READ_AHEAD:
-                first, first_path, data = coming.popleft()
-                yield first, first_path, data.result()
-        yield from ((film, path, data.result()) for film, path, data in coming)
+        for (film, path), data in outcomes(pool, lambda item: read(item[1]), placed, READ_AHEAD, in_order=True):
+            yield film, path, data.result()
