@@ -183,11 +183,11 @@ def file_version(path: Place) -> tuple[int, str]:
     if isinstance(path, Path):
         about = path.stat()
         return about.st_size, str(about.st_mtime_ns)
-    told = _remotely(path, lambda: path.fs.info(path.path))
-    if told["size"] is None:
+    info = _remotely(path, lambda: path.fs.info(path.path))
+    if info["size"] is None:
         raise ValueError(f"{path}: the server does not tell the size of its files (no Content-Length)")
-    version = next((told[key] for key in ("ETag", "LastModified", "Last-Modified") if told.get(key)), "")
-    return int(told["size"]), printable(version)
+    version = next((info[key] for key in ("ETag", "LastModified", "Last-Modified") if info.get(key)), "")
+    return int(info["size"]), printable(version)
 
 
 def exists(path: Place) -> bool:
@@ -325,8 +325,8 @@ def _remotely(path: "UPath", work: Callable[[], Result]) -> Result:
 
 def _status(error: Exception) -> int | None:
     """The HTTP status behind an error of a client library."""
-    found = getattr(error, "status", None)
-    return found if isinstance(found, int) else None
+    status = getattr(error, "status", None)
+    return status if isinstance(status, int) else None
 
 
 def _may_pass(error: BaseException) -> bool:

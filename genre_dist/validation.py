@@ -15,7 +15,7 @@ from genre_dist.storage import Place, file_size, read_bytes
 
 LARGEST_BYTES = 64 << 20
 """A JSON file above this is refused before it is read."""
-LONGEST_VALUE, LONGEST_TOLD = 80, 300
+LONGEST_VALUE, LONGEST_LINE = 80, 300
 _PLAIN = {
     "Predicate 'is_file_name' failed": "not the name of a file in or below its folder",
     "Predicate 'is_sha256' failed": "not a SHA-256 (64 hex digits)",
@@ -58,10 +58,10 @@ def parse_json(kind: type[Kind], written: bytes, path: Place | str, remedy: str)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]
         key = ".".join(map(str, problem["loc"]))
-        is_told = problem["type"] in ("missing", "json_invalid", "value_error")
-        found = "" if is_told else f", found {_one_line(repr(problem['input']), LONGEST_VALUE)}"
-        told = _one_line(_PLAIN.get(problem["msg"], problem["msg"].removeprefix("Value error, ")))
-        raise ValueError(f"{path}: {_one_line(key) + ': ' if key else ''}{told}{found}; {remedy}") from None
+        is_plain = problem["type"] in ("missing", "json_invalid", "value_error")
+        value = "" if is_plain else f", found {_one_line(repr(problem['input']), LONGEST_VALUE)}"
+        message = _one_line(_PLAIN.get(problem["msg"], problem["msg"].removeprefix("Value error, ")))
+        raise ValueError(f"{path}: {_one_line(key) + ': ' if key else ''}{message}{value}; {remedy}") from None
 
 
 def read_json(kind: type[Kind], path: Place, remedy: str) -> Kind:
@@ -89,6 +89,6 @@ def _failing_fast(schema: Any) -> Any:
     return changed | {"fail_fast": True} if schema.get("type") in ("list", "tuple", "set", "dict") else changed
 
 
-def _one_line(text: str, most: int = LONGEST_TOLD) -> str:
-    told = re.sub(r"\s+", " ", "".join(letter if letter.isprintable() else " " for letter in text)).strip()
-    return told if len(told) <= most else f"{told[:most]}..."
+def _one_line(text: str, most: int = LONGEST_LINE) -> str:
+    line = re.sub(r"\s+", " ", "".join(letter if letter.isprintable() else " " for letter in text)).strip()
+    return line if len(line) <= most else f"{line[:most]}..."

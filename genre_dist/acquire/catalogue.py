@@ -133,16 +133,16 @@ def read_rows(catalogue: Place, columns: Sequence[str] | None = None) -> Iterato
     if missing or other:
         file.close()
         types = ", ".join(f"{field.name} as {field.type}" for field in other)
-        told = f"has {printable(types)[:300]}" if other else f"lacks {', '.join(missing)} (or has them twice)"
-        raise ValueError(f"{movies_file(catalogue)} {told}: it is no catalogue of ours; {HOW_TO_MAKE_ONE}")
+        problem = f"has {printable(types)[:300]}" if other else f"lacks {', '.join(missing)} (or has them twice)"
+        raise ValueError(f"{movies_file(catalogue)} {problem}: it is no catalogue of ours; {HOW_TO_MAKE_ONE}")
     schema = pa.schema([SCHEMA.field(name) for name in names])
     return _checked(stream_rows(file, movies_file(catalogue), names, HOW_TO_MAKE_ONE, schema), movies_file(catalogue))
 
 
 def _fits(field: pa.Field) -> bool:
     """Whether a column is of a type that can be read as the catalogue's."""
-    found, wanted = field.type, SCHEMA.field(field.name).type
-    return bool(found == wanted or pa.types.is_null(found) or any(of(found) and of(wanted) for of in _KINDS))
+    kind, wanted = field.type, SCHEMA.field(field.name).type
+    return bool(kind == wanted or pa.types.is_null(kind) or any(of(kind) and of(wanted) for of in _KINDS))
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -106,7 +106,7 @@ def _record_page(work: Work, key: str, number: int, answer: PageAnswer) -> None:
 def film_lines(work: Work, rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
     """The journal's lines for the films that are new or to be refreshed, and whether --limit has room for all."""
     state, limit = work.state, work.options.limit
-    room = None if limit is None else limit - len(state.films)
+    left = None if limit is None else limit - len(state.films)
     lines: dict[int, dict[str, Any]] = {}
     fetched_at = now()
     for row in rows:
@@ -115,9 +115,9 @@ def film_lines(work: Work, rows: Iterable[dict[str, Any]]) -> tuple[list[dict[st
             continue
         if film in state.films:
             row["imdb_id"] = row["imdb_id"] or state.film(film)["imdb_id"]
-        elif room is not None:
-            if room <= 0:
+        elif left is not None:
+            if left <= 0:
                 return list(lines.values()), False
-            room -= 1
+            left -= 1
         lines[film] = {"film": row | {"fetched_at": fetched_at}}
     return list(lines.values()), True

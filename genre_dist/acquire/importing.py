@@ -110,7 +110,7 @@ def _take(poster: Poster, film: int, out: Path, taken: dict[int, _Taken], left_o
     if film in taken and poster.look <= taken[film].look:
         left_out.add("further files for films that have a poster, left out", poster.where)
         return
-    size, sha256 = _link(poster.place, out, film) or write_poster(out, film, io.BytesIO(poster.read()))
+    size, sha256 = _link(poster.source, out, film) or write_poster(out, film, io.BytesIO(poster.read()))
     taken[film] = _Taken(size, sha256, poster.look)
 
 

@@ -57,7 +57,7 @@ class TarMember(NamedTuple):
 
     def read_bytes(self) -> bytes:
         """What the file holds. Raises ValueError if the tar is not what it was."""
-        with _told(self.tar, f"byte {self.offset}"), open(self.tar, "rb") as file:
+        with _damage_at(self.tar, f"byte {self.offset}"), open(self.tar, "rb") as file:
             file.seek(self.offset)
             with tarfile.TarFile(fileobj=file) as tar:
                 member = tar.next()
@@ -71,22 +71,22 @@ class Poster(NamedTuple):
 
     key: str
     look: Look
-    place: Path | TarMember
+    source: Path | TarMember
     where: str
     """In words."""
     file: IO[bytes]
 
     def read(self) -> bytes:
         """What the file holds. Raises ValueError if the tar it lies in is damaged there."""
-        path = self.place if isinstance(self.place, Path) else self.place.tar
-        with _told(path, self.where):
+        path = self.source if isinstance(self.source, Path) else self.source.tar
+        with _damage_at(path, self.where):
             return self.file.read()
 
 
 class _File(NamedTuple):
     name: str
     size: int
-    place: Path | TarMember
+    source: Path | TarMember
     where: str
     open: Callable[[], IO[bytes]]
 
@@ -108,14 +108,14 @@ def poster_key(text: str) -> str:
 
 
 def find_posters(
-    place: Path, keys: Container[str], left_out: LeftOut, progress: Callable[[], None] = lambda: None
+    source: Path, keys: Container[str], left_out: LeftOut, progress: Callable[[], None] = lambda: None
 ) -> Iterator[Poster]:
     """The files of a folder or tar that are named by one of the keys, always in the same order.
 
     `progress` is called for every file that is looked at. Raises ValueError for a tar that is damaged, naming the
     place, when it gets there.
     """
-    for file in _folder_files(place, left_out) if place.is_dir() else _tar_files(place, keys, left_out):
+    for file in _folder_files(source, left_out) if source.is_dir() else _tar_files(source, keys, left_out):
         progress()
         key = _key_among(file.name, keys)
         is_named_so = _ENDING.search(file.name) is not None and not posixpath.basename(file.name).startswith(".")
@@ -126,8 +126,8 @@ def find_posters(
             opened = file.open()
             head = opened.peek(HEAD_BYTES)  # type: ignore[attr-defined]  # all are buffered
         except Exception as error:
-            if isinstance(file.place, TarMember):
-                raise _damaged(file.place.tar, file.where, error) from error
+            if isinstance(file.source, TarMember):
+                raise _damaged(file.source.tar, file.where, error) from error
             left_out.add("files that cannot be read", f"{file.where} ({error})")
             continue
         with opened:
@@ -144,7 +144,7 @@ def find_posters(
                         "files that are named like pictures but are none, taken where there is nothing better",
                         file.where,
                     )
-                yield Poster(key, look, file.place, file.where, opened)
+                yield Poster(key, look, file.source, file.where, opened)
 
 
 def refuse_compressed(tar: Path) -> None:
@@ -255,7 +255,7 @@ def _members(path: Path, left_out: LeftOut | None = None) -> Iterator[tuple[tarf
     with opened as tar:
         reached = -1
         while True:
-            with _told(path, where):
+            with _damage_at(path, where):
                 member, end = tar.next(), tar.offset
                 if member is None and not _goes_on(tar):
                     if left_out is not None and tar.offset - end > tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE:
@@ -289,7 +289,7 @@ def _goes_on(tar: tarfile.TarFile) -> bool:
 
 
 @contextmanager
-def _told(path: Path, where: str) -> Iterator[None]:
+def _damage_at(path: Path, where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # for damaged archives tarfile raises errors of many kinds

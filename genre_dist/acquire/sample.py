@@ -175,12 +175,12 @@ def _overview(rng: np.random.Generator, cues: list[str]) -> str:
     """15 to about 60 words: sentences that say nothing, and one with words of each genre in `cues`."""
     sentences = rng.choice(FILLER, int(rng.integers(2, 4)) if len(cues) < 3 else 1, replace=False)
     names = {"name": _name(rng), "place": _name(rng)}
-    told = [str(sentence).format(**names) for sentence in sentences]
+    text = [str(sentence).format(**names) for sentence in sentences]
     for genre in cues:
         a, b, c = rng.choice(PROFILES[genre][2], 3, replace=False)
-        told.append(_pick(rng, TELLING).format(a=a, b=b, c=c, **names))
-    rng.shuffle(told)
-    return " ".join(told)
+        text.append(_pick(rng, TELLING).format(a=a, b=b, c=c, **names))
+    rng.shuffle(text)
+    return " ".join(text)
 
 
 # ---- posters --------------------------------------------------------------------------------------------------------

@@ -85,12 +85,12 @@ def open_table(path: Path, columns: Mapping[str, str], poster_column: str, neede
     Raises ValueError, with the columns there are, if one that is named or needed is not among them.
     """
     has = _columns_of(path)
-    told = printable(", ".join(name[:40] for name in has[:40]))
+    shown = printable(", ".join(name[:40] for name in has[:40]))
     for ours, theirs in columns.items():
         if ours not in MAPPABLE:
             raise ValueError(f"--columns: {ours!r} is no column of a catalogue; there are {', '.join(MAPPABLE)}")
         if theirs not in has:
-            raise ValueError(f"--columns: {path} has no column {theirs!r} for {ours}; it has {told}")
+            raise ValueError(f"--columns: {path} has no column {theirs!r} for {ours}; it has {shown}")
     source = {name: columns.get(name, name) for name in MAPPABLE if columns.get(name, name) in has}
     genres = source.pop("genres", None)
     if genres and ("genres" in columns or "genre_ids" not in source):
@@ -98,11 +98,11 @@ def open_table(path: Path, columns: Mapping[str, str], poster_column: str, neede
     for name in needed:
         if name not in source:
             raise ValueError(
-                f"{path} has no column {name!r}; it has {told}. Say which of them it is with --columns {name}=COLUMN"
+                f"{path} has no column {name!r}; it has {shown}. Say which of them it is with --columns {name}=COLUMN"
             )
     source["key"] = columns.get(poster_column, source.get(poster_column, poster_column))
     if source["key"] not in has:
-        raise ValueError(f"--poster_key: {path} has no column {source['key']!r}; it has {told}")
+        raise ValueError(f"--poster_key: {path} has no column {source['key']!r}; it has {shown}")
     return FilmTable(path, source)
 
 
@@ -188,8 +188,8 @@ def film_id(value: Any, table: Path, number: int) -> int:
     """A cell as TMDB id. ValueError, with the table and the row's number, if it is no whole number above 0."""
     text = whole_number(text_of(value))
     if not re.fullmatch("[0-9]{1,18}", text) or int(text) == 0:
-        told = repr(value) if len(repr(value)) <= 80 else f"{value!r:.80}..."
-        raise ValueError(f"{table}, row {number}: {told} is no TMDB id (a whole number above 0); mend or delete it")
+        shown = repr(value) if len(repr(value)) <= 80 else f"{value!r:.80}..."
+        raise ValueError(f"{table}, row {number}: {shown} is no TMDB id (a whole number above 0); mend or delete it")
     return int(text)
 
 

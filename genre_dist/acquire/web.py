@@ -29,7 +29,7 @@ USER_AGENT = f"genre_dist/{__version__}"
 ATTEMPTS = 6
 TIMEOUT_SECONDS = (10.0, 30.0)  # to connect; between two pieces of an answer
 PAUSE_SECONDS = 1.0  # for everybody, after a 429 that does not say how long
-TOLD_PAUSE_SECONDS = 10.0
+LONG_PAUSE_SECONDS = 10.0
 LONGEST_PAUSE_SECONDS = 15 * 60.0
 """Of pauses that the server asks for with no answer between them; beyond, the fetch ends."""
 CHUNK_BYTES = 1 << 16
@@ -64,7 +64,7 @@ class Web:
         self.session = _Session()
         self.session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
         self.session.auth = _leave_alone
-        self.turns = threading.local()  # of each thread: the limiter's number of the request that it waits for
+        self.waiting = threading.local()  # of each thread: the limiter's number of the request that it waits for
         self.session.hooks["response"].append(self._answered)  # called at an answer's head, before its body
         for scheme in ("https://", "http://"):
             self.session.mount(scheme, TimedAdapter(concurrency, lambda: self.nap(0)))
@@ -102,12 +102,12 @@ class Web:
                     yield answer
                     return
                 url = urljoin(url, answer.headers["Location"])
-        place = urlsplit(url)
-        raise FetchError(printable(f"redirected to {place.scheme}://{place.hostname}")[:200])
+        target = urlsplit(url)
+        raise FetchError(printable(f"redirected to {target.scheme}://{target.hostname}")[:200])
 
     def _once(self, work: Callable[[], Result]) -> Result:
         self.nap(0)
-        self.turns.mine = self.limiter.acquire()
+        self.waiting.mine = self.limiter.acquire()
         try:
             result = work()
             self.paused = 0.0
@@ -119,7 +119,7 @@ class Web:
         raise plain  # outside the handler, so that the error with the URL is not its context
 
     def _answered(self, *_: object, **__: object) -> None:
-        self.limiter.answered(self.turns.mine)
+        self.limiter.answered(self.waiting.mine)
 
     def _refusal(self, response: requests.Response) -> FetchError:
         status = response.status_code
@@ -133,11 +133,11 @@ class Web:
         longer = self.limiter.pause(seconds)
         self.paused += longer
         until = datetime.now().astimezone() + timedelta(seconds=seconds)
-        told = f"the server asks to wait {seconds:,.0f} s ({status}), until {until:%Y-%m-%d %H:%M:%S %Z}"
+        message = f"the server asks to wait {seconds:,.0f} s ({status}), until {until:%Y-%m-%d %H:%M:%S %Z}"
         if self.paused > LONGEST_PAUSE_SECONDS:
-            self.stop(told)
-        elif longer > TOLD_PAUSE_SECONDS:
-            print(told, file=sys.stderr, flush=True)
+            self.stop(message)
+        elif longer > LONG_PAUSE_SECONDS:
+            print(message, file=sys.stderr, flush=True)
 
 
 class _Session(requests.Session):

@@ -79,7 +79,7 @@ def _refuse_other_options(out: Place, before: Recipe, recipe: Recipe) -> None:
     there, wanted = asdict(before), asdict(recipe)
     for name, value in wanted.items():
         if name != "vocabulary_sha256" and there[name] != value:
-            old, new = (",".join(told) if isinstance(told, tuple) else told for told in (there[name], value))
+            old, new = (",".join(option) if isinstance(option, tuple) else option for option in (there[name], value))
             raise ValueError(
                 f"{out} already holds shards packed with another --{name.removesuffix('_sha256')} ({old or 'none'} "
                 f"there, {new or 'none'} here); pack into another folder, or pass --overwrite to replace them"
@@ -103,10 +103,10 @@ def _why_not(row: dict[str, Any], require: tuple[str, ...]) -> str | None:
     return None
 
 
-def place_of(ids: NDArray[np.int64], film: int) -> int | None:
+def index_of(ids: NDArray[np.int64], film: int) -> int | None:
     """Where a film is in ascending ids, None if it is not."""
-    place = int(np.searchsorted(ids, film))
-    return place if place < len(ids) and ids[place] == film else None
+    index = int(np.searchsorted(ids, film))
+    return index if index < len(ids) and ids[index] == film else None
 
 
 def choose(catalogue: Place, recipe: Recipe, before: Before) -> Chosen:
@@ -121,7 +121,7 @@ def choose(catalogue: Place, recipe: Recipe, before: Before) -> Chosen:
     known = 0
     for row in read_rows(catalogue, COLUMNS):
         film = row["tmdb_id"]
-        if place_of(before.ids, film) is not None:
+        if index_of(before.ids, film) is not None:
             known += 1
             continue
         reason = _why_not(row, recipe.require)
@@ -164,10 +164,10 @@ def _assign(
         films = np.flatnonzero(splits == number)
         films = films[np.argsort(keys[films])]
         shard[films] = len(shards) + np.arange(len(films)) // shard_size
-        wanted, place = -(-len(films) // shard_size), 0
+        wanted, index = -(-len(films) // shard_size), 0
         while wanted:
-            file = f"{split}-{place:06d}.tar"
-            place += 1
+            file = f"{split}-{index:06d}.tar"
+            index += 1
             if file not in taken:
                 shards.append((file, split))
                 wanted -= 1

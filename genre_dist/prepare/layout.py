@@ -8,7 +8,7 @@ from typing import Any
 
 from genre_dist.acquire.catalogue import read_rows
 from genre_dist.genres import INDEX_OF_ID
-from genre_dist.prepare.choosing import COLUMNS, Chosen, film_text, place_of
+from genre_dist.prepare.choosing import COLUMNS, Chosen, film_text, index_of
 from genre_dist.prepare.report import Recipe
 from genre_dist.prepare.shard import Job
 from genre_dist.prepare.splits import order_key
@@ -65,11 +65,11 @@ def lay_out(
 def _films(catalogue: Place, recipe: Recipe, chosen: Chosen, mine: range) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number of its shard, and what its shard needs to know of it, for every film."""
     for row in read_rows(catalogue, COLUMNS):
-        place = place_of(chosen.ids, row["tmdb_id"])
-        if place is None or int(chosen.shard[place]) not in mine:
+        index = index_of(chosen.ids, row["tmdb_id"])
+        if index is None or int(chosen.shard[index]) not in mine:
             continue
         yield (
-            int(chosen.shard[place]),
+            int(chosen.shard[index]),
             {
                 "tmdb_id": row["tmdb_id"],
                 "title": row["title"] or "",

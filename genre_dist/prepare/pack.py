@@ -200,14 +200,14 @@ def _words(
 
 def _read_vectors(vectors: Place, words: Collection[str]) -> WordVectors:
     """The words' vectors, with a word on what was read. Raises ValueError if the file has none of the words."""
-    found = read_vectors(vectors, words)
-    if not found.of:
+    read = read_vectors(vectors, words)
+    if not read.of:
         raise ValueError(f"{vectors}: none of the {len(words):,} words of the train split is in this file")
-    inside = "" if found.file == vectors.name else f" ({printable(found.file)})"
-    print(f"{vectors}{inside}: {found.dim} numbers a word, for {len(found.of):,} of {len(words):,} words here")
-    for note in found.notes:
+    inside = "" if read.file == vectors.name else f" ({printable(read.file)})"
+    print(f"{vectors}{inside}: {read.dim} numbers a word, for {len(read.of):,} of {len(words):,} words here")
+    for note in read.notes:
         print(f"  {note}")
-    return found
+    return read
 
 
 def _save_vocabulary(packing: Packing) -> None:

@@ -88,8 +88,8 @@ class Report:
 
 def recipe_key(recipe: Recipe, split: str, films_sha256: str) -> str:
     """Identifies what the shard's bytes should be; a finished shard with the same key is left alone."""
-    told = json.dumps([asdict(recipe), split, films_sha256], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    identity = json.dumps([asdict(recipe), split, films_sha256], sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def report_path(shard: Place) -> Place:
