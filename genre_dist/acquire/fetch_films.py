@@ -8,7 +8,8 @@ from typing import Any
 
 from genre_dist.acquire.answers import PageAnswer
 from genre_dist.acquire.fetch_state import Page, Work, now
-from genre_dist.acquire.tmdb import MOST_FILMS, film_row
+from genre_dist.acquire.tables import film_row
+from genre_dist.acquire.tmdb import MOST_FILMS
 from genre_dist.acquire.web import FetchError
 from genre_dist.acquire.windows import Window, spans
 
@@ -92,7 +93,7 @@ def _fetch_pages(work: Work, window: Window, key: str, numbers: Iterable[int]) -
 
 def _record_page(work: Work, key: str, number: int, answer: PageAnswer) -> None:
     """Record a page's films and then the page, in one write; not the page if --limit cuts it short."""
-    rows = [film_row(film, work.unknown_genres) for film in answer["results"]]
+    rows = [film_row(film["id"], film, work.unknown_genres) for film in answer["results"]]
     wanted = [row for row in rows if row["poster_path"] or not work.options.with_poster_only]
     lines, whole = film_lines(work, wanted)
     if whole:

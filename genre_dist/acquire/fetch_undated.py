@@ -13,7 +13,7 @@ from genre_dist.acquire.answers import EXPORTED, FilmAnswer, read_answer
 from genre_dist.acquire.fetch_films import film_lines
 from genre_dist.acquire.fetch_posters import MOST_REDIRECTS
 from genre_dist.acquire.fetch_state import Work
-from genre_dist.acquire.tmdb import film_row
+from genre_dist.acquire.tables import film_row
 from genre_dist.acquire.web import FetchError, StoppedError, UnreachableError, pieces
 from genre_dist.atomic import atomic_file
 
@@ -56,7 +56,7 @@ def _record_missing(work: Work, film: int, failure: FetchError) -> bool:
 
 
 def _record_film(work: Work, film: int, answer: FilmAnswer) -> None:
-    row = film_row(answer, work.unknown_genres)
+    row = film_row(film, answer, work.unknown_genres)
     if _is_wanted(work, row, answer):
         work.state.record(*film_lines(work, [row])[0])
     else:

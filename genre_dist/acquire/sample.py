@@ -6,19 +6,17 @@ number of films.
 """
 
 import io
-import sys
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from genre_dist.acquire.catalogue import CatalogueWriter, movies_file, remove_partial_files, write_poster
 from genre_dist.genres import GENRES, ID_OF_NAME
 from genre_dist.lock import one_writer
+from genre_dist.progress import progress_bar
 
 _ROWS = """\
 Action, 21, Adventure Thriller, explosion mercenary bullets chase commando fight assassin convoy rampage ambush
@@ -89,13 +87,12 @@ def make_sample(films: int, seed: int, out: Path, size: tuple[int, int] = (228, 
             f"--films {films} --seed {seed}, posters of {size[0]} x {size[1]}: "
             "give at least 1 film, a seed from 0 and at least 32 pixels"
         )
-    numbers = range(1, films + 1)
-    with one_writer(out):
+    with one_writer(out), progress_bar() as progress:
         if movies_file(out).exists():
             raise ValueError(f"{out} already holds a catalogue; delete it or give another --out")
         remove_partial_files(out)
         with CatalogueWriter(out) as writer:
-            for tmdb_id in track(numbers, "films", console=Console(stderr=True), disable=not sys.stderr.isatty()):
+            for tmdb_id in progress.track(range(1, films + 1), description="films"):
                 row, poster = _film(np.random.default_rng([seed, tmdb_id]), tmdb_id, size)
                 if poster:
                     row["poster_bytes"], row["poster_sha256"] = write_poster(out, tmdb_id, io.BytesIO(poster))

@@ -38,6 +38,13 @@ class Films(NamedTuple):
     of_key: dict[str, int]
     """The film that a poster belongs to, by the poster's key."""
 
+    def first_rows(self, rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The first row of every film; the ids are used up."""
+        for film, cells in rows:
+            if film in self.ids:
+                self.ids.remove(film)
+                yield film, cells
+
 
 class FilmTable(NamedTuple):
     """A table whose columns were found."""
@@ -211,6 +218,21 @@ def number_of(value: Any) -> float | None:
     except ValueError:
         return None
     return number if abs(number) < 3e38 else None  # false for NaN too
+
+
+def film_row(film: int, cells: Mapping[str, Any], unknown: Counter[str]) -> dict[str, Any]:
+    """A row of the catalogue from a table's cells or the API's answer, less what concerns its poster and time.
+
+    The API's lists of films give no imdb_id: it stays empty. Unknown genres are counted, and dropped.
+    """
+    return {
+        "tmdb_id": film,
+        **{name: text_of(cells.get(name)) for name in TEXT_COLUMNS},
+        "genre_ids": genre_ids(cells.get("genre_ids", cells.get("genres")), unknown),
+        "release_date": release_date(cells.get("release_date")),
+        "popularity": number_of(cells.get("popularity")),
+        "adult": whole_number(text_of(cells.get("adult"))).lower() in ("true", "1"),
+    }
 
 
 def genre_ids(cell: Any, unknown: Counter[str]) -> list[int]:

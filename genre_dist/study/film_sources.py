@@ -103,11 +103,7 @@ def _catalogue_films(catalogue: Path, text: str) -> Iterator[tuple[int, Film]]:
 def _table_films(
     table: FilmTable, known: Films, places: Mapping[int, tuple[Look, str | TarMember]], text: str
 ) -> Iterator[tuple[int, Film]]:
-    """The first row of every film, as import takes it; the known ids are used up."""
-    for film, cells in table.rows():
-        if film not in known.ids:
-            continue
-        known.ids.remove(film)
+    for film, cells in known.first_rows(table.rows()):
         look, place = places.get(film, (Look.EMPTY, ""))
         poster = None if look is Look.EMPTY else place if isinstance(place, TarMember) else Path(place)
         row = {name: text_of(cells.get(name)) for name in ("title", "overview")}
