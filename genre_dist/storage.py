@@ -215,12 +215,10 @@ def local_copy(path: Place) -> Iterator[Path]:
     if isinstance(path, Path):
         yield path
         return
-    size = file_size(path)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, path.name)
-        with open(copy, "wb") as file:
-            for start in range(0, size, RANGE_BYTES):
-                file.write(read_range(path, start, min(start + RANGE_BYTES, size), size))
+        with opened(path) as source, open(copy, "wb") as file:
+            shutil.copyfileobj(source, file, RANGE_BYTES)
         yield copy
 
 

@@ -73,7 +73,7 @@ def write_poster(catalogue: Path, tmdb_id: int, source: IO[bytes]) -> tuple[int,
 
 def remove_partial_files(catalogue: Path) -> None:
     """Remove what killed writers left, for whoever has just taken the catalogue's lock."""
-    for folder in (catalogue, *catalogue.glob("posters/*")):
+    for folder in (catalogue, catalogue / ".fetch", *catalogue.glob("posters/*")):
         remove_leftovers(folder)
 
 

@@ -19,7 +19,6 @@ from genre_dist.acquire.signals import stopping_on_signals
 from genre_dist.acquire.tally import Tally
 from genre_dist.acquire.tmdb import Tmdb, genre_differences
 from genre_dist.acquire.web import FetchError, StoppedError, Web
-from genre_dist.atomic import remove_leftovers
 from genre_dist.lock import one_writer
 from genre_dist.printable import printable
 
@@ -33,10 +32,8 @@ class FetchReport(NamedTuple):
     films: int
     posters: Counter[str]
     """Poster status -> films."""
-    missing_pages: int
-    missing_films: int
+    tally: Tally
     unknown_genres: Counter[str]
-    notes: list[str]
     stopped: str
     """Why the fetch ended before its end; '' if it did not."""
 
@@ -46,7 +43,8 @@ class FetchReport(NamedTuple):
 
     def is_complete(self) -> bool:
         """Whether nothing that was asked for is missing."""
-        return not (self.missing_pages or self.missing_films or self.failed_posters() or self.stopped)
+        missing = self.tally.missing_pages or self.tally.missing_films
+        return not (missing or self.failed_posters() or self.stopped)
 
 
 def fetch(options: FetchOptions) -> FetchReport:
@@ -60,7 +58,6 @@ def fetch(options: FetchOptions) -> FetchReport:
     try:
         with stopping_on_signals(web.stop), one_writer(options.out):
             remove_partial_files(options.out)
-            remove_leftovers(options.out / ".fetch")
             return _fetch(options, web)
     except OSError as error:
         raise OSError(
@@ -70,7 +67,8 @@ def fetch(options: FetchOptions) -> FetchReport:
 
 
 def _fetch(options: FetchOptions, web: Web) -> FetchReport:
-    with Journal(options.out / ".fetch" / "journal.jsonl") as journal, Tally() as tally:
+    tally = Tally()
+    with Journal(options.out / ".fetch" / "journal.jsonl") as journal, tally.progress:
         state = State(journal)
         if state.damaged:
             tally.notes.append(
@@ -88,15 +86,7 @@ def _fetch(options: FetchOptions, web: Web) -> FetchReport:
                 web.stop("")  # nothing is under way but after an error; then threads would go on while the pool waits
         stopped = web.why_stopped or ("the server is out of reach before the end" if tally.hopeless() else "")
         posters = write_catalogue(state, options)
-    return FetchReport(
-        len(state.films),
-        posters,
-        tally.missing_pages,
-        tally.missing_films,
-        work.unknown_genres,
-        tally.notes,
-        stopped,
-    )
+    return FetchReport(len(state.films), posters, tally, work.unknown_genres, stopped)
 
 
 def _fetch_all(work: Work) -> None:
@@ -118,13 +108,11 @@ def _fetch_all(work: Work) -> None:
 def summary(report: FetchReport, options: FetchOptions) -> list[str]:
     """The report in lines for the user."""
     lines = [f"{options.out}: {report.films:,} films, {report.posters['ok']:,} with a poster"]
-    lines += [f"  {printable(note)}" for note in report.notes]
+    lines += [f"  {printable(note)}" for note in report.tally.notes]
     unknown = report.unknown_genres.most_common(10)
     lines += [f"  {n:,} times the unknown genre `{printable(name)}`, dropped" for name, n in unknown]
-    if report.missing_pages:
-        lines.append(f"  {report.missing_pages:,} pages of films are missing; run again to fetch them")
-    if report.missing_films:
-        lines.append(f"  {report.missing_films:,} films without a date are missing; run again to fetch them")
+    missing = {"pages of films": report.tally.missing_pages, "films without a date": report.tally.missing_films}
+    lines += [f"  {n:,} {what} are missing; run again to fetch them" for what, n in missing.items() if n]
     lines += [f"  {n:,} posters {printable(reason)}" for reason, n in report.failed_posters().most_common(10)]
     if any(status != NOT_YET for status in report.failed_posters()):
         lines.append("  run again with --retry_failed to try these posters again")
