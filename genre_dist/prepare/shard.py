@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -176,46 +176,38 @@ class Outcome(NamedTuple):
 
 
 def _with_posters(films: Iterable[dict[str, Any]], job: Job) -> Iterator[tuple[dict[str, Any], Outcome]]:
-    """Each film with its poster as a JPEG of the shards' shape."""
-    recipe = job.recipe
-    for film, path, data in _with_files(films, job):
-        if path is None:
-            yield film, Outcome(None, NO_POSTER, "")
-        elif isinstance(data, OSError):
-            if isinstance(data, FileNotFoundError):
-                yield film, Outcome(None, UNREADABLE, f"{path} is missing", NO_FILE)
-            else:
-                yield film, Outcome(None, UNREADABLE, f"{path}: {data.strerror}", NOT_OPENED)
-        else:
-            try:
-                jpeg, odd = square_jpeg(data, recipe.size, recipe.fit, recipe.quality)
-            except ValueError as error:
-                yield film, Outcome(None, UNREADABLE, f"{path}: {error}")
-            else:
-                kind = odd if odd == UNTOUCHED else ODD if odd else RESIZED
-                yield film, Outcome(jpeg, kind, odd)
-
-
-def _with_files(
-    films: Iterable[dict[str, Any]], job: Job
-) -> Iterator[tuple[dict[str, Any], Place | None, bytes | OSError]]:
-    """Each film with its poster's file, None without one, and its bytes or why it cannot be opened.
-
-    Remote files are asked for READ_AHEAD at a time.
-    """
-
-    def read(path: Place | None) -> bytes | OSError:
-        try:
-            if isinstance(path, Path) and path.stat().st_size > MAX_BYTES:
-                return OSError(errno.EFBIG, f"more than {MAX_BYTES:,} bytes")
-            return b"" if path is None else read_bytes(path)
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-            return error
-
-    placed = ((film, None if film["poster"] is None else poster_file(job.catalogue, film["tmdb_id"])) for film in films)
+    """Each film with its poster as a JPEG of the shards' shape. Remote files are asked for READ_AHEAD at a time."""
     if not is_remote(job.catalogue):
-        yield from ((film, path, read(path)) for film, path in placed)
+        yield from ((film, _outcome(film, _read(film, job), job)) for film in films)
         return
     with ThreadPoolExecutor(READ_AHEAD) as pool:
-        for (film, path), data in outcomes(pool, lambda item: read(item[1]), placed, READ_AHEAD, in_order=True):
-            yield film, path, data.result()
+        for film, data in outcomes(pool, partial(_read, job=job), films, READ_AHEAD, in_order=True):
+            yield film, _outcome(film, data.result(), job)
+
+
+def _read(film: dict[str, Any], job: Job) -> bytes | OSError | None:
+    """The film's poster, or why it cannot be opened; None without one."""
+    path = poster_file(job.catalogue, film["tmdb_id"])
+    try:
+        if film["poster"] is None:
+            return None
+        if isinstance(path, Path) and path.stat().st_size > MAX_BYTES:
+            return OSError(errno.EFBIG, f"more than {MAX_BYTES:,} bytes")
+        return read_bytes(path)
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        return error
+
+
+def _outcome(film: dict[str, Any], data: bytes | OSError | None, job: Job) -> Outcome:
+    path, recipe = poster_file(job.catalogue, film["tmdb_id"]), job.recipe
+    if data is None:
+        return Outcome(None, NO_POSTER, "")
+    if isinstance(data, FileNotFoundError):
+        return Outcome(None, UNREADABLE, f"{path} is missing", NO_FILE)
+    if isinstance(data, OSError):
+        return Outcome(None, UNREADABLE, f"{path}: {data.strerror}", NOT_OPENED)
+    try:
+        jpeg, odd = square_jpeg(data, recipe.size, recipe.fit, recipe.quality)
+    except ValueError as error:
+        return Outcome(None, UNREADABLE, f"{path}: {error}")
+    return Outcome(jpeg, odd if odd == UNTOUCHED else ODD if odd else RESIZED, odd)
