@@ -1,14 +1,14 @@
 """The catalogue: a folder with `movies.parquet` (one row per film) and `posters/` (one image file per film).
 
-Every way of acquiring films writes this, and packing reads it. Rows and posters are streamed; neither is ever held
-whole in memory. Both appear under their final names only when complete.
+Every way of acquiring films writes this, and packing reads it. Rows are streamed, posters written one by
+one. Both appear under their final names only when complete.
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,7 +38,6 @@ SCHEMA = pa.schema(
     ]
 )
 ROWS_PER_GROUP = 1_000
-COPY_CHUNK_BYTES = 1 << 20
 HOW_TO_MAKE_ONE = "make one with `genre-dist import`, `genre-dist fetch` or `genre-dist sample`"
 
 
@@ -55,20 +54,16 @@ def poster_file(catalogue: AnyPlace, tmdb_id: int) -> AnyPlace:
     return cast(AnyPlace, catalogue / "posters" / f"{tmdb_id % 1000:03d}" / f"{tmdb_id}.jpg")
 
 
-def write_poster(catalogue: Path, tmdb_id: int, source: IO[bytes]) -> tuple[int, str]:
-    """Copy a poster from an open file into the catalogue, in chunks; whole under its name or not there at all.
+def write_poster(catalogue: Path, tmdb_id: int, data: bytes) -> tuple[int, str]:
+    """Write a poster into the catalogue; whole under its name or not there at all.
 
     Returns its size in bytes and its SHA-256 in hex. Raises OSError when the disk is full.
     """
     target = poster_file(catalogue, tmdb_id)
     target.parent.mkdir(parents=True, exist_ok=True)
-    digest, size = hashlib.sha256(), 0
-    with atomic_file(target, sync=False) as copy:
-        while chunk := source.read(COPY_CHUNK_BYTES):
-            copy.write(chunk)
-            digest.update(chunk)
-            size += len(chunk)
-    return size, digest.hexdigest()
+    with atomic_file(target, sync=False) as file:
+        file.write(data)
+    return len(data), hashlib.sha256(data).hexdigest()
 
 
 def remove_partial_files(catalogue: Path) -> None:

@@ -23,7 +23,7 @@ def fetch_posters(work: Work) -> None:
 
     def fetch(item: tuple[int, str]) -> tuple[int, str]:
         body = download_poster(work.web, options.image_url, options.size, item[1])
-        return write_poster(options.out, item[0], io.BytesIO(body))
+        return write_poster(options.out, item[0], body)
 
     items = ((film, state.film(film)["poster_path"] or "") for film in wanted)
     for (film, path), answer in work.answers(fetch, items, work.stopping, in_order=False):

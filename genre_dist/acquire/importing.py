@@ -4,7 +4,6 @@ Passes that stream: the table for its ids (so that a bad table is refused before
 the table again to write the rows with what became of their posters. Memory holds two small entries a film.
 """
 
-import io
 import os
 import shutil
 from collections import Counter
@@ -103,7 +102,7 @@ def _take(poster: Poster, film: int, out: Path, taken: dict[int, _Taken], left_o
     if film in taken and poster.look <= taken[film].look:
         left_out.add("further files for films that have a poster, left out", poster.where)
         return
-    size, sha256 = _link(poster.source, out, film) or write_poster(out, film, io.BytesIO(poster.read()))
+    size, sha256 = _link(poster.source, out, film) or write_poster(out, film, poster.read())
     taken[film] = _Taken(size, sha256, poster.look)
 
 

@@ -5,7 +5,6 @@ a model that sees both does better than one that sees either, and none can be pe
 number of films.
 """
 
-import io
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -95,7 +94,7 @@ def make_sample(films: int, seed: int, out: Path, size: tuple[int, int] = (228, 
             for tmdb_id in progress.track(range(1, films + 1), description="films"):
                 row, poster = _film(np.random.default_rng([seed, tmdb_id]), tmdb_id, size)
                 if poster:
-                    row["poster_bytes"], row["poster_sha256"] = write_poster(out, tmdb_id, io.BytesIO(poster))
+                    row["poster_bytes"], row["poster_sha256"] = write_poster(out, tmdb_id, poster)
                 writer.add(row)
 
 
