@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,7 @@ HELD_BYTES = 2 << 20
 
 
 def lay_out(
-    catalogue: Place,
-    out: Place,
-    recipe: Recipe,
-    chosen: Chosen,
-    work: Path,
-    words: Path,
-    part: tuple[int, int] = (0, 1),
+    catalogue: Place, out: Place, recipe: Recipe, chosen: Chosen, work: Path, words: Path, part: tuple[int, int]
 ) -> list[Job]:
     """Read the catalogue once more and lay out the films of every shard, or of the shards number i mod n for (i, n).
 
@@ -43,22 +38,12 @@ def lay_out(
             _append(held, work)
             size = 0
     _append(held, work)
+    job = partial(Job, out=out, catalogue=catalogue, words=words, recipe=recipe)
     jobs = []
     for shard in mine:
         file, split = chosen.shards[shard]
         path = _file(work, shard)
-        jobs.append(
-            Job(
-                out=out,
-                file=file,
-                split=split,
-                catalogue=catalogue,
-                films=path,
-                films_sha256=_sort(path),
-                words=words,
-                recipe=recipe,
-            )
-        )
+        jobs.append(job(file=file, split=split, films=path, films_sha256=_sort(path)))
     return jobs
 
 
