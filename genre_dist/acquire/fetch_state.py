@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from genre_dist.acquire.journal import Journal, Line, Offsets, Row
+from genre_dist.acquire.left_out import LeftOut
 from genre_dist.acquire.tally import Tally
 from genre_dist.acquire.tmdb import MOST_PAGES, Tmdb
 from genre_dist.acquire.web import FetchError, StoppedError, Web
@@ -123,12 +124,11 @@ class State:
         self.listed: dict[str, set[int]] = {}  # the films on those pages
         self.passed_over: dict[str, set[int]] = {}  # query -> films of the id export that do not belong
         self.refresh: Refresh | None = None  # the one that is under way
-        self.damaged = self.first_damaged = 0  # lines that say nothing, and the number of the first
+        self.damaged = LeftOut()  # lines that say nothing
         self.doubtful = False  # whether what belongs to the next page may be damaged
         for number, (offset, line) in enumerate(journal.lines(), start=1):
             if line is None or not self._take(offset, line):
-                self.damaged += 1
-                self.first_damaged = self.first_damaged or number
+                self.damaged.add("damaged lines", f"line {number:,}")
                 self.doubtful = True
         self.doubtful = False
 

@@ -13,6 +13,7 @@ from genre_dist.acquire.answers import EXPORTED, FilmAnswer, read_answer
 from genre_dist.acquire.fetch_films import film_lines
 from genre_dist.acquire.fetch_posters import MOST_REDIRECTS
 from genre_dist.acquire.fetch_state import Work
+from genre_dist.acquire.left_out import LeftOut
 from genre_dist.acquire.tables import film_row
 from genre_dist.acquire.web import FetchError, StoppedError, UnreachableError, pieces
 from genre_dist.atomic import atomic_file
@@ -90,16 +91,15 @@ def _unsettled(work: Work, export: Path) -> Iterator[int]:
 
 def _exported_ids(work: Work, export: Path) -> Iterator[int]:
     """The ids of an export that is whole. Lines without one are told, and count as films that are missing."""
-    odd = []
+    odd = LeftOut()
     with gzip.open(export) as file:
         for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE), b""), start=1):
             try:
                 yield read_answer(EXPORTED, line)["id"]
             except FetchError:
-                odd.append(number)
-    if odd:
-        work.tally.missing_films += len(odd)
-        work.tally.notes.append(f"{export.name}: {len(odd):,} lines name no film, such as line {odd[0]:,}; passed over")
+                odd.add("lines name no film", f"line {number:,}")
+    work.tally.missing_films += odd.counts.total()
+    work.tally.notes += [f"{export.name}: {lines}; passed over" for lines in odd.lines()]
 
 
 def _export(work: Work, folder: Path) -> Path | None:

@@ -70,11 +70,8 @@ def _fetch(options: FetchOptions, web: Web) -> FetchReport:
     tally = Tally()
     with Journal(options.out / ".fetch" / "journal.jsonl") as journal, tally.progress:
         state = State(journal)
-        if state.damaged:
-            tally.notes.append(
-                f"{journal.path}: {state.damaged:,} damaged lines, such as line {state.first_damaged:,}, passed over; "
-                "what they said is fetched again"
-            )
+        for lines in state.damaged.lines():
+            tally.notes.append(f"{journal.path}: {lines}, passed over; what they said is fetched again")
         _adopt(state, options)
         with ThreadPoolExecutor(options.concurrency) as pool:
             work = Work(options, state, web, Tmdb(web, options.key, options.api_url), pool, tally)
