@@ -201,14 +201,6 @@ def exists(path: Place) -> bool:
     return True
 
 
-def has_size(path: Place, size: int) -> bool:
-    """Whether there is such a file, of so many bytes."""
-    try:
-        return file_size(path) == size
-    except FileNotFoundError:
-        return False
-
-
 @contextmanager
 def local_copy(path: Place) -> Iterator[Path]:
     """The file itself if it is local, otherwise a copy that goes when the block ends."""

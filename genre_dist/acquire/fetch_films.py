@@ -9,6 +9,7 @@ from typing import Any
 from genre_dist.acquire.answers import PageAnswer
 from genre_dist.acquire.fetch_state import Page, Work, now
 from genre_dist.acquire.tables import film_row
+from genre_dist.acquire.tally import PAGES
 from genre_dist.acquire.tmdb import MOST_FILMS
 from genre_dist.acquire.web import FetchError
 from genre_dist.acquire.windows import Window, spans
@@ -82,7 +83,7 @@ def _fetch_pages(work: Work, window: Window, key: str, numbers: Iterable[int]) -
 
     for number, answer in work.answers(ask, wanted, work.enough):
         if isinstance(answer, FetchError):
-            work.tally.missing_pages += 1
+            work.tally.missing[PAGES] += 1
             work.tally.failed(answer, 0)
             work.state.record({"failed": f"{key}, page {number}", "reason": str(answer)})
         else:

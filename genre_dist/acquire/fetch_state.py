@@ -235,14 +235,11 @@ class Work:
         """Whether to ask for nothing more: told to stop, or the server is out of reach."""
         return self.web.stopping.is_set() or self.tally.hopeless()
 
-    def full(self) -> bool:
-        """Whether the catalogue has the films it may have, and none of them is to be refreshed."""
-        limit = self.options.limit
-        return limit is not None and len(self.state.films) >= limit and self.state.refresh is None
-
     def enough(self) -> bool:
-        """Whether no more films are to be asked for."""
-        return self.stopping() or self.full()
+        """Whether to ask for no more films: the catalogue has those it may have, none of them to be refreshed."""
+        limit = self.options.limit
+        is_full = limit is not None and len(self.state.films) >= limit and self.state.refresh is None
+        return is_full or self.stopping()
 
     def answers(
         self, ask: Callable[[Item], Result], items: Iterable[Item], enough: Callable[[], bool], in_order: bool = True

@@ -15,6 +15,7 @@ from genre_dist.acquire.fetch_posters import MOST_REDIRECTS
 from genre_dist.acquire.fetch_state import Work
 from genre_dist.acquire.left_out import LeftOut
 from genre_dist.acquire.tables import film_row
+from genre_dist.acquire.tally import PAGES, UNDATED
 from genre_dist.acquire.web import FetchError, StoppedError, UnreachableError, pieces
 from genre_dist.atomic import atomic_file
 
@@ -51,7 +52,7 @@ def _record_missing(work: Work, film: int, failure: FetchError) -> bool:
         work.tally.succeeded()
         return True
     work.tally.failed(failure)
-    work.tally.missing_films += 1
+    work.tally.missing[UNDATED] += 1
     work.state.record({"failed": f"film {film}", "reason": str(failure)})
     return False
 
@@ -98,7 +99,7 @@ def _exported_ids(work: Work, export: Path) -> Iterator[int]:
                 yield read_answer(EXPORTED, line)["id"]
             except FetchError:
                 odd.add("lines name no film", f"line {number:,}")
-    work.tally.missing_films += odd.counts.total()
+    work.tally.missing[UNDATED] += odd.counts.total()
     work.tally.notes += [f"{export.name}: {lines}; passed over" for lines in odd.lines()]
 
 
@@ -121,7 +122,7 @@ def _export(work: Work, folder: Path) -> Path | None:
             if str(error) not in ("403", "404"):  # what the file server says of files that are not there
                 break
     work.tally.failed(failure, 0)
-    work.tally.missing_pages += 1
+    work.tally.missing[PAGES] += 1
     work.tally.notes.append(f"no id export of the last {DAYS_OF_EXPORTS} days at {work.options.export_url}: {failure}")
     return None
 

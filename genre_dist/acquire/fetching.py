@@ -43,8 +43,7 @@ class FetchReport(NamedTuple):
 
     def is_complete(self) -> bool:
         """Whether nothing that was asked for is missing."""
-        missing = self.tally.missing_pages or self.tally.missing_films
-        return not (missing or self.failed_posters() or self.stopped)
+        return not (self.tally.missing.total() or self.failed_posters() or self.stopped)
 
 
 def fetch(options: FetchOptions) -> FetchReport:
@@ -95,7 +94,7 @@ def _fetch_all(work: Work) -> None:
     fetch_films(work)
     if options.with_undated and not work.stopping():
         fetch_undated(work, options.out / ".fetch")
-    whole = not (work.stopping() or tally.missing_pages or tally.missing_films)
+    whole = not (work.stopping() or tally.missing.total())
     if whole and _covers(options, state.refresh):
         state.record({"refreshed": now()})
     if options.size != NO_POSTERS and not work.stopping():
@@ -108,8 +107,8 @@ def summary(report: FetchReport, options: FetchOptions) -> list[str]:
     lines += [f"  {printable(note)}" for note in report.tally.notes]
     unknown = report.unknown_genres.most_common(10)
     lines += [f"  {n:,} times the unknown genre `{printable(name)}`, dropped" for name, n in unknown]
-    missing = {"pages of films": report.tally.missing_pages, "films without a date": report.tally.missing_films}
-    lines += [f"  {n:,} {what} are missing; run again to fetch them" for what, n in missing.items() if n]
+    missing = report.tally.missing.items()
+    lines += [f"  {n:,} {what} are missing; run again to fetch them" for what, n in missing if n]
     lines += [f"  {n:,} posters {printable(reason)}" for reason, n in report.failed_posters().most_common(10)]
     if any(status != NOT_YET for status in report.failed_posters()):
         lines.append("  run again with --retry_failed to try these posters again")

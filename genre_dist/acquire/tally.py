@@ -7,6 +7,8 @@ from collections import Counter
 from genre_dist.acquire.web import FetchError, UnreachableError
 from genre_dist.progress import progress_bar
 
+PAGES, UNDATED = "pages of films", "films without a date"
+"""What may be missing."""
 SECONDS_PER_LINE = 10.0
 MOST_UNREACHABLE_IN_A_ROW = 50
 
@@ -16,7 +18,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.causes: Counter[str] = Counter()
-        self.missing_pages = self.missing_films = 0
+        self.missing: Counter[str] = Counter()
         self.notes: list[str] = []
         self.unreachable_in_a_row = 0
         self.progress = progress_bar()

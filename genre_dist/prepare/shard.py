@@ -39,7 +39,7 @@ from genre_dist.prepare.report import (
     shortened,
 )
 from genre_dist.prepare.vocabulary import encode, load_words, tokenise
-from genre_dist.storage import Place, has_size, is_remote, read_bytes, remove
+from genre_dist.storage import Place, file_size, is_remote, read_bytes, remove
 from genre_dist.stream import tar
 from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, DamagedArrayError, index_path, load_array, save_array
 from genre_dist.stream.manifest import Shard
@@ -80,10 +80,10 @@ def films_of(out: Place, shard: Shard) -> NDArray[np.int64] | None:
     """The films of a shard by its index, None if its tar or its index is missing or another one."""
     path = out / shard.file
     try:
-        records = load_array(index_path(path))
+        records, size = load_array(index_path(path)), file_size(path)
     except (FileNotFoundError, DamagedArrayError):
         return None
-    is_whole = records.dtype == RECORD and records.shape == (shard.samples,) and has_size(path, shard.bytes)
+    is_whole = records.dtype == RECORD and records.shape == (shard.samples,) and size == shard.bytes
     return np.array(records["id"]) if is_whole else None
 
 
