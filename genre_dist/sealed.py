@@ -11,10 +11,10 @@ from genre_dist.validation import Kind, parse_json, read_json
 _SEAL = "sha256"
 
 
-def write_sealed(path: Place, told: dict[str, Any]) -> None:
+def write_sealed(path: Place, content: dict[str, Any]) -> None:
     """Write a JSON file, whole or not at all, with the checksum of what it says under `sha256`."""
     with atomic_file(path, "w") as file:
-        json.dump(told | {_SEAL: _checksum(told)}, file, indent=1)
+        json.dump(content | {_SEAL: _checksum(content)}, file, indent=1)
 
 
 def read_sealed(kind: type[Kind], path: Place, remedy: str) -> Kind:
@@ -22,12 +22,12 @@ def read_sealed(kind: type[Kind], path: Place, remedy: str) -> Kind:
 
     Raises ValueError as `read_json` does, and for content that is not what was written.
     """
-    told = read_json(dict[str, Any], path, remedy)
-    seal = told.pop(_SEAL, None)
-    if seal is not None and seal != _checksum(told):
+    content = read_json(dict[str, Any], path, remedy)
+    seal = content.pop(_SEAL, None)
+    if seal is not None and seal != _checksum(content):
         raise ValueError(f"{path}: changed since it was written, its checksum is of something else; {remedy}")
-    return parse_json(kind, json.dumps(told).encode(), path, remedy)
+    return parse_json(kind, json.dumps(content).encode(), path, remedy)
 
 
-def _checksum(told: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +27,7 @@ Place: TypeAlias = Union[Path, "UPath"]
 Result = TypeVar("Result")
 
 ATTEMPTS = 5
-BACKOFF_SECONDS = 0.5  # twice the mean of the first wait; it doubles with every attempt
+BACKOFF_SECONDS = 1.0  # twice the mean of the first wait; it doubles with every attempt
 LONGEST_BACKOFF_SECONDS = 20.0
 CONNECT_SECONDS = 10
 SILENCE_SECONDS = 30
@@ -84,10 +84,10 @@ def read_bytes(path: Place, most: int | None = None) -> bytes:
         with open(path, "rb") as local:
             data = local.read() if most is None else _read_up_to(local, most + 1)
     elif path.protocol in ("http", "https"):
-        data = patiently(path, partial(_over_http, path, most))
+        data = _remotely(path, partial(_over_http, path, most))
     else:
         end = most + 1 if most is not None and file_size(path) > most else None
-        data = patiently(path, lambda: bytes(path.fs.cat_file(path.path, end=end)))
+        data = _remotely(path, lambda: bytes(path.fs.cat_file(path.path, end=end)))
     if most is not None and len(data) > most:
         raise ValueError(f"{path}: more than {most:,} bytes, which such a file never has")
     return data
@@ -101,10 +101,10 @@ def _read_up_to(file: IO[bytes], most: int) -> bytes:
     return bytes(data)
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a local file, which is not kept in memory."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(path: Place) -> str:
+    """The SHA-256 of a file, which is not kept in memory."""
+    with opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def read_range(path: Place, start: int, end: int, size: int) -> bytes:
@@ -117,7 +117,7 @@ def read_range(path: Place, start: int, end: int, size: int) -> bytes:
         with open(path, "rb", buffering=0) as local:
             return os.pread(local.fileno(), end - start, start)
     edges = [*range(start, end, RANGE_BYTES), end]
-    return b"".join(patiently(path, partial(_range, path, first, last, size)) for first, last in pairwise(edges))
+    return b"".join(_remotely(path, partial(_range, path, first, last, size)) for first, last in pairwise(edges))
 
 
 def _range(path: "UPath", start: int, end: int, size: int) -> bytes:
@@ -183,11 +183,11 @@ def file_version(path: Place) -> tuple[int, str]:
     if isinstance(path, Path):
         about = path.stat()
         return about.st_size, str(about.st_mtime_ns)
-    told = patiently(path, lambda: path.fs.info(path.path))
-    if told["size"] is None:
+    info = _remotely(path, lambda: path.fs.info(path.path))
+    if info["size"] is None:
         raise ValueError(f"{path}: the server does not tell the size of its files (no Content-Length)")
-    version = next((told[key] for key in ("ETag", "LastModified", "Last-Modified") if told.get(key)), "")
-    return int(told["size"]), printable(version)
+    version = next((info[key] for key in ("ETag", "LastModified", "Last-Modified") if info.get(key)), "")
+    return int(info["size"]), printable(version)
 
 
 def exists(path: Place) -> bool:
@@ -201,26 +201,16 @@ def exists(path: Place) -> bool:
     return True
 
 
-def has_size(path: Place, size: int) -> bool:
-    """Whether there is such a file, of so many bytes."""
-    try:
-        return file_size(path) == size
-    except FileNotFoundError:
-        return False
-
-
 @contextmanager
 def local_copy(path: Place) -> Iterator[Path]:
     """The file itself if it is local, otherwise a copy that goes when the block ends."""
     if isinstance(path, Path):
         yield path
         return
-    size = file_size(path)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, path.name)
-        with open(copy, "wb") as file:
-            for start in range(0, size, RANGE_BYTES):
-                file.write(read_range(path, start, min(start + RANGE_BYTES, size), size))
+        with opened(path) as source, open(copy, "wb") as file:
+            shutil.copyfileobj(source, file, RANGE_BYTES)
         yield copy
 
 
@@ -262,7 +252,7 @@ def upload(local: Path, path: Place) -> None:
     """
     assert not isinstance(path, Path)
     check_writable(path)
-    patiently(path, lambda: path.fs.put_file(str(local), path.path))
+    _remotely(path, lambda: path.fs.put_file(str(local), path.path))
 
 
 def check_writable(path: Place) -> None:
@@ -276,10 +266,8 @@ def remove(path: Place) -> None:
     if isinstance(path, Path):
         path.unlink(missing_ok=True)
         return
-    try:
-        patiently(path, lambda: path.fs.rm_file(path.path))
-    except FileNotFoundError:
-        return
+    with suppress(FileNotFoundError):
+        _remotely(path, lambda: path.fs.rm_file(path.path))
 
 
 def remove_folder(path: Place) -> None:
@@ -288,26 +276,35 @@ def remove_folder(path: Place) -> None:
         shutil.rmtree(path, ignore_errors=True)
         return
     path.fs.invalidate_cache()
-    try:
-        patiently(path, lambda: path.fs.rm(path.path, recursive=True))
-    except FileNotFoundError:
-        return
+    with suppress(FileNotFoundError):
+        _remotely(path, lambda: path.fs.rm(path.path, recursive=True))
 
 
-def patiently(path: "UPath", work: Callable[[], Result]) -> Result:
-    """Do something with a remote file, again after a while where that may help."""
-    if hasattr(path.fs, "retries"):
-        path.fs.retries = 1  # s3fs repeats by itself, five times for each of our attempts
+def retried(
+    work: Callable[[], Result],
+    may_pass: Callable[[BaseException], bool],
+    attempts: int = ATTEMPTS,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Result:
+    """Do something, again after a while for as long as its error may pass."""
     from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
     retrying = Retrying(
-        stop=stop_after_attempt(ATTEMPTS),
+        stop=stop_after_attempt(attempts),
         wait=wait_random_exponential(multiplier=BACKOFF_SECONDS, max=LONGEST_BACKOFF_SECONDS),
-        retry=retry_if_exception(_may_pass),
+        retry=retry_if_exception(may_pass),
+        sleep=sleep,
         reraise=True,
     )
+    return retrying(work)
+
+
+def _remotely(path: "UPath", work: Callable[[], Result]) -> Result:
+    """Do something with a remote file. Raises FileNotFoundError, or ValueError naming the file."""
+    if hasattr(path.fs, "retries"):
+        path.fs.retries = 1  # s3fs repeats by itself, five times for each of our attempts
     try:
-        return retrying(work)
+        return retried(work, _may_pass)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is not there") from None
     except Exception as error:  # of the client libraries, which have no common kind
@@ -318,8 +315,8 @@ def patiently(path: "UPath", work: Callable[[], Result]) -> Result:
 
 def _status(error: Exception) -> int | None:
     """The HTTP status behind an error of a client library."""
-    found = getattr(error, "status", None)
-    return found if isinstance(found, int) else None
+    status = getattr(error, "status", None)
+    return status if isinstance(status, int) else None
 
 
 def _may_pass(error: BaseException) -> bool:

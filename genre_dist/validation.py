@@ -16,7 +16,7 @@ from genre_dist.storage import Place, file_size, read_bytes
 
 LARGEST_BYTES = 64 << 20
 """A JSON file above this is refused before it is read."""
-LONGEST_VALUE, LONGEST_TOLD = 80, 300
+LONGEST_VALUE, LONGEST_LINE = 80, 300
 _PLAIN = {
     "Predicate 'is_file_name' failed": "not the name of a file in or below its folder",
     "Predicate 'is_sha256' failed": "not a SHA-256 (64 hex digits)",
@@ -58,11 +58,11 @@ def parse_json(kind: type[Kind], written: bytes, path: Place | str, remedy: str)
         return _validator(kind).validate_json(written, strict=True)  # type: ignore[arg-type]
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]
-        key = one_line(".".join(map(str, problem["loc"])), LONGEST_TOLD)
-        is_told = problem["type"] in ("missing", "json_invalid", "value_error")
-        found = "" if is_told else f", found {one_line(repr(problem['input']), LONGEST_VALUE)}"
-        told = one_line(_PLAIN.get(problem["msg"], problem["msg"].removeprefix("Value error, ")), LONGEST_TOLD)
-        raise ValueError(f"{path}: {key + ': ' if key else ''}{told}{found}; {remedy}") from None
+        key = one_line(".".join(map(str, problem["loc"])), LONGEST_LINE)
+        is_plain = problem["type"] in ("missing", "json_invalid", "value_error")
+        value = "" if is_plain else f", found {one_line(repr(problem['input']), LONGEST_VALUE)}"
+        message = one_line(_PLAIN.get(problem["msg"], problem["msg"].removeprefix("Value error, ")), LONGEST_LINE)
+        raise ValueError(f"{path}: {key + ': ' if key else ''}{message}{value}; {remedy}") from None
 
 
 def read_json(kind: type[Kind], path: Place, remedy: str) -> Kind:

@@ -1,14 +1,16 @@
-"""Work that is shared out to processes, which end when their parent does."""
+"""Work that is shared out to threads, or to processes, which end when their parent does."""
 
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from itertools import islice
 from typing import TypeVar
 
-Job = TypeVar("Job")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -18,8 +20,8 @@ def usable_cores() -> int:
 
 
 def in_processes(
-    work: Callable[[Job], Result], jobs: Sequence[Job], workers: int, doing: str
-) -> Iterator[tuple[Job, Result]]:
+    work: Callable[[Item], Result], jobs: Sequence[Item], workers: int, doing: str
+) -> Iterator[tuple[Item, Result]]:
     """Jobs with what `work`, a function at the top of a module, made of them, as they get finished.
 
     They are done here if there is one job or one worker. Raises what `work` raises, or ValueError if a process was
@@ -28,15 +30,14 @@ def in_processes(
     if workers <= 1 or len(jobs) <= 1:
         yield from ((job, work(job)) for job in jobs)
         return
-    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
     spawn = multiprocessing.get_context("spawn")  # a fork would copy the locks of whatever threads this process has
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
-        waiting = {pool.submit(work, job): job for job in jobs}
         try:
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
+            for job, future in outcomes(pool, work, jobs, 2 * workers, in_order=False):
+                yield job, future.result()
         except BrokenProcessPool:
             raise ValueError(
                 f"a process was killed at {doing}, perhaps for want of memory; what is finished stays. Run the same "
@@ -44,6 +45,25 @@ def in_processes(
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def outcomes(
+    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], in_flight: int, in_order: bool
+) -> Iterator[tuple[Item, Future[Result]]]:
+    """Work on items in a pool, `in_flight` of them at a time: each with its finished future, in order or as they end.
+
+    Items are taken one by one as there is room, so neither they nor the results add up in memory.
+    """
+    running: dict[Future[Result], Item] = {}
+    source = iter(items)
+    while True:
+        for item in islice(source, in_flight - len(running)):
+            running[pool.submit(work, item)] = item
+        if not running:
+            return
+        first = [next(iter(running))] if in_order else running
+        for future in wait(first, return_when=FIRST_COMPLETED).done:
+            yield running.pop(future), future
 
 
 def _end_with_parent() -> None:

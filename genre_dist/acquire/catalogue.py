@@ -1,21 +1,20 @@
 """The catalogue: a folder with `movies.parquet` (one row per film) and `posters/` (one image file per film).
 
-Every way of acquiring films writes this, and packing reads it. Rows and posters are streamed; neither is ever held
-whole in memory. Both appear under their final names only when complete.
+Every way of acquiring films writes this, and packing reads it. Rows are streamed, posters written one by
+one. Both appear under their final names only when complete.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genre_dist.acquire.parquet import open_parquet, stream_rows
+from genre_dist.atomic import atomic_file, remove_leftovers
 from genre_dist.printable import printable
 from genre_dist.storage import Place, exists
 
@@ -39,7 +38,6 @@ SCHEMA = pa.schema(
     ]
 )
 ROWS_PER_GROUP = 1_000
-COPY_CHUNK_BYTES = 1 << 20
 HOW_TO_MAKE_ONE = "make one with `genre-dist import`, `genre-dist fetch` or `genre-dist sample`"
 
 
@@ -56,48 +54,22 @@ def poster_file(catalogue: AnyPlace, tmdb_id: int) -> AnyPlace:
     return cast(AnyPlace, catalogue / "posters" / f"{tmdb_id % 1000:03d}" / f"{tmdb_id}.jpg")
 
 
-def partial_file(target: Path) -> Path:
-    """The name a file has until it is complete: hidden, and beside its final place so that a rename is atomic."""
-    return target.with_name(f".{target.name}.part")
-
-
-def write_poster(catalogue: Path, tmdb_id: int, source: IO[bytes]) -> tuple[int, str]:
-    """Copy a poster from an open file into the catalogue, in chunks; whole under its name or not there at all.
+def write_poster(catalogue: Path, tmdb_id: int, data: bytes) -> tuple[int, str]:
+    """Write a poster into the catalogue; whole under its name or not there at all.
 
     Returns its size in bytes and its SHA-256 in hex. Raises OSError when the disk is full.
     """
     target = poster_file(catalogue, tmdb_id)
-    partial = partial_file(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    digest, size = hashlib.sha256(), 0
-    with _removed_at_the_end(partial):
-        with partial.open("wb") as copy:
-            while chunk := source.read(COPY_CHUNK_BYTES):
-                copy.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
-        partial.replace(target)
-    return size, digest.hexdigest()
-
-
-@contextmanager
-def _removed_at_the_end(partial: Path) -> Iterator[None]:
-    """Remove a partial file if it is still there. An error of the disk gets the file's name, which it seldom has."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno and error.filename is None:
-            error.filename = str(partial)
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(target, sync=False) as file:
+        file.write(data)
+    return len(data), hashlib.sha256(data).hexdigest()
 
 
 def remove_partial_files(catalogue: Path) -> None:
     """Remove what killed writers left, for whoever has just taken the catalogue's lock."""
-    for folder in (catalogue, catalogue / "posters"):
-        for partial in folder.glob(".*.part" if folder == catalogue else "*/.*.part"):
-            partial.unlink(missing_ok=True)
+    for folder in (catalogue, catalogue / ".fetch", *catalogue.glob("posters/*")):
+        remove_leftovers(folder)
 
 
 class CatalogueWriter:
@@ -108,14 +80,26 @@ class CatalogueWriter:
     """
 
     def __init__(self, catalogue: Path) -> None:
-        self.target = movies_file(catalogue)
-        self.partial = partial_file(self.target)
         self.rows: list[dict[str, Any]] = []
+        self._writing = self._written(movies_file(catalogue))
+
+    @contextmanager
+    def _written(self, path: Path) -> Iterator[None]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            atomic_file(path) as file,
+            pq.ParquetWriter(file, SCHEMA, compression="zstd", write_page_checksum=True) as self.parquet,
+        ):
+            yield
+            if self.rows:
+                self._write_group()
 
     def __enter__(self) -> Self:
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        self.parquet = pq.ParquetWriter(self.partial, SCHEMA, compression="zstd", write_page_checksum=True)
+        self._writing.__enter__()
         return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._writing.__exit__(*error)
 
     def add(self, row: dict[str, Any]) -> None:
         """Take one film: a value, None where unknown, for every name in SCHEMA. ValueError if the names differ."""
@@ -129,19 +113,6 @@ class CatalogueWriter:
     def _write_group(self) -> None:
         self.parquet.write_table(pa.Table.from_pylist(self.rows, schema=SCHEMA))
         self.rows.clear()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with _removed_at_the_end(self.partial):
-            if kind is not None:
-                with suppress(OSError):  # what there is goes away anyway
-                    self.parquet.close()
-                return
-            if self.rows:
-                self._write_group()
-            self.parquet.close()
-            with self.partial.open("rb") as file:
-                os.fsync(file.fileno())
-            self.partial.replace(self.target)
 
 
 def read_rows(catalogue: Place, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -157,16 +128,16 @@ def read_rows(catalogue: Place, columns: Sequence[str] | None = None) -> Iterato
     if missing or other:
         file.close()
         types = ", ".join(f"{field.name} as {field.type}" for field in other)
-        told = f"has {printable(types)[:300]}" if other else f"lacks {', '.join(missing)} (or has them twice)"
-        raise ValueError(f"{movies_file(catalogue)} {told}: it is no catalogue of ours; {HOW_TO_MAKE_ONE}")
+        problem = f"has {printable(types)[:300]}" if other else f"lacks {', '.join(missing)} (or has them twice)"
+        raise ValueError(f"{movies_file(catalogue)} {problem}: it is no catalogue of ours; {HOW_TO_MAKE_ONE}")
     schema = pa.schema([SCHEMA.field(name) for name in names])
     return _checked(stream_rows(file, movies_file(catalogue), names, HOW_TO_MAKE_ONE, schema), movies_file(catalogue))
 
 
 def _fits(field: pa.Field) -> bool:
     """Whether a column is of a type that can be read as the catalogue's."""
-    found, wanted = field.type, SCHEMA.field(field.name).type
-    return bool(found == wanted or pa.types.is_null(found) or any(of(found) and of(wanted) for of in _KINDS))
+    kind, wanted = field.type, SCHEMA.field(field.name).type
+    return bool(kind == wanted or pa.types.is_null(kind) or any(of(kind) and of(wanted) for of in _KINDS))
 
 
 def _is_text(kind: pa.DataType) -> bool:

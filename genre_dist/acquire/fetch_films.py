@@ -3,25 +3,23 @@
 Pages are asked for several at a time and recorded in order, so that --limit always takes the same films.
 """
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
-from datetime import UTC, datetime
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 from genre_dist.acquire.answers import PageAnswer
-from genre_dist.acquire.fetch_state import Page, Work
-from genre_dist.acquire.tmdb import MOST_FILMS, film_row
-from genre_dist.acquire.web import FetchError, StoppedError, outcomes
+from genre_dist.acquire.fetch_state import Page, Work, now
+from genre_dist.acquire.tables import film_row
+from genre_dist.acquire.tally import PAGES
+from genre_dist.acquire.tmdb import MOST_FILMS
+from genre_dist.acquire.web import FetchError
 from genre_dist.acquire.windows import Window, spans
-
-Item = TypeVar("Item")
 
 
 def fetch_films(work: Work) -> None:
     """Record every film of the years asked for that is not recorded yet. Raises KeyRefusedError."""
     waiting = [spans([year])[0] for year in reversed(work.options.years)]
     work.tally.start("films", _count_films(work))
-    while waiting and not work.stopping() and not work.full():
+    while waiting and not work.enough():
         waiting += _fetch_window(work, waiting.pop())[::-1]
 
 
@@ -83,38 +81,20 @@ def _fetch_pages(work: Work, window: Window, key: str, numbers: Iterable[int]) -
     def ask(number: int) -> PageAnswer:
         return work.tmdb.discover(window, number, work.options.filters())
 
-    for number, future in outcomes(work.pool, ask, until_enough(work, wanted), work.options.concurrency, True):
-        answer = _answer(work, future, f"{key}, page {number}")
-        if answer is not None:
+    for number, answer in work.answers(ask, wanted, work.enough):
+        if isinstance(answer, FetchError):
+            work.tally.missing[PAGES] += 1
+            work.tally.failed(answer, 0)
+            work.state.record({"failed": f"{key}, page {number}", "reason": str(answer)})
+        else:
             _record_page(work, key, number, answer)
     recorded = work.state.pages.get(key, {})
     return all(number in recorded for number in numbers)
 
 
-def until_enough(work: Work, items: Iterable[Item]) -> Iterator[Item]:
-    """The items, as long as more is to be asked for."""
-    for item in items:
-        if work.stopping() or work.full():
-            return
-        yield item
-
-
-def _answer(work: Work, future: "Future[PageAnswer]", what: str) -> PageAnswer | None:
-    """A finished request's answer; None if there is none, and then the journal says why."""
-    try:
-        return future.result()
-    except StoppedError:
-        return None
-    except FetchError as failure:
-        work.tally.missing_pages += 1
-        work.tally.failed(failure, 0)
-        work.state.record({"failed": what, "reason": str(failure)})
-        return None
-
-
 def _record_page(work: Work, key: str, number: int, answer: PageAnswer) -> None:
     """Record a page's films and then the page, in one write; not the page if --limit cuts it short."""
-    rows = [film_row(film, work.unknown_genres) for film in answer["results"]]
+    rows = [film_row(film["id"], film, work.unknown_genres) for film in answer["results"]]
     wanted = [row for row in rows if row["poster_path"] or not work.options.with_poster_only]
     lines, whole = film_lines(work, wanted)
     if whole:
@@ -128,18 +108,18 @@ def _record_page(work: Work, key: str, number: int, answer: PageAnswer) -> None:
 def film_lines(work: Work, rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
     """The journal's lines for the films that are new or to be refreshed, and whether --limit has room for all."""
     state, limit = work.state, work.options.limit
-    room = None if limit is None else limit - len(state.films)
+    left = None if limit is None else limit - len(state.films)
     lines: dict[int, dict[str, Any]] = {}
-    now = datetime.now(UTC).replace(microsecond=0).isoformat()
+    fetched_at = now()
     for row in rows:
         film = row["tmdb_id"]
         if state.is_fresh(film) or film in lines:
             continue
         if film in state.films:
             row["imdb_id"] = row["imdb_id"] or state.film(film)["imdb_id"]
-        elif room is not None:
-            if room <= 0:
+        elif left is not None:
+            if left <= 0:
                 return list(lines.values()), False
-            room -= 1
-        lines[film] = {"film": row | {"fetched_at": now}}
+            left -= 1
+        lines[film] = {"film": row | {"fetched_at": fetched_at}}
     return list(lines.values()), True

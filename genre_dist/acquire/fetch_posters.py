@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from PIL import Image, UnidentifiedImageError, WebPImagePlugin  # noqa: F401 (Pillow loads WebP only when asked)
 
 from genre_dist.acquire.catalogue import poster_file, write_poster
-from genre_dist.acquire.fetch_state import State, Work
-from genre_dist.acquire.web import FetchError, StoppedError, TransientError, Web, outcomes
+from genre_dist.acquire.fetch_state import Work
+from genre_dist.acquire.web import FetchError, TransientError, Web
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 LARGEST_BYTES = 64 << 20
@@ -17,40 +17,32 @@ MOST_REDIRECTS = 5
 
 def fetch_posters(work: Work) -> None:
     """Fetch the posters of the catalogue's films that are not there yet. Raises OSError when the disk is full."""
-    wanted = array("q", wanted_posters(work.state, work))
-    work.tally.start("posters", len(wanted))
+    options, state, tally = work.options, work.state, work.tally
+    wanted = array("q", _wanted(work))
+    tally.start("posters", len(wanted))
 
     def fetch(item: tuple[int, str]) -> tuple[int, str]:
-        return fetch_poster(work, *item)
+        body = download_poster(work.web, options.image_url, options.size, item[1])
+        return write_poster(options.out, item[0], body)
 
-    for (film, path), future in outcomes(work.pool, fetch, _paths(work, wanted), 2 * work.options.concurrency, False):
-        try:
-            size, sha256 = future.result()
-        except StoppedError:
-            continue
-        except FetchError as failure:
-            status, size, sha256 = f"failed: {failure}", 0, ""
-            work.tally.failed(failure)
+    items = ((film, state.film(film)["poster_path"] or "") for film in wanted)
+    for (film, path), answer in work.answers(fetch, items, work.stopping, in_order=False):
+        if isinstance(answer, FetchError):
+            status, size, sha256 = f"failed: {answer}", 0, ""
+            tally.failed(answer)
         else:
-            status = "ok"
-            work.tally.succeeded()
-        work.state.record({"poster": film, "path": path, "status": status, "bytes": size, "sha256": sha256})
+            status, (size, sha256) = "ok", answer
+            tally.succeeded()
+        state.record({"poster": film, "path": path, "status": status, "bytes": size, "sha256": sha256})
 
 
-def _paths(work: Work, films: "array[int]") -> Iterator[tuple[int, str]]:
-    for film in films:
-        if work.stopping():
-            return
-        yield film, work.state.film(film)["poster_path"] or ""
-
-
-def wanted_posters(state: State, work: Work) -> Iterator[int]:
+def _wanted(work: Work) -> Iterator[int]:
     """Films whose poster is not there, ascending: never tried, replaced at TMDB, lost, or failed and to be retried."""
-    for film in state.films:
-        path = state.film(film)["poster_path"]
+    for film in work.state.films:
+        path = work.state.film(film)["poster_path"]
         if not path:
             continue
-        tried = state.poster(film, path)
+        tried = work.state.poster(film, path)
         if tried is None:
             yield film
         elif tried["status"] == "ok":
@@ -62,15 +54,6 @@ def wanted_posters(state: State, work: Work) -> Iterator[int]:
             yield film
 
 
-def fetch_poster(work: Work, film: int, path: str) -> tuple[int, str]:
-    """Fetch one poster into the catalogue, in any thread; its size in bytes and its SHA-256.
-
-    Raises FetchError if it cannot be had, StoppedError, or OSError when the disk is full.
-    """
-    body = download_poster(work.web, work.options.image_url, work.options.size, path)
-    return write_poster(work.options.out, film, io.BytesIO(body))
-
-
 def download_poster(web: Web, image_url: str, size: str, path: str) -> bytes:
     """A poster's file. Raises FetchError if it cannot be had, or StoppedError."""
     url = f"{image_url.rstrip('/')}/{size}/{path.lstrip('/')}"
@@ -80,7 +63,7 @@ def download_poster(web: Web, image_url: str, size: str, path: str) -> bytes:
         check_image(body)
         return body
 
-    return web.patiently(once)
+    return web.retried(once)
 
 
 def check_image(body: bytes) -> None:

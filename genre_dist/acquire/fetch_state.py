@@ -6,17 +6,24 @@ Memory holds two offsets a film, and page numbers and ids of the windows that ar
 
 import re
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from genre_dist.acquire.journal import Journal, Line, Offsets, Row
+from genre_dist.acquire.left_out import LeftOut
 from genre_dist.acquire.tally import Tally
 from genre_dist.acquire.tmdb import MOST_PAGES, Tmdb
-from genre_dist.acquire.web import Web
+from genre_dist.acquire.web import FetchError, StoppedError, Web
 from genre_dist.acquire.windows import Window
+from genre_dist.workers import outcomes
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 NO_POSTERS = "none"  # the value of --size that fetches none
 
 
@@ -117,12 +124,11 @@ class State:
         self.listed: dict[str, set[int]] = {}  # the films on those pages
         self.passed_over: dict[str, set[int]] = {}  # query -> films of the id export that do not belong
         self.refresh: Refresh | None = None  # the one that is under way
-        self.damaged = self.first_damaged = 0  # lines that say nothing, and the number of the first
+        self.damaged = LeftOut()  # lines that say nothing
         self.doubtful = False  # whether what belongs to the next page may be damaged
         for number, (offset, line) in enumerate(journal.lines(), start=1):
             if line is None or not self._take(offset, line):
-                self.damaged += 1
-                self.first_damaged = self.first_damaged or number
+                self.damaged.add("damaged lines", f"line {number:,}")
                 self.doubtful = True
         self.doubtful = False
 
@@ -201,7 +207,7 @@ class State:
 
         If TMDB has no poster, the one that the film had before is meant.
         """
-        if self.posters.get(film) is None:
+        if film not in self.posters:
             return None
         line = self._line(self.posters, film)
         return line if line["path"] == path or not path else None
@@ -229,7 +235,30 @@ class Work:
         """Whether to ask for nothing more: told to stop, or the server is out of reach."""
         return self.web.stopping.is_set() or self.tally.hopeless()
 
-    def full(self) -> bool:
-        """Whether the catalogue has the films it may have, and none of them is to be refreshed."""
+    def enough(self) -> bool:
+        """Whether to ask for no more films: the catalogue has those it may have, none of them to be refreshed."""
         limit = self.options.limit
-        return limit is not None and len(self.state.films) >= limit and self.state.refresh is None
+        is_full = limit is not None and len(self.state.films) >= limit and self.state.refresh is None
+        return is_full or self.stopping()
+
+    def answers(
+        self, ask: Callable[[Item], Result], items: Iterable[Item], enough: Callable[[], bool], in_order: bool = True
+    ) -> Iterator[tuple[Item, Result | FetchError]]:
+        """Ask for items in threads until there are enough: each with its answer or why there is none.
+
+        Items whose request was stopped are left out. The other order is that in which requests end.
+        """
+        wanted = takewhile(lambda _: not enough(), items)
+        in_flight = self.options.concurrency * (1 if in_order else 2)
+        for item, future in outcomes(self.pool, ask, wanted, in_flight, in_order):
+            try:
+                yield item, future.result()
+            except StoppedError:
+                continue
+            except FetchError as failure:
+                yield item, failure
+
+
+def now() -> str:
+    """The time as the journal has it."""
+    return datetime.now(UTC).replace(microsecond=0).isoformat()

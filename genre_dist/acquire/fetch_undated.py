@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from genre_dist.acquire.answers import EXPORTED, FilmAnswer, read_answer
-from genre_dist.acquire.fetch_films import film_lines, until_enough
+from genre_dist.acquire.fetch_films import film_lines
 from genre_dist.acquire.fetch_posters import MOST_REDIRECTS
 from genre_dist.acquire.fetch_state import Work
-from genre_dist.acquire.tmdb import film_row
-from genre_dist.acquire.web import FetchError, StoppedError, UnreachableError, outcomes, pieces
+from genre_dist.acquire.left_out import LeftOut
+from genre_dist.acquire.tables import film_row
+from genre_dist.acquire.tally import PAGES, UNDATED
+from genre_dist.acquire.web import FetchError, StoppedError, UnreachableError, pieces
 from genre_dist.atomic import atomic_file
 
 DAYS_OF_EXPORTS = 4  # today's may not be there yet; older ones are of little use
@@ -34,14 +36,9 @@ def fetch_undated(work: Work, folder: Path) -> None:
     ids = array("q", _unsettled(work, export))
     work.tally.start("films of the id export", len(ids))
     whole = True
-    wanted = until_enough(work, ids)
-    for film, future in outcomes(work.pool, work.tmdb.movie, wanted, work.options.concurrency, True):
-        try:
-            answer = future.result()
-        except StoppedError:
-            whole = False
-        except FetchError as failure:
-            whole &= _record_missing(work, film, failure)
+    for film, answer in work.answers(work.tmdb.movie, ids, work.enough):
+        if isinstance(answer, FetchError):
+            whole &= _record_missing(work, film, answer)
         else:
             _record_film(work, film, answer)
     if whole and not work.stopping():
@@ -55,13 +52,13 @@ def _record_missing(work: Work, film: int, failure: FetchError) -> bool:
         work.tally.succeeded()
         return True
     work.tally.failed(failure)
-    work.tally.missing_films += 1
+    work.tally.missing[UNDATED] += 1
     work.state.record({"failed": f"film {film}", "reason": str(failure)})
     return False
 
 
 def _record_film(work: Work, film: int, answer: FilmAnswer) -> None:
-    row = film_row(answer, work.unknown_genres)
+    row = film_row(film, answer, work.unknown_genres)
     if _is_wanted(work, row, answer):
         work.state.record(*film_lines(work, [row])[0])
     else:
@@ -95,16 +92,15 @@ def _unsettled(work: Work, export: Path) -> Iterator[int]:
 
 def _exported_ids(work: Work, export: Path) -> Iterator[int]:
     """The ids of an export that is whole. Lines without one are told, and count as films that are missing."""
-    odd = []
+    odd = LeftOut()
     with gzip.open(export) as file:
         for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE), b""), start=1):
             try:
                 yield read_answer(EXPORTED, line)["id"]
             except FetchError:
-                odd.append(number)
-    if odd:
-        work.tally.missing_films += len(odd)
-        work.tally.notes.append(f"{export.name}: {len(odd):,} lines name no film, such as line {odd[0]:,}; passed over")
+                odd.add("lines name no film", f"line {number:,}")
+    work.tally.missing[UNDATED] += odd.counts.total()
+    work.tally.notes += [f"{export.name}: {lines}; passed over" for lines in odd.lines()]
 
 
 def _export(work: Work, folder: Path) -> Path | None:
@@ -126,7 +122,7 @@ def _export(work: Work, folder: Path) -> Path | None:
             if str(error) not in ("403", "404"):  # what the file server says of files that are not there
                 break
     work.tally.failed(failure, 0)
-    work.tally.missing_pages += 1
+    work.tally.missing[PAGES] += 1
     work.tally.notes.append(f"no id export of the last {DAYS_OF_EXPORTS} days at {work.options.export_url}: {failure}")
     return None
 
@@ -144,7 +140,7 @@ def _download(work: Work, url: str, target: Path) -> None:
             if not _is_whole(Path(file.name)):
                 raise UnreachableError("damaged")
 
-    work.web.patiently(once)
+    work.web.retried(once)
 
 
 def _is_whole(export: Path) -> bool:

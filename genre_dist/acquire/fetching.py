@@ -6,20 +6,19 @@ at the end, or when the process is asked to stop. The journal stays: it is what 
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from genre_dist.acquire.catalogue import CatalogueWriter, movies_file, read_rows, remove_partial_files
 from genre_dist.acquire.fetch_films import fetch_films
 from genre_dist.acquire.fetch_posters import fetch_posters
-from genre_dist.acquire.fetch_state import NO_POSTERS, FetchOptions, Refresh, State, Work
+from genre_dist.acquire.fetch_state import NO_POSTERS, FetchOptions, Refresh, State, Work, now
 from genre_dist.acquire.fetch_undated import fetch_undated
 from genre_dist.acquire.journal import Journal
 from genre_dist.acquire.signals import stopping_on_signals
 from genre_dist.acquire.tally import Tally
 from genre_dist.acquire.tmdb import Tmdb, genre_differences
 from genre_dist.acquire.web import FetchError, StoppedError, Web
-from genre_dist.atomic import remove_leftovers
 from genre_dist.lock import one_writer
 from genre_dist.printable import printable
 
@@ -33,10 +32,8 @@ class FetchReport(NamedTuple):
     films: int
     posters: Counter[str]
     """Poster status -> films."""
-    missing_pages: int
-    missing_films: int
+    tally: Tally
     unknown_genres: Counter[str]
-    notes: list[str]
     stopped: str
     """Why the fetch ended before its end; '' if it did not."""
 
@@ -46,7 +43,7 @@ class FetchReport(NamedTuple):
 
     def is_complete(self) -> bool:
         """Whether nothing that was asked for is missing."""
-        return not (self.missing_pages or self.missing_films or self.failed_posters() or self.stopped)
+        return not (self.tally.missing.total() or self.failed_posters() or self.stopped)
 
 
 def fetch(options: FetchOptions) -> FetchReport:
@@ -60,7 +57,6 @@ def fetch(options: FetchOptions) -> FetchReport:
     try:
         with stopping_on_signals(web.stop), one_writer(options.out):
             remove_partial_files(options.out)
-            remove_leftovers(options.out / ".fetch")
             return _fetch(options, web)
     except OSError as error:
         raise OSError(
@@ -70,13 +66,11 @@ def fetch(options: FetchOptions) -> FetchReport:
 
 
 def _fetch(options: FetchOptions, web: Web) -> FetchReport:
-    with Journal(options.out / ".fetch" / "journal.jsonl") as journal, Tally() as tally:
+    tally = Tally()
+    with Journal(options.out / ".fetch" / "journal.jsonl") as journal, tally.progress:
         state = State(journal)
-        if state.damaged:
-            tally.notes.append(
-                f"{journal.path}: {state.damaged:,} damaged lines, such as line {state.first_damaged:,}, passed over; "
-                "what they said is fetched again"
-            )
+        for lines in state.damaged.lines():
+            tally.notes.append(f"{journal.path}: {lines}, passed over; what they said is fetched again")
         _adopt(state, options)
         with ThreadPoolExecutor(options.concurrency) as pool:
             work = Work(options, state, web, Tmdb(web, options.key, options.api_url), pool, tally)
@@ -88,15 +82,7 @@ def _fetch(options: FetchOptions, web: Web) -> FetchReport:
                 web.stop("")  # nothing is under way but after an error; then threads would go on while the pool waits
         stopped = web.why_stopped or ("the server is out of reach before the end" if tally.hopeless() else "")
         posters = write_catalogue(state, options)
-    return FetchReport(
-        len(state.films),
-        posters,
-        tally.missing_pages,
-        tally.missing_films,
-        work.unknown_genres,
-        tally.notes,
-        stopped,
-    )
+    return FetchReport(len(state.films), posters, tally, work.unknown_genres, stopped)
 
 
 def _fetch_all(work: Work) -> None:
@@ -104,13 +90,13 @@ def _fetch_all(work: Work) -> None:
     options, state, tally = work.options, work.state, work.tally
     tally.notes += _check_genres(work.tmdb, options)
     if options.refresh and not _covers(options, state.refresh):
-        state.record({"refresh": options.years, "query": options.query(), "at": _now()})
+        state.record({"refresh": options.years, "query": options.query(), "at": now()})
     fetch_films(work)
     if options.with_undated and not work.stopping():
         fetch_undated(work, options.out / ".fetch")
-    whole = not (work.stopping() or tally.missing_pages or tally.missing_films)
+    whole = not (work.stopping() or tally.missing.total())
     if whole and _covers(options, state.refresh):
-        state.record({"refreshed": _now()})
+        state.record({"refreshed": now()})
     if options.size != NO_POSTERS and not work.stopping():
         fetch_posters(work)
 
@@ -118,13 +104,11 @@ def _fetch_all(work: Work) -> None:
 def summary(report: FetchReport, options: FetchOptions) -> list[str]:
     """The report in lines for the user."""
     lines = [f"{options.out}: {report.films:,} films, {report.posters['ok']:,} with a poster"]
-    lines += [f"  {printable(note)}" for note in report.notes]
+    lines += [f"  {printable(note)}" for note in report.tally.notes]
     unknown = report.unknown_genres.most_common(10)
     lines += [f"  {n:,} times the unknown genre `{printable(name)}`, dropped" for name, n in unknown]
-    if report.missing_pages:
-        lines.append(f"  {report.missing_pages:,} pages of films are missing; run again to fetch them")
-    if report.missing_films:
-        lines.append(f"  {report.missing_films:,} films without a date are missing; run again to fetch them")
+    missing = report.tally.missing.items()
+    lines += [f"  {n:,} {what} are missing; run again to fetch them" for what, n in missing if n]
     lines += [f"  {n:,} posters {printable(reason)}" for reason, n in report.failed_posters().most_common(10)]
     if any(status != NOT_YET for status in report.failed_posters()):
         lines.append("  run again with --retry_failed to try these posters again")
@@ -133,10 +117,6 @@ def summary(report: FetchReport, options: FetchOptions) -> list[str]:
     elif not report.films:
         lines.append("  no film fits the options")
     return lines
-
-
-def _now() -> str:
-    return datetime.now(UTC).replace(microsecond=0).isoformat()
 
 
 def _covers(options: FetchOptions, refresh: Refresh | None) -> bool:

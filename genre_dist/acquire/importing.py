@@ -4,39 +4,20 @@ Passes that stream: the table for its ids (so that a bad table is refused before
 the table again to write the rows with what became of their posters. Memory holds two small entries a film.
 """
 
-import hashlib
-import io
 import os
 import shutil
-import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.progress import Progress
-
-from genre_dist.acquire.catalogue import (
-    CatalogueWriter,
-    movies_file,
-    partial_file,
-    poster_file,
-    remove_partial_files,
-    write_poster,
-)
+from genre_dist.acquire.catalogue import CatalogueWriter, movies_file, poster_file, remove_partial_files, write_poster
 from genre_dist.acquire.left_out import LeftOut
 from genre_dist.acquire.poster_search import Look, Poster, TarMember, find_posters
-from genre_dist.acquire.tables import (
-    TEXT_COLUMNS,
-    genre_ids,
-    number_of,
-    open_table,
-    release_date,
-    text_of,
-    whole_number,
-)
+from genre_dist.acquire.tables import film_row, open_table, text_of
 from genre_dist.lock import one_writer
+from genre_dist.progress import progress_bar
+from genre_dist.storage import sha256_of
 
 NEEDED = ("tmdb_id", "genre_ids")
 COUNTED = ("overview", "title", "release_date", "genre_ids")
@@ -80,7 +61,7 @@ def import_catalogue(
     the break, each whole, but no movies.parquet.
     """
     _check_places(table, posters, out)
-    with one_writer(out), Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with one_writer(out), progress_bar() as progress:
         if movies_file(out).exists() and not overwrite:
             raise ValueError(f"{out} already holds a catalogue; give another --out, or --overwrite to replace it")
         left_out = LeftOut()
@@ -94,8 +75,18 @@ def import_catalogue(
         for path in posters:
             for poster in progress.track(find_posters(path, known.of_key, left_out), description=path.name):
                 _take(poster, known.of_key[poster.key], out, taken, left_out)
-        rows = progress.track(films.rows(), description="films", total=len(known.ids))
-        return _write_films(rows, known.ids, taken, out, left_out)
+        unknown: Counter[str] = Counter()
+        having: Counter[str] = Counter()
+        count = len(known.ids)
+        rows = progress.track(films.rows(), description="films", total=count)
+        with CatalogueWriter(out) as writer:
+            for film, cells in known.first_rows(rows):
+                row = film_row(film, cells, unknown) | _poster_columns(taken.get(film)) | {"fetched_at": None}
+                writer.add(row)
+                having.update(name for name in COUNTED if row[name])
+                having["poster"] += row["poster_status"] == "ok"
+                _note_losses(row, cells, left_out)
+        return ImportReport(count, having, unknown, left_out)
 
 
 def _check_places(table: Path, posters: Sequence[Path], out: Path) -> None:
@@ -111,7 +102,7 @@ def _take(poster: Poster, film: int, out: Path, taken: dict[int, _Taken], left_o
     if film in taken and poster.look <= taken[film].look:
         left_out.add("further files for films that have a poster, left out", poster.where)
         return
-    size, sha256 = _link(poster.place, out, film) or write_poster(out, film, io.BytesIO(poster.read()))
+    size, sha256 = _link(poster.source, out, film) or write_poster(out, film, poster.read())
     taken[film] = _Taken(size, sha256, poster.look)
 
 
@@ -123,58 +114,21 @@ def _link(source: Path | TarMember, out: Path, film: int) -> tuple[int, str] | N
     if isinstance(source, TarMember):
         return None
     target = poster_file(out, film)
-    partial = partial_file(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial.unlink(missing_ok=True)
     try:
-        os.link(source.resolve(), partial)
+        if not (target.exists() and target.samefile(source)):  # as an import that was killed left it
+            target.unlink(missing_ok=True)
+            os.link(source.resolve(), target)
     except OSError:
         return None
-    partial.replace(target)
-    partial.unlink(missing_ok=True)  # a rename onto another name of the same file leaves both
-    with target.open("rb") as file:
-        return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    return target.stat().st_size, sha256_of(target)
 
 
-def _write_films(
-    rows: Iterable[tuple[int, dict[str, Any]]],
-    ids: set[int],
-    taken: Mapping[int, _Taken],
-    out: Path,
-    left_out: LeftOut,
-) -> ImportReport:
-    """Write the first row of every film; `ids` is emptied on the way."""
-    unknown: Counter[str] = Counter()
-    having: Counter[str] = Counter()
-    films = 0
-    with CatalogueWriter(out) as writer:
-        for film, cells in rows:
-            if film not in ids:
-                continue
-            ids.remove(film)
-            row = _film(film, cells, taken.get(film), unknown)
-            writer.add(row)
-            films += 1
-            having.update(name for name in COUNTED if row[name])
-            having["poster"] += row["poster_status"] == "ok"
-            _note_losses(row, cells, left_out)
-    return ImportReport(films, having, unknown, left_out)
-
-
-def _film(film: int, cells: Mapping[str, Any], poster: _Taken | None, unknown: Counter[str]) -> dict[str, Any]:
-    status = "none" if poster is None else "ok" if poster.size else EMPTY_POSTER
-    return {
-        "tmdb_id": film,
-        **{name: text_of(cells.get(name)) for name in TEXT_COLUMNS},
-        "genre_ids": genre_ids(cells.get("genre_ids"), unknown),
-        "release_date": release_date(cells.get("release_date")),
-        "popularity": number_of(cells.get("popularity")),
-        "adult": whole_number(text_of(cells.get("adult"))).lower() in ("true", "1"),
-        "poster_status": status,
-        "poster_bytes": poster.size if poster else 0,
-        "poster_sha256": poster.sha256 if poster else "",
-        "fetched_at": None,
-    }
+def _poster_columns(poster: _Taken | None) -> dict[str, Any]:
+    if poster is None:
+        return {"poster_status": "none", "poster_bytes": 0, "poster_sha256": ""}
+    status = "ok" if poster.size else EMPTY_POSTER
+    return {"poster_status": status, "poster_bytes": poster.size, "poster_sha256": poster.sha256}
 
 
 def _note_losses(row: Mapping[str, Any], cells: Mapping[str, Any], left_out: LeftOut) -> None:

@@ -5,6 +5,7 @@ recorded. It is forced to the disk in groups, so a power cut loses at most the l
 """
 
 import json
+import mmap
 import os
 import time
 import zlib
@@ -114,9 +115,11 @@ class Journal:
         self.path = path
         self.writer = path.open("ab", buffering=0)
         self.reader = path.open("rb")
-        self.old_until = 0
-        """Where the lines of older versions end."""
-        self.end = self._cut_torn_line()
+        self.end = 0
+        if os.fstat(self.reader.fileno()).st_size:
+            with mmap.mmap(self.reader.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+                self.end = whole.rfind(b"\n") + 1
+        self.writer.truncate(self.end)
         self.unsynced, self.synced_at = 0, time.monotonic()
 
     def __enter__(self) -> Self:
@@ -127,18 +130,6 @@ class Journal:
             os.fsync(self.writer.fileno())
         self.reader.close()
         self.writer.close()
-
-    def _cut_torn_line(self) -> int:
-        end = self.reader.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - (1 << 16))
-            self.reader.seek(start)
-            newline = self.reader.read(end - start).rfind(b"\n")
-            end = start + newline + 1
-            if newline >= 0:
-                break
-        self.writer.truncate(end)
-        return end
 
     def append(self, *lines: dict[str, Any]) -> list[tuple[int, Line]]:
         """Write lines in one go; each with its byte offset, as it will be read.
@@ -166,7 +157,7 @@ class Journal:
     def read(self, offset: int) -> Line:
         """The line at an offset that `append` or `lines` gave. ValueError if it was changed since."""
         self.reader.seek(offset)
-        line = _read(self.reader.readline(LONGEST_LINE), offset < self.old_until)
+        line = _read(self.reader.readline(LONGEST_LINE), is_old=True)  # where the old ones end, `lines` has checked
         if line is None:
             raise ValueError(f"{self.path}, byte {offset}: damaged while it was in use; run the same command again")
         return line
@@ -177,8 +168,6 @@ class Journal:
         with self.path.open("rb") as file:
             for text in iter(partial(file.readline, LONGEST_LINE), b""):
                 is_old = is_old and _SUM not in text
-                if is_old:
-                    self.old_until = offset + len(text)
                 yield offset, _read(text, is_old)
                 offset += len(text)
 
@@ -187,39 +176,32 @@ class Offsets:
     """Film id -> byte offset in the journal, in about 8 bytes a film: TMDB numbers its films nearly without gaps."""
 
     def __init__(self) -> None:
-        self.blocks: dict[int, array[int]] = {}
-        self.count = 0
+        self._blocks: dict[int, array[int]] = {}  # -1 where there is no film
+        self._count = 0
 
     def __len__(self) -> int:
-        return self.count
+        return self._count
 
     def __contains__(self, film: int) -> bool:
         return self.get(film) is not None
 
     def __setitem__(self, film: int, offset: int) -> None:
-        number, place = divmod(film, IDS_PER_BLOCK)
-        block = self.blocks.get(number)
-        if block is None:
-            block = self.blocks[number] = array("q", [-1]) * IDS_PER_BLOCK
-        self.count += block[place] < 0
-        block[place] = offset
+        number, index = divmod(film, IDS_PER_BLOCK)
+        block = self._blocks.get(number) or self._blocks.setdefault(number, array("q", [-1]) * IDS_PER_BLOCK)
+        self._count += (offset >= 0) - (block[index] >= 0)
+        block[index] = offset
 
     def discard(self, film: int) -> None:
         """Forget the film, if it is there."""
-        if film in self:
-            number, place = divmod(film, IDS_PER_BLOCK)
-            self.blocks[number][place] = -1
-            self.count -= 1
+        self[film] = -1
 
     def get(self, film: int) -> int | None:
         """The film's offset, or None."""
-        number, place = divmod(film, IDS_PER_BLOCK)
-        block = self.blocks.get(number)
-        return None if block is None or block[place] < 0 else block[place]
+        number, index = divmod(film, IDS_PER_BLOCK)
+        offset = self._blocks[number][index] if number in self._blocks else -1
+        return None if offset < 0 else offset
 
     def __iter__(self) -> Iterator[int]:
         """The films, ascending."""
-        for number in sorted(self.blocks):
-            for place, offset in enumerate(self.blocks[number]):
-                if offset >= 0:
-                    yield number * IDS_PER_BLOCK + place
+        for number in sorted(self._blocks):
+            yield from (number * IDS_PER_BLOCK + index for index, n in enumerate(self._blocks[number]) if n >= 0)

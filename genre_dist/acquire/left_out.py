@@ -12,9 +12,9 @@ class LeftOut:
         self.counts: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
 
-    def add(self, reason: str, example: object) -> None:
-        """Count a thing under a reason, which is told in the plural: 'files that are no picture'."""
-        self.counts[reason] += 1
+    def add(self, reason: str, example: object, count: int = 1) -> None:
+        """Count things under a reason, which is told in the plural: 'files that are no picture'."""
+        self.counts[reason] += count
         self._examples.setdefault(reason, str(example))
 
     def lines(self) -> list[str]:

@@ -30,30 +30,30 @@ class Limiter:
     ) -> None:
         self.clock, self.sleep, self.rate = clock, sleep, rate
         self.interval = WINDOW_SECONDS / rate if rate else 0.0
-        self.next_turn = self.paused_until = clock()
-        self.turns = self.answers = 0
-        self.under_way: dict[int, float] = {}  # turn -> when it was given
+        self.next_at = self.paused_until = clock()
+        self.requests = self.answers = 0
+        self.under_way: dict[int, float] = {}  # request -> when it was let go
         self.answered_at: deque[float] = deque(maxlen=rate)  # the last `rate` answers, ascending
         self.fastest = float("inf")  # seconds
-        self._turn, self._counting = threading.Lock(), threading.Lock()
+        self._next, self._counting = threading.Lock(), threading.Lock()
 
     def acquire(self) -> int:
-        """Return when the next request may be sent: the number of its turn, which `answered` wants."""
-        with self._turn:
+        """Return when the next request may be sent: its number, which `answered` wants."""
+        with self._next:
             while (wait := self._ready_at() - self.clock()) > 0:
                 self.sleep(wait)
             now = self.clock()
-            self.next_turn = max(self.next_turn, now - CATCH_UP_SECONDS) + self.interval
-            self.turns += 1
+            self.next_at = max(self.next_at, now - CATCH_UP_SECONDS) + self.interval
+            self.requests += 1
             if self.rate:
                 with self._counting:
-                    self.under_way[self.turns] = now
-            return self.turns
+                    self.under_way[self.requests] = now
+            return self.requests
 
-    def answered(self, turn: int) -> None:
-        """Note that a request's answer has begun to arrive, or that it failed; only the first note of a turn counts."""
+    def answered(self, request: int) -> None:
+        """Note that a request's answer has begun to arrive, or that it failed; only the first note of each counts."""
         with self._counting:
-            sent_at = self.under_way.pop(turn, None)
+            sent_at = self.under_way.pop(request, None)
             if sent_at is not None:
                 now = self.clock()
                 self.answered_at.append(now)
@@ -63,13 +63,13 @@ class Limiter:
     def _ready_at(self) -> float:
         if not self.rate:
             return self.paused_until
-        ready = max(self.next_turn, self.paused_until)
+        ready = max(self.next_at, self.paused_until)
         with self._counting:
-            room = self.rate - len(self.under_way)
-            if room <= 0:
+            free = self.rate - len(self.under_way)
+            if free <= 0:
                 return max(ready, self.clock() + LOOK_AGAIN_SECONDS)
-            if room <= len(self.answered_at):
-                ready = max(ready, self.answered_at[-room] + WINDOW_SECONDS - self._surely_under_way())
+            if free <= len(self.answered_at):
+                ready = max(ready, self.answered_at[-free] + WINDOW_SECONDS - self._surely_under_way())
         return ready
 
     def _surely_under_way(self) -> float:

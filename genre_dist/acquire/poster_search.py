@@ -14,6 +14,7 @@ from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, NamedTuple
 from urllib.parse import unquote
@@ -32,8 +33,6 @@ _MAGIC = re.compile(
 _ENDING = re.compile(rf"(?<=[^/\\])\.({'|'.join(ENDINGS)})(\.[0-9]+)?$", re.IGNORECASE)  # `.jpg.1` is wget's
 HEAD_BYTES = 16
 LARGEST_BYTES = 64 << 20
-PADDING_BYTES = 11_264
-"""Zeros that tar writes at most: an end mark of two blocks, then up to a full record of twenty."""
 MOST_LINKS = 8
 """Links are followed through so many others."""
 
@@ -58,7 +57,7 @@ class TarMember(NamedTuple):
 
     def read_bytes(self) -> bytes:
         """What the file holds. Raises ValueError if the tar is not what it was."""
-        with _told(self.tar, f"byte {self.offset}"), open(self.tar, "rb") as file:
+        with _damage_at(self.tar, f"byte {self.offset}"), open(self.tar, "rb") as file:
             file.seek(self.offset)
             with tarfile.TarFile(fileobj=file) as tar:
                 member = tar.next()
@@ -72,22 +71,22 @@ class Poster(NamedTuple):
 
     key: str
     look: Look
-    place: Path | TarMember
+    source: Path | TarMember
     where: str
     """In words."""
     file: IO[bytes]
 
     def read(self) -> bytes:
         """What the file holds. Raises ValueError if the tar it lies in is damaged there."""
-        path = self.place if isinstance(self.place, Path) else self.place.tar
-        with _told(path, self.where):
+        path = self.source if isinstance(self.source, Path) else self.source.tar
+        with _damage_at(path, self.where):
             return self.file.read()
 
 
 class _File(NamedTuple):
     name: str
     size: int
-    place: Path | TarMember
+    source: Path | TarMember
     where: str
     open: Callable[[], IO[bytes]]
 
@@ -109,14 +108,14 @@ def poster_key(text: str) -> str:
 
 
 def find_posters(
-    place: Path, keys: Container[str], left_out: LeftOut, progress: Callable[[], None] = lambda: None
+    source: Path, keys: Container[str], left_out: LeftOut, progress: Callable[[], None] = lambda: None
 ) -> Iterator[Poster]:
     """The files of a folder or tar that are named by one of the keys, always in the same order.
 
     `progress` is called for every file that is looked at. Raises ValueError for a tar that is damaged, naming the
     place, when it gets there.
     """
-    for file in _folder_files(place, left_out) if place.is_dir() else _tar_files(place, keys, left_out):
+    for file in _folder_files(source, left_out) if source.is_dir() else _tar_files(source, keys, left_out):
         progress()
         key = _key_among(file.name, keys)
         is_named_so = _ENDING.search(file.name) is not None and not posixpath.basename(file.name).startswith(".")
@@ -127,8 +126,8 @@ def find_posters(
             opened = file.open()
             head = opened.peek(HEAD_BYTES)  # type: ignore[attr-defined]  # all are buffered
         except Exception as error:
-            if isinstance(file.place, TarMember):
-                raise _damaged(file.place.tar, file.where, error) from error
+            if isinstance(file.source, TarMember):
+                raise _damaged(file.source.tar, file.where, error) from error
             left_out.add("files that cannot be read", f"{file.where} ({error})")
             continue
         with opened:
@@ -145,7 +144,7 @@ def find_posters(
                         "files that are named like pictures but are none, taken where there is nothing better",
                         file.where,
                     )
-                yield Poster(key, look, file.place, file.where, opened)
+                yield Poster(key, look, file.source, file.where, opened)
 
 
 def refuse_compressed(tar: Path) -> None:
@@ -191,13 +190,9 @@ def _folder_files(folder: Path, left_out: LeftOut) -> Iterator[_File]:
                 unreadable(error)
                 continue
             if stat.S_ISREG(status.st_mode):
-                yield _File(name, status.st_size, path, str(path), partial(_opened, path))
+                yield _File(name, status.st_size, path, str(path), partial(path.open, "rb"))
             else:
                 left_out.add("things that are neither file nor folder", path)
-
-
-def _opened(path: Path) -> IO[bytes]:
-    return open(path, "rb")
 
 
 def _tar_files(path: Path, keys: Container[str], left_out: LeftOut) -> Iterator[_File]:
@@ -213,9 +208,10 @@ def _tar_files(path: Path, keys: Container[str], left_out: LeftOut) -> Iterator[
                 links.setdefault(_target(member), []).append(member.name)
         elif not member.isdir():
             left_out.add("things that are neither file nor folder", f"{path}, member {member.name!r}")
+    lost: list[str] = []
     for _ in range(MOST_LINKS):
         if not links:
-            return
+            break
         further: dict[str, list[str]] = {}
         for tar, member in _members(path):
             names = links.pop(posixpath.normpath(member.name), [])
@@ -223,10 +219,9 @@ def _tar_files(path: Path, keys: Container[str], left_out: LeftOut) -> Iterator[
                 further.setdefault(_target(member), []).extend(names)
             for name in names if member.isreg() else ():
                 yield _tar_file(path, tar, member, name)
-        for name in (name for names in links.values() for name in names):
-            left_out.add("links to what is not in their tar", f"{path}, member {name!r}")
+        lost.extend(chain(*links.values()))
         links = further
-    for name in (name for names in links.values() for name in names):
+    for name in chain(lost, *links.values()):
         left_out.add("links to what is not in their tar", f"{path}, member {name!r}")
 
 
@@ -260,10 +255,10 @@ def _members(path: Path, left_out: LeftOut | None = None) -> Iterator[tuple[tarf
     with opened as tar:
         reached = -1
         while True:
-            with _told(path, where):
+            with _damage_at(path, where):
                 member, end = tar.next(), tar.offset
                 if member is None and not _goes_on(tar):
-                    if left_out is not None and tar.offset - end > PADDING_BYTES:
+                    if left_out is not None and tar.offset - end > tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE:
                         left_out.add("tars with more zeros at their end than tar writes: not copied whole?", path)
                     return
                 if member is not None and (member.size < 0 or member.offset <= reached):
@@ -294,7 +289,7 @@ def _goes_on(tar: tarfile.TarFile) -> bool:
 
 
 @contextmanager
-def _told(path: Path, where: str) -> Iterator[None]:
+def _damage_at(path: Path, where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # for damaged archives tarfile raises errors of many kinds

@@ -5,87 +5,44 @@ a model that sees both does better than one that sees either, and none can be pe
 number of films.
 """
 
-import io
-import sys
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from genre_dist.acquire.catalogue import CatalogueWriter, movies_file, remove_partial_files, write_poster
 from genre_dist.genres import GENRES, ID_OF_NAME
 from genre_dist.lock import one_writer
+from genre_dist.progress import progress_bar
 
-# Per genre: its share of films in per cent (the films of shared/data), the genres it likes to go with, its words.
-PROFILES: dict[str, tuple[float, str, str]] = {
-    "Action": (
-        21,
-        "Adventure Thriller",
-        "explosion mercenary bullets chase commando fight assassin convoy rampage ambush",
-    ),
-    "Adventure": (13, "Action Fantasy", "treasure expedition jungle voyage compass island map quest ruins explorer"),
-    "Animation": (9, "Family Fantasy", "cartoon toys squirrel robot penguin doodle critters mouse balloon puppet"),
-    "Comedy": (33, "Romance Family", "hilarious prank awkward slacker mishaps roommate goofy clumsy nanny bachelor"),
-    "Crime": (12, "Thriller Drama", "heist mafia gangster detective robbery cartel loot smuggler informant corrupt"),
-    "Documentary": (
-        4,
-        "History Music",
-        "footage interviews archive activists filmmaker climate portrait testimony glacier camera",
-    ),
-    "Drama": (
-        45,
-        "Romance History",
-        "grief estranged marriage illness widow struggles forgiveness loss divorce regret",
-    ),
-    "Family": (
-        11,
-        "Animation Adventure",
-        "puppy christmas grandmother school pony birthday kids holiday backyard siblings",
-    ),
-    "Fantasy": (9, "Adventure Family", "wizard dragon kingdom sorcerer spell elf prophecy enchanted throne unicorn"),
-    "History": (
-        4,
-        "Drama War",
-        "emperor revolution treaty century dynasty parliament colonial monarch reign independence",
-    ),
-    "Horror": (13, "Thriller Mystery", "haunted demon zombie cemetery possessed slaughter vampire blood curse scream"),
-    "Music": (4, "Romance Drama", "singer band concert guitar jazz piano rehearsal melody album orchestra"),
-    "Mystery": (
-        7,
-        "Thriller Crime",
-        "clue vanished secret puzzle riddle disappearance suspect unexplained inspector diary",
-    ),
-    "Romance": (18, "Drama Comedy", "love wedding kiss soulmate bride flirtation sweetheart proposal affair passion"),
-    "Science Fiction": (
-        10,
-        "Action Adventure",
-        "spaceship alien planet android galaxy laboratory mutant clone orbit cyborg",
-    ),
-    "TV Movie": (
-        2,
-        "Family Drama",
-        "network broadcast episode anchor sitcom reunion channel audition studio commercial",
-    ),
-    "Thriller": (
-        22,
-        "Crime Action",
-        "hostage blackmail conspiracy stalker kidnapped ransom killer deadline terrorist pursuit",
-    ),
-    "War": (
-        3,
-        "Drama History",
-        "soldier trench battalion sergeant invasion regiment artillery occupied bunker platoon",
-    ),
-    "Western": (
-        1.5,
-        "Action Drama",
-        "sheriff cowboy saloon ranch outlaw frontier gunslinger horse stagecoach rustlers",
-    ),
+_ROWS = """\
+Action, 21, Adventure Thriller, explosion mercenary bullets chase commando fight assassin convoy rampage ambush
+Adventure, 13, Action Fantasy, treasure expedition jungle voyage compass island map quest ruins explorer
+Animation, 9, Family Fantasy, cartoon toys squirrel robot penguin doodle critters mouse balloon puppet
+Comedy, 33, Romance Family, hilarious prank awkward slacker mishaps roommate goofy clumsy nanny bachelor
+Crime, 12, Thriller Drama, heist mafia gangster detective robbery cartel loot smuggler informant corrupt
+Documentary, 4, History Music, footage interviews archive activists filmmaker climate portrait testimony glacier camera
+Drama, 45, Romance History, grief estranged marriage illness widow struggles forgiveness loss divorce regret
+Family, 11, Animation Adventure, puppy christmas grandmother school pony birthday kids holiday backyard siblings
+Fantasy, 9, Adventure Family, wizard dragon kingdom sorcerer spell elf prophecy enchanted throne unicorn
+History, 4, Drama War, emperor revolution treaty century dynasty parliament colonial monarch reign independence
+Horror, 13, Thriller Mystery, haunted demon zombie cemetery possessed slaughter vampire blood curse scream
+Music, 4, Romance Drama, singer band concert guitar jazz piano rehearsal melody album orchestra
+Mystery, 7, Thriller Crime, clue vanished secret puzzle riddle disappearance suspect unexplained inspector diary
+Romance, 18, Drama Comedy, love wedding kiss soulmate bride flirtation sweetheart proposal affair passion
+Science Fiction, 10, Action Adventure, spaceship alien planet android galaxy laboratory mutant clone orbit cyborg
+TV Movie, 2, Family Drama, network broadcast episode anchor sitcom reunion channel audition studio commercial
+Thriller, 22, Crime Action, hostage blackmail conspiracy stalker kidnapped ransom killer deadline terrorist pursuit
+War, 3, Drama History, soldier trench battalion sergeant invasion regiment artillery occupied bunker platoon
+Western, 1.5, Action Drama, sheriff cowboy saloon ranch outlaw frontier gunslinger horse stagecoach rustlers
+"""
+PROFILES = {
+    name: (float(share), likes, words.split())
+    for name, share, likes, words in (row.split(", ") for row in _ROWS.splitlines())
 }
+"""Per genre: its share of films in per cent (of 17,834 real films), the genres it likes to go with, its words."""
 SHOWN = 0.65  # chance that a genre of the film shows in a medium
 MISLEADS = 0.13  # chance that a medium shows one genre which the film has not
 RELATED = 6.0  # how much likelier a genre becomes beside one that likes it
@@ -129,16 +86,15 @@ def make_sample(films: int, seed: int, out: Path, size: tuple[int, int] = (228, 
             f"--films {films} --seed {seed}, posters of {size[0]} x {size[1]}: "
             "give at least 1 film, a seed from 0 and at least 32 pixels"
         )
-    numbers = range(1, films + 1)
-    with one_writer(out):
+    with one_writer(out), progress_bar() as progress:
         if movies_file(out).exists():
             raise ValueError(f"{out} already holds a catalogue; delete it or give another --out")
         remove_partial_files(out)
         with CatalogueWriter(out) as writer:
-            for tmdb_id in track(numbers, "films", console=Console(stderr=True), disable=not sys.stderr.isatty()):
+            for tmdb_id in progress.track(range(1, films + 1), description="films"):
                 row, poster = _film(np.random.default_rng([seed, tmdb_id]), tmdb_id, size)
                 if poster:
-                    row["poster_bytes"], row["poster_sha256"] = write_poster(out, tmdb_id, io.BytesIO(poster))
+                    row["poster_bytes"], row["poster_sha256"] = write_poster(out, tmdb_id, poster)
                 writer.add(row)
 
 
@@ -215,12 +171,12 @@ def _overview(rng: np.random.Generator, cues: list[str]) -> str:
     """15 to about 60 words: sentences that say nothing, and one with words of each genre in `cues`."""
     sentences = rng.choice(FILLER, int(rng.integers(2, 4)) if len(cues) < 3 else 1, replace=False)
     names = {"name": _name(rng), "place": _name(rng)}
-    told = [str(sentence).format(**names) for sentence in sentences]
+    text = [str(sentence).format(**names) for sentence in sentences]
     for genre in cues:
-        a, b, c = rng.choice(PROFILES[genre][2].split(), 3, replace=False)
-        told.append(_pick(rng, TELLING).format(a=a, b=b, c=c, **names))
-    rng.shuffle(told)
-    return " ".join(told)
+        a, b, c = rng.choice(PROFILES[genre][2], 3, replace=False)
+        text.append(_pick(rng, TELLING).format(a=a, b=b, c=c, **names))
+    rng.shuffle(text)
+    return " ".join(text)
 
 
 # ---- posters --------------------------------------------------------------------------------------------------------

@@ -38,6 +38,13 @@ class Films(NamedTuple):
     of_key: dict[str, int]
     """The film that a poster belongs to, by the poster's key."""
 
+    def first_rows(self, rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The first row of every film; the ids are used up."""
+        for film, cells in rows:
+            if film in self.ids:
+                self.ids.remove(film)
+                yield film, cells
+
 
 class FilmTable(NamedTuple):
     """A table whose columns were found."""
@@ -85,12 +92,12 @@ def open_table(path: Path, columns: Mapping[str, str], poster_column: str, neede
     Raises ValueError, with the columns there are, if one that is named or needed is not among them.
     """
     has = _columns_of(path)
-    told = printable(", ".join(name[:40] for name in has[:40]))
+    shown = printable(", ".join(name[:40] for name in has[:40]))
     for ours, theirs in columns.items():
         if ours not in MAPPABLE:
             raise ValueError(f"--columns: {ours!r} is no column of a catalogue; there are {', '.join(MAPPABLE)}")
         if theirs not in has:
-            raise ValueError(f"--columns: {path} has no column {theirs!r} for {ours}; it has {told}")
+            raise ValueError(f"--columns: {path} has no column {theirs!r} for {ours}; it has {shown}")
     source = {name: columns.get(name, name) for name in MAPPABLE if columns.get(name, name) in has}
     genres = source.pop("genres", None)
     if genres and ("genres" in columns or "genre_ids" not in source):
@@ -98,11 +105,11 @@ def open_table(path: Path, columns: Mapping[str, str], poster_column: str, neede
     for name in needed:
         if name not in source:
             raise ValueError(
-                f"{path} has no column {name!r}; it has {told}. Say which of them it is with --columns {name}=COLUMN"
+                f"{path} has no column {name!r}; it has {shown}. Say which of them it is with --columns {name}=COLUMN"
             )
     source["key"] = columns.get(poster_column, source.get(poster_column, poster_column))
     if source["key"] not in has:
-        raise ValueError(f"--poster_key: {path} has no column {source['key']!r}; it has {told}")
+        raise ValueError(f"--poster_key: {path} has no column {source['key']!r}; it has {shown}")
     return FilmTable(path, source)
 
 
@@ -188,8 +195,8 @@ def film_id(value: Any, table: Path, number: int) -> int:
     """A cell as TMDB id. ValueError, with the table and the row's number, if it is no whole number above 0."""
     text = whole_number(text_of(value))
     if not re.fullmatch("[0-9]{1,18}", text) or int(text) == 0:
-        told = repr(value) if len(repr(value)) <= 80 else f"{value!r:.80}..."
-        raise ValueError(f"{table}, row {number}: {told} is no TMDB id (a whole number above 0); mend or delete it")
+        shown = repr(value) if len(repr(value)) <= 80 else f"{value!r:.80}..."
+        raise ValueError(f"{table}, row {number}: {shown} is no TMDB id (a whole number above 0); mend or delete it")
     return int(text)
 
 
@@ -211,6 +218,21 @@ def number_of(value: Any) -> float | None:
     except ValueError:
         return None
     return number if abs(number) < 3e38 else None  # false for NaN too
+
+
+def film_row(film: int, cells: Mapping[str, Any], unknown: Counter[str]) -> dict[str, Any]:
+    """A row of the catalogue from a table's cells or the API's answer, less what concerns its poster and time.
+
+    The API's lists of films give no imdb_id: it stays empty. Unknown genres are counted, and dropped.
+    """
+    return {
+        "tmdb_id": film,
+        **{name: text_of(cells.get(name)) for name in TEXT_COLUMNS},
+        "genre_ids": genre_ids(cells.get("genre_ids", cells.get("genres")), unknown),
+        "release_date": release_date(cells.get("release_date")),
+        "popularity": number_of(cells.get("popularity")),
+        "adult": whole_number(text_of(cells.get("adult"))).lower() in ("true", "1"),
+    }
 
 
 def genre_ids(cell: Any, unknown: Counter[str]) -> list[int]:

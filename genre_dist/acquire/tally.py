@@ -3,33 +3,26 @@
 import sys
 import time
 from collections import Counter
-from types import TracebackType
-from typing import Self
 
 from genre_dist.acquire.web import FetchError, UnreachableError
 from genre_dist.progress import progress_bar
 
+PAGES, UNDATED = "pages of films", "films without a date"
+"""What may be missing."""
 SECONDS_PER_LINE = 10.0
 MOST_UNREACHABLE_IN_A_ROW = 50
 
 
 class Tally:
-    """Counts what is done and what failed. Use it in a `with` block."""
+    """Counts what is done and what failed; the bar shows while `progress` is entered."""
 
     def __init__(self) -> None:
         self.causes: Counter[str] = Counter()
-        self.missing_pages = self.missing_films = 0
+        self.missing: Counter[str] = Counter()
         self.notes: list[str] = []
         self.unreachable_in_a_row = 0
         self.progress = progress_bar()
         self.start("", 0)
-
-    def __enter__(self) -> Self:
-        self.progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.progress.stop()
 
     def start(self, name: str, total: int | None) -> None:
         """Begin to count things of a kind, of which there are `total`, if that is known."""

@@ -2,14 +2,12 @@
 
 import os
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from genre_dist.acquire.answers import FILM, GENRES, PAGE, Answer, FilmAnswer, PageAnswer, read_answer
-from genre_dist.acquire.tables import TEXT_COLUMNS, genre_ids, number_of, release_date, text_of
 from genre_dist.acquire.web import FetchError, Web
 from genre_dist.acquire.windows import Window
 from genre_dist.genres import GENRES as OUR_GENRES
@@ -86,7 +84,7 @@ class Tmdb:
             return read_answer(kind, self.web.body(f"{self.address}/{path}", LARGEST_ANSWER_BYTES, 0, **request))
 
         try:
-            return self.web.patiently(once)
+            return self.web.retried(once)
         except FetchError as error:
             if str(error) == "401":
                 raise KeyRefusedError("TMDB refused the key (401); check TMDB_API_KEY or --key_file") from None
@@ -101,19 +99,3 @@ def genre_differences(listed: dict[int, str]) -> list[str]:
         for number in sorted(ours.keys() | listed.keys())
         if ours.get(number) != listed.get(number)
     ]
-
-
-def film_row(film: FilmAnswer, unknown_genres: Counter[str]) -> dict[str, Any]:
-    """A film of the API as a row of the catalogue, less what concerns its poster and time.
-
-    `discover` gives no imdb_id: it stays empty but for films fetched one by one. Unknown genres are counted, and
-    dropped.
-    """
-    return {
-        "tmdb_id": film["id"],
-        **{name: text_of(film.get(name)) for name in TEXT_COLUMNS},
-        "genre_ids": genre_ids(film.get("genre_ids", film.get("genres")), unknown_genres),
-        "release_date": release_date(film.get("release_date")),
-        "popularity": number_of(film.get("popularity")),
-        "adult": film.get("adult") or False,
-    }

@@ -10,35 +10,30 @@ import logging
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from itertools import islice
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from genre_dist import __version__
 from genre_dist.acquire.deadline import TimedAdapter
 from genre_dist.acquire.limiter import Limiter, retry_after_seconds
 from genre_dist.printable import printable
+from genre_dist.storage import retried
 
 USER_AGENT = f"genre_dist/{__version__}"
 ATTEMPTS = 6
-BACKOFF_SECONDS = 0.5  # the mean of the first wait; it doubles with every attempt
-LONGEST_BACKOFF_SECONDS = 30.0
 TIMEOUT_SECONDS = (10.0, 30.0)  # to connect; between two pieces of an answer
 PAUSE_SECONDS = 1.0  # for everybody, after a 429 that does not say how long
-TOLD_PAUSE_SECONDS = 10.0
+LONG_PAUSE_SECONDS = 10.0
 LONGEST_PAUSE_SECONDS = 15 * 60.0
 """Of pauses that the server asks for with no answer between them; beyond, the fetch ends."""
 CHUNK_BYTES = 1 << 16
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -69,7 +64,7 @@ class Web:
         self.session = _Session()
         self.session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
         self.session.auth = _leave_alone
-        self.turns = threading.local()  # of each thread: the limiter's number of the request that it waits for
+        self.waiting = threading.local()  # of each thread: the limiter's number of the request that it waits for
         self.session.hooks["response"].append(self._answered)  # called at an answer's head, before its body
         for scheme in ("https://", "http://"):
             self.session.mount(scheme, TimedAdapter(concurrency, lambda: self.nap(0)))
@@ -86,26 +81,19 @@ class Web:
         if self.stopping.wait(seconds) if seconds else self.stopping.is_set():
             raise StoppedError(self.why_stopped)
 
-    def patiently(self, work: Callable[[], Result]) -> Result:
+    def retried(self, work: Callable[[], Result]) -> Result:
         """Do one request, again where that may help. Raises FetchError, StoppedError among them."""
-        retrying = Retrying(
-            stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_random_exponential(multiplier=2 * BACKOFF_SECONDS, max=LONGEST_BACKOFF_SECONDS),
-            retry=retry_if_exception_type(TransientError),
-            sleep=self.nap,
-            reraise=True,
-        )
-        return retrying(self._once, work)
+        return retried(lambda: self._once(work), lambda error: isinstance(error, TransientError), ATTEMPTS, self.nap)
 
     def body(self, url: str, most_bytes: int, redirects: int, **request: Any) -> bytes:
-        """A whole answer, unpacked. To be called within `patiently`; `request` is what `requests` takes."""
+        """A whole answer, unpacked. To be called within `retried`; `request` is what `requests` takes."""
         with self.opened(url, redirects, **request) as answer:
             packed = b"".join(pieces(answer, most_bytes))
             return unpacked(packed, answer.headers, most_bytes)
 
     @contextmanager
     def opened(self, url: str, redirects: int, **request: Any) -> Iterator[requests.Response]:
-        """An answer whose body is still to be read. To be called within `patiently`."""
+        """An answer whose body is still to be read. To be called within `retried`."""
         for _ in range(redirects + 1):
             with self.session.get(url, stream=True, timeout=TIMEOUT_SECONDS, **request) as answer:
                 if not answer.is_redirect:
@@ -114,12 +102,12 @@ class Web:
                     yield answer
                     return
                 url = urljoin(url, answer.headers["Location"])
-        place = urlsplit(url)
-        raise FetchError(printable(f"redirected to {place.scheme}://{place.hostname}")[:200])
+        target = urlsplit(url)
+        raise FetchError(printable(f"redirected to {target.scheme}://{target.hostname}")[:200])
 
     def _once(self, work: Callable[[], Result]) -> Result:
         self.nap(0)
-        self.turns.mine = self.limiter.acquire()
+        self.waiting.mine = self.limiter.acquire()
         try:
             result = work()
             self.paused = 0.0
@@ -131,7 +119,7 @@ class Web:
         raise plain  # outside the handler, so that the error with the URL is not its context
 
     def _answered(self, *_: object, **__: object) -> None:
-        self.limiter.answered(self.turns.mine)
+        self.limiter.answered(self.waiting.mine)
 
     def _refusal(self, response: requests.Response) -> FetchError:
         status = response.status_code
@@ -145,11 +133,11 @@ class Web:
         longer = self.limiter.pause(seconds)
         self.paused += longer
         until = datetime.now().astimezone() + timedelta(seconds=seconds)
-        told = f"the server asks to wait {seconds:,.0f} s ({status}), until {until:%Y-%m-%d %H:%M:%S %Z}"
+        message = f"the server asks to wait {seconds:,.0f} s ({status}), until {until:%Y-%m-%d %H:%M:%S %Z}"
         if self.paused > LONGEST_PAUSE_SECONDS:
-            self.stop(told)
-        elif longer > TOLD_PAUSE_SECONDS:
-            print(told, file=sys.stderr, flush=True)
+            self.stop(message)
+        elif longer > LONG_PAUSE_SECONDS:
+            print(message, file=sys.stderr, flush=True)
 
 
 class _Session(requests.Session):
@@ -212,22 +200,3 @@ def _inflated(body: bytes, most_bytes: int) -> bytes:
     if not inflater.eof and len(inflated) <= most_bytes:
         raise EOFError
     return inflated
-
-
-def outcomes(
-    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], in_flight: int, in_order: bool
-) -> Iterator[tuple[Item, "Future[Result]"]]:
-    """Work on items in threads, `in_flight` of them at a time: each with its finished future, in order or as they end.
-
-    Items are taken one by one as there is room, so neither they nor the results add up in memory.
-    """
-    running: dict[Future[Result], Item] = {}
-    source = iter(items)
-    while True:
-        for item in islice(source, in_flight - len(running)):
-            running[pool.submit(work, item)] = item
-        if not running:
-            return
-        first = [next(iter(running))] if in_order else running
-        for future in wait(first, return_when=FIRST_COMPLETED).done:
-            yield running.pop(future), future

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from genre_dist.acquire.catalogue import read_rows
 from genre_dist.genres import INDEX_OF_ID
-from genre_dist.prepare.report import Recipe, Report, shortened, whole_report
+from genre_dist.prepare.report import Recipe, Report, read_report, shortened
 from genre_dist.prepare.shard import films_of
 from genre_dist.prepare.splits import order_key, split_of
 from genre_dist.prepare.vocabulary import forget_rare, tokenise
@@ -58,7 +58,7 @@ def packed_before(out: Place, recipe: Recipe) -> Before:
         raise ValueError(f"{error} (--overwrite replaces what is there)") from None
     reports, ids = [], []
     for shard in manifest.shards:
-        report, films = whole_report(out / shard.file), films_of(out, shard)
+        report, films = read_report(out / shard.file, damaged_is_none=True), films_of(out, shard)
         if report is None or films is None or report.shard != shard:
             continue
         _refuse_other_options(out, report.recipe, recipe)
@@ -79,7 +79,7 @@ def _refuse_other_options(out: Place, before: Recipe, recipe: Recipe) -> None:
     there, wanted = asdict(before), asdict(recipe)
     for name, value in wanted.items():
         if name != "vocabulary_sha256" and there[name] != value:
-            old, new = (",".join(told) if isinstance(told, tuple) else told for told in (there[name], value))
+            old, new = (",".join(option) if isinstance(option, tuple) else option for option in (there[name], value))
             raise ValueError(
                 f"{out} already holds shards packed with another --{name.removesuffix('_sha256')} ({old or 'none'} "
                 f"there, {new or 'none'} here); pack into another folder, or pass --overwrite to replace them"
@@ -103,17 +103,17 @@ def _why_not(row: dict[str, Any], require: tuple[str, ...]) -> str | None:
     return None
 
 
-def place_of(ids: NDArray[np.int64], film: int) -> int | None:
+def index_of(ids: NDArray[np.int64], film: int) -> int | None:
     """Where a film is in ascending ids, None if it is not."""
-    place = int(np.searchsorted(ids, film))
-    return place if place < len(ids) and ids[place] == film else None
+    index = int(np.searchsorted(ids, film))
+    return index if index < len(ids) and ids[index] == film else None
 
 
 def choose(catalogue: Place, recipe: Recipe, before: Before) -> Chosen:
     """Read the catalogue once: the films to pack, in which shard each goes, and the words of the train split.
 
-    Raises ValueError for a film that is there twice, and for a catalogue that knows less than half of the films packed
-    before: it is another one, not a later state.
+    Raises ValueError for a film that is there twice, for a catalogue without a film to pack, and for one that knows
+    less than half of the films packed before: it is another one, not a later state.
     """
     ids, keys, splits = array("q"), array("Q"), array("b")
     counts: Counter[str] = Counter()
@@ -121,7 +121,7 @@ def choose(catalogue: Place, recipe: Recipe, before: Before) -> Chosen:
     known = 0
     for row in read_rows(catalogue, COLUMNS):
         film = row["tmdb_id"]
-        if place_of(before.ids, film) is not None:
+        if index_of(before.ids, film) is not None:
             known += 1
             continue
         reason = _why_not(row, recipe.require)
@@ -135,6 +135,11 @@ def choose(catalogue: Place, recipe: Recipe, before: Before) -> Chosen:
         if split == "train" and not before.reports:  # words of val and test would tell something of them
             counts.update(tokenise(f"{row['title'] or ''} {row['overview'] or ''}"))
             forget_rare(counts)
+    if not before.reports and not ids:
+        reasons = ", ".join(f"{count:,} with {reason}" for reason, count in left_out.most_common())
+        raise ValueError(
+            f"{catalogue}: no film to pack ({reasons or 'it is empty'}); require less with --require, or import more"
+        )
     if 2 * known < len(before.ids):
         raise ValueError(
             f"{catalogue} knows {known:,} of the {len(before.ids):,} films packed before: another catalogue? Pack it "
@@ -159,10 +164,10 @@ def _assign(
         films = np.flatnonzero(splits == number)
         films = films[np.argsort(keys[films])]
         shard[films] = len(shards) + np.arange(len(films)) // shard_size
-        wanted, place = -(-len(films) // shard_size), 0
+        wanted, index = -(-len(films) // shard_size), 0
         while wanted:
-            file = f"{split}-{place:06d}.tar"
-            place += 1
+            file = f"{split}-{index:06d}.tar"
+            index += 1
             if file not in taken:
                 shards.append((file, split))
                 wanted -= 1

@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from genre_dist.acquire.catalogue import read_rows
 from genre_dist.genres import INDEX_OF_ID
-from genre_dist.prepare.choosing import COLUMNS, Chosen, film_text, place_of
+from genre_dist.prepare.choosing import COLUMNS, Chosen, film_text, index_of
 from genre_dist.prepare.report import Recipe
 from genre_dist.prepare.shard import Job
 from genre_dist.prepare.splits import order_key
@@ -19,13 +20,7 @@ HELD_BYTES = 2 << 20
 
 
 def lay_out(
-    catalogue: Place,
-    out: Place,
-    recipe: Recipe,
-    chosen: Chosen,
-    work: Path,
-    words: Path,
-    part: tuple[int, int] = (0, 1),
+    catalogue: Place, out: Place, recipe: Recipe, chosen: Chosen, work: Path, words: Path, part: tuple[int, int]
 ) -> list[Job]:
     """Read the catalogue once more and lay out the films of every shard, or of the shards number i mod n for (i, n).
 
@@ -43,33 +38,23 @@ def lay_out(
             _append(held, work)
             size = 0
     _append(held, work)
+    job = partial(Job, out=out, catalogue=catalogue, words=words, recipe=recipe)
     jobs = []
     for shard in mine:
         file, split = chosen.shards[shard]
         path = _file(work, shard)
-        jobs.append(
-            Job(
-                out=out,
-                file=file,
-                split=split,
-                catalogue=catalogue,
-                films=path,
-                films_sha256=_sort(path),
-                words=words,
-                recipe=recipe,
-            )
-        )
+        jobs.append(job(file=file, split=split, films=path, films_sha256=_sort(path)))
     return jobs
 
 
 def _films(catalogue: Place, recipe: Recipe, chosen: Chosen, mine: range) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number of its shard, and what its shard needs to know of it, for every film."""
     for row in read_rows(catalogue, COLUMNS):
-        place = place_of(chosen.ids, row["tmdb_id"])
-        if place is None or int(chosen.shard[place]) not in mine:
+        index = index_of(chosen.ids, row["tmdb_id"])
+        if index is None or int(chosen.shard[index]) not in mine:
             continue
         yield (
-            int(chosen.shard[place]),
+            int(chosen.shard[index]),
             {
                 "tmdb_id": row["tmdb_id"],
                 "title": row["title"] or "",

@@ -8,7 +8,7 @@ leaves finished shards and continues where it stopped, a later one appends the f
 import errno
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,34 +20,35 @@ from genre_dist import lock
 from genre_dist.atomic import atomic_file
 from genre_dist.genres import GENRES
 from genre_dist.lock import one_writer, take
-from genre_dist.prepare.choosing import NOTHING, Before, Chosen, choose, packed_before
+from genre_dist.prepare.choosing import NOTHING, Before, choose, packed_before
 from genre_dist.prepare.layout import lay_out
 from genre_dist.prepare.parts import marker, what_is_missing
-from genre_dist.prepare.pool import pack_all
 from genre_dist.prepare.report import Recipe, Report, poster_lines, report_path
-from genre_dist.prepare.shard import Job, finished
+from genre_dist.prepare.shard import Job, finished, pack_shard
 from genre_dist.prepare.splits import RULE
-from genre_dist.prepare.vectors import WordVectors, file_sha256, matrix_for, read_vectors
+from genre_dist.prepare.vectors import WordVectors, matrix_for, read_vectors, require_vectors
 from genre_dist.prepare.vocabulary import choose_words, load_words, save_words, words_sha256
 from genre_dist.printable import printable
-from genre_dist.storage import Place, check_writable, exists, remove, remove_folder
+from genre_dist.progress import progress_bar
+from genre_dist.storage import Place, check_writable, exists, remove, remove_folder, sha256_of
 from genre_dist.stream.index import index_path, save_array
 from genre_dist.stream.manifest import FILE, SPLITS, Manifest, Text, save_manifest
 from genre_dist.stream.words import load_vectors, vectors_sha256
+from genre_dist.workers import in_processes
 
 WORDS, VECTORS = "vocabulary.txt", "vectors.npy"
 _WORK = ".packing"
 
 
-class Plan(NamedTuple):
+class Packing(NamedTuple):
     """All that is to do in a folder."""
 
     out: Place
     recipe: Recipe
     before: Before
     words: list[str]
-    found: WordVectors | None
-    """The file's vectors of the words; None without a file, or where vectors.npy is there already."""
+    vectors: WordVectors | None
+    """The file's, of the words; None without a file, or where vectors.npy is there already."""
     dim: int | None
     """Width of the vectors; None without any."""
     left_out: Counter[str]
@@ -69,10 +70,10 @@ def pack(
     Raises ValueError for wrong options, for shards of other options in `out` (unless `overwrite`), and for a catalogue
     without a film to pack; OSError if the disk is full. What was finished stays, and the same command goes on.
     """
-    with _planned(catalogue, out, vectors, options, overwrite=overwrite) as plan:
-        _remove_old(plan, overwrite)
-        _save_vocabulary(plan)
-        return _finish(plan, pack_all(plan.jobs, workers))
+    with _planned(catalogue, out, vectors, options, overwrite=overwrite) as packing:
+        _remove_old(packing, overwrite)
+        _save_vocabulary(packing)
+        return _finish(packing, pack_all(packing.jobs, workers))
 
 
 def pack_part(
@@ -89,9 +90,12 @@ def pack_part(
     Nothing is shared but the folder: every part finds the same plan by itself, touches its own shards only and writes
     no manifest; `merge_parts` does. Raises as `pack` does.
     """
-    with _planned(catalogue, out, vectors, options, part=part) as plan:
-        _remove_halves(plan)
-        return len(pack_all(plan.jobs, workers))
+    with _planned(catalogue, out, vectors, options, part=part) as packing:
+        mine = {job.file.removesuffix(".tar") for job in packing.jobs}
+        for path in out.glob("*.tmp"):  # what killed ones left half-written of this part's shards
+            if path.name.partition(".")[0] in mine:
+                remove(path)
+        return len(pack_all(packing.jobs, workers))
 
 
 def merge_parts(catalogue: Place, out: Place, *, vectors: Place | None = None, **options: Any) -> Manifest:
@@ -99,14 +103,14 @@ def merge_parts(catalogue: Place, out: Place, *, vectors: Place | None = None, *
 
     Raises ValueError if shards are missing or of other options, saying how many and which commands make them.
     """
-    with _planned(catalogue, out, vectors, options, work=f"{_WORK}/merge") as plan:
-        reports = {job.file: finished(job) for job in plan.jobs}
-        missing = [number for number, job in enumerate(plan.jobs) if reports[job.file] is None]
+    with _planned(catalogue, out, vectors, options, work=f"{_WORK}/merge") as packing:
+        reports = {job.file: finished(job) for job in packing.jobs}
+        missing = [number for number, job in enumerate(packing.jobs) if reports[job.file] is None]
         if missing:
-            raise ValueError(what_is_missing(out, missing, len(plan.jobs), out / _WORK))
-        _remove_old(plan, overwrite=False)
-        _save_vocabulary(plan)
-        manifest = _finish(plan, [report for report in reports.values() if report])
+            raise ValueError(what_is_missing(out, missing, len(packing.jobs), out / _WORK))
+        _remove_old(packing, overwrite=False)
+        _save_vocabulary(packing)
+        manifest = _finish(packing, [report for report in reports.values() if report])
         remove_folder(out / _WORK)
         return manifest
 
@@ -121,24 +125,23 @@ def _planned(
     overwrite: bool = False,
     part: tuple[int, int] | None = None,
     work: str = _WORK,
-) -> Iterator[Plan]:
+) -> Iterator[Packing]:
     """Lock the folder, find out what is to do and lay it out below `work`."""
     check_writable(out)
     recipe = Recipe(**options)
-    place = out / work if part is None else marker(out / work, part)
     try:
-        with _locked(out, place, part):
+        with _workspace(out, out / work if part is None else marker(out / work, part), part) as own:
             if vectors is not None:
-                recipe = replace(recipe, vectors_sha256=file_sha256(vectors))
+                require_vectors(vectors)
+                recipe = replace(recipe, vectors_sha256=sha256_of(vectors))
             before = NOTHING if overwrite else packed_before(out, recipe)
-            chosen = _chosen(catalogue, recipe, before)
-            words, found, dim = _words(out, chosen.counts, vectors, before)
+            chosen = choose(catalogue, recipe, before)
+            words, read, dim = _words(out, chosen.counts, vectors, before)
             chosen.counts.clear()
             recipe = replace(recipe, vocabulary_sha256=words_sha256(words))
-            with _workspace(place, part) as own:
-                save_words(words, own / WORDS)
-                jobs = lay_out(catalogue, out, recipe, chosen, own, own / WORDS, part or (0, 1))
-                yield Plan(out, recipe, before, words, found, dim, chosen.left_out, jobs)
+            save_words(words, own / WORDS)
+            jobs = lay_out(catalogue, out, recipe, chosen, own, own / WORDS, part or (0, 1))
+            yield Packing(out, recipe, before, words, read, dim, chosen.left_out, jobs)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -151,120 +154,111 @@ def _planned(
 
 
 @contextmanager
-def _locked(out: Place, work: Place, part: tuple[int, int] | None) -> Iterator[None]:
-    """Keep all others out; a part shares the folder with the other parts of the same cut, but not with itself."""
-    with one_writer(out, shared=part is not None), ExitStack() as stack:
-        if part is not None and isinstance(work, Path):
-            work.mkdir(parents=True, exist_ok=True)  # it stays, as a mark that the part was begun
-            stack.enter_context(one_writer(work))
-            for other in work.parent.glob("*-of-*"):
-                if other.is_dir() and not other.name.endswith(f"-of-{part[1]}"):
-                    take(other).release()
-        yield
+def _workspace(out: Place, work: Place, part: tuple[int, int] | None) -> Iterator[Path]:
+    """Keep all others out of `out`, and make a folder of this process's own below `work`, which goes in the end.
 
-
-def _chosen(catalogue: Place, recipe: Recipe, before: Before) -> Chosen:
-    chosen = choose(catalogue, recipe, before)
-    if not before.reports and not len(chosen.ids):
-        reasons = ", ".join(f"{count:,} with {reason}" for reason, count in chosen.left_out.most_common())
-        raise ValueError(
-            f"{catalogue}: no film to pack ({reasons or 'it is empty'}); require less with --require, or import more"
-        )
-    return chosen
-
-
-@contextmanager
-def _workspace(work: Place, part: tuple[int, int] | None) -> Iterator[Path]:
-    """A folder of this process's own below `work`, which goes in the end; a part's `work` stays, empty, as a mark.
-
-    What killed ones left there is removed. For a remote one the folder is here, and `work` is an empty file.
+    A part shares `out` with the other parts of the same cut, but not with itself; its `work` stays, empty, as a mark
+    that it was begun. What killed processes left in `work` is removed. For a remote one the folder is here, and `work`
+    is an empty file.
     """
-    below = work if isinstance(work, Path) else None
-    if part is None:
-        remove_folder(work)
-    if below is None:
-        with atomic_file(work):
-            pass
-    else:
-        below.mkdir(parents=True, exist_ok=True)
-        for left in below.iterdir():
-            if left.name != lock.FILE:
-                remove_folder(left)
-    try:
-        with tempfile.TemporaryDirectory(dir=below, ignore_cleanup_errors=True) as own:
-            yield Path(own)
-    finally:
+    with one_writer(out, shared=part is not None), ExitStack() as stack:
+        below = work if isinstance(work, Path) else None
         if part is None:
             remove_folder(work)
+            stack.callback(remove_folder, work)
+        if below is None:
+            with atomic_file(work):
+                pass
+        else:
+            below.mkdir(parents=True, exist_ok=True)
+            if part is not None:
+                stack.enter_context(one_writer(below))
+                for other in below.parent.glob("*-of-*"):
+                    if other.is_dir() and not other.name.endswith(f"-of-{part[1]}"):
+                        take(other).release()
+            for left in below.iterdir():
+                if left.name != lock.FILE:
+                    remove_folder(left)
+        yield Path(stack.enter_context(tempfile.TemporaryDirectory(dir=below, ignore_cleanup_errors=True)))
 
 
 def _words(
     out: Place, counts: Counter[str], vectors: Place | None, before: Before
 ) -> tuple[list[str], WordVectors | None, int | None]:
     """The vocabulary, vectors to save, and their width. A finished folder keeps its words, as ids must not move."""
-    if before.text is None:
-        if vectors is None:
-            return choose_words(counts), None, None
-        found = _found(vectors, counts)
-        return choose_words(counts, found.of), found, found.dim
-    words = list(load_words(out / WORDS, before.text["vocabulary_sha256"]))
-    with suppress(ValueError):  # if they are lost or damaged, they are made again
-        load_vectors(out, before.text)
-        return words, None, before.text["dim"]
-    assert vectors is not None, "the options are those of before"
-    found = _found(vectors, set(words))
-    return words, found, found.dim
+    words = None
+    if before.text is not None:
+        words = list(load_words(out / WORDS, before.text["vocabulary_sha256"]))
+        with suppress(ValueError):  # if they are lost or damaged, they are made again
+            load_vectors(out, before.text)
+            return words, None, before.text["dim"]
+    if vectors is None:
+        return choose_words(counts), None, None
+    read = _read_vectors(vectors, words or counts)
+    return words or choose_words(counts, read.of), read, read.dim
 
 
-def _found(vectors: Place, words: Mapping[str, int] | set[str]) -> WordVectors:
+def _read_vectors(vectors: Place, words: Collection[str]) -> WordVectors:
     """The words' vectors, with a word on what was read. Raises ValueError if the file has none of the words."""
-    found = read_vectors(vectors, words)
-    if not found.of:
+    read = read_vectors(vectors, words)
+    if not read.of:
         raise ValueError(f"{vectors}: none of the {len(words):,} words of the train split is in this file")
-    inside = "" if found.file == vectors.name else f" ({printable(found.file)})"
-    print(f"{vectors}{inside}: {found.dim} numbers a word, for {len(found.of):,} of {len(words):,} words here")
-    for note in found.notes:
+    inside = "" if read.file == vectors.name else f" ({printable(read.file)})"
+    print(f"{vectors}{inside}: {read.dim} numbers a word, for {len(read.of):,} of {len(words):,} words here")
+    for note in read.notes:
         print(f"  {note}")
-    return found
+    return read
 
 
-def _save_vocabulary(plan: Plan) -> None:
+def _save_vocabulary(packing: Packing) -> None:
     """The words and their vectors; after an extension they are there already."""
-    if not plan.before.reports:
-        save_words(plan.words, plan.out / WORDS)
-    path = plan.out / VECTORS
-    if plan.dim is None:
+    if not packing.before.reports:
+        save_words(packing.words, packing.out / WORDS)
+    path = packing.out / VECTORS
+    if packing.dim is None:
         remove(path)
-    elif plan.found is not None:
+    elif packing.vectors is not None:
         with atomic_file(path) as file:
-            save_array(matrix_for(plan.words, plan.found.of), file)
-        plan.found.of.clear()
+            save_array(matrix_for(packing.words, packing.vectors.of), file)
+        packing.vectors.of.clear()
 
 
-def _finish(plan: Plan, reports: list[Report]) -> Manifest:
+def pack_all(jobs: list[Job], workers: int) -> list[Report]:
+    """Pack what is not finished yet, on several processes; returns all reports in the order of the jobs."""
+    reports = {job.file: report for job in jobs if (report := finished(job))}
+    todo = [job for job in jobs if job.file not in reports]
+    with progress_bar() as progress:
+        task = progress.add_task("packing shards", total=len(jobs), completed=len(reports))
+        for job, report in in_processes(pack_shard, todo, workers, f"packing {jobs[0].out}" if jobs else ""):
+            reports[job.file] = report
+            progress.advance(task)
+    return [reports[job.file] for job in jobs]
+
+
+def _finish(packing: Packing, reports: list[Report]) -> Manifest:
     """Write the manifest of the shards there were and the new ones."""
     reports = sorted(
-        [*plan.before.reports, *reports],
+        [*packing.before.reports, *reports],
         key=lambda report: (SPLITS.index(report.shard.split), report.shard.file),
     )
     counts = {split: np.zeros(len(GENRES), int) for split in SPLITS}
-    left_out = Counter(plan.left_out)
+    left_out = Counter(packing.left_out)
     for report in reports:
         counts[report.shard.split] += report.genre_counts
         left_out.update(report.left_out)
-    recipe = plan.recipe
+    recipe = packing.recipe
     text = Text(
         source=recipe.text,
         vocabulary=WORDS,
-        words=len(plan.words),
+        words=len(packing.words),
         vocabulary_sha256=recipe.vocabulary_sha256,
-        vectors=VECTORS if plan.dim else None,
-        dim=plan.dim,
+        vectors=VECTORS if packing.dim else None,
+        dim=packing.dim,
     )
-    if (vectors := load_vectors(plan.out, text)) is not None:
+    if (vectors := load_vectors(packing.out, text)) is not None:
         text["vectors_sha256"] = vectors_sha256(vectors)
     manifest = Manifest(
-        folder=plan.out,
+        folder=packing.out,
         genres=GENRES,
         image={"size": recipe.size, "fit": recipe.fit, "quality": recipe.quality},
         text=text,
@@ -280,11 +274,11 @@ def _finish(plan: Plan, reports: list[Report]) -> Manifest:
     return manifest
 
 
-def _remove_old(plan: Plan, overwrite: bool) -> None:
+def _remove_old(packing: Packing, overwrite: bool) -> None:
     """Remove what is in the way: old shards, and what killed packs left half-written or with other options."""
-    out = plan.out
-    keep = {report.shard.file for report in plan.before.reports}
-    keep |= {job.file for job in plan.jobs if finished(job)}
+    out = packing.out
+    keep = {report.shard.file for report in packing.before.reports}
+    keep |= {job.file for job in packing.jobs if finished(job)}
     if overwrite and exists(out / FILE):  # without a manifest it is this pack itself, not finished yet
         remove(out / FILE)
         keep = set()
@@ -294,11 +288,3 @@ def _remove_old(plan: Plan, overwrite: bool) -> None:
                 remove(old)
     for path in out.glob("*.tmp"):
         remove(path)
-
-
-def _remove_halves(plan: Plan) -> None:
-    """Remove what killed ones left half-written of this part's shards."""
-    mine = {job.file.removesuffix(".tar") for job in plan.jobs}
-    for path in plan.out.glob("*.tmp"):
-        if path.name.partition(".")[0] in mine:
-            remove(path)

@@ -26,10 +26,10 @@ def _slurm_part(environment: Mapping[str, str]) -> tuple[int, int]:
         raise ValueError(f"--part slurm needs {', '.join(missing)}: submit with `sbatch --array=0-15`, or give i/n")
     task, count, first = map(int, values[:3])
     last, step = int(values[3] or task), int(values[4] or 1)
-    place, rest = divmod(task - first, step)
-    if rest or not 0 <= place < count or last - first > (count - 1) * step:
+    index, rest = divmod(task - first, step)
+    if rest or not 0 <= index < count or last - first > (count - 1) * step:
         raise ValueError("--part slurm needs an evenly spaced array such as `sbatch --array=0-15`; or give i/n")
-    return place, count
+    return index, count
 
 
 def marker(work: Place, part: tuple[int, int]) -> Place:

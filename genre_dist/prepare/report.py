@@ -2,15 +2,14 @@
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, get_args
 
 from annotated_types import Interval, Len
 from typing_extensions import TypedDict
 
+from genre_dist.acquire.left_out import LeftOut
 from genre_dist.atomic import atomic_file
 from genre_dist.genres import GENRES
 from genre_dist.prepare.posters import Fit
@@ -89,8 +88,8 @@ class Report:
 
 def recipe_key(recipe: Recipe, split: str, films_sha256: str) -> str:
     """Identifies what the shard's bytes should be; a finished shard with the same key is left alone."""
-    told = json.dumps([asdict(recipe), split, films_sha256], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    identity = json.dumps([asdict(recipe), split, films_sha256], sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def report_path(shard: Place) -> Place:
@@ -104,31 +103,25 @@ def save_report(report: Report, shard: Place) -> None:
         json.dump(asdict(report), file, indent=1)
 
 
-def read_report(shard: Place) -> Report | None:
-    """A shard's report, None if it has none. Raises ValueError for one that is damaged, or of another shard."""
+def read_report(shard: Place, damaged_is_none: bool = False) -> Report | None:
+    """A shard's report, None if it has none. Raises ValueError for one that is damaged, or of another shard.
+
+    Where a damaged one counts as none, the shard is packed again; where a server does not answer, nothing is packed.
+    """
     path = report_path(shard)
     try:
-        return _report_in(read_bytes(path, LARGEST_REPORT), shard)
+        written = read_bytes(path, LARGEST_REPORT)
     except FileNotFoundError:
         return None
-
-
-def whole_report(shard: Place) -> Report | None:
-    """A shard's report, None also if it is damaged: then the shard is packed again."""
     try:
-        written = read_bytes(report_path(shard), LARGEST_REPORT)  # where a server does not answer, nothing is packed
-    except FileNotFoundError:
-        return None
-    with suppress(ValueError):
-        return _report_in(written, shard)
-    return None
-
-
-def _report_in(written: bytes, shard: Place) -> Report:
-    report = parse_json(Report, written, report_path(shard), _REMEDY)
-    if report.shard.file != shard.name:
-        raise ValueError(f"{report_path(shard)}: tells of {report.shard.file}; {_REMEDY}")
-    return report
+        report = parse_json(Report, written, path, _REMEDY)
+        if report.shard.file != shard.name:
+            raise ValueError(f"{path}: tells of {report.shard.file}; {_REMEDY}")
+        return report
+    except ValueError:
+        if damaged_is_none:
+            return None
+        raise
 
 
 def shortened(report: Report) -> Report:
@@ -138,17 +131,11 @@ def shortened(report: Report) -> Report:
 
 def poster_lines(reports: Iterable[Report]) -> list[str]:
     """How many posters were odd or could not be read, with an example each; nothing if all were plain."""
-    counts: Counter[str] = Counter()
-    odd: list[Odd] = []
-    problems: list[Problem] = []
+    posters = LeftOut()
     for report in reports:
-        counts.update(report.posters)
-        odd, problems = odd or report.odd, problems or report.problems
-    lines = []
-    if odd:
-        lines.append(f"{counts[ODD]:,} odd posters were packed, such as film {odd[0]['tmdb_id']}: {odd[0]['odd']}")
-    if problems:
-        first = problems[0]
-        told = f"film {first['tmdb_id']}: {first['problem']}"
-        lines.append(f"{counts[UNREADABLE]:,} posters could not be read, such as {told}")
-    return [f"{line} (*.report.json name all)" for line in lines]
+        for odd in report.odd[:1]:
+            posters.add("odd posters were packed", f"film {odd['tmdb_id']}: {odd['odd']}", report.posters.get(ODD, 0))
+        for problem in report.problems[:1]:
+            example = f"film {problem['tmdb_id']}: {problem['problem']}"
+            posters.add("posters could not be read", example, report.posters.get(UNREADABLE, 0))
+    return [f"{line} (*.report.json name all)" for line in posters.lines()]

@@ -3,11 +3,11 @@
 import errno
 import hashlib
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,17 +32,18 @@ from genre_dist.prepare.report import (
     Problem,
     Recipe,
     Report,
+    read_report,
     recipe_key,
     report_path,
     save_report,
     shortened,
-    whole_report,
 )
 from genre_dist.prepare.vocabulary import encode, load_words, tokenise
-from genre_dist.storage import Place, has_size, is_remote, read_bytes, remove
+from genre_dist.storage import Place, file_size, is_remote, read_bytes, remove
 from genre_dist.stream import tar
 from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, DamagedArrayError, index_path, load_array, save_array
 from genre_dist.stream.manifest import Shard
+from genre_dist.workers import outcomes
 
 READ_AHEAD = 16
 """Posters asked for at a time, where the catalogue is remote."""
@@ -65,7 +66,7 @@ class Job:
 
 def finished(job: Job) -> Report | None:
     """The report of a shard that is already packed from the same films in the same way, else None; shortened."""
-    report = whole_report(job.out / job.file)
+    report = read_report(job.out / job.file, damaged_is_none=True)
     if report is None or report.key != _key(job) or films_of(job.out, report.shard) is None:
         return None
     return shortened(report)
@@ -79,10 +80,10 @@ def films_of(out: Place, shard: Shard) -> NDArray[np.int64] | None:
     """The films of a shard by its index, None if its tar or its index is missing or another one."""
     path = out / shard.file
     try:
-        records = load_array(index_path(path))
+        records, size = load_array(index_path(path)), file_size(path)
     except (FileNotFoundError, DamagedArrayError):
         return None
-    is_whole = records.dtype == RECORD and records.shape == (shard.samples,) and has_size(path, shard.bytes)
+    is_whole = records.dtype == RECORD and records.shape == (shard.samples,) and size == shard.bytes
     return np.array(records["id"]) if is_whole else None
 
 
@@ -175,51 +176,38 @@ class Outcome(NamedTuple):
 
 
 def _with_posters(films: Iterable[dict[str, Any]], job: Job) -> Iterator[tuple[dict[str, Any], Outcome]]:
-    """Each film with its poster as a JPEG of the shards' shape."""
-    recipe = job.recipe
-    for film, path, data in _with_files(films, job):
-        if path is None:
-            yield film, Outcome(None, NO_POSTER, "")
-        elif isinstance(data, OSError):
-            if isinstance(data, FileNotFoundError):
-                yield film, Outcome(None, UNREADABLE, f"{path} is missing", NO_FILE)
-            else:
-                yield film, Outcome(None, UNREADABLE, f"{path}: {data.strerror}", NOT_OPENED)
-        else:
-            try:
-                jpeg, odd = square_jpeg(data, recipe.size, recipe.fit, recipe.quality)
-            except ValueError as error:
-                yield film, Outcome(None, UNREADABLE, f"{path}: {error}")
-            else:
-                kind = odd if odd == UNTOUCHED else ODD if odd else RESIZED
-                yield film, Outcome(jpeg, kind, odd)
-
-
-def _with_files(
-    films: Iterable[dict[str, Any]], job: Job
-) -> Iterator[tuple[dict[str, Any], Place | None, bytes | OSError]]:
-    """Each film with its poster's file, None without one, and its bytes or why it cannot be opened.
-
-    Remote files are asked for READ_AHEAD at a time.
-    """
-
-    def read(path: Place | None) -> bytes | OSError:
-        try:
-            if isinstance(path, Path) and path.stat().st_size > MAX_BYTES:
-                return OSError(errno.EFBIG, f"more than {MAX_BYTES:,} bytes")
-            return b"" if path is None else read_bytes(path)
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-            return error
-
-    placed = ((film, None if film["poster"] is None else poster_file(job.catalogue, film["tmdb_id"])) for film in films)
+    """Each film with its poster as a JPEG of the shards' shape. Remote files are asked for READ_AHEAD at a time."""
     if not is_remote(job.catalogue):
-        yield from ((film, path, read(path)) for film, path in placed)
+        yield from ((film, _outcome(film, _read(film, job), job)) for film in films)
         return
-    coming: deque[tuple[dict[str, Any], Place | None, Future[bytes | OSError]]] = deque()
     with ThreadPoolExecutor(READ_AHEAD) as pool:
-        for film, path in placed:
-            coming.append((film, path, pool.submit(read, path)))
-            if len(coming) > READ_AHEAD:
-                first, first_path, data = coming.popleft()
-                yield first, first_path, data.result()
-        yield from ((film, path, data.result()) for film, path, data in coming)
+        for film, data in outcomes(pool, partial(_read, job=job), films, READ_AHEAD, in_order=True):
+            yield film, _outcome(film, data.result(), job)
+
+
+def _read(film: dict[str, Any], job: Job) -> bytes | OSError | None:
+    """The film's poster, or why it cannot be opened; None without one."""
+    path = poster_file(job.catalogue, film["tmdb_id"])
+    try:
+        if film["poster"] is None:
+            return None
+        if isinstance(path, Path) and path.stat().st_size > MAX_BYTES:
+            return OSError(errno.EFBIG, f"more than {MAX_BYTES:,} bytes")
+        return read_bytes(path)
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        return error
+
+
+def _outcome(film: dict[str, Any], data: bytes | OSError | None, job: Job) -> Outcome:
+    path, recipe = poster_file(job.catalogue, film["tmdb_id"]), job.recipe
+    if data is None:
+        return Outcome(None, NO_POSTER, "")
+    if isinstance(data, FileNotFoundError):
+        return Outcome(None, UNREADABLE, f"{path} is missing", NO_FILE)
+    if isinstance(data, OSError):
+        return Outcome(None, UNREADABLE, f"{path}: {data.strerror}", NOT_OPENED)
+    try:
+        jpeg, odd = square_jpeg(data, recipe.size, recipe.fit, recipe.quality)
+    except ValueError as error:
+        return Outcome(None, UNREADABLE, f"{path}: {error}")
+    return Outcome(jpeg, odd if odd == UNTOUCHED else ODD if odd else RESIZED, odd)

@@ -2,15 +2,14 @@
 
 import codecs
 import gzip
-import hashlib
 import math
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, count, islice, takewhile
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -44,7 +43,7 @@ class WordVectors(NamedTuple):
         return len(next(iter(self.of.values()), ()))
 
 
-def read_vectors(path: Place, wanted: Mapping[str, int] | set[str]) -> WordVectors:
+def read_vectors(path: Place, wanted: Collection[str]) -> WordVectors:
     """The wanted words' vectors, float32 [dim], of any width, from a file or a URL's place.
 
     Read are GloVe's and word2vec's text (`word number number ...` lines, with or without a first line `words width`),
@@ -52,7 +51,7 @@ def read_vectors(path: Place, wanted: Mapping[str, int] | set[str]) -> WordVecto
     vector; of a word's rows the first counts. Raises ValueError naming the line or the word's number where the file is
     damaged or cut short, and the files of an archive that has several.
     """
-    found: dict[str, NDArray[np.float32]] = {}
+    vectors: dict[str, NDArray[np.float32]] = {}
     twice: set[str] = set()
     notes: list[str] = []
     keys = {word.encode() for word in wanted}
@@ -60,7 +59,7 @@ def read_vectors(path: Place, wanted: Mapping[str, int] | set[str]) -> WordVecto
         with _opened(path) as (file, name):
             is_binary = name.lower().endswith(".bin")
             for word, vector in _binary_rows(file, path, keys) if is_binary else _text_rows(file, path, keys, notes):
-                if found.setdefault(word, vector) is not vector:
+                if vectors.setdefault(word, vector) is not vector:
                     twice.add(word)
     except Exception as error:  # for a damaged archive there are errors of many kinds
         if str(path) in str(error):
@@ -70,25 +69,19 @@ def read_vectors(path: Place, wanted: Mapping[str, int] | set[str]) -> WordVecto
         notes.append(
             f"{len(twice):,} words are there more than once, such as `{printable(min(twice))}`: the first row counts"
         )
-    return WordVectors(name, found, notes)
+    return WordVectors(name, vectors, notes)
 
 
-def file_sha256(path: Place) -> str:
-    """The SHA-256 of a file of word vectors. Raises ValueError if there is none."""
-    _require(path)
-    with opened(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-
-
-def _require(path: Place) -> None:
-    if not (path.is_file() if isinstance(path, Path) else exists(path)):
+def require_vectors(path: Place) -> None:
+    """Raise ValueError if there is no such file."""
+    if not exists(path):
         raise ValueError(f"{path}: no such file of word vectors")
 
 
 @contextmanager
 def _opened(path: Place) -> Iterator[tuple[IO[bytes], str]]:
     """The file's content, decompressed on the way, and its name without the compression's ending."""
-    _require(path)
+    require_vectors(path)
     if path.suffix.lower() == ".zip":
         with opened(path) as packed, zipfile.ZipFile(packed) as archive:
             name = _only_file(archive, path)
@@ -110,9 +103,9 @@ def _only_file(archive: zipfile.ZipFile, path: Place) -> str:
         endings = ", ".join(_ENDINGS)
         raise ValueError(f"{path}: no file of vectors ({endings}) in this archive; unpack them and name their file")
     if len(fitting) > 1:
-        told = ", ".join(map(printable, fitting[:10])) + (", ..." if len(fitting) > 10 else "")
+        shown = ", ".join(map(printable, fitting[:10])) + (", ..." if len(fitting) > 10 else "")
         raise ValueError(
-            f"{path}: {len(fitting)} files of this archive may be meant: {told}; unpack the one you want and name it "
+            f"{path}: {len(fitting)} files of this archive may be meant: {shown}; unpack the one you want and name it "
             "with --vectors"
         )
     return fitting[0]
@@ -137,12 +130,12 @@ def _text_rows(file: IO[bytes], path: Place, keys: set[bytes], notes: list[str])
     """Wanted words of a text file. Every line is checked, few are parsed."""
     lines = _lines(file, path)
     first = list(islice(lines, 1 + SETTLING))
-    told = _HEAD.fullmatch(first[0]) if first else None
-    if told:
+    head = _HEAD.fullmatch(first[0]) if first else None
+    if head:
         del first[0]
-    dim = int(told[2]) if told else _usual_width(first)
+    dim = int(head[2]) if head else _usual_width(first)
     rows = phrases = first_phrase = 0
-    for number, line in enumerate(chain(first, lines), 2 if told else 1):
+    for number, line in enumerate(chain(first, lines), 2 if head else 1):
         rows += 1
         spaces = line.count(b" ")
         if spaces < dim or dim < 1:
@@ -155,8 +148,8 @@ def _text_rows(file: IO[bytes], path: Place, keys: set[bytes], notes: list[str])
             phrases, first_phrase = phrases + 1, first_phrase or number
         if word in keys:
             yield word.decode(), _numbers(b" ".join(values), dim, f"{path} line {number}", word)
-    if told and rows != int(told[1]):
-        raise ValueError(f"{path} line {rows + 1}: the end after {rows:,} of {int(told[1]):,} words; fetch it again")
+    if head and rows != int(head[1]):
+        raise ValueError(f"{path} line {rows + 1}: the end after {rows:,} of {int(head[1]):,} words; fetch it again")
     if phrases:
         notes.append(
             f"{phrases:,} rows have more than {dim} numbers, the first is line {first_phrase}: the last {dim} are the "
@@ -211,34 +204,34 @@ def _binary_rows(file: IO[bytes], path: Place, keys: set[bytes]) -> Iterator[Row
     if len(head) != 2 or not all(part.isdigit() for part in head) or not 1 <= int(head[1]) <= 100_000:
         raise ValueError(f"{path}: does not begin as a .bin of word2vec, with a line of two numbers")
     words, dim = int(head[0]), int(head[1])
-    buffer, place = b"", 0
+    buffer, start = b"", 0
     for number in range(1, words + 1):
-        space = buffer.find(b" ", place)
+        space = buffer.find(b" ", start)
         while space < 0 or len(buffer) - space - 1 < 4 * dim:
-            if space < 0 and len(buffer) - place > LONGEST_WORD:
+            if space < 0 and len(buffer) - start > LONGEST_WORD:
                 raise ValueError(f"{path} word {number:,}: no end of the word; the file is damaged, fetch it again")
             more = file.read(CHUNK)
             if not more:
                 raise ValueError(f"{path} word {number:,} of {words:,}: the file ends here; fetch it again")
-            buffer, place = buffer[place:] + more, 0
+            buffer, start = buffer[start:] + more, 0
             space = buffer.find(b" ")
-        word = buffer[place:space].lstrip(b"\n")  # the original tool ends every vector with a line ending
+        word = buffer[start:space].lstrip(b"\n")  # the original tool ends every vector with a line ending
         if word in keys:
             vector = np.frombuffer(buffer, "<f4", dim, space + 1).astype(np.float32)
             yield word.decode(), _finite(vector, f"{path} word {number:,}", word)
-        place = space + 1 + 4 * dim
+        start = space + 1 + 4 * dim
 
 
-def matrix_for(words: list[str], found: Mapping[str, NDArray[np.float32]], seed: int = 0) -> NDArray[np.float32]:
+def matrix_for(words: list[str], vectors: Mapping[str, NDArray[np.float32]], seed: int = 0) -> NDArray[np.float32]:
     """A vector for every word, float32 [words, dim].
 
     The file's where there is one, zeros for <pad>, and for the others draws with the file's own deviation.
     """
-    dim = len(next(iter(found.values())))
-    spread = float(np.std(np.stack(list(found.values())[:10_000])))
+    dim = len(next(iter(vectors.values())))
+    spread = float(np.std(np.stack(list(vectors.values())[:10_000])))
     matrix = np.random.default_rng(seed).normal(0, spread, (len(words), dim)).astype(np.float32)
     matrix[0] = 0
     for row, word in enumerate(words):
-        if word in found:
-            matrix[row] = found[word]
+        if word in vectors:
+            matrix[row] = vectors[word]
     return matrix

@@ -1,6 +1,5 @@
 """Whether shards are whole: every number and checksum of the manifest against the files, and every sample decoded."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,7 +13,7 @@ from genre_dist.prepare.report import NO_FILE, NO_PICTURE, NOT_OPENED, Report, r
 from genre_dist.prepare.splits import RULE, split_of
 from genre_dist.printable import printable
 from genre_dist.progress import progress_bar
-from genre_dist.storage import Place, local_copy
+from genre_dist.storage import Place, local_copy, sha256_of
 from genre_dist.stream import tar
 from genre_dist.stream.decode import decode_jpeg
 from genre_dist.stream.index import FLAGS, RECORD, DamagedArrayError, index_path, load_array
@@ -45,11 +44,11 @@ def verify(manifest: Manifest) -> list[str]:
             path = manifest.folder / shard.file
             try:
                 with local_copy(path) as file:
-                    found = list(verified.check(path, file, shard))
+                    shard_faults = list(verified.check(path, file, shard))
             except _FAULTS as error:
-                told = str(error)
-                found = [told if str(path.with_suffix("")) in told else f"{path}: {told}"]
-            faults += found
+                fault = str(error)
+                shard_faults = [fault if str(path.with_suffix("")) in fault else f"{path}: {fault}"]
+            faults += shard_faults
     faults = faults or list(verified.check_genres())
     faults = faults or list(_check_reports(manifest))
     return [printable(fault) for fault in faults]
@@ -57,12 +56,12 @@ def verify(manifest: Manifest) -> list[str]:
 
 def films_there_twice(manifest: Manifest) -> set[int]:
     """Films that the indexes name more than once, found by sorting 8 bytes a film; a damaged index is skipped."""
-    found = [np.empty(0, np.int64)]
+    ids_of = [np.empty(0, np.int64)]
     for shard in manifest.shards:
         with suppress(*_FAULTS):
             records = load_array(index_path(manifest.folder / shard.file))
-            found += [np.array(records["id"])] if records.dtype == RECORD and records.ndim == 1 else []
-    ids = np.concatenate(found)
+            ids_of += [np.array(records["id"])] if records.dtype == RECORD and records.ndim == 1 else []
+    ids = np.concatenate(ids_of)
     ids.sort()
     return set(ids[1:][ids[1:] == ids[:-1]].tolist())
 
@@ -114,8 +113,8 @@ class _Verified:
             mask = shard.mask(members)
             count = int(((records["has"] & mask) == mask).sum())
             if count != shard.count(members):
-                told = " and ".join(members)
-                yield f"{path}: {count} samples with {told} where the manifest has {shard.count(members)}"
+                names = " and ".join(members)
+                yield f"{path}: {count} samples with {names} where the manifest has {shard.count(members)}"
         with open(local, "rb") as file:
             for record in records:
                 film, offset = int(record["id"]), int(record["offset"])
@@ -171,8 +170,8 @@ class _Verified:
                 self._genres[split][self._places[genre]] += 1
             else:
                 yield f"the genre {genre} is not in the manifest"
-        if (told := load_about(data).get("tmdb_id", film)) != film:
-            yield f"its .json tells of film {str(told)[:40]}"
+        if (other := load_about(data).get("tmdb_id", film)) != film:
+            yield f"its .json tells of film {str(other)[:40]}"
 
     def check_genres(self) -> Iterator[str]:
         """The counts of genres."""
@@ -200,9 +199,9 @@ def _check_reports(manifest: Manifest) -> Iterator[str]:
         else:
             left_out.update(report.left_out)
     for reason in (NO_PICTURE, NO_FILE, NOT_OPENED):
-        told, count = manifest.left_out.get(reason, 0), left_out[reason]
-        if told != count and not (missing and told > count):
-            yield f"{FILE}: {told} films left out with {reason} where the reports of the shards have {count}"
+        stated, count = manifest.left_out.get(reason, 0), left_out[reason]
+        if stated != count and not (missing and stated > count):
+            yield f"{FILE}: {stated} films left out with {reason} where the reports of the shards have {count}"
 
 
 def _options(made: Report | Manifest) -> tuple[Any, ...]:
@@ -215,12 +214,9 @@ def _options(made: Report | Manifest) -> tuple[Any, ...]:
 
 
 def _check_file(path: Place, local: Path, shard: Shard) -> Iterator[str]:
-    with open(local, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = file.tell()
-    if size != shard.bytes:
+    if (size := local.stat().st_size) != shard.bytes:
         yield f"{path}: {size:,} bytes where the manifest has {shard.bytes:,}"
-    if digest != shard.sha256:
+    if sha256_of(local) != shard.sha256:
         yield f"{path}: the checksum differs from the manifest's; fetch or pack it again"
 
 

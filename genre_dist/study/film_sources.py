@@ -78,9 +78,9 @@ def find_films(source: Source, run: Run, progress: Callable[[], None]) -> Found:
             if film in places and poster.look <= places[film][0]:
                 left_out.add("further files for films that have a poster, left out", poster.where)
                 continue
-            place = poster.place if isinstance(poster.place, TarMember) else str(poster.place)  # smaller than a Path
+            place = poster.source if isinstance(poster.source, TarMember) else str(poster.source)  # smaller than a Path
             places[film] = poster.look, place
-            status = (poster.place.tar if isinstance(poster.place, TarMember) else poster.place).stat()
+            status = (poster.source.tar if isinstance(poster.source, TarMember) else poster.source).stat()
             digest.update(f"{film} {place} {status.st_size} {status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return Found(_table_films(table, known, places, text), digest.hexdigest(), left_out)
 
@@ -103,11 +103,7 @@ def _catalogue_films(catalogue: Path, text: str) -> Iterator[tuple[int, Film]]:
 def _table_films(
     table: FilmTable, known: Films, places: Mapping[int, tuple[Look, str | TarMember]], text: str
 ) -> Iterator[tuple[int, Film]]:
-    """The first row of every film, as import takes it; the known ids are used up."""
-    for film, cells in table.rows():
-        if film not in known.ids:
-            continue
-        known.ids.remove(film)
+    for film, cells in known.first_rows(table.rows()):
         look, place = places.get(film, (Look.EMPTY, ""))
         poster = None if look is Look.EMPTY else place if isinstance(place, TarMember) else Path(place)
         row = {name: text_of(cells.get(name)) for name in ("title", "overview")}

@@ -12,7 +12,7 @@ from torch import Tensor
 from genre_dist.config import DataConfig
 from genre_dist.stream import images
 from genre_dist.stream.crops import crop_boxes
-from genre_dist.stream.device import sent, upload
+from genre_dist.stream.device import BLANK, sent, upload
 from genre_dist.stream.reader import Batch
 
 TEXT_WIDTH = 64
@@ -112,7 +112,7 @@ def _blank(batch: Batch) -> Batch:
         ids=np.zeros(1, np.int64),
         labels=np.zeros((1, batch.labels.shape[1]), np.float32),
         weights=np.zeros(1, np.float32),
-        images=None if images_shape is None else np.full((1, *images_shape), 128, np.uint8),
+        images=None if images_shape is None else np.full((1, *images_shape), BLANK, np.uint8),
         tokens=None if batch.tokens is None else np.zeros((1, 1), np.int32),
         lengths=None if batch.lengths is None else np.zeros(1, np.int64),
         encodings=None if batch.encodings is None else np.zeros((1, batch.encodings.shape[1]), np.float32),

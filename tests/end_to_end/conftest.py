@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from acquire_server import KEY, Handle, serve
 
+from genre_dist import storage
 from genre_dist.acquire import web
 from genre_dist.cli import main
 
@@ -27,7 +28,7 @@ def server(shared_server: Handle) -> Handle:
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """A key, and waits that a test can afford."""
     monkeypatch.setenv("TMDB_API_KEY", KEY)
-    monkeypatch.setattr(web, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(storage, "BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(web, "TIMEOUT_SECONDS", (2.0, 0.5))
 
 

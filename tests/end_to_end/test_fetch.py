@@ -227,7 +227,7 @@ def test_the_key_is_nowhere(server: Handle, tmp_path: Path, key: str) -> None:
     server.control(set={"rules": rules})
     command = [*server.arguments(tmp_path / "out"), "--years", "1995-1999", "--rate", "0", "--with_undated"]
     loud = "import logging, sys; logging.basicConfig(level=logging.DEBUG); from genre_dist import cli; "
-    loud += "from genre_dist.acquire import web; web.BACKOFF_SECONDS = 0.01; sys.exit(cli.main(sys.argv[1:]))"
+    loud += "from genre_dist import storage; storage.BACKOFF_SECONDS = 0.01; sys.exit(cli.main(sys.argv[1:]))"
     environment = {name: value for name, value in os.environ.items() if name != "TMDB_API_KEY"}
     done = subprocess.run(
         [sys.executable, "-c", loud, *command, "--key_file", str(tmp_path / "key")],

@@ -16,7 +16,7 @@ from acquire_server import Handle, most_in_a_second, serve
 from fetch_checks import asked_for, contents, rows_of, rule, start, wait_for_journal
 
 from genre_dist.acquire import deadline, fetch_posters, web
-from genre_dist.acquire.catalogue import movies_file, poster_file
+from genre_dist.acquire.catalogue import poster_file
 
 KINDS = ["429", "429-date", "500", "503", "cut", "truncated", "gif", "html", "empty", "slow", "dribble"]
 
@@ -140,7 +140,6 @@ def recorded(out: Path) -> set[str]:
 
 def test_killed_ten_times_at_20_000_films_nothing_is_lost_or_fetched_twice(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    partial = movies_file(killed).with_name(".movies.parquet.part")
     with serve(films=20_000, max_posters=1_000, crowded=0.6, undated_share=0.01) as server:
         assert start(server, whole, "--with_undated").wait() == 0
         once = server.control(forget=True)["paths"]
@@ -160,7 +159,7 @@ def test_killed_ten_times_at_20_000_films_nothing_is_lost_or_fetched_twice(tmp_p
             if size is not None:
                 wait_for_journal(process, killed, size)
             elif len(ends) == 9:
-                while process.poll() is None and not partial.exists():
+                while process.poll() is None and not list(killed.glob("movies.parquet.*.tmp")):
                     time.sleep(0.001)
             if len(ends) < 10:
                 process.kill()

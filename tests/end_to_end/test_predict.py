@@ -16,8 +16,7 @@ import pytest
 from acquire_server import KEY, Handle, serve
 from helpers import Processes, options, snapshot, until
 
-from genre_dist import cli
-from genre_dist.acquire import web
+from genre_dist import cli, storage
 from genre_dist.acquire.catalogue import poster_file, read_rows
 from genre_dist.study import predict_many
 from genre_dist.study.thresholds import load_thresholds
@@ -206,7 +205,7 @@ def test_a_film_of_tmdb_is_predicted_from_what_tmdb_knows(
     tmdb: Handle, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TMDB_API_KEY", KEY)
-    monkeypatch.setattr(web, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(storage, "BACKOFF_SECONDS", 0.01)
     tmdb.control(set={"rules": [{"path": "/3/movie", "do": "500", "times": 1}]}, forget=True)
     capsys.readouterr()
     assert asked(tmdb, run, 10) == 0

@@ -17,8 +17,7 @@ from acquire_server import KEY, serve
 from helpers import options, snapshot
 from small_disk import small_disk
 
-from genre_dist import cli
-from genre_dist.acquire import web
+from genre_dist import cli, storage
 from genre_dist.acquire.catalogue import poster_file, read_rows
 from genre_dist.lock import one_writer
 from genre_dist.prepare.pack import pack
@@ -312,7 +311,7 @@ def test_an_answer_of_tmdb_with_other_types_is_told_in_one_line(
     overviews: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TMDB_API_KEY", KEY)
-    monkeypatch.setattr(web, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(storage, "BACKOFF_SECONDS", 0.01)
     answers: list[dict[str, Any]] = [{"overview": 5}, {"title": ["x"]}, {"poster_path": {"a": 1}}, {"id": 2**63}]
     with serve(films=20) as server:
         films = [10, 11, 13, 14]

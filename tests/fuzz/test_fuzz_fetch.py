@@ -19,7 +19,8 @@ from genre_dist.acquire.fetch_state import FetchOptions, State
 from genre_dist.acquire.fetching import NOT_YET, write_catalogue
 from genre_dist.acquire.journal import Journal
 from genre_dist.acquire.limiter import MOST_SECONDS, retry_after_seconds
-from genre_dist.acquire.tmdb import film_row, genre_differences
+from genre_dist.acquire.tables import film_row
+from genre_dist.acquire.tmdb import genre_differences
 from genre_dist.acquire.web import FetchError, unpacked
 
 Result = TypeVar("Result")
@@ -41,7 +42,7 @@ DETAILS = {name: value for name, value in TOY_STORY.items() if name != "genre_id
 PAGE_OF_TWO = {"page": 1, "results": [TOY_STORY, TOY_STORY | {"id": 863}], "total_pages": 1, "total_results": 2}
 KEY = "all,votes>=0 1995-01-01..1995-12-31"
 LINES: list[dict[str, Any]] = [
-    *({"film": film_row(film, Counter()) | {"fetched_at": None}} for film in PAGE_OF_TWO["results"]),  # type: ignore
+    *({"film": film_row(film["id"], film, Counter()) | {"fetched_at": None}} for film in PAGE_OF_TWO["results"]),  # type: ignore
     {"page": 1, "of": KEY, "pages": 1, "results": 2, "ids": [862, 863]},
     {"window": KEY, "films": 2, "results": 2},
     {"poster": 862, "path": "/poster.jpg", "status": "ok", "bytes": 5, "sha256": "0" * 64},
@@ -86,10 +87,10 @@ def written(folder: Path, *lines: dict[str, Any]) -> bytes:
 @given(body=st.one_of(odd_json(PAGE_OF_TWO), damaged(json.dumps(PAGE_OF_TWO).encode()), st.binary()))
 def test_fuzz_of_pages_a_page_is_none_or_its_films_fit_into_the_catalogue(body: bytes, tmp_path: Path) -> None:
     page = told_or_done(lambda: read_answer(PAGE, body))
-    rows = [film_row(film, Counter()) for film in page["results"]] if page else []
+    rows = [film_row(film["id"], film, Counter()) for film in page["results"]] if page else []
     text = written(tmp_path, *({"film": row | {"fetched_at": None}} for row in rows))
     state, in_catalogue = catalogue_of(tmp_path, text)
-    assert not state.damaged
+    assert not state.damaged.counts
     assert [row["tmdb_id"] for row in in_catalogue] == sorted({row["tmdb_id"] for row in rows})
 
 
@@ -97,7 +98,7 @@ def test_fuzz_of_pages_a_page_is_none_or_its_films_fit_into_the_catalogue(body: 
 def test_fuzz_of_other_answers_they_are_none_or_of_their_types(film: bytes, genres: bytes, line: bytes) -> None:
     with within_memory(200 << 20):
         if answer := told_or_done(lambda: read_answer(FILM, film)):
-            film_row(answer, Counter())
+            film_row(answer["id"], answer, Counter())
         if answer := told_or_done(lambda: read_answer(GENRES, genres)):
             genre_differences({genre["id"]: genre["name"] for genre in answer["genres"]})
         if answer := told_or_done(lambda: read_answer(EXPORTED, line)):
@@ -109,7 +110,7 @@ def test_fuzz_of_the_journal_odd_lines_are_counted_and_the_others_are_read(lines
     good = written(tmp_path, *LINES)
     state, rows = catalogue_of(tmp_path, good + b"".join(line.replace(b"\n", b" ") + b"\n" for line in lines) + good)
     assert {862, 863} <= {row["tmdb_id"] for row in rows}
-    assert state.damaged <= len(lines)
+    assert state.damaged.counts.total() <= len(lines)
 
 
 @given(data=st.data())

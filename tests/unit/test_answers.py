@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from genre_dist.acquire.answers import EXPORTED, FILM, GENRES, PAGE, read_answer
-from genre_dist.acquire.tmdb import film_row
+from genre_dist.acquire.tables import film_row
 from genre_dist.acquire.web import UnreachableError
 
 FILM_ON_PAGE = {"id": 862, "title": "Toy Story", "genre_ids": [16, 35], "popularity": 7.5, "release_date": "1995-11-22"}
@@ -22,15 +22,15 @@ def test_fields_that_are_new_missing_or_null_are_fine() -> None:
     of_texts = ("overview", "poster_path", "release_date")
     odd = dict.fromkeys((*of_texts, "popularity", "adult", "vote_count"))
     (film,) = read_answer(PAGE, page(new={"deep": [1]}, **odd))["results"]
-    row = film_row(film, Counter())
+    row = film_row(film["id"], film, Counter())
     assert (row["tmdb_id"], [row[name] for name in of_texts]) == (862, ["", "", ""])
     assert (row["popularity"], row["adult"]) == (None, False)
-    assert film_row(read_answer(FILM, b'{"id": 5}'), Counter())["genre_ids"] == []
+    assert film_row(5, read_answer(FILM, b'{"id": 5}'), Counter())["genre_ids"] == []
 
 
 def test_control_characters_of_a_title_are_data() -> None:
     (film,) = read_answer(PAGE, page(title="A\x1b[31mB"))["results"]
-    assert film_row(film, Counter())["title"] == "A\x1b[31mB"
+    assert film_row(film["id"], film, Counter())["title"] == "A\x1b[31mB"
 
 
 @pytest.mark.parametrize(

@@ -29,17 +29,31 @@ def test_a_killed_writer_leaves_the_old_file_and_a_leftover_that_goes(tmp_path: 
 
 
 def test_only_names_of_temporary_files_go(tmp_path: Path) -> None:
-    kept = {"a.tmp", "a.tar", "a.host-1.tmp", "a.host-x-0123abcd.tmp"}
+    kept = {"a.tmp", ".a.jpg.part", "a.tar", "a.host-1.tmp", "a.host-x-0123abcd.tmp"}
     gone = {
         f"a.tar.host-{os.getppid()}-0123abcd.tmp",  # in a container numbers of processes come again
         f"a.host-{10**30}-0123abcd.tmp",
         "a.tar.other-host.example.org-1-0123abcd.tmp",
         "line\nbreak.other-1-0123abcd.tmp",
+        ".movies.parquet.part",  # of older versions
+        ".603.jpg.part",
     }
     for name in kept | gone:
         (tmp_path / name).touch()
     assert remove_leftovers(tmp_path) == len(gone)
     assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_half_a_checkpoint_goes_whole_ones_stay(tmp_path: Path) -> None:
+    for name in (
+        "step-00000001",
+        "step-00000002.other.example.org-1-0123ab.partial",
+        "step-00000002.a-1-0123abcd.partial",
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__0_0.distcp").touch()
+    assert remove_leftovers(tmp_path) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def test_a_folder_that_is_not_there_has_no_leftovers(tmp_path: Path) -> None:

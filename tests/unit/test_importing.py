@@ -556,7 +556,7 @@ def test_a_second_import_is_refused_while_the_lock_is_held(tmp_path: Path, table
     assert count_rows(out) == 2
 
 
-@pytest.mark.parametrize(("limit", "what"), [(100, ".949.jpg.part"), (3000, ".movies.parquet.part")])
+@pytest.mark.parametrize(("limit", "what"), [(100, "949.jpg"), (3000, "movies.parquet")])
 def test_a_full_disk_ends_in_one_line_that_names_the_file_and_the_next_import_goes_on(
     tmp_path: Path, out: Path, limit: int, what: str
 ) -> None:

@@ -113,7 +113,7 @@ def test_a_line_that_says_nothing_is_numbered_and_passed_over(tmp_path: Path, da
     with Journal(path) as journal:
         state = State(journal)
         assert list(state.films) == [1, 3]
-        assert (state.damaged, state.first_damaged) == (1, 2)
+        assert state.damaged.lines() == ["1 damaged lines, such as line 2"]
 
 
 def test_lines_of_older_versions_have_no_checksum_and_come_first(tmp_path: Path) -> None:
@@ -123,11 +123,11 @@ def test_lines_of_older_versions_have_no_checksum_and_come_first(tmp_path: Path)
     path.write_bytes(b"".join([old, *new, without]))
     with Journal(path) as journal:
         state = State(journal)
-        assert (list(state.films), state.first_damaged) == ([1, 2], 3)
+        assert (list(state.films), state.damaged.lines()) == ([1, 2], ["1 damaged lines, such as line 3"])
         assert [journal.read(state.films.get(number))["film"]["tmdb_id"] for number in (1, 2)] == [1, 2]
     path.write_bytes(new[0].replace(b'"crc"', b'"brc"'))
     with Journal(path) as journal:
-        assert State(journal).first_damaged == 1
+        assert State(journal).damaged.lines() == ["1 damaged lines, such as line 1"]
 
 
 def test_what_a_damaged_line_said_is_not_taken_for_done(tmp_path: Path) -> None:

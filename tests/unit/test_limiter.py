@@ -127,7 +127,7 @@ def test_threads_share_one_rate() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (len(sent), limiter.turns, limiter.under_way) == (240, 240, {})
+    assert (len(sent), limiter.requests, limiter.under_way) == (240, 240, {})
     assert most_in_a_second(sorted(sent)) <= 200
 
 

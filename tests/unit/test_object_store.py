@@ -14,9 +14,9 @@ from helpers import losses, options, snapshot
 from genre_dist.cli import main
 from genre_dist.prepare import shard as shard_module
 from genre_dist.prepare.pack import merge_parts, pack, pack_part
-from genre_dist.prepare.vectors import file_sha256, read_vectors
+from genre_dist.prepare.vectors import read_vectors
 from genre_dist.prepare.verification import verify
-from genre_dist.storage import place
+from genre_dist.storage import place, sha256_of
 from genre_dist.stream import ShardReader, TarReader, TrainStream, evaluation_stream, load_manifest, load_tars
 from genre_dist.train import main as train
 
@@ -102,7 +102,7 @@ def test_an_interrupted_pack_to_an_object_store_has_no_manifest_and_goes_on(
     sample_catalogue: Path, sample_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = place("memory://interrupted/shards")
-    from genre_dist.prepare import pool
+    from genre_dist.prepare import pack as packing
 
     packed: list[str] = []
 
@@ -112,13 +112,13 @@ def test_an_interrupted_pack_to_an_object_store_has_no_manifest_and_goes_on(
         packed.append(job.file)
         return shard_module.pack_shard(job)
 
-    monkeypatch.setattr(pool, "pack_shard", stop_at_the_third)
+    monkeypatch.setattr(packing, "pack_shard", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         pack(sample_catalogue, out, **OPTIONS)
     there = contents("memory://interrupted/shards")
     assert "manifest.json" not in there
     assert {name for name in there if name.endswith(".tar")} == set(packed)
-    monkeypatch.setattr(pool, "pack_shard", lambda job: packed.append(job.file) or shard_module.pack_shard(job))
+    monkeypatch.setattr(packing, "pack_shard", lambda job: packed.append(job.file) or shard_module.pack_shard(job))
     pack(sample_catalogue, out, **OPTIONS)
     assert len(packed) == len(set(packed)), "what was finished is left alone"
     assert contents("memory://interrupted/shards") == snapshot(sample_shards)
@@ -138,7 +138,7 @@ def test_word_vectors_are_read_from_an_object_store(tmp_path: Path, kind: str) -
     (tmp_path / there.name).write_bytes(file.getvalue())
     found = read_vectors(there, {"woman"}).of
     assert {word: vector.tolist() for word, vector in found.items()} == {"woman": [4, 5, 6]}
-    assert file_sha256(there) == file_sha256(tmp_path / there.name)
+    assert sha256_of(there) == sha256_of(tmp_path / there.name)
     with pytest.raises(ValueError, match="no such file of word vectors"):
         read_vectors(place("memory://vectors/none.txt"), {"woman"})
 

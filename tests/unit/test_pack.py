@@ -146,9 +146,17 @@ def test_shards_are_ustar_without_pax_headers_times_or_owners(sample_shards: Pat
 
 
 @pytest.mark.parametrize("size", [0, 1, 511, 512, 24_000, 8 * 2**30 - 1])
-@pytest.mark.parametrize("name", ["1.jpg", "603.tokens.npy", "9223372036854775807.tokens.npy"])
+@pytest.mark.parametrize("name", ["1.jpg", "603.tokens.npy", "9223372036854775807.tokens.npy", "é" * 50])
 def test_headers_are_what_tarfile_writes(name: str, size: int) -> None:
-    assert film_members.header(name, size) == tar.header(name, size)
+    info = tarfile.TarInfo(name)
+    info.size = size
+    assert tar.header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
+
+
+@pytest.mark.parametrize(("name", "size"), [("1" * 101, 0), ("1.jpg", 8 * 2**30)])
+def test_what_a_plain_header_cannot_hold_is_refused(name: str, size: int) -> None:
+    with pytest.raises(ValueError, match=r"^1+(\.jpg)?: a name of over 100 bytes, or a file of 8 GiB or more"):
+        tar.header(name, size)
 
 
 @pytest.mark.parametrize("length", [0, 1, 55, 12_345])

@@ -13,8 +13,7 @@ from test_pack import command, files
 from genre_dist.cli import main
 from genre_dist.lock import BusyError
 from genre_dist.prepare import pack as packing
-from genre_dist.prepare.pack import merge_parts, pack, pack_part
-from genre_dist.prepare.pool import pack_all
+from genre_dist.prepare.pack import merge_parts, pack, pack_all, pack_part
 
 OPTIONS = {"size": 72, "shard_size": 50}
 HOLD = """

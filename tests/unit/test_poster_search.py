@@ -194,7 +194,7 @@ def test_links_in_a_tar_give_what_they_lead_to(tmp_path: Path, kind: bytes, comp
 def test_long_names_are_read_and_every_place_can_be_read_again_by_itself(tmp_path: Path, options: Any) -> None:
     long = f"{'folder/' * 40}{'é' * 60}/2.jpg"
     path = tar_of(tmp_path / "p.tar", ("1.jpg", JPEG), (long, JPEG + b"2"), ("3.jpg", long), **options)
-    places = {poster.key: poster.place for poster in find_posters(path, SIX, LeftOut())}
+    places = {poster.key: poster.source for poster in find_posters(path, SIX, LeftOut())}
     assert {key: place.read_bytes() for key, place in places.items()} == {
         "1": JPEG,
         "2": JPEG + b"2",
