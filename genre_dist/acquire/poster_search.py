@@ -147,6 +147,10 @@ def find_posters(
                 yield Poster(key, look, file.source, file.where, opened)
 
 
+def _opened(path: Path) -> IO[bytes]:
+    return open(path, "rb")
+
+
 def refuse_compressed(tar: Path) -> None:
     """Raise ValueError if a file is no tar in which posters can be looked up one by one."""
     try:
@@ -190,7 +194,7 @@ def _folder_files(folder: Path, left_out: LeftOut) -> Iterator[_File]:
                 unreadable(error)
                 continue
             if stat.S_ISREG(status.st_mode):
-                yield _File(name, status.st_size, path, str(path), partial(path.open, "rb"))
+                yield _File(name, status.st_size, path, str(path), partial(_opened, path))
             else:
                 left_out.add("things that are neither file nor folder", path)
 
