@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.table import Table
 from torch import Tensor, nn
 
 from genre_dist.config import Config
@@ -180,6 +179,8 @@ def save_evaluation(evaluation: Evaluation, run: Path) -> dict[str, Any]:
 
 def print_evaluation(figures: dict[str, Any]) -> None:
     """The evaluation as tables for people."""
+    from rich.table import Table  # not above: whoever trains without printing any may lack it
+
     console = terminal()
     left_out = f", {figures['left_out']:,} without what the model needs left out" if figures["left_out"] else ""
     console.print(f"{figures['split']}: {figures['films']:,} films{left_out}", style="bold")
