@@ -15,7 +15,7 @@ from genre_dist.stream.cache import BlockCache
 from genre_dist.stream.foreign import Tars, load_links
 from genre_dist.stream.found import Copied, Found, Seconds, find
 from genre_dist.stream.index import SplitIndex
-from genre_dist.stream.keys import sample_id, split_name
+from genre_dist.stream.indexing import sample_id, split_name
 from genre_dist.stream.order import Rows
 from genre_dist.stream.slots import Arrays, Room, arrays, private_memory
 from genre_dist.stream.source import Rooms, source_of
