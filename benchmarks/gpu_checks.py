@@ -22,9 +22,9 @@ from genre_dist.config import Config, OptimConfig, ParallelConfig, PosterConfig
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.parallel.world import World, start_world, stop_world
 from genre_dist.planner.measure import invented_batch, make_step
+from genre_dist.stream.batch import Batch
 from genre_dist.stream.decode import decode_jpeg
 from genre_dist.stream.device import decode_posters
-from genre_dist.stream.reader import Batch
 from genre_dist.training.experiment import autocast_for
 from genre_dist.training.loss import loss_sum
 

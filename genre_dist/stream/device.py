@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from genre_dist.stream import decode
-from genre_dist.stream.reader import Batch
+from genre_dist.stream.batch import Batch
 from genre_dist.stream.sample import PADDING
 
 BLANK = 128

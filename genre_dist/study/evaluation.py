@@ -21,11 +21,11 @@ from genre_dist.parallel.world import World
 from genre_dist.printable import printable, terminal
 from genre_dist.stream.cache import block_cache
 from genre_dist.stream.device import device_feed, sent
-from genre_dist.stream.encodings import Reader, open_reader
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.order import Rows
+from genre_dist.stream.reader import ShardReader
 from genre_dist.study.evaluated import Predictions, write_evaluation
 from genre_dist.study.metrics import figures_of_named, metrics
 from genre_dist.study.run import Run
@@ -69,7 +69,7 @@ def evaluate(
     """
     feed = device_feed(world.device, data.decode if world.device.type == "cuda" else "auto")
     cache = block_cache(data.cache_dir, data.cache_gb)
-    reader = open_reader(manifest, split, members, data.max_tokens, feed is None or not feed.decodes, cache)
+    reader = ShardReader(manifest, split, members, data.max_tokens, feed is None or not feed.decodes, cache)
     if reader.index.samples == 0:
         raise ValueError(f"{manifest.folder}: no film of the {split} split has {' and '.join(members)}")
     began = time.monotonic()
@@ -132,7 +132,7 @@ def evaluate(
     return Evaluation(split, ids, logits, labels, told)
 
 
-def _refuse_too_many_bad(reader: Reader, bad: int, fraction: float) -> None:
+def _refuse_too_many_bad(reader: ShardReader, bad: int, fraction: float) -> None:
     """Raise ValueError if so many films could not be read on all ranks that the figures would mean little."""
     if bad > tolerated(reader.index.samples, fraction):
         raise ValueError(

@@ -15,9 +15,10 @@ from PIL import Image
 
 from genre_dist.atomic import atomic_file
 from genre_dist.progress import progress_bar
+from genre_dist.stream.batch import Batch
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import Rows
-from genre_dist.stream.reader import Batch, ShardReader
+from genre_dist.stream.reader import ShardReader
 from genre_dist.study.ablation import ablate
 from genre_dist.study.attribution import Attribution, Explainer
 from genre_dist.study.evaluation import check_same_labels

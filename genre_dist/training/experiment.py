@@ -17,9 +17,9 @@ from genre_dist.parallel.strategy import Strategy, check_strategy, make_strategy
 from genre_dist.parallel.world import World
 from genre_dist.stream.cache import block_cache
 from genre_dist.stream.device import DeviceFeed, device_feed
-from genre_dist.stream.encodings import open_reader
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import Manifest, load_manifest
+from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.words import load_vectors
 from genre_dist.training.ema import Averaged
 from genre_dist.training.freezing import thaw_all_that_ever_trains
@@ -72,7 +72,7 @@ def open_stream(
     batches = derive_batches(data, world_size)
     cache = block_cache(data.cache_dir, data.cache_gb)
     decode = feed is None or not feed.decodes
-    reader = open_reader(manifest, "train", config.model.members, data.max_tokens, decode, cache)
+    reader = ShardReader(manifest, "train", config.model.members, data.max_tokens, decode, cache)
     return TrainStream(
         reader,
         global_batch=data.global_batch,

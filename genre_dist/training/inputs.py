@@ -11,9 +11,9 @@ from torch import Tensor
 
 from genre_dist.config import DataConfig
 from genre_dist.stream import images
+from genre_dist.stream.batch import Batch
 from genre_dist.stream.crops import crop_boxes
 from genre_dist.stream.device import sent, upload
-from genre_dist.stream.reader import Batch
 
 TEXT_WIDTH = 64
 """On a GPU texts are padded to a multiple of this, so that memory for them comes in few sizes."""

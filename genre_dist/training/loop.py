@@ -16,9 +16,8 @@ from genre_dist.configfile import save_config
 from genre_dist.parallel.launcher import is_launched
 from genre_dist.parallel.world import LONGEST_ALLOWED, World
 from genre_dist.printable import printable
-from genre_dist.stream.found import Seconds
+from genre_dist.stream.batch import Batch, Seconds
 from genre_dist.stream.order import hash64
-from genre_dist.stream.reader import Batch
 from genre_dist.training.backoff import Backoff, may_split, planned_config
 from genre_dist.training.collecting import Collector
 from genre_dist.training.determinism import deterministic

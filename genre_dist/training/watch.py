@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from genre_dist.stream.found import Seconds
+from genre_dist.stream.batch import Seconds
 from genre_dist.training.experiment import Experiment
 from genre_dist.training.step import Figures, StepResult
 from genre_dist.training.throughput import peak_flops, peak_memory_bytes

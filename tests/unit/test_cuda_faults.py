@@ -21,7 +21,7 @@ from genre_dist.configfile import parse_config
 from genre_dist.parallel import zero
 from genre_dist.parallel.world import World
 from genre_dist.stream import device as device_module
-from genre_dist.stream.reader import Batch
+from genre_dist.stream.batch import Batch
 from genre_dist.training import profiling, saving
 from genre_dist.training.backoff import NOTE, Backoff
 from genre_dist.training.determinism import deterministic

@@ -33,9 +33,8 @@ from genre_dist.models.text import TextEncoder
 from genre_dist.parallel import replicated
 from genre_dist.parallel.strategy import make_strategy
 from genre_dist.parallel.world import World
-from genre_dist.stream.found import Seconds
+from genre_dist.stream.batch import Batch, Seconds
 from genre_dist.stream.manifest import load_manifest
-from genre_dist.stream.reader import Batch
 from genre_dist.study.evaluation import evaluate
 from genre_dist.training.backoff import Backoff
 from genre_dist.training.ema import Averaged

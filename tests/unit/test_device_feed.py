@@ -15,13 +15,13 @@ import torch
 
 from genre_dist.config import DataConfig
 from genre_dist.stream import device as device_module
+from genre_dist.stream.batch import Batch, slot_bytes
 from genre_dist.stream.device import DeviceFeed, decode_posters, device_feed, upload
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import EpochOrder, Rows
-from genre_dist.stream.reader import Batch, ShardReader
+from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.ring import Ring, batches
-from genre_dist.stream.slots import slot_bytes
 from genre_dist.training.inputs import to_device, whole_pixels
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -57,7 +57,7 @@ def test_a_slot_is_filled_again_only_after_what_copies_from_it_is_done(sample_sh
             log.append(f"ask {number}")
             yield first_rows(source, 4)
 
-    with closing(batches(source, rows(), samples=4, workers=1, prefetch=1, hold=1)) as stream:
+    with closing(batches(source, map(source.refs, rows()), samples=4, workers=1, prefetch=1, hold=1)) as stream:
         for number in range(4):
             next(stream).copied = Event(log, f"copied {number}")
     assert log == ["ask 0", "ask 1", "copied 0", "ask 2", "copied 1", "ask 3", "copied 2", "ask 4", "copied 3"]
@@ -71,12 +71,12 @@ def test_without_workers_slots_are_pinned_and_waited_for_as_well(sample_shards: 
         return lambda: log.append("unpin")
 
     rows = itertools.repeat(first_rows(source, 4))
-    with closing(batches(source, rows, samples=4, workers=0, hold=2, pin=pin)) as stream:
+    with closing(batches(source, map(source.refs, rows), samples=4, workers=0, hold=2, pin=pin)) as stream:
         for number in range(4):
             next(stream).copied = Event(log, f"copied {number}")
             log.append(f"batch {number}")
     assert log == [
-        f"pin {2 * slot_bytes(source.room(4))}",
+        f"pin {2 * slot_bytes(source.slot_spec(4))}",
         *("batch 0", "batch 1", "copied 0", "batch 2", "copied 1", "batch 3", "copied 2", "copied 3", "unpin"),
     ]
 
@@ -90,7 +90,7 @@ def test_the_slots_are_pinned_once_and_let_go_after_the_last_copy_is_done(sample
 
     ring = Ring(source, 4, slots=3, workers=1, pin=pin)
     try:
-        next(ring.run(iter([first_rows(source, 4)]), hold=1)).copied = Event(log, "copied")
+        next(ring.run(iter([source.refs(first_rows(source, 4))]), hold=1)).copied = Event(log, "copied")
     finally:
         ring.close()
     assert log == [f"pin {len(ring.memory)}", "copied", "unpin"]
@@ -133,7 +133,8 @@ def test_readers_that_do_not_decode_hand_on_the_jpegs_and_everything_else_alike(
     source = reader(sample_shards)
     rows = first_rows(source, 12)
     pixels = source.read(rows)
-    with closing(batches(reader(sample_shards, decode=False), [rows], samples=12, workers=2)) as stream:
+    undecoded = reader(sample_shards, decode=False)
+    with closing(batches(undecoded, [undecoded.refs(rows)], samples=12, workers=2)) as stream:
         jpegs = next(stream)
         assert jpegs.images is not None
         assert pixels.images is not None
