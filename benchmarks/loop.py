@@ -28,8 +28,8 @@ from genre_dist.configfile import parse_config
 from genre_dist.parallel.world import start_world
 from genre_dist.prepare.pack import pack
 from genre_dist.stream.batch import Batch
+from genre_dist.stream.device import to_device, training_pixels
 from genre_dist.training.experiment import Experiment, set_up
-from genre_dist.training.inputs import to_device, training_pixels
 from genre_dist.training.loop import _train
 from genre_dist.training.loss import loss_sum
 from genre_dist.training.saving import Saver

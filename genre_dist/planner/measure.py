@@ -17,8 +17,8 @@ from genre_dist.planner.model import Planned, Vocabulary
 from genre_dist.planner.options import Plan
 from genre_dist.planner.sizes import gb
 from genre_dist.stream.batch import Batch
+from genre_dist.stream.device import to_device, whole_pixels
 from genre_dist.training.experiment import autocast_for, make_optimizer
-from genre_dist.training.inputs import to_device, whole_pixels
 from genre_dist.training.levers import pull_levers
 from genre_dist.training.step import train_step
 

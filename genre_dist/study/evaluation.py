@@ -20,7 +20,7 @@ from genre_dist.config import DataConfig, derive_batches
 from genre_dist.parallel.world import World
 from genre_dist.printable import printable, terminal
 from genre_dist.stream.cache import block_cache
-from genre_dist.stream.device import device_feed, sent
+from genre_dist.stream.device import Size, device_feed, sent, to_device, whole_pixels
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import Manifest, load_manifest
@@ -32,7 +32,6 @@ from genre_dist.study.run import Run
 from genre_dist.study.thresholds import FILE as THRESHOLDS
 from genre_dist.study.thresholds import fit_thresholds, load_thresholds, save_thresholds
 from genre_dist.training.experiment import autocast_for, choose_precision
-from genre_dist.training.inputs import Size, to_device, whole_pixels
 from genre_dist.training.loss import loss_sum
 from genre_dist.training.stopping import Stopped, heed_while_waiting
 from genre_dist.training.watch import tolerated

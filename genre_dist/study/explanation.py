@@ -16,6 +16,7 @@ from PIL import Image
 from genre_dist.atomic import atomic_file
 from genre_dist.progress import progress_bar
 from genre_dist.stream.batch import Batch
+from genre_dist.stream.device import to_device, whole_pixels
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
@@ -29,7 +30,6 @@ from genre_dist.study.results import read_result
 from genre_dist.study.run import Run, load_run
 from genre_dist.study.thresholds import load_thresholds
 from genre_dist.study.wins import Shown, show_films
-from genre_dist.training.inputs import to_device, whole_pixels
 
 ABLATED = ("micro_f1_fitted", "micro_f1", "macro_f1_fitted", "mean_average_precision")
 

@@ -29,6 +29,7 @@ from genre_dist.progress import progress_bar
 from genre_dist.storage import sha256_of
 from genre_dist.stream import ring, tar
 from genre_dist.stream.batch import Batch
+from genre_dist.stream.device import to_device, whole_pixels
 from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, array_bytes, index_path, save_array
 from genre_dist.stream.manifest import SPLITS, Shard, load_manifest, save_manifest
 from genre_dist.stream.order import Rows
@@ -36,7 +37,6 @@ from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.refs import SampleRefs
 from genre_dist.stream.sample import ENCODING
 from genre_dist.training.experiment import Experiment, open_stream
-from genre_dist.training.inputs import to_device, whole_pixels
 from genre_dist.training.stopping import Stopped, StopRequest, heed_while_waiting
 from genre_dist.validation import read_json
 

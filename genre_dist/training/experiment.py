@@ -16,14 +16,13 @@ from genre_dist.models.classifier import GenreClassifier, parameter_groups
 from genre_dist.parallel.strategy import Strategy, check_strategy, make_strategy
 from genre_dist.parallel.world import World
 from genre_dist.stream.cache import block_cache
-from genre_dist.stream.device import DeviceFeed, device_feed
+from genre_dist.stream.device import DeviceFeed, Size, device_feed
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.words import load_vectors
 from genre_dist.training.ema import Averaged
 from genre_dist.training.freezing import thaw_all_that_ever_trains
-from genre_dist.training.inputs import Size
 from genre_dist.training.levers import Compiling, adamw, choose_compiling, pull_levers, without_effect
 from genre_dist.training.loss import Loss, training_loss
 from genre_dist.training.model_files import FACTS, WEIGHTS, check_weights, read_facts, read_vocabulary

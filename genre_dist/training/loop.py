@@ -17,6 +17,7 @@ from genre_dist.parallel.launcher import is_launched
 from genre_dist.parallel.world import LONGEST_ALLOWED, World
 from genre_dist.printable import printable
 from genre_dist.stream.batch import Batch, Seconds
+from genre_dist.stream.device import Pixels, to_device, training_pixels
 from genre_dist.stream.order import hash64
 from genre_dist.training.backoff import Backoff, may_split, planned_config
 from genre_dist.training.collecting import Collector
@@ -26,7 +27,6 @@ from genre_dist.training.ema import evaluated
 from genre_dist.training.encodings import with_encodings
 from genre_dist.training.experiment import Experiment, set_up
 from genre_dist.training.freezing import follow_freezing
-from genre_dist.training.inputs import Pixels, to_device, training_pixels
 from genre_dist.training.model_files import save_model
 from genre_dist.training.profiling import Profiler
 from genre_dist.training.ranks import Meter, gather_ranks, say

@@ -19,13 +19,13 @@ from genre_dist import cli
 from genre_dist.acquire.catalogue import poster_file
 from genre_dist.configfile import parse_config
 from genre_dist.parallel.world import World
+from genre_dist.stream.device import to_device, training_pixels
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import Rows
 from genre_dist.study.metrics import metrics
 from genre_dist.train import main as train_main
 from genre_dist.training.experiment import set_up
-from genre_dist.training.inputs import to_device, training_pixels
 from genre_dist.training.step import train_step
 
 RESNET = ("--model.poster.arch", "resnet18", "--data.image_size", 48, "--model.text.hidden", 16)

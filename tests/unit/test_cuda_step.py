@@ -34,12 +34,12 @@ from genre_dist.parallel import replicated
 from genre_dist.parallel.strategy import make_strategy
 from genre_dist.parallel.world import World
 from genre_dist.stream.batch import Batch, Seconds
+from genre_dist.stream.device import to_device, training_pixels, whole_pixels
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.study.evaluation import evaluate
 from genre_dist.training.backoff import Backoff
 from genre_dist.training.ema import Averaged
 from genre_dist.training.experiment import _computed_in, autocast_for, make_optimizer
-from genre_dist.training.inputs import to_device, training_pixels, whole_pixels
 from genre_dist.training.loop import _take
 from genre_dist.training.loss import loss_sum
 from genre_dist.training.watch import Watch

@@ -3,6 +3,7 @@
 import itertools
 import mmap
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,14 +16,14 @@ import torch
 
 from genre_dist.config import DataConfig
 from genre_dist.stream import device as device_module
+from genre_dist.stream import images as images_module
 from genre_dist.stream.batch import Batch, slot_bytes
-from genre_dist.stream.device import DeviceFeed, decode_posters, device_feed, upload
+from genre_dist.stream.device import DeviceFeed, decode_images, device_feed, to_device, upload, whole_pixels
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import EpochOrder, Rows
 from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.ring import Ring, batches
-from genre_dist.training.inputs import to_device, whole_pixels
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BOTH = ("poster", "overview")
@@ -147,12 +148,13 @@ def test_readers_that_do_not_decode_hand_on_the_jpegs_and_everything_else_alike(
 
 
 def test_decoding_on_the_device_gives_the_pixels_of_the_readers(sample_shards: Path) -> None:
+    pytest.importorskip("torchcodec")
     source, undecoded = reader(sample_shards), reader(sample_shards, decode=False)
     rows = first_rows(source, 12)
     pixels, jpegs = source.read(rows), undecoded.read(rows)
     assert jpegs.jpeg_bytes is not None
     jpegs.jpeg_bytes[3] = 0  # a film that could not be read
-    decode_posters(jpegs, CPU)
+    decode_images(jpegs, CPU)
     assert jpegs.pixels is not None
     assert pixels.images is not None
     pixels.images[3] = 128
@@ -174,8 +176,8 @@ def test_a_poster_that_only_the_device_finds_damaged_becomes_blank_weighs_nothin
     def refuse(jpegs: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
         raise RuntimeError("Error while decoding JPEG images")
 
-    monkeypatch.setattr(device_module, "_decode", refuse)
-    decode_posters(batch, CPU)
+    monkeypatch.setattr(images_module, "_decode", refuse)
+    decode_images(batch, CPU)
     assert np.flatnonzero(batch.weights == 0).tolist() == [2]
     assert (batch.images[2] == 128).all()
     assert batch.images[1].std() > 0
@@ -214,7 +216,7 @@ def test_auto_decodes_on_the_gpu_where_a_rank_has_few_cores(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-    monkeypatch.setattr(device_module, "_decode", lambda jpegs, device: jpegs)
+    monkeypatch.setattr(images_module, "_decode", lambda jpegs, device: jpegs)
     feed = device_feed(CUDA, wanted)
     assert feed is not None
     assert feed.decodes == gpu
@@ -226,13 +228,25 @@ def test_a_gpu_that_cannot_decode_leaves_it_to_the_cpu_and_one_line_says_why(
     def refuse(jpegs: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
         raise RuntimeError("nvJPEG is not in this build\nand a long story")
 
-    monkeypatch.setattr(device_module, "_decode", refuse)
+    monkeypatch.setattr(images_module, "_decode", refuse)
     feed = device_feed(CUDA, "gpu")
     assert feed is not None
     assert not feed.decodes
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "nvJPEG is not in this build" in told
+
+
+def test_without_torchcodec_the_cpu_decodes_and_the_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    feed = device_feed(CUDA, "gpu")
+    assert feed is not None
+    assert not feed.decodes
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "pip install 'torchcodec>=0.17'" in told
 
 
 # ---- with a GPU
