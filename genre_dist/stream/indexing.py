@@ -42,20 +42,12 @@ _REMEDY = "fetch or pack it again"
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # WebDataset's rule: the key ends at the first dot of the name
 
 
-class _Sample(NamedTuple):
-    """A run of members that share a key."""
-
-    key: str
-    members: dict[str, Member]
-    """By extension."""
-    start: int
-    """Where the first header begins."""
-    size: int
-    """Bytes from there to the end of the last member, padding included."""
+_Sample = tuple[str, dict[str, Member], int, int]
+"""Key, members by extension, where the first header begins, and bytes from there to the last member's end, padded."""
 
 
 def _samples(data: memoryview, named: Iterable[tuple[str, str, Member]]) -> Iterator[_Sample]:
-    """The samples of a tar, from the (key, extension, member) of each of its members."""
+    """The samples of a tar, runs that share a key, from the (key, extension, member) of each of its members."""
     for key, group in groupby(named, key=itemgetter(0)):
         parts = dict[str, Member]()
         for _, extension, member in group:
@@ -66,10 +58,7 @@ def _samples(data: memoryview, named: Iterable[tuple[str, str, Member]]) -> Iter
         end = min(last.start + padded(last.size), len(data))  # the last one may lack its padding
         if end - first.header >= 1 << 32:
             raise ValueError(f"the sample {key[:80]!r} has {end - first.header:,} bytes; 4 GiB is the most")
-        yield _Sample(key, parts, first.header, end - first.header)
-
-
-# ---- packed shards ---------------------------------------------------------------------------------------------------
+        yield key, parts, first.header, end - first.header
 
 
 class Indexed(NamedTuple):
@@ -120,20 +109,17 @@ def index_tar(path: Place, size: int, words: int) -> tuple[NDArray[np.void], int
 def _packed_records(data: memoryview, words: int) -> Iterator[tuple[int, int, int, int, int]]:
     """A record for each film; the length of a text that cannot be read is -1."""
     named = ((key, extension, member) for member in members(data) for key, _, extension in [member.name.partition(".")])
-    for sample in _samples(data, named):
-        key, length = sample.key, 0
+    for key, parts, start, size in _samples(data, named):
+        length = 0
         if not (key.isascii() and key.isdecimal() and len(key) <= 18):
             raise ValueError(f"the member {key[:80]!r} is not named by a film's id")
-        if text := sample.members.get(MEMBER_OF["overview"]):
+        if text := parts.get(MEMBER_OF["overview"]):
             try:
                 length = min(len(load_tokens(data[text.start : text.start + text.size], words)), 65_535)
             except ValueError:  # of this film alone: whoever reads it is told
                 length = -1
-        has = sum(FLAGS[name] for name, extension in MEMBER_OF.items() if extension in sample.members)
-        yield int(key), sample.start, sample.size, length, has
-
-
-# ---- anyone's tars ---------------------------------------------------------------------------------------------------
+        has = sum(FLAGS[name] for name, extension in MEMBER_OF.items() if extension in parts)
+        yield int(key), start, size, length, has
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -191,11 +177,11 @@ class _Reading:
 
     def records(self) -> Iterator[tuple[int, int, int, int, int]]:
         """A record for each sample."""
-        for sample in _samples(self._data, self._members()):
-            has = sum(1 << self.bits.setdefault(extension, len(self.bits)) for extension in sample.members)
+        for key, parts, start, size in _samples(self._data, self._members()):
+            has = sum(1 << self.bits.setdefault(extension, len(self.bits)) for extension in parts)
             if len(self.bits) > MOST_EXTENSIONS:
                 raise ValueError(f"more than {MOST_EXTENSIONS} kinds of members: {', '.join(self.bits)[:1000]}")
-            yield sample_id(sample.key), sample.start, sample.size, 0, has
+            yield sample_id(key), start, size, 0, has
 
     def _members(self) -> Iterator[tuple[str, str, Member]]:
         """Key, extension and member, links to files included, for what is part of a sample; the rest is noted."""
