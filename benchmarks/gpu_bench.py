@@ -22,8 +22,8 @@ from genre_dist.config import Config, DataConfig, HeadsConfig, ModelConfig, Post
 from genre_dist.parallel.world import World
 from genre_dist.planner.model import Vocabulary
 from genre_dist.planner.sizes import TYPICAL_TOKENS
+from genre_dist.stream.batch import Batch
 from genre_dist.stream.manifest import Manifest, load_manifest
-from genre_dist.stream.reader import Batch
 
 LACKING = {
     "jsonargparse": ("jsonargparse",),

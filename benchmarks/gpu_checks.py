@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from common import Row
 from gpu_bench import Bench, study_config, tf32
 from gpu_loop import loop_config, train
@@ -22,9 +21,9 @@ from torch.utils._pytree import tree_leaves
 from genre_dist.config import Config, OptimConfig, ParallelConfig, PosterConfig
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.parallel.world import World, start_world, stop_world
+from genre_dist.stream.batch import Batch
 from genre_dist.stream.decode import decode_jpeg
-from genre_dist.stream.device import decode_posters
-from genre_dist.stream.reader import Batch
+from genre_dist.stream.images import decode_images
 from genre_dist.training.experiment import autocast_for
 from genre_dist.training.loss import loss_sum
 
@@ -160,8 +159,10 @@ def decoding(bench: Bench) -> Iterator[Row]:
         yield Row(claim="JPEG decoding on the GPU", value=float("nan"), unit="needs CUDA")
         return
 
+    from torchcodec.decoders import decode_jpeg as decode_jpegs
+
     # if it cannot, this says why
-    torchvision.io.decode_jpeg(torch.frombuffer(bytearray(jpegs[0]), dtype=torch.uint8), device=bench.device)
+    decode_jpegs([torch.frombuffer(bytearray(jpegs[0]), dtype=torch.uint8)], device=bench.device)
     whole = jpeg_batch(jpegs, side)
     yield pixels_apart("JPEG decoding on the GPU against the CPU", decoded(whole, bench.device), out, "")
     rate = bench.rate(lambda: decoded(whole, bench.device), len(jpegs)).value
@@ -169,7 +170,7 @@ def decoding(bench: Bench) -> Iterator[Row]:
     spoilt = bytearray(jpegs[1])
     spoilt[len(spoilt) // 2 : len(spoilt) // 2 + 64] = bytes(64)
     batch = jpeg_batch([jpegs[0], bytes(spoilt), *jpegs[2:]], side)
-    decode_posters(batch, bench.device)
+    decode_images(batch, bench.device)
     pixels = torch.as_tensor(batch.images) if batch.pixels is None else batch.pixels.cpu()
     others = np.arange(len(jpegs)) != 1
     where = f"decoded on the {'CPU' if batch.pixels is None else 'GPU'}, {len(batch.faults)} faults reported"
@@ -179,7 +180,7 @@ def decoding(bench: Bench) -> Iterator[Row]:
 def decoded(batch: Batch, device: torch.device) -> Tensor:
     """The pixels of a batch of JPEGs on the device. Raises RuntimeError if it could not decode one of them."""
     batch = replace(batch)
-    decode_posters(batch, device)
+    decode_images(batch, device)
     if batch.pixels is None:
         raise RuntimeError("the GPU refused a JPEG, the CPU decoded the batch")
     return batch.pixels
@@ -202,8 +203,8 @@ def some_posters(bench: Bench, most: int) -> list[bytes]:
 def jpeg_batch(jpegs: list[bytes], side: int) -> Batch:
     """A batch as a reader makes it that leaves decoding to the device: JPEGs where pixels would lie."""
     images = np.zeros((len(jpegs), side, side, 3), np.uint8)
-    for room, jpeg in zip(images, jpegs, strict=True):
-        room.reshape(-1)[: len(jpeg)] = np.frombuffer(jpeg, np.uint8)
+    for place, jpeg in zip(images, jpegs, strict=True):
+        place.reshape(-1)[: len(jpeg)] = np.frombuffer(jpeg, np.uint8)
     return Batch(
         ids=np.arange(len(jpegs), dtype=np.int64),
         labels=np.zeros((len(jpegs), 19), np.float32),

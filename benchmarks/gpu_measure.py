@@ -16,9 +16,9 @@ from genre_dist.planner.memory import Checkpointing, Setting, peak_bytes
 from genre_dist.planner.model import PlannedModel, Vocabulary
 from genre_dist.planner.options import MemoryPlan
 from genre_dist.planner.sizes import gb
-from genre_dist.stream.reader import Batch
+from genre_dist.stream.batch import Batch
+from genre_dist.stream.device import to_device, whole_pixels
 from genre_dist.training.experiment import autocast_for, make_optimizer
-from genre_dist.training.inputs import to_device, whole_pixels
 from genre_dist.training.levers import pull_levers
 from genre_dist.training.loss import loss_sum
 from genre_dist.training.step import TrainStep, agree

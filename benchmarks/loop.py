@@ -27,9 +27,9 @@ from genre_dist.acquire.sample import make_sample
 from genre_dist.configfile import parse_config
 from genre_dist.parallel.world import start_world
 from genre_dist.prepare.pack import pack
-from genre_dist.stream.reader import Batch
+from genre_dist.stream.batch import Batch
+from genre_dist.stream.device import to_device, training_pixels
 from genre_dist.training.experiment import Experiment
-from genre_dist.training.inputs import to_device, training_pixels
 from genre_dist.training.loss import loss_sum
 from genre_dist.training.trainer import Trainer
 

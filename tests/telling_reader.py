@@ -2,15 +2,12 @@
 
 import sys
 
-from genre_dist.stream.found import Found, Seconds
+from genre_dist.stream.batch import Batch
 from genre_dist.stream.reader import ShardReader
-from genre_dist.stream.slots import Arrays
+from genre_dist.stream.refs import SampleRefs
 
 
 class TellingReader(ShardReader):
-    def fill(self, found: Found, out: Arrays) -> tuple[list[str], Seconds]:
-        _, seconds = super().fill(found, out)
-        return list(sys.modules), seconds
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return TellingReader, super().__reduce__()[1]
+    def fill(self, refs: SampleRefs, batch: Batch) -> None:
+        super().fill(refs, batch)
+        batch.faults = list(sys.modules)

@@ -42,7 +42,8 @@ class DataConfig:
     """Micro-batches read ahead of those in use: the bound on samples in flight."""
     decode: Literal["auto", "cpu", "gpu"] = "auto"
     """Where posters are decoded. `auto`: on the CPU, or on the GPU if a rank has fewer than two cores; where a GPU
-    cannot, the CPU does it. Edges of colours differ between the two, by less than 2 of 255 in the mean."""
+    cannot, or torchcodec is not installed, the CPU does it. Edges of colours differ between the two, by less than 2 of
+    255 in the mean."""
     cache_dir: str | None = None
     """For shards behind a URL: a folder on this node's disk that keeps what was read, shared by its ranks and runs."""
     cache_gb: float = 50.0

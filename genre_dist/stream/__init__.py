@@ -18,18 +18,18 @@ and anyone's WebDataset tars, as the bytes of their members, once `genre-dist in
         micro_batches[0].samples[0]["jpg"]
 """
 
+from genre_dist.stream.batch import Batch
 from genre_dist.stream.cache import block_cache
 from genre_dist.stream.foreign import index_tars, load_tars
 from genre_dist.stream.loader import TrainStream, evaluation_stream
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import EpochOrder
-from genre_dist.stream.reader import Batch, ShardReader
-from genre_dist.stream.tar_reader import Samples, TarReader
+from genre_dist.stream.reader import ShardReader
+from genre_dist.stream.tar_reader import TarReader
 
 __all__ = [
     "Batch",
     "EpochOrder",
-    "Samples",
     "ShardReader",
     "TarReader",
     "TrainStream",

@@ -1,7 +1,7 @@
 """JPEG decoding into memory that is already there, by the fastest decoder at hand.
 
-In this order, which is that of their speed into a given buffer (benchmarks/loader.py): simplejpeg, OpenCV, torchvision.
-Any of them may be missing. Only simplejpeg tells damage in the middle of a picture, but it also refuses what libjpeg
+In this order, which is that of their speed into a given buffer (benchmarks/loader.py): simplejpeg, OpenCV.
+Either may be missing. Only simplejpeg tells damage in the middle of a picture, but it also refuses what libjpeg
 merely warns of; where every pixel is there all the same, such a picture is decoded by Pillow.
 """
 
@@ -39,7 +39,7 @@ def decoder() -> Decode:
     for name, make in DECODERS.items():
         if module := _module(name):
             return make(module)
-    raise ValueError("no JPEG decoder is installed: `pip install simplejpeg` (or opencv-python-headless, torchvision)")
+    raise ValueError("no JPEG decoder is installed: `pip install simplejpeg` (or opencv-python-headless)")
 
 
 def check_jpeg(data: Data, shape: tuple[int, ...]) -> None:
@@ -125,28 +125,9 @@ def _cv2(module: ModuleType) -> Decode:
     return into
 
 
-def _torchvision(module: ModuleType) -> Decode:
-    import torch
-
-    rgb: Any = module.ImageReadMode.RGB
-    decode = torch.ops.image.decode_jpeg  # what torchvision.io.decode_jpeg calls, without its warnings
-
-    def into(data: Data, out: NDArray[np.uint8]) -> None:
-        _check_end(data)
-        try:
-            image = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), rgb.value, False)  # [3, H, W]
-        except RuntimeError as error:
-            raise ValueError(str(error).splitlines()[0]) from None
-        _check_shape((image.shape[1], image.shape[2]), out.shape)
-        torch.from_numpy(out).copy_(image.permute(1, 2, 0))
-
-    return into
-
-
 DECODERS: dict[str, Callable[[ModuleType], Decode]] = {
     "simplejpeg": _simplejpeg,
     "cv2": _cv2,
-    "torchvision.io": _torchvision,
 }
 
 

@@ -1,24 +1,26 @@
-"""What a CUDA device adds to reading: pinned slots, and posters decoded where the model runs."""
+"""Batches on their way to the device: pinned slots, copies, and what the model takes."""
 
 import mmap
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
-from genre_dist.stream import decode
-from genre_dist.stream.reader import Batch
-from genre_dist.stream.sample import PADDING
+from genre_dist.config import DataConfig
+from genre_dist.stream import images
+from genre_dist.stream.batch import Batch
 
-BLANK = 128
 Decoding = Literal["auto", "cpu", "gpu"]
+TEXT_WIDTH = 64
+"""On a GPU texts are padded to a multiple of this, so that memory for them comes in few sizes."""
 
 
 class DeviceFeed:
@@ -45,7 +47,7 @@ class DeviceFeed:
             file=sys.stderr,
             flush=True,
         )
-        with suppress(RuntimeError):  # CUDA tells the error once more to whoever calls next: that shall be nobody else
+        with suppress(RuntimeError):  # the next CUDA call raises the same error again: this one is made for it
             torch.zeros(1, device=self.device)
         return lambda: None
 
@@ -53,7 +55,7 @@ class DeviceFeed:
         """Decode a batch's posters if it came with JPEGs."""
         if batch.jpeg_bytes is not None:
             with _copying(self.device):
-                decode_posters(batch, self.device)
+                images.decode_images(batch, self.device)
         return batch
 
 
@@ -75,88 +77,20 @@ def device_feed(device: torch.device, wanted: Decoding) -> DeviceFeed | None:
         return None
     cores = len(os.sched_getaffinity(0)) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     decodes = wanted == "gpu" or (wanted == "auto" and cores < 2)
-    if decodes and (reason := _cannot_decode(device)):
+    if decodes and (reason := images.why_not_decoded_on(device)):
         print(f"posters are decoded on the CPU: {reason}", file=sys.stderr, flush=True)
         decodes = False
     return DeviceFeed(device, decodes)
 
 
-def _cannot_decode(device: torch.device) -> str | None:
-    """Why a device decodes no JPEG, found by decoding one."""
-    try:
-        import simplejpeg
-    except ImportError:
-        return "simplejpeg, which looks at JPEGs before the GPU does, is not installed"
-    jpeg = bytearray(simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8)))
-    try:
-        _decode([torch.frombuffer(jpeg, dtype=torch.uint8)], device)
-    except (ImportError, RuntimeError) as error:
-        return f"torchvision cannot decode on {device} ({str(error).splitlines()[0]})"
-    return None
-
-
-def _decode(jpegs: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
-    """JPEGs, uint8 [bytes] each, on the host -> uint8 [3, H, W] each, on the device.
-
-    torchvision decodes on a stream of its own into memory of the current one, and orders only what comes after it: what
-    the current stream has still to do in memory that was given back must be done before. That was the batch before.
-    """
-    from torchvision.io import ImageReadMode, decode_jpeg
-
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it will move to another package; that is no concern of a user's
-        decoded: list[torch.Tensor] = decode_jpeg(jpegs, mode=ImageReadMode.RGB, device=device)
-    return decoded
-
-
-def decode_posters(batch: Batch, device: torch.device) -> None:
-    """Make pixels on the device, uint8 [n, size, size, 3], of a batch whose posters are JPEGs.
-
-    Readers have seen that every JPEG is whole at both ends and of the right size. If the device finds one damaged
-    nevertheless, the batch is decoded on the CPU, which tells which: it becomes blank, weighs nothing and gets a line.
-    """
-    assert batch.images is not None
-    assert batch.jpeg_bytes is not None
-    n, side = len(batch.ids), batch.images.shape[1]
-    rows, sizes = batch.images.reshape(n, 3 * side * side), batch.jpeg_bytes.tolist()
-    whole = [number for number, size in enumerate(sizes) if size]
-    pixels = torch.full((n, 3, side, side), BLANK, dtype=torch.uint8, device=device)
-    try:
-        if whole:
-            jpegs = [torch.from_numpy(rows[number, : sizes[number]]) for number in whole]
-            pixels[sent(torch.tensor(whole), device)] = torch.stack(_decode(jpegs, device))
-        batch.pixels = pixels.permute(0, 2, 3, 1)
-    except RuntimeError:
-        batch.images = _decoded_on_host(batch, rows)
-    batch.jpeg_bytes = None
-
-
-def _decoded_on_host(batch: Batch, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The same on the CPU, one by one, with a fault for each that is damaged."""
-    assert batch.images is not None
-    assert batch.jpeg_bytes is not None
-    pixels = np.full_like(batch.images, BLANK)
-    for number in np.flatnonzero(batch.jpeg_bytes).tolist():
-        try:
-            decode.decode_jpeg(rows[number, : int(batch.jpeg_bytes[number])].data, pixels[number])
-        except ValueError as error:
-            pixels[number], batch.weights[number], batch.labels[number] = BLANK, 0, 0
-            if batch.tokens is not None and batch.lengths is not None:
-                batch.tokens[number], batch.lengths[number] = PADDING, 0
-            batch.faults.append(f"film {batch.ids[number]}: {error}; `genre-dist inspect --verify` names its shard")
-    return pixels
-
-
-def upload(batch: Batch, device: torch.device) -> list[torch.Tensor | None]:
+def upload(batch: Batch, device: torch.device) -> list[Tensor | None]:
     """A batch's images, tokens, labels, weights and encodings on the device; on the CPU without a copy.
 
     On CUDA they are copied by a stream of their own, which the computing one waits for, the host does not;
     `batch.copied` says when the host's memory is free again.
     """
-    images = batch.images if batch.pixels is None else batch.pixels
-    parts = [images, batch.tokens, batch.labels, batch.weights, batch.encodings]
+    pixels = batch.images if batch.pixels is None else batch.pixels
+    parts = [pixels, batch.tokens, batch.labels, batch.weights, batch.encodings]
     if device.type != "cuda":
         return [None if part is None else torch.as_tensor(part) for part in parts]
     computing = torch.cuda.current_stream(device)
@@ -171,7 +105,7 @@ def upload(batch: Batch, device: torch.device) -> list[torch.Tensor | None]:
     return moved
 
 
-def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on the device; the host does not wait until it is there."""
     if device.type != "cuda" or tensor.device == device or not tensor.numel():
         return tensor.to(device)
@@ -186,3 +120,90 @@ def _copying(device: torch.device) -> AbstractContextManager[Any]:
 @cache
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
+
+
+class Size(NamedTuple):
+    """The one size of batch that a compiled model takes; each other one would be compiled anew, for minutes."""
+
+    samples: int
+    fill: bool
+    """Smaller batches are filled up with blank samples of weight 0; else they are computed without the compiler, where
+    a BatchNorm would see what fills them."""
+
+
+class Inputs(NamedTuple):
+    """A micro-batch on the device; a part the model leaves out is None."""
+
+    images: Tensor | None  # float32 [n, 3, size, size], normalised
+    tokens: Tensor | None  # int64 [n, longest]
+    lengths: NDArray[np.int64] | None  # [n], an array, so that it stays on the host, where packing wants it
+    labels: Tensor  # float32 [n, genres]
+    weights: Tensor  # float32 [n]
+    blank: bool  # no sample at all: one blank sample of weight 0
+    encodings: Tensor | None = None  # float32 [n, E], in place of images and tokens
+    odd: bool = False  # of another size than the model is compiled for
+
+    @property
+    def for_model(self) -> tuple[Tensor | NDArray[np.int64] | None, ...]:
+        """What the model's forward takes."""
+        media = (self.images, self.tokens, self.lengths)
+        return media if self.encodings is None else (*media, self.encodings)
+
+
+Pixels = Callable[[Tensor, NDArray[np.int64]], Tensor]
+
+
+def training_pixels(data: DataConfig, seed: int, epoch: int) -> Pixels:
+    """Crops (and mirrors) drawn by (seed, epoch, film), or the whole poster if the configuration says so."""
+    if data.shows_whole_posters:
+        return whole_pixels(data)
+
+    def pixels(raw: Tensor, ids: NDArray[np.int64]) -> Tensor:
+        boxes = images.crop_boxes(ids, seed, epoch, data.crop_scale, data.crop_ratio, data.flip)
+        return images.cropped(raw, sent(torch.from_numpy(boxes), raw.device), data.image_size)
+
+    return pixels
+
+
+def whole_pixels(data: DataConfig) -> Pixels:
+    """The whole poster."""
+    return lambda raw, ids: images.whole(raw, data.image_size)
+
+
+def to_device(batch: Batch, device: torch.device, pixels: Pixels, size: Size | None = None) -> Inputs:
+    """Move a batch to the device and make its pixels. An empty one becomes a single blank sample of weight 0.
+
+    So every rank computes something in every micro-batch, and collectives inside the model never wait for a rank that
+    has no sample left. With a `size` of a compiled model the batch is filled up to it, or said to be odd.
+    """
+    blank = len(batch.ids) == 0
+    if blank:
+        batch = batch.blank()
+    raw, tokens, labels, weights, encodings = upload(batch, device)
+    assert labels is not None
+    assert weights is not None
+    if tokens is not None and device.type == "cuda":
+        tokens = F.pad(tokens, (0, -tokens.shape[1] % TEXT_WIDTH))
+    inputs = Inputs(
+        images=None if raw is None else pixels(raw, batch.ids),
+        tokens=None if tokens is None else tokens.long(),
+        lengths=batch.lengths,
+        labels=labels,
+        weights=weights,
+        blank=blank,
+        encodings=encodings,
+    )
+    if size is None or size.samples == len(batch.ids):
+        return inputs
+    return filled(inputs, size.samples) if size.fill and not blank else inputs._replace(odd=True)
+
+
+def filled(inputs: Inputs, samples: int) -> Inputs:
+    """Inputs with blank samples of weight 0 behind their own."""
+    more, new = samples - len(inputs.labels), dict[str, Any]()
+    for name, value in inputs._asdict().items():
+        if isinstance(value, Tensor):
+            new[name] = F.pad(value, (0, 0) * (value.ndim - 1) + (0, more))
+        elif isinstance(value, np.ndarray):
+            new[name] = np.concatenate([value, np.zeros(more, value.dtype)])
+    return inputs._replace(**new)

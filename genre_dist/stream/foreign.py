@@ -22,7 +22,7 @@ from typing_extensions import TypedDict
 from genre_dist.atomic import atomic_file
 from genre_dist.storage import Place, file_version, inside, is_remote, local_copy, place, read_bytes
 from genre_dist.stream.index import DamagedArrayError, load_array, save_array
-from genre_dist.stream.tar_index import MOST_EXTENSIONS, TarIndex, read_index
+from genre_dist.stream.indexing import MOST_EXTENSIONS, TarIndex, read_index
 from genre_dist.validation import LARGEST_BYTES, Count, FileName, Sha256, parse_json
 from genre_dist.workers import in_processes
 

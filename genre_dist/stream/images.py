@@ -1,14 +1,48 @@
-"""Posters on the device: crop, resize and normalise uint8 batches where the model runs."""
+"""Images on the device: JPEGs decoded there, crops drawn, cut and resized, pixels normalised where the model runs."""
 
 import math
 from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from genre_dist.stream.batch import BLANK, Batch
+from genre_dist.stream.decode import decode_jpeg
+from genre_dist.stream.order import uniforms
+from genre_dist.stream.sample import PADDING
+
+_CROP = 4  # which draw a hash is for; order.py has the others
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB; the weights of every torchvision classifier expect them
 STD = (0.229, 0.224, 0.225)
+
+
+def crop_boxes(
+    ids: NDArray[np.int64],
+    seed: int,
+    epoch: int,
+    scale: tuple[float, float] = (0.6, 1.0),
+    ratio: tuple[float, float] = (0.8, 1.25),
+    flip: bool = False,
+) -> NDArray[np.float32]:
+    """Random resized crops, the same for any number of ranks: float32 [n, 4] of (left, top, right, bottom), as shares.
+
+    Area uniform in `scale`, width over height log-uniform in `ratio`, position uniform (Szegedy et al. 2014,
+    https://arxiv.org/abs/1409.4842); a side that would be longer than the picture is cut to it. In a mirrored crop left
+    is greater than right.
+    """
+    draws = uniforms(seed, epoch, _CROP, np.asarray(ids)[:, None], np.arange(5)[None, :])  # [n, 5]
+    area = scale[0] + draws[:, 0] * (scale[1] - scale[0])
+    shape = np.exp(np.log(ratio[0]) + draws[:, 1] * (np.log(ratio[1]) - np.log(ratio[0])))
+    width, height = np.minimum(1, np.sqrt(area * shape)), np.minimum(1, np.sqrt(area / shape))
+    left, top = draws[:, 2] * (1 - width), draws[:, 3] * (1 - height)
+    boxes = np.stack([left, top, left + width, top + height], axis=1)
+    if flip:
+        mirrored = draws[:, 4] < 0.5
+        boxes[mirrored] = boxes[mirrored][:, [2, 1, 0, 3]]
+    return boxes.astype(np.float32)
 
 
 def normalised(images: Tensor) -> Tensor:
@@ -57,3 +91,64 @@ def cropped(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     grid = F.affine_grid(theta, [len(images), 3, size, size], align_corners=False)
     sampled = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return sampled.contiguous(memory_format=torch.channels_last)
+
+
+def why_not_decoded_on(device: torch.device) -> str | None:
+    """Why a device decodes no JPEG, found by decoding one."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return "simplejpeg, which looks at JPEGs before the GPU does, is not installed"
+    jpeg = bytearray(simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8)))
+    try:
+        _decode([torch.frombuffer(jpeg, dtype=torch.uint8)], device)
+    except ModuleNotFoundError:
+        return "torchcodec, which decodes JPEGs on a GPU, is not installed (pip install 'torchcodec>=0.17')"
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"torchcodec cannot decode on {device} ({str(error).splitlines()[0]})"
+    return None
+
+
+def _decode(jpegs: list[Tensor], device: torch.device) -> list[Tensor]:
+    """JPEGs, uint8 [bytes] each, on the host -> uint8 [3, H, W] each, on the device, in its current stream."""
+    from torchcodec.decoders import decode_jpeg as decode_jpegs
+
+    decoded: list[Tensor] = decode_jpegs(jpegs, mode="RGB", device=device)
+    return decoded
+
+
+def decode_images(batch: Batch, device: torch.device) -> None:
+    """Make pixels on the device, uint8 [n, size, size, 3], of a batch that came with JPEGs.
+
+    Readers have seen that every JPEG is whole at both ends and of the right size. If the device finds one damaged
+    nevertheless, the batch is decoded on the CPU, which tells which: it becomes blank, weighs nothing and gets a line.
+    """
+    assert batch.images is not None
+    assert batch.jpeg_bytes is not None
+    n, side = len(batch.ids), batch.images.shape[1]
+    rows, sizes = batch.images.reshape(n, 3 * side * side), batch.jpeg_bytes.tolist()
+    jpegs = [torch.from_numpy(row[:size]) for row, size in zip(rows, sizes, strict=True) if size]
+    blank = torch.full((3, side, side), BLANK, dtype=torch.uint8, device=device)
+    try:
+        decoded = iter(_decode(jpegs, device) if jpegs else [])
+        pixels = [next(decoded) if size else blank for size in sizes]
+        batch.pixels = torch.stack(pixels or [blank])[:n].permute(0, 2, 3, 1)
+    except RuntimeError:
+        batch.images = _decoded_on_host(batch, rows)
+    batch.jpeg_bytes = None
+
+
+def _decoded_on_host(batch: Batch, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The same on the CPU, one by one, with a fault for each that is damaged."""
+    assert batch.images is not None
+    assert batch.jpeg_bytes is not None
+    pixels = np.full_like(batch.images, BLANK)
+    for number in np.flatnonzero(batch.jpeg_bytes).tolist():
+        try:
+            decode_jpeg(rows[number, : int(batch.jpeg_bytes[number])].data, pixels[number])
+        except ValueError as error:
+            pixels[number], batch.weights[number], batch.labels[number] = BLANK, 0, 0
+            if batch.tokens is not None and batch.lengths is not None:
+                batch.tokens[number], batch.lengths[number] = PADDING, 0
+            batch.faults.append(f"film {batch.ids[number]}: {error}; `genre-dist inspect --verify` names its shard")
+    return pixels

@@ -5,17 +5,20 @@ It lies beside the shard as `<shard>.index.npy`, a plain NumPy array of `RECORD`
 
 import io
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.printable import printable
 from genre_dist.storage import Place, inside, is_remote, read_bytes
-from genre_dist.stream.open_files import is_too_many, most_open_files
 from genre_dist.stream.order import Rows
+from genre_dist.stream.source import is_too_many, most_open_files
+
+if TYPE_CHECKING:
+    from genre_dist.stream.foreign import Tar, Tars
+    from genre_dist.stream.manifest import Manifest, Shard
 
 RECORD = np.dtype(
     [
@@ -90,33 +93,11 @@ def save_array(array: NDArray[Any], file: IO[bytes]) -> None:
     file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
-class IndexedShard(Protocol):
-    """What an index has to know of a shard."""
-
-    @property
-    def file(self) -> str: ...
-    @property
-    def index_file(self) -> str: ...
-    @property
-    def samples(self) -> int: ...
-    @property
-    def bytes(self) -> int: ...
-    @property
-    def identity(self) -> str:
-        """A name for the shard's bytes, wherever they lie."""
-
-    def count(self, members: tuple[str, ...]) -> int: ...
-    def mask(self, members: tuple[str, ...]) -> int: ...
-
-
-class Listing(Protocol):
-    """A manifest: where its shards are named from, and which belong to a split."""
-
-    @property
-    def folder(self) -> Place: ...
-    @property
-    def fingerprint(self) -> str: ...
-    def shards_of(self, split: str) -> Sequence[IndexedShard]: ...
+def array_bytes(array: NDArray[Any]) -> bytes:
+    """What np.save writes."""
+    file = io.BytesIO()
+    save_array(array, file)
+    return file.getvalue()
 
 
 class SplitIndex:
@@ -126,9 +107,9 @@ class SplitIndex:
     map is an open file to the system, so there are fewer where few may be open.)
     """
 
-    def __init__(self, manifest: Listing, split: str, members: tuple[str, ...]) -> None:
+    def __init__(self, manifest: "Manifest | Tars", split: str, members: tuple[str, ...]) -> None:
         self.folder, self.members = manifest.folder, members
-        self.shards = manifest.shards_of(split)
+        self.shards: tuple[Shard, ...] | tuple[Tar, ...] = manifest.shards_of(split)
         self.sizes: list[int] = [shard.count(members) for shard in self.shards]
         self.paths: list[Place] = [inside(self.folder, shard.file) for shard in self.shards]
         self.is_remote = any(map(is_remote, self.paths))

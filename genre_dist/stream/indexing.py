@@ -1,7 +1,14 @@
-"""Making the index of a shard again from its tar, where it was lost or damaged."""
+"""The index of a tar made from its headers: of packed shards where it was lost, of anyone's WebDataset tars."""
 
-from collections.abc import Iterator
+import hashlib
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +19,46 @@ from genre_dist.storage import Place, file_size, local_copy
 from genre_dist.stream.index import FLAGS, OVERVIEW, POSTER, RECORD, index_path, save_array
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.sample import MEMBER_OF, load_tokens
-from genre_dist.stream.tar import Member, mapped, members, padded
+from genre_dist.stream.tar import (
+    BLOCK,
+    FILE,
+    HARD_LINK,
+    SYMBOLIC_LINK,
+    Member,
+    behind_zeros,
+    entries,
+    mapped,
+    members,
+    padded,
+)
 
+MOST_EXTENSIONS = 16  # bits of the index's `has`
+MOST_HOPS = 40
+"""Links that lead to links, one after the other."""
+LONGEST_TOLD = 200
+PADDING_BYTES = 10_240 + 2 * BLOCK
+"""Zeros at the end of a tar: its end mark, filled up to a whole record of tar's."""
 _REMEDY = "fetch or pack it again"
+_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # WebDataset's rule: the key ends at the first dot of the name
+
+
+_Sample = tuple[str, dict[str, Member], int, int]
+"""Key, members by extension, where the first header begins, and bytes from there to the last member's end, padded."""
+
+
+def _samples(data: memoryview, named: Iterable[tuple[str, str, Member]]) -> Iterator[_Sample]:
+    """The samples of a tar, runs that share a key, from the (key, extension, member) of each of its members."""
+    for key, group in groupby(named, key=itemgetter(0)):
+        parts = dict[str, Member]()
+        for _, extension, member in group:
+            if extension in parts:
+                raise ValueError(f"two members {member.name!r} in one sample, the second at byte {member.header}")
+            parts[extension] = member
+        first, last = next(iter(parts.values())), member
+        end = min(last.start + padded(last.size), len(data))  # the last one may lack its padding
+        if end - first.header >= 1 << 32:
+            raise ValueError(f"the sample {key[:80]!r} has {end - first.header:,} bytes; 4 GiB is the most")
+        yield key, parts, first.header, end - first.header
 
 
 class Indexed(NamedTuple):
@@ -55,27 +99,157 @@ def index_tar(path: Place, size: int, words: int) -> tuple[NDArray[np.void], int
         raise ValueError(f"{path}: {found:,} bytes where the manifest has {size:,}; {_REMEDY}")
     try:
         with local_copy(path) as local:
-            records = list(_records(mapped(local), words))
+            records = list(_packed_records(mapped(local), words))
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {_REMEDY}") from None
     unread = sum(length < 0 for *_, length, _ in records)
     return np.array([(*place, max(0, length), has) for *place, length, has in records], RECORD), unread
 
 
-def _records(data: memoryview, words: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """A record for each run of members that share a film's id; the length of a text that cannot be read is -1."""
-    for key, group in groupby(members(data), key=lambda member: member.name.partition(".")[0]):
-        parts: dict[str, Member] = {member.name.partition(".")[2]: member for member in group}
+def _packed_records(data: memoryview, words: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """A record for each film; the length of a text that cannot be read is -1."""
+    named = ((key, extension, member) for member in members(data) for key, _, extension in [member.name.partition(".")])
+    for key, parts, start, size in _samples(data, named):
+        length = 0
         if not (key.isascii() and key.isdecimal() and len(key) <= 18):
             raise ValueError(f"the member {key[:80]!r} is not named by a film's id")
-        first, last = min(part.header for part in parts.values()), max(parts.values(), key=lambda part: part.start)
-        length, end = 0, last.start + padded(last.size)
-        if end - first >= 1 << 32:
-            raise ValueError(f"the film {key} has {end - first:,} bytes; 4 GiB is the most")
         if text := parts.get(MEMBER_OF["overview"]):
             try:
                 length = min(len(load_tokens(data[text.start : text.start + text.size], words)), 65_535)
             except ValueError:  # of this film alone: whoever reads it is told
                 length = -1
         has = sum(FLAGS[name] for name, extension in MEMBER_OF.items() if extension in parts)
-        yield int(key), first, end - first, length, has
+        yield int(key), start, size, length, has
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Key and extension of a member; None for one that is part of no sample."""
+    match = _NAME.fullmatch(name.removeprefix("./"))
+    return (match[1], match[2].lower()) if match else None
+
+
+def sample_id(key: str) -> int:
+    """A sample's id: the number that its key is (`000000012` is 12), or a hash of the key. Keys may share an id."""
+    base = key.rpartition("/")[2]
+    if base == key and base.isascii() and base.isdecimal() and len(base) <= 18:
+        return int(base)
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") >> 1
+
+
+class TarIndex(NamedTuple):
+    """What `read_index` found."""
+
+    records: NDArray[np.void]
+    """RECORD [samples]; `has` has a bit for every extension."""
+    extensions: tuple[str, ...]
+    """In the order of their bits."""
+    links: NDArray[np.int64]
+    """[n, 3] for each link that leads to a file of the tar: where its header begins, where the file does, its size."""
+    notes: tuple[str, ...]
+    """A line for whatever is not read, or odd."""
+
+
+def read_index(path: Path) -> TarIndex:
+    """Index a local tar by its headers.
+
+    Raises ValueError, where it can with the byte, for what is no tar, compressed, damaged, or no samples.
+    """
+    reading = _Reading(mapped(path))
+    records = np.array(list(reading.records()), RECORD)
+    if not len(records):
+        raise ValueError("no samples in it: members are named KEY.EXTENSION")
+    reading.check_keys(records)
+    links = np.array(reading.links, np.int64).reshape(-1, 3)
+    return TarIndex(records, tuple(reading.bits), links, tuple(reading.notes()))
+
+
+class _Reading:
+    """One pass over a tar."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self.bits: dict[str, int] = {}
+        """Extension -> number of its bit."""
+        self.links: list[tuple[int, int, int]] = []
+        self._passed_over: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+        self._end = 0
+
+    def records(self) -> Iterator[tuple[int, int, int, int, int]]:
+        """A record for each sample."""
+        for key, parts, start, size in _samples(self._data, self._members()):
+            has = sum(1 << self.bits.setdefault(extension, len(self.bits)) for extension in parts)
+            if len(self.bits) > MOST_EXTENSIONS:
+                raise ValueError(f"more than {MOST_EXTENSIONS} kinds of members: {', '.join(self.bits)[:1000]}")
+            yield sample_id(key), start, size, 0, has
+
+    def _members(self) -> Iterator[tuple[str, str, Member]]:
+        """Key, extension and member, links to files included, for what is part of a sample; the rest is noted."""
+        for entry in entries(self._data):
+            self._end = entry.start + padded(entry.size)
+            named = split_name(entry.name)
+            if entry.kind != FILE and not self._leads_to_a_file(entry):
+                continue
+            if named is None or not named[1].isprintable():
+                self._pass_over("of no sample (KEY.EXTENSION)", entry)
+                continue
+            yield *named, entry
+
+    def _leads_to_a_file(self, entry: Member) -> bool:
+        """Note where a link leads, or that an entry is none."""
+        if entry.kind in (HARD_LINK, SYMBOLIC_LINK):
+            target: Member | None = entry
+            for _ in range(MOST_HOPS):
+                target = target and self._target(target)
+            if target is not None and target.kind == FILE:
+                self.links.append((entry.header, target.start, target.size))
+                return True
+            self._pass_over(f"a {entry.kind} to no file of this tar", entry)
+        elif entry.kind != "folder":
+            self._pass_over(f"a {entry.kind}", entry)
+        return False
+
+    def _target(self, entry: Member) -> Member | None:
+        if entry.kind not in (HARD_LINK, SYMBOLIC_LINK):
+            return entry
+        folder = posixpath.dirname(entry.name) if entry.kind == SYMBOLIC_LINK else ""
+        return self._by_name.get(posixpath.normpath(posixpath.join(folder, entry.target)))
+
+    @cached_property
+    def _by_name(self) -> dict[str, Member]:
+        """All that links could lead to, looked up once there is a link."""
+        return {posixpath.normpath(entry.name): entry for entry in entries(self._data)}
+
+    def _pass_over(self, reason: str, entry: Member) -> None:
+        self._passed_over[reason] += 1
+        target = f" -> {entry.target[:LONGEST_TOLD]!r}" if entry.target else ""
+        self._examples.setdefault(reason, f"{entry.name[:LONGEST_TOLD]!r}{target}")
+
+    def check_keys(self, records: NDArray[np.void]) -> None:
+        """Raises ValueError for a key that comes twice. (`1` and `01` are two keys, though both have the id 1.)"""
+        values, counts = np.unique(records["id"], return_counts=True)
+        if not (again := values[counts > 1]).size:
+            return
+        seen: set[str] = set()
+        for key, _ in groupby(map(itemgetter(0), _Reading(self._data)._members())):
+            if key in seen:
+                raise ValueError(
+                    f"the sample {key!r} is there twice, or its members lie apart; they must follow each other"
+                )
+            if sample_id(key) in again:
+                seen.add(key)
+
+    def notes(self) -> Iterator[str]:
+        """What is not read, and what is odd about the end: a tar that was cut looks like one with fewer members."""
+        if self.links:
+            yield f"{len(self.links):,} members are links to other members of the tar, which are read in their place"
+        for reason, count in self._passed_over.items():
+            yield f"{count:,} not read: {reason}, such as {self._examples[reason]}"
+        zeros = min(behind_zeros(self._data, self._end), len(self._data)) - self._end
+        left_over = len(self._data) - self._end - zeros
+        if zeros < 2 * BLOCK:
+            yield "no end mark: samples are missing if the tar was cut"
+        if zeros > PADDING_BYTES:
+            yield f"{zeros:,} zeros at its end, more than tar writes: samples are missing if it was not copied whole"
+        if left_over:
+            yield f"{left_over:,} bytes behind its end mark are no tar and not read"

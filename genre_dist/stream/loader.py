@@ -3,21 +3,24 @@
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Generic, Literal
+from itertools import count
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.stream import ring
-from genre_dist.stream.ahead import ReadAhead, in_turn
-from genre_dist.stream.order import VERSION, EpochOrder, Rows, evaluation_batches
-from genre_dist.stream.ring import Batch, Reader, Waiting, no_limit
+from genre_dist.stream.batch import Batch
+from genre_dist.stream.order import VERSION, EpochOrder, evaluation_batches
+from genre_dist.stream.reader import Reader
+from genre_dist.stream.refs import SampleRefs, lane_refs, refs_in_stored_order
+from genre_dist.stream.ring import Waiting, no_limit
 
 if TYPE_CHECKING:  # the stream needs no torch
     from genre_dist.stream.device import DeviceFeed
 
 
-class TrainStream(Generic[Batch]):
+class TrainStream:
     """The training batches of one rank: for each step its micro-batches, from any position.
 
     A position is a number of steps since the start of training; epoch and step within it follow.
@@ -30,7 +33,7 @@ class TrainStream(Generic[Batch]):
 
     def __init__(
         self,
-        reader: Reader[Batch],
+        reader: Reader,
         *,
         global_batch: int,
         micro_batch: int,
@@ -127,7 +130,7 @@ class TrainStream(Generic[Batch]):
         """
         micro = ring.batches(
             self.reader,
-            self._places(position),
+            self._refs(position),
             samples=self._micro_batch,
             workers=self._workers,
             prefetch=self._prefetch,
@@ -137,22 +140,18 @@ class TrainStream(Generic[Batch]):
         )
         try:
             while True:
-                yield [_finished(next(micro), self._feed) for _ in self._lanes]
+                yield [self._feed.finish(next(micro)) if self._feed else next(micro) for _ in self._lanes]
         finally:
             micro.close()
 
-    def _places(self, position: int) -> Iterator[Rows]:
-        ahead = ReadAhead(self.order, self.steps_per_epoch, position) if self.reader.index.is_remote else None
-        while True:
+    def _refs(self, start: int) -> Iterator[SampleRefs]:
+        for position in count(start):
             epoch, step = divmod(position, self.steps_per_epoch)
-            order = self.order(epoch)
             for first, last in self._lanes:
-                rows = order.rows(step, first, last)
-                yield rows if ahead is None else rows._replace(soon=ahead.soon(position, first, last))
-            position += 1
+                yield lane_refs(self.reader.index, self.order, epoch, step, first, last, position == start)
 
 
-def _nothing_to_train_on(reader: Reader[Batch], global_batch: int) -> str:
+def _nothing_to_train_on(reader: Reader, global_batch: int) -> str:
     folder, samples = reader.manifest.folder, reader.index.samples
     if samples == 0:
         return f"{folder}: no film of the train split has {' and '.join(reader.wanted)}; pack more films"
@@ -162,12 +161,8 @@ def _nothing_to_train_on(reader: Reader[Batch], global_batch: int) -> str:
     )
 
 
-def _finished(batch: Any, feed: "DeviceFeed | None") -> Any:
-    return feed.finish(batch) if feed else batch
-
-
 def evaluation_stream(
-    reader: Reader[Batch],
+    reader: Reader,
     *,
     batch: int,
     world: int = 1,
@@ -181,11 +176,9 @@ def evaluation_stream(
 
     A batch is valid until the next one is asked for.
     """
-    places = evaluation_batches(reader.index.sizes, world, rank, batch)
-    if reader.index.is_remote:
-        places = in_turn(places, batch)
+    refs = refs_in_stored_order(reader.index, evaluation_batches(reader.index.sizes, world, rank, batch), batch)
     pin = feed.pin if feed else None
-    batches = ring.batches(reader, places, samples=batch, workers=workers, prefetch=prefetch, pin=pin, waiting=waiting)
+    batches = ring.batches(reader, refs, samples=batch, workers=workers, prefetch=prefetch, pin=pin, waiting=waiting)
     with closing(batches):
         for read in batches:
-            yield _finished(read, feed)
+            yield feed.finish(read) if feed else read

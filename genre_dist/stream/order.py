@@ -1,9 +1,10 @@
 """Which sample each step trains on: a pure function of (shard sizes, seed, epoch, step).
 
-Per epoch every shard is turned by a random offset, the shards are permuted and laid end to end, the sequence is turned
-as well and cut into G equal *lanes*, G being the global batch. Step t takes one sample of every lane: the t-th, after a
-permutation inside small blocks of the lane. Nothing depends on ranks, workers or micro-batches: rank r of W owns lanes
-rG/W to (r+1)G/W, so it reads a contiguous piece of the sequence, and any step is found at the same cost as any other.
+Per epoch every shard is rotated by a random offset, the shards are permuted and laid end to end, the sequence is
+rotated too and cut into G equal *lanes*, G being the global batch. Step t takes one sample of every lane: the t-th,
+after a permutation inside small blocks of the lane. Nothing depends on ranks, workers or micro-batches: rank r of W
+owns lanes rG/W to (r+1)G/W, so it reads a contiguous piece of the sequence, and any step is found at the same cost as
+any other.
 
 Randomness is splitmix64 (Steele, Lea, Flood 2014, https://doi.org/10.1145/2660193.2660195) of the numbers that identify
 a draw, so an order never changes with a library's version and nothing has to be saved but (epoch, step).
@@ -23,30 +24,18 @@ Int64 = NDArray[np.int64]
 VERSION = 2
 """Goes up whenever the same numbers give another order: a run is never continued in an order it was not begun in."""
 
-_SHARDS, _OFFSET, _BLOCK, _TURNS, _WITHIN = 1, 2, 3, 5, 6  # which draw a hash is for; crops.py has 4
-
-
-class Soon(NamedTuple):
-    """Samples that are read soon after those of a batch: what to ask a remote shard for in time (ahead.py)."""
-
-    lanes: int
-    """Lanes of the batch."""
-    lane: Int64  # [n] lane of each sample of the batch, ascending
-    shard: Int64  # [m]
-    row: Int64  # [m]
-    of: Int64  # [m] the lane that will read it
+_SHARDS, _OFFSET, _BLOCK, _LENGTHS, _WITHIN = 1, 2, 3, 5, 6  # which draw a hash is for; images.py has 4
 
 
 class Rows(NamedTuple):
-    """Samples by place: shard number and row among the shard's selected samples, int64 [n] each."""
+    """Samples by number: the shard's, and the row among the shard's selected samples, int64 [n] each."""
 
     shard: Int64
     row: Int64
-    soon: Soon | None = None
 
 
 def hash64(*parts: int | NDArray[np.generic]) -> NDArray[np.uint64]:
-    """splitmix64 over the parts in turn: uint64, broadcast to their common shape."""
+    """splitmix64 over the parts, one after the other: uint64, broadcast to their common shape."""
     state = np.zeros((1,), np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
@@ -81,7 +70,7 @@ class EpochOrder:
     last_batch: Literal["keep", "drop"] = "keep"
     by_length: float = 0.0
     """How far samples of a step are of similar length, from 0 (not at all) to 1: then every lane's block is sorted by
-    length, and a step takes the same place of all of them. Needs `lengths`."""
+    length, and a step takes the same position of all of them. Needs `lengths`."""
     lengths: Callable[[Rows], Int64] | None = None
     """Lengths of samples, int64 [n], from the index."""
 
@@ -104,9 +93,9 @@ class EpochOrder:
         start, length = self._lanes(np.arange(first_lane, last_lane, dtype=np.int64))  # [lanes]
         first = step // self.block * self.block  # where the step's block begins in every lane
         size = np.clip(length - first, 0, self.block)  # [lanes] samples of the lane in that block
-        turns = self._turns(first_lane, last_lane, first, start, size)
-        turn = self._turn_by_size(step, size)[size] if self.by_length else step - first
-        picked = turns[np.arange(len(turns)), turn]  # [lanes]
+        permutation = self._permutation(first_lane, last_lane, first, start, size)
+        position = self._position_by_size(step, size)[size] if self.by_length else step - first
+        picked = permutation[np.arange(len(permutation)), position]  # [lanes]
         has_one = step < length
         return self._locate((start + first + picked)[has_one])
 
@@ -118,54 +107,54 @@ class EpochOrder:
     def block_rows(self, step: int, lanes: Int64) -> tuple[Rows, Int64]:
         """All samples of the block that begins at `step` in these lanes, lane by lane, and the lane of each."""
         start, length = self._lanes(lanes)  # [lanes]
-        places = step + np.arange(self.block, dtype=np.int64)  # [block]
-        there = places[None, :] < length[:, None]  # [lanes, block]
+        within = step + np.arange(self.block, dtype=np.int64)  # [block]
+        there = within[None, :] < length[:, None]  # [lanes, block]
         of = np.broadcast_to(lanes[:, None], there.shape)[there]
-        return self._locate((start[:, None] + places[None, :])[there]), of
+        return self._locate((start[:, None] + within[None, :])[there]), of
 
-    def _turns(self, first_lane: int, last_lane: int, first: int, start: Int64, size: Int64) -> NDArray[np.int32]:
-        """The places of the block that begins at `first`, in the order in which each lane takes them: [lanes, block].
+    def _permutation(self, first_lane: int, last_lane: int, first: int, start: Int64, size: Int64) -> NDArray[np.int32]:
+        """The samples of the block that begins at `first`, in the order in which each lane takes them: [lanes, block].
 
         The same for all steps of a block, so the newest one of each range of lanes is kept.
         """
-        block, turns = self._kept.get((first_lane, last_lane), (-1, None))
-        if turns is None or block != first:
+        block, permutation = self._kept.get((first_lane, last_lane), (-1, None))
+        if permutation is None or block != first:
             lanes, within = np.arange(first_lane, last_lane), np.arange(self.block)
             keys = hash64(self.seed, self.epoch, _BLOCK, lanes[:, None], first, within[None, :])  # [lanes, block]
-            keys[within[None, :] >= size[:, None]] = np.iinfo(np.uint64).max  # absent places sort last
+            keys[within[None, :] >= size[:, None]] = np.iinfo(np.uint64).max  # absent samples sort last
             shuffled = np.argsort(keys, axis=1, kind="stable")  # [lanes, block]
             if self.by_length:
-                shuffled = self._ranked_by_length(shuffled, start + first, size)
-            turns = shuffled.astype(np.int32)
-            self._kept[first_lane, last_lane] = first, turns
-        return turns
+                shuffled = self._sorted_by_length(shuffled, start + first, size)
+            permutation = shuffled.astype(np.int32)
+            self._kept[first_lane, last_lane] = first, permutation
+        return permutation
 
-    def _ranked_by_length(self, shuffled: Int64, start: Int64, size: Int64) -> Int64:
-        """The places of a block in the order of their ranks, int64 [lanes, block], absent ones last.
+    def _sorted_by_length(self, shuffled: Int64, start: Int64, size: Int64) -> Int64:
+        """The samples of a block, int64 [lanes, block], absent ones last.
 
-        Places are ranked by length and at random, the two ranks mixed by `by_length`.
+        The samples are sorted by length and at random; `by_length` mixes the two positions of each.
         """
         assert self.lengths is not None, "by_length needs lengths"
         lanes, within = len(shuffled), np.arange(self.block, dtype=np.int64)
         absent = within[None, :] >= size[:, None]  # [lanes, block]
-        places = start[:, None] + np.minimum(within[None, :], size[:, None] - 1)  # [lanes, block]
-        lengths = self.lengths(self._locate(places.ravel())).reshape(lanes, self.block)
-        at_random = np.argsort(shuffled, axis=1)  # [lanes, block] rank of each place
+        samples = start[:, None] + np.minimum(within[None, :], size[:, None] - 1)  # [lanes, block]
+        lengths = self.lengths(self._locate(samples.ravel())).reshape(lanes, self.block)
+        at_random = np.argsort(shuffled, axis=1)  # [lanes, block] position of each sample
         by_length = np.argsort(np.argsort(lengths * self.block + at_random, axis=1), axis=1)
         mixed = self.by_length * by_length + (1 - self.by_length) * at_random + absent * 4.0 * self.block
         return np.argsort(mixed, axis=1, kind="stable")
 
-    def _turn_by_size(self, step: int, size: Int64) -> Int64:
-        """Which rank of its block a lane takes at a step, by the number of samples the lane has in the block.
+    def _position_by_size(self, step: int, size: Int64) -> Int64:
+        """Which position of its sorted block a lane takes at a step, by the number of samples it has in the block.
 
-        The order in which ranks are taken is drawn once for all lanes; a lane leaves out those that it has not.
+        The order in which positions are taken is drawn once for all lanes; a lane leaves out those that it has not.
         """
         first, within = step // self.block * self.block, np.arange(self.block, dtype=np.int64)
-        order = np.argsort(hash64(self.seed, self.epoch, _TURNS, first, within), kind="stable")  # [block]
-        turn = np.zeros(self.block + 1, np.int64)
+        order = np.argsort(hash64(self.seed, self.epoch, _LENGTHS, first, within), kind="stable")  # [block]
+        position = np.zeros(self.block + 1, np.int64)
         for n in np.unique(size[size > step - first]).tolist():  # lanes differ in size by one at most
-            turn[n] = order[order < n][step - first]
-        return turn
+            position[n] = order[order < n][step - first]
+        return position
 
     def _lanes(self, lanes: Int64) -> tuple[Int64, Int64]:
         """Start and length of lanes in the sequence, int64 [lanes] each."""
@@ -175,19 +164,19 @@ class EpochOrder:
         return start, (lanes + 1) * self.samples // self.global_batch - start
 
     def _locate(self, positions: Int64) -> Rows:
-        """Places of the epoch's sequence -> shards and rows.
+        """Positions in the epoch's sequence -> shards and rows.
 
-        Were shards not turned, blocks would begin at the same rows of them epoch after epoch wherever their size and
+        Were shards not rotated, blocks would begin at the same rows of them epoch after epoch wherever their size and
         the length of a lane are in a simple ratio, and what is in a block would meet again.
         """
-        turned = (positions + self._offset) % self.samples
-        slot = np.searchsorted(self._ends, turned, side="right")
+        rotated = (positions + self._offset) % self.samples
+        slot = np.searchsorted(self._ends, rotated, side="right")
         shard = self._shards[slot]
-        return Rows(shard, (turned - self._ends[slot] + self._within[shard]) % self._sizes[shard])
+        return Rows(shard, (rotated - self._ends[slot] + self._within[shard]) % self._sizes[shard])
 
     @cached_property
     def _kept(self) -> dict[tuple[int, int], tuple[int, NDArray[np.int32]]]:
-        """Range of lanes -> a block and the order in which its places are taken."""
+        """Range of lanes -> a block and its permutation."""
         return {}
 
     @cached_property
@@ -196,12 +185,12 @@ class EpochOrder:
 
     @cached_property
     def _offset(self) -> int:
-        """How far the sequence is turned."""
+        """How far the sequence is rotated."""
         return int(hash64(self.seed, self.epoch, _OFFSET)[0] % np.uint64(self.samples))
 
     @cached_property
     def _within(self) -> Int64:
-        """How far each shard is turned."""
+        """How far each shard is rotated."""
         draws = hash64(self.seed, self.epoch, _WITHIN, np.arange(len(self.sizes)))
         return (draws % np.maximum(self._sizes, 1).view(np.uint64)).astype(np.int64)
 

@@ -1,61 +1,122 @@
-"""Samples from tars by place: one positioned read each, nothing kept but a few open files."""
+"""Samples from tars by number: one positioned read each, nothing kept but a few open files."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.printable import printable
+from genre_dist.stream.batch import BLANK, Batch, Seconds, SlotSpec, private_memory, slot_batch
 from genre_dist.stream.cache import BlockCache
 from genre_dist.stream.decode import check_jpeg, decode_jpeg, decoder
-from genre_dist.stream.found import Copied, Found, Seconds, find
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.order import Rows
-from genre_dist.stream.sample import PADDING, check_tokens, label_rows, load_genres, read_members, read_tokens
-from genre_dist.stream.slots import Arrays, Room, arrays, private_memory
-from genre_dist.stream.source import Rooms, source_of
+from genre_dist.stream.refs import SampleRefs, look_up
+from genre_dist.stream.sample import (
+    ENCODING,
+    PADDING,
+    check_tokens,
+    label_rows,
+    load_encoding,
+    load_fault,
+    load_genres,
+    read_members,
+    read_tokens,
+)
+from genre_dist.stream.source import ReadBuffer, source_of
 
-if TYPE_CHECKING:  # the stream needs no torch
-    from torch import Tensor
-
-
-@dataclass
-class Batch:
-    """Samples side by side, on the host. n may be 0: a rank's share of an epoch's last step can be empty."""
-
-    ids: NDArray[np.int64]  # [n]
-    labels: NDArray[np.float32]  # [n, genres], 0 or 1
-    weights: NDArray[np.float32]  # [n], 0 for a sample that could not be read
-    images: NDArray[np.uint8] | None  # [n, size, size, 3] RGB
-    tokens: NDArray[np.int32] | None  # [n, longest], padded with PADDING
-    lengths: NDArray[np.int64] | None  # [n]
-    faults: list[str] = field(default_factory=list)  # one line for each sample that could not be read
-    encodings: NDArray[np.float32] | None = None  # [n, E] in place of images and tokens, from shards of encodings
-    seconds: Seconds = field(default_factory=Seconds)
-    jpeg_bytes: NDArray[np.int32] | None = None  # [n] if `images` holds JPEGs: how many bytes each row has; 0: none
-    pixels: "Tensor | None" = None  # the images on a device that decoded them, uint8 [n, size, size, 3]
-    copied: Copied | None = None  # set by whoever copies the arrays in the background: they are needed until then
+if TYPE_CHECKING:
+    from genre_dist.stream.foreign import Tars
 
 
-def part_of(batch: Batch, part: slice) -> Batch:
-    """Some samples of a batch, as views; its faults are told once, with the first part."""
-    arrays: dict[str, Any] = {
-        name: None if (value := getattr(batch, name)) is None else value[part]
-        for name in ("ids", "labels", "weights", "images", "tokens", "lengths", "encodings", "jpeg_bytes", "pixels")
-    }
-    return replace(batch, **arrays, faults=batch.faults if part.start == 0 else [], copied=None)
+class Problem(NamedTuple):
+    """Why a sample could not be read."""
+
+    error: Exception
+    data: memoryview
+    """What was read of it."""
 
 
-class ShardReader:
-    """Reads the samples of one split that have the wanted members.
+class Reader:
+    """Reads the samples of some shards that have the wanted members. Subclasses say what becomes of a sample's bytes.
+
+    Sent to a worker as what it was made from: open files stay here.
+    """
+
+    has_texts = False
+    """Samples can be ordered by the length of their texts."""
+    in_process = False
+    """Reading is too quick for other processes to help."""
+
+    def __init__(
+        self, manifest: "Manifest | Tars", split: str, wanted: tuple[str, ...], cache: BlockCache | None
+    ) -> None:
+        self.manifest, self.split, self.wanted, self.cache = manifest, split, wanted, cache
+        self.index = SplitIndex(manifest, split, wanted)
+        self._source, self._buffer = source_of(self.index, cache), ReadBuffer()
+
+    def slot_spec(self, samples: int) -> SlotSpec:
+        """What a slot has to take for batches of up to so many samples."""
+        return SlotSpec(samples)
+
+    def lengths(self, rows: Rows) -> NDArray[np.int64]:
+        """Lengths of the texts of samples as they will be read, int64 [n]; 0 where nothing is known of them."""
+        return np.zeros(len(rows.row), np.int64)
+
+    def longest(self, refs: SampleRefs) -> int:
+        """Width of the tokens of a batch: its longest text, at least 1."""
+        return 1
+
+    def refs(self, rows: Rows) -> SampleRefs:
+        """Samples looked up in the index."""
+        return look_up(self.index, rows)
+
+    def read(self, rows: Rows) -> Batch:
+        """The samples of these numbers, in this order, in fresh memory."""
+        refs, spec = self.refs(rows), self.slot_spec(len(rows.row))
+        batch = slot_batch(private_memory(1, spec), 0, spec, len(rows.row), self.longest(refs))
+        self.fill(refs, batch)
+        return batch
+
+    def fill(self, refs: SampleRefs, batch: Batch) -> None:
+        """Read samples into a batch whose arrays are already there; its faults and seconds are set."""
+        raise NotImplementedError
+
+    def take_each(self, refs: SampleRefs, take: Callable[[int, memoryview], None]) -> dict[int, Problem]:
+        """Have take(number, its piece of the tar) called for every sample; returns where that failed, by number."""
+        self._source.prepare(refs)
+        sizes, offsets = refs.record["size"].tolist(), refs.record["offset"].tolist()
+        problems: dict[int, Problem] = {}
+        samples = zip(refs.shard.tolist(), offsets, self._buffer.split(sizes), strict=True)
+        for number, (shard, offset, buffer) in enumerate(samples):
+            data = buffer[:0]
+            try:
+                data = self._source.read(shard, offset, buffer)
+                if len(data) < len(buffer):
+                    raise ValueError(f"the file ends {len(buffer) - len(data)} bytes early; it is truncated")
+                take(number, data)
+            except (ValueError, KeyError, OSError) as error:
+                problems[number] = Problem(error, data)
+        return problems
+
+    def describe(self, refs: SampleRefs, number: int, name: str, error: Exception) -> str:
+        """A line for a sample that could not be read."""
+        place = f"{self.index.paths[refs.shard[number]]}: {name} at byte {refs.record['offset'][number]}"
+        return f"{place}: {_reason(error)}"
+
+
+class ShardReader(Reader):
+    """Reads the samples of one split of packed shards, or of shards of what frozen encoders made of such.
 
     A sample with a damaged member keeps its place: its members are blank (mid-grey, no words), its weight is 0, and a
-    line in `Batch.faults` names the shard, the offset and the film.
+    line in `Batch.faults` names the shard, the offset and the film. A damaged encoding is an error: it can be made
+    again.
     """
+
+    manifest: Manifest
 
     def __init__(
         self,
@@ -67,132 +128,121 @@ class ShardReader:
         cache: BlockCache | None = None,
     ) -> None:
         """With decode=False batches carry the JPEGs, for a device that decodes them. The cache is for remote shards."""
-        self.manifest, self.split, self.wanted, self.max_tokens = manifest, split, wanted, max_tokens
-        self.decode, self.cache = decode, cache
-        self.index = SplitIndex(manifest, split, wanted)
-        self.has_images, self.has_texts = "poster" in wanted, "overview" in wanted
-        if self.has_images:
+        super().__init__(manifest, split, wanted, cache)
+        self.max_tokens, self.decode = max_tokens, decode
+        self.has_texts, self.in_process = "overview" in wanted, manifest.encoding is not None
+        if manifest.encoding is not None:
+            self._spec = SlotSpec(0, len(manifest.genres), encoding_size=manifest.encoding["size"])
+        else:
+            image_size = int(manifest.image["size"]) if "poster" in wanted else 0
+            keeps_jpegs = image_size > 0 and not decode
+            self._spec = SlotSpec(0, len(manifest.genres), image_size, max_tokens if self.has_texts else 0, keeps_jpegs)
+        if self._spec.image_size:
             decoder()  # if there is none, then better now than in a worker
         self._words = int(manifest.text["words"])
         self._labels = label_rows(manifest.genres)
-        self._source, self._rooms = source_of(self.index, cache), Rooms()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Sent to a worker as what it was made from: open files stay here."""
-        return ShardReader, (self.manifest, self.split, self.wanted, self.max_tokens, self.decode, self.cache)
+        return type(self), (self.manifest, self.split, self.wanted, self.max_tokens, self.decode, self.cache)
 
-    def room(self, samples: int) -> Room:
-        """The room a batch of this many samples needs."""
-        return Room(
-            samples=samples,
-            genres=len(self.manifest.genres),
-            image_size=int(self.manifest.image["size"]) if self.has_images else 0,
-            max_tokens=self.max_tokens if self.has_texts else 0,
-        )
+    def slot_spec(self, samples: int) -> SlotSpec:
+        return self._spec._replace(samples=samples)
 
     def lengths(self, rows: Rows) -> NDArray[np.int64]:
-        """Lengths of the texts at these places as they will be read, from the index, int64 [n]."""
         return np.minimum(self.index.records(rows)["tokens"].astype(np.int64), self.max_tokens)
 
-    def find(self, rows: Rows) -> Found:
-        """Look samples up in the index."""
-        return find(self.index, rows)
+    def longest(self, refs: SampleRefs) -> int:
+        return max(1, min(self._spec.max_tokens, int(refs.record["tokens"].max(initial=0))))
 
-    def longest(self, found: Found) -> int:
-        """Width of the tokens of a batch: its longest text, at least 1."""
-        if not self.has_texts:
-            return 1
-        return max(1, min(self.max_tokens, int(found.record["tokens"].max(initial=0))))
-
-    def read(self, rows: Rows) -> Batch:
-        """The samples at these places, in this order, in fresh memory."""
-        found = self.find(rows)
-        room = self.room(len(rows.row))
-        filled = arrays(private_memory(1, room), 0, room, len(rows.row), self.longest(found))
-        faults, seconds = self.fill(found, filled)
-        return self.batch(filled, [faults], seconds)
-
-    def batch(self, filled: Arrays, told: Sequence[list[str]], seconds: Seconds) -> Batch:
-        """Filled arrays as a batch, without those the model does not take; `told` are the faults of its parts."""
-        return Batch(
-            ids=filled.ids,
-            labels=filled.labels,
-            weights=filled.weights,
-            images=filled.images if self.has_images else None,
-            tokens=filled.tokens if self.has_texts else None,
-            lengths=filled.lengths if self.has_texts else None,
-            faults=[fault for faults in told for fault in faults],
-            seconds=seconds,
-            jpeg_bytes=None if self.decode or not self.has_images else filled.jpeg_bytes,
-        )
-
-    def fill(self, found: Found, out: Arrays) -> tuple[list[str], Seconds]:
-        """Read samples into arrays that are already there; returns a line for each fault, and the time it took."""
+    def fill(self, refs: SampleRefs, batch: Batch) -> None:
         began = time.perf_counter()
-        shards, record = found.shard.tolist(), found.record
-        out.ids[:] = record["id"]
-        out.lengths[:], out.labels[:], out.weights[:], out.tokens[:] = 0, 0, 1, PADDING
-        self._source.prepare(found)
-        films, offsets, sizes = (record[name].tolist() for name in ("id", "offset", "size"))
-        posters: list[memoryview | None] = [None] * len(films)
-        problems: dict[int, Exception] = {}
-        rooms = self._rooms.of(sizes)
-        for number, (shard, film, offset, room) in enumerate(zip(shards, films, offsets, rooms, strict=True)):
-            try:
-                posters[number] = self._fill_one(read_members(self._piece(shard, offset, room), film), number, out)
-            except (ValueError, KeyError, OSError) as error:
-                problems[number] = error
-        self._check_words(out, problems)
-        read = time.perf_counter()  # decoded by themselves: in turn with parsing, each finds its caches cold (4 %)
-        out.jpeg_bytes[:] = 0
-        for number, poster in enumerate(posters):
-            if poster is not None and number not in problems:
-                try:
-                    if self.decode:
-                        decode_jpeg(poster, out.images[number])
-                    else:
-                        out.jpeg_bytes[number] = _keep_jpeg(poster, out.images[number])
-                except ValueError as error:
-                    problems[number] = error
+        films = refs.record["id"].tolist()
+        batch.ids[:], batch.labels[:], batch.weights[:] = films, 0, 1
+        if batch.tokens is not None and batch.lengths is not None:
+            batch.tokens[:], batch.lengths[:] = PADDING, 0
+        posters: dict[int, memoryview] = {}
+
+        def take(number: int, data: memoryview) -> None:
+            parts = read_members(data, films[number])
+            if batch.encodings is not None:
+                self._take_encoding(parts, number, batch)
+                return
+            batch.labels[number] = self._labels(load_genres(parts["json"]))
+            if batch.tokens is not None:
+                self._take_text(parts["tokens.npy"], number, batch)
+            if batch.images is not None:
+                posters[number] = parts["jpg"]
+
+        problems = {number: problem.error for number, problem in self.take_each(refs, take).items()}
+        if batch.encodings is not None and problems:
+            number = min(problems)
+            raise ValueError(
+                f"{self.index.paths[refs.shard[number]]}: the encoding of film {films[number]} cannot be read "
+                f"({_reason(problems[number])}); delete {self.manifest.folder}, it is made again"
+            )
+        self._check_words(batch, problems)
+        read = time.perf_counter()  # decoded by themselves: mixed with parsing, each finds its caches cold (4 %)
+        self._decode(posters, problems, batch)
         for number in problems:
-            out.weights[number], out.lengths[number], out.labels[number] = 0, 0, 0
-            out.tokens[number], out.images[number] = PADDING, 128
-        faults = [self._describe(shards[n], films[n], offsets[n], problems[n]) for n in sorted(problems)]
-        return faults, Seconds(read - began, time.perf_counter() - read)
+            batch.weights[number], batch.labels[number] = 0, 0
+            if batch.tokens is not None and batch.lengths is not None:
+                batch.tokens[number], batch.lengths[number] = PADDING, 0
+            if batch.images is not None:
+                batch.images[number] = BLANK
+        batch.faults += [self.describe(refs, n, f"film {films[n]}", problems[n]) for n in sorted(problems)]
+        batch.seconds = Seconds(read - began, time.perf_counter() - read)
 
-    def _fill_one(self, parts: dict[str, memoryview], number: int, out: Arrays) -> memoryview | None:
-        """Labels and text of one sample; returns its poster, not decoded yet."""
-        out.labels[number] = self._labels(load_genres(parts["json"]))
-        if self.has_texts:
-            tokens = read_tokens(parts["tokens.npy"])
-            if len(tokens) > self.max_tokens:  # what is cut off is not seen by _check_words
-                check_tokens(tokens, self._words)
-                tokens = tokens[: self.max_tokens]
-            if len(tokens) > out.tokens.shape[1]:
-                raise ValueError(f"{len(tokens)} tokens, more than the index has; the index is of another tar")
-            out.tokens[number, : len(tokens)] = tokens
-            out.lengths[number] = len(tokens)
-        return parts["jpg"] if self.has_images else None
+    def _take_text(self, data: memoryview, number: int, batch: Batch) -> None:
+        assert batch.tokens is not None
+        assert batch.lengths is not None
+        tokens = read_tokens(data)
+        if len(tokens) > self.max_tokens:  # what is cut off is not seen by _check_words
+            check_tokens(tokens, self._words)
+            tokens = tokens[: self.max_tokens]
+        if len(tokens) > batch.tokens.shape[1]:
+            raise ValueError(f"{len(tokens)} tokens, more than the index has; the index is of another tar")
+        batch.tokens[number, : len(tokens)] = tokens
+        batch.lengths[number] = len(tokens)
 
-    def _check_words(self, out: Arrays, problems: dict[int, Exception]) -> None:
+    def _take_encoding(self, parts: dict[str, memoryview], number: int, batch: Batch) -> None:
+        assert batch.encodings is not None
+        batch.encodings[number] = load_encoding(parts[ENCODING], self._spec.encoding_size)
+        if fault := load_fault(parts["json"]):
+            batch.weights[number] = 0
+            batch.faults.append(fault)
+        else:
+            batch.labels[number] = self._labels(load_genres(parts["json"]))
+
+    def _check_words(self, batch: Batch, problems: dict[int, Exception]) -> None:
         """Find texts with a token outside the vocabulary; for a whole batch this costs what it costs for one text."""
-        if self.has_texts and out.tokens.size and out.tokens.view(np.uint32).max() >= self._words:
-            for number, text in enumerate(out.tokens):
+        tokens = batch.tokens
+        if tokens is not None and tokens.size and tokens.view(np.uint32).max() >= self._words:
+            for number, text in enumerate(tokens):
                 try:
                     check_tokens(text, self._words)
                 except ValueError as error:
                     problems.setdefault(number, error)
 
-    def _piece(self, shard: int, offset: int, room: memoryview) -> memoryview:
-        """A sample's piece of its tar."""
-        data = self._source.read(shard, offset, room)
-        if len(data) < len(room):
-            raise ValueError(f"the file ends {len(room) - len(data)} bytes early; it is truncated")
-        return data
+    def _decode(self, posters: dict[int, memoryview], problems: dict[int, Exception], batch: Batch) -> None:
+        """Decode JPEGs into the batch's images, or keep them there."""
+        if batch.images is None:
+            return
+        if batch.jpeg_bytes is not None:
+            batch.jpeg_bytes[:] = 0
+        for number, poster in posters.items():
+            if number in problems:
+                continue
+            try:
+                if batch.jpeg_bytes is None:
+                    decode_jpeg(poster, batch.images[number])
+                else:
+                    batch.jpeg_bytes[number] = _keep_jpeg(poster, batch.images[number])
+            except ValueError as error:
+                problems[number] = error
 
-    def _describe(self, shard: int, film: int, offset: int, error: Exception) -> str:
-        what = f"no member .{error.args[0]}" if isinstance(error, KeyError) else printable(error)
-        return f"{self.index.paths[shard]}: film {film} at byte {offset}: {what}"
+
+def _reason(error: Exception) -> str:
+    return f"no member .{error.args[0]}" if isinstance(error, KeyError) else printable(error)
 
 
 def _keep_jpeg(data: memoryview, out: NDArray[np.uint8]) -> int:

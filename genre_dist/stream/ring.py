@@ -1,8 +1,8 @@
 """Batches read ahead by processes that decode in place into a ring of shared slots.
 
-Only small messages cross the pipes: which places to read into which slot, and that it is done. A batch is a view of its
-slot and costs no copy. At most `slots` batches exist at a time, whatever the size of the data: a batch's slot is filled
-again once `hold` later batches have been asked for.
+Only small messages cross the pipes: which samples to read into which slot, and that this is done. A batch is a view
+of its slot and costs no copy. At most `slots` batches exist at a time, whatever the size of the data: a batch's slot is
+filled again once `hold` later batches have been asked for.
 
     trainer                      worker 0            worker 1
       task(slot 3, samples 0-31) -->
@@ -20,16 +20,14 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeGuard, TypeVar
 
-from genre_dist.stream.found import Copied, Found, Seconds
-from genre_dist.stream.index import Listing, SplitIndex
-from genre_dist.stream.order import Int64, Rows
-from genre_dist.stream.slots import Arrays, Room, anonymous_file, arrays, private_memory
+from genre_dist.stream.batch import Batch, Seconds, anonymous_file, private_memory, slot_batch
+from genre_dist.stream.reader import Reader
+from genre_dist.stream.refs import SampleRefs
 from genre_dist.stream.worker import Done, Start, Task
 
 TOLD_SECONDS, TOLD_STOPPED_SECONDS = 60, 3
@@ -44,50 +42,9 @@ def no_limit(seconds: int) -> None:
     """Readers are waited for however long."""
 
 
-class Held(Protocol):
-    """A batch in a slot."""
-
-    @property
-    def copied(self) -> Copied | None:
-        """Set by whoever copies the arrays in the background: the slot is needed until then."""
-
-
-Batch = TypeVar("Batch", bound=Held, covariant=True)
-
-
-class Reader(Protocol[Batch]):
-    """What reads samples by place."""
-
-    @property
-    def manifest(self) -> Listing: ...
-    @property
-    def index(self) -> SplitIndex: ...
-    @property
-    def wanted(self) -> tuple[str, ...]: ...
-    @property
-    def has_texts(self) -> bool: ...
-    def lengths(self, rows: Rows) -> Int64: ...
-    def read(self, rows: Rows) -> Batch: ...
-
-
-class SlotReader(Reader[Batch], Protocol[Batch]):
-    """What workers use: it can be pickled, and reads into slots. For encodings that would only cost time."""
-
-    def room(self, samples: int) -> Room: ...
-    def find(self, rows: Rows) -> Found: ...
-    def longest(self, found: Found) -> int: ...
-    def fill(self, found: Found, out: Arrays) -> tuple[Any, Seconds]: ...
-    def batch(self, filled: Arrays, told: Sequence[Any], seconds: Seconds) -> Batch:
-        """A filled slot as a batch; `told` is the first of what `fill` returned for each of its parts."""
-
-
-def _fills_slots(reader: Reader[Batch]) -> TypeGuard[SlotReader[Batch]]:
-    return hasattr(reader, "fill")
-
-
 def batches(
-    reader: Reader[Batch],
-    places: Iterable[Rows],
+    reader: Reader,
+    refs: Iterable[SampleRefs],
     *,
     samples: int,
     workers: int,
@@ -96,43 +53,39 @@ def batches(
     pin: Pin | None = None,
     waiting: Waiting = no_limit,
 ) -> Generator[Batch, None, None]:
-    """The batches at these places, in this order, each of at most `samples` samples.
+    """The batches of these samples, in this order, each of at most `samples` samples.
 
     A batch stays valid until `hold` later ones have been asked for and its `copied`, if set, is done. With workers=0
     each is read when it is asked for, in this process, with the same bytes.
 
     Raises ValueError for shards that cannot be read at all (a missing index), ChildProcessError if a worker dies.
     """
-    if not _fills_slots(reader):
-        yield from map(reader.read, places)
-        return
-    if workers == 0:
-        yield from _in_turn(reader, places, samples, hold, pin)
+    if workers == 0 or reader.in_process:
+        yield from _read_in_process(reader, refs, samples, hold, pin)
         return
     ring = Ring(reader, samples, hold + prefetch, workers, pin, waiting)
     try:
-        yield from ring.run(iter(places), hold)
+        yield from ring.run(iter(refs), hold)
     finally:
         ring.close()
 
 
-def _in_turn(
-    reader: SlotReader[Batch], places: Iterable[Rows], samples: int, hold: int, pin: Pin | None
+def _read_in_process(
+    reader: Reader, refs: Iterable[SampleRefs], samples: int, hold: int, pin: Pin | None
 ) -> Generator[Batch, None, None]:
     """Each batch read when it is asked for, into the slot that has been let go: fresh memory would be paged in anew."""
-    room = reader.room(samples)
-    memory = private_memory(hold, room)
+    spec = reader.slot_spec(samples)
+    memory = private_memory(hold, spec)
     unpin = pin(memory) if pin is not None else None
     held: deque[Batch] = deque()
     try:
-        for number, rows in enumerate(places):
+        for number, these in enumerate(refs):
             if len(held) == hold:
                 _wait_for_copy(held.popleft())
-            found = reader.find(rows)
-            filled = arrays(memory, number % hold, room, len(rows.row), reader.longest(found))
-            told, seconds = reader.fill(found, filled)
-            held.append(reader.batch(filled, [told], seconds))
-            yield held[-1]
+            batch = slot_batch(memory, number % hold, spec, len(these.shard), reader.longest(these))
+            reader.fill(these, batch)
+            held.append(batch)
+            yield batch
     finally:
         for batch in held:
             _wait_for_copy(batch)
@@ -140,18 +93,18 @@ def _in_turn(
             unpin()
 
 
-def _wait_for_copy(batch: Held) -> None:
+def _wait_for_copy(batch: Batch) -> None:
     """Return when nothing is copied from a batch's slot any more."""
     if batch.copied is not None:
         batch.copied.synchronize()
 
 
-class Ring(Generic[Batch]):
+class Ring:
     """Worker processes and the slots they fill."""
 
     def __init__(
         self,
-        reader: SlotReader[Batch],
+        reader: Reader,
         samples: int,
         slots: int,
         workers: int,
@@ -160,14 +113,14 @@ class Ring(Generic[Batch]):
     ) -> None:
         self.reader, self.waiting = reader, waiting
         self.held: deque[tuple[int, Batch]] = deque()
-        self.room = reader.room(samples)
+        self.spec = reader.slot_spec(samples)
         self.free = deque(range(slots))
-        memory = anonymous_file(slots, self.room)
+        memory = anonymous_file(slots, self.spec)
         self.processes, self.connections = [], []
         try:
             self.memory = mmap.mmap(memory, 0)
             for _ in range(workers):
-                process, connection = _start_worker(Start(reader, self.room, memory))
+                process, connection = _start_worker(Start(reader, self.spec, memory))
                 self.processes.append(process)
                 self.connections.append(connection)
         except BaseException:
@@ -181,19 +134,23 @@ class Ring(Generic[Batch]):
             self.poll.register(descriptor, select.POLLIN)
         self.unpin = pin(self.memory) if pin is not None else None
 
-    def run(self, places: Iterator[Rows], hold: int) -> Generator[Batch, None, None]:
-        """Yield batches in the order of their places, keeping every free slot at work."""
+    def run(self, refs: Iterator[SampleRefs], hold: int) -> Generator[Batch, None, None]:
+        """Yield batches in the order of their refs, keeping every free slot at work."""
         waiting: deque[_Filling] = deque()
         while True:
             self._take_back(hold - 1)
-            while self.free and (rows := next(places, None)) is not None:
-                waiting.append(self._hand_out(self.free.popleft(), rows))
+            while self.free and (these := next(refs, None)) is not None:
+                waiting.append(self._hand_out(self.free.popleft(), these))
             if not waiting:
                 return
             self._wait_for(waiting)
             filling = waiting.popleft()
-            told = [filling.told[first] for first in sorted(filling.told)]
-            batch = self.reader.batch(filling.arrays, told, filling.seconds)
+            batch = filling.batch
+            for _, done in sorted(filling.done.items()):
+                batch.faults += done.faults
+                batch.samples += done.samples
+            seconds = [done.seconds for done in filling.done.values()]
+            batch.seconds = Seconds(*map(sum, zip(Seconds(), *seconds, strict=True)))
             self.held.append((filling.slot, batch))
             yield batch
 
@@ -204,12 +161,11 @@ class Ring(Generic[Batch]):
             _wait_for_copy(batch)
             self.free.append(slot)
 
-    def _hand_out(self, slot: int, rows: Rows) -> "_Filling":
+    def _hand_out(self, slot: int, refs: SampleRefs) -> "_Filling":
         """Give every worker its part of a batch: always the same lanes, so each reads on where it was."""
-        found = self.reader.find(rows)
-        samples, longest = len(rows.row), self.reader.longest(found)
-        filling = _Filling(slot, arrays(self.memory, slot, self.room, samples, longest))
-        for number, (first, part) in enumerate(found.parts(len(self.connections))):
+        samples, longest = len(refs.shard), self.reader.longest(refs)
+        filling = _Filling(slot, slot_batch(self.memory, slot, self.spec, samples, longest))
+        for number, (first, part) in enumerate(refs.parts(len(self.connections))):
             if not len(part.shard):
                 continue
             try:
@@ -239,8 +195,7 @@ class Ring(Generic[Batch]):
                     raise done
                 filling = by_slot[done.slot]
                 del filling.parts[done.first]
-                filling.told[done.first] = done.told
-                filling.seconds = Seconds(*map(sum, zip(filling.seconds, done.seconds, strict=True)))
+                filling.done[done.first] = done
 
     def _report_death(self, connection: Connection) -> None:
         process = self.processes[self.connections.index(connection)]
@@ -291,11 +246,10 @@ def is_stopped(pid: int) -> bool:
 class _Filling:
     """A slot on its way."""
 
-    def __init__(self, slot: int, filled: Arrays) -> None:
-        self.slot, self.arrays = slot, filled
+    def __init__(self, slot: int, batch: Batch) -> None:
+        self.slot, self.batch = slot, batch
         self.parts: dict[int, int] = {}  # still being read: the sample a part begins with -> its reader process
-        self.told: dict[int, Any] = {}  # by the sample a part begins with: in order, whoever is done first
-        self.seconds = Seconds()
+        self.done: dict[int, Done] = {}  # by the sample a part begins with: in order, whoever is done first
 
 
 def _start_worker(start: Start) -> tuple[subprocess.Popen[bytes], Connection]:

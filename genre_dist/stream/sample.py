@@ -15,11 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.genres import Genre
-from genre_dist.stream.index import DamagedArrayError, array_in
+from genre_dist.printable import printable
+from genre_dist.stream.index import DamagedArrayError, array_bytes, array_in
 from genre_dist.stream.tar import members
 
 PADDING, UNKNOWN = 0, 1  # token ids of the first two words of every vocabulary
 MEMBER_OF = {"poster": "jpg", "overview": "tokens.npy"}  # extension of each member that a film may lack
+
+ENCODING = "encoding.npy"
+"""Extension of what frozen encoders made of a film, in shards of encodings."""
 
 Data = bytes | memoryview
 
@@ -133,6 +137,31 @@ def load_about(data: Data) -> dict[str, Any]:
     if not isinstance(told, dict):
         raise ValueError("the member .json is no object, so it has no genre_ids")
     return told
+
+
+def load_encoding(data: Data, size: int) -> NDArray[np.float32]:
+    """A member .encoding.npy -> float32 [size]. Raises ValueError if it is anything else."""
+    head = _encoding_head(size)
+    if data[: len(head)] == head and len(data) == len(head) + 4 * size:
+        numbers = np.frombuffer(data, np.float32, offset=len(head))
+    else:  # a head that another NumPy wrote: to parse it takes ten times as long
+        numbers = array_in(data)
+    if numbers.dtype != np.float32 or numbers.shape != (size,) or not np.isfinite(numbers).all():
+        raise ValueError(f"not {size} finite numbers")
+    return numbers
+
+
+@lru_cache
+def _encoding_head(size: int) -> bytes:
+    return array_bytes(np.zeros(size, np.float32))[: -4 * size]
+
+
+def load_fault(data: Data) -> str | None:
+    """Why a film could not be encoded, None if it could. Raises ValueError for a damaged member .json."""
+    fault = load_about(data).get("fault")
+    if fault is not None and not isinstance(fault, str):
+        raise ValueError("the fault in the member .json is no text")
+    return None if fault is None else printable(fault)
 
 
 def label_rows(genres: Iterable[Genre]) -> Callable[[tuple[int, ...]], NDArray[np.float32]]:

@@ -1,7 +1,10 @@
-"""Where the bytes of samples come from: tars on this machine, or remote ones read in long runs ahead of their use."""
+"""Where the bytes of samples come from: tars on this machine, or remote ones prefetched in long runs."""
 
+import errno
 import os
+import resource
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,21 +13,23 @@ import numpy as np
 
 from genre_dist.storage import Place, read_range
 from genre_dist.stream.cache import BlockCache
-from genre_dist.stream.found import Found
-from genre_dist.stream.index import SplitIndex
-from genre_dist.stream.open_files import is_too_many, most_open_files
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from genre_dist.stream.index import SplitIndex
+    from genre_dist.stream.refs import SampleRefs
+
 MOST_OPEN = 4096
+OPEN_FILES_SHARE = 8
+"""A process may have readers to train and to evaluate, each with tars and indexes, beside its sockets and pipes."""
 CONNECTIONS = 16
 """Requests at a time of one process."""
 LONGEST_RUN = 4 << 20
 """Bytes asked for at once."""
 
 
-def source_of(index: SplitIndex, cache: BlockCache | None) -> "LocalTars | RemoteTars":
+def source_of(index: "SplitIndex", cache: BlockCache | None) -> "LocalTars | RemoteTars":
     """What reads the shards of an index."""
     return RemoteTars(index, cache) if index.is_remote else LocalTars(index.paths)
 
@@ -37,37 +42,55 @@ class LocalTars:
         # a step reads from as many shards as it has lanes; an evicted file is closed when its last read ends
         self._open = lru_cache(most_open_files(MOST_OPEN))(OpenFile)
 
-    def prepare(self, found: Found) -> None:
-        """Nothing is read ahead: the system's page cache does that."""
+    def prepare(self, refs: "SampleRefs") -> None:
+        """Nothing is prefetched: the system's page cache does that."""
 
-    def read(self, shard: int, offset: int, room: memoryview) -> memoryview:
-        """A sample's bytes, as many as there is room for, fewer where the file ends early; they lie in the room."""
+    def read(self, shard: int, offset: int, buffer: memoryview) -> memoryview:
+        """A sample's bytes, read into `buffer`: as many as it takes, fewer where the file ends early."""
         try:
-            return self._open(self._paths[shard]).read(room, offset)
+            return self._open(self._paths[shard]).read(buffer, offset)
         except OSError as error:
             if not is_too_many(error):
                 raise
             self._open.cache_clear()  # other parts of the process have taken theirs
-            return self._open(self._paths[shard]).read(room, offset)
+            return self._open(self._paths[shard]).read(buffer, offset)
 
     def fetch(self, shard: int, start: int, size: int) -> bytes:
         """Bytes that nobody prepared."""
         return bytes(self.read(shard, start, memoryview(bytearray(size))))
 
 
-class Rooms:
+class ReadBuffer:
     """Memory that the bytes of one batch are read into, and those of the next: fresh memory is paged in every time."""
 
     def __init__(self) -> None:
         self._memory = bytearray()
 
-    def of(self, sizes: Sequence[int]) -> list[memoryview]:
-        """Room for so many bytes each; what was in the last ones is gone."""
+    def split(self, sizes: Sequence[int]) -> list[memoryview]:
+        """A part for so many bytes each; what was in the last ones is gone."""
         total = sum(sizes)
         if total > len(self._memory):
             self._memory = bytearray(total)
         memory, ends = memoryview(self._memory), list(accumulate(sizes))
         return [memory[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def most_open_files(most: int) -> int:
+    """How many files one part of a reader may hold open: up to `most`, fewer where the system allows few.
+
+    What the system allows this process, and those that it starts, is raised as far as it may.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return most if soft == resource.RLIM_INFINITY else max(1, min(most, soft // OPEN_FILES_SHARE))
+
+
+def is_too_many(error: OSError) -> bool:
+    """Whether a file could not be opened because too many are."""
+    return error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 class OpenFile:
@@ -76,9 +99,9 @@ class OpenFile:
     def __init__(self, path: str) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)
 
-    def read(self, room: memoryview, offset: int) -> memoryview:
-        """Bytes into the room; the part of it that they take."""
-        return room[: os.preadv(self._descriptor, [room], offset)]
+    def read(self, buffer: memoryview, offset: int) -> memoryview:
+        """Bytes into the buffer; the part of it that they take."""
+        return buffer[: os.preadv(self._descriptor, [buffer], offset)]
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
@@ -98,35 +121,35 @@ class RemoteTars:
     A run is let go with its last sample, so memory holds the blocks of the lanes being read and those read ahead.
     """
 
-    def __init__(self, index: SplitIndex, cache: BlockCache | None) -> None:
+    def __init__(self, index: "SplitIndex", cache: BlockCache | None) -> None:
         self._shards, self._paths, self._cache = index.shards, index.paths, cache
         from concurrent.futures import ThreadPoolExecutor  # readers of local tars start faster without
 
         self._pool = ThreadPoolExecutor(CONNECTIONS)
         self._runs: dict[tuple[int, int], _Run] = {}  # by (shard, offset), for every sample not yet taken
 
-    def prepare(self, found: Found) -> None:
-        """Begin to get these samples, and those that are to be read ahead; return when these are there.
+    def prepare(self, refs: "SampleRefs") -> None:
+        """Begin to get these samples, and those to prefetch; return when these are there.
 
         Raises ValueError naming a shard that cannot be had.
         """
-        shards, records = found.shard, found.record
-        if found.ahead is not None:
-            shards, records = np.append(found.ahead.shard, shards), np.append(found.ahead.record, records)
+        shards, records = refs.shard, refs.record
+        if refs.prefetch is not None:
+            shards, records = np.append(refs.prefetch.shard, shards), np.append(refs.prefetch.record, records)
         for shard in np.unique(shards).tolist():
             here = records[shards == shard]
-            places = dict(zip(here["offset"].tolist(), here["size"].tolist(), strict=True))
+            sizes = dict(zip(here["offset"].tolist(), here["size"].tolist(), strict=True))
             self._start(
-                shard, {start: size for start, size in sorted(places.items()) if (shard, start) not in self._runs}
+                shard, {start: size for start, size in sorted(sizes.items()) if (shard, start) not in self._runs}
             )
-        for shard, offset in zip(found.shard.tolist(), found.record["offset"].tolist(), strict=True):
+        for shard, offset in zip(refs.shard.tolist(), refs.record["offset"].tolist(), strict=True):
             self._runs[shard, offset].data.result()
 
-    def _start(self, shard: int, places: dict[int, int]) -> None:
+    def _start(self, shard: int, sizes: dict[int, int]) -> None:
         """Ask for samples of one shard, offset -> size, ascending: neighbours together, up to LONGEST_RUN bytes."""
         run: list[int] = []
         end = 0
-        for start, size in [*places.items(), (-1, 0)]:
+        for start, size in [*sizes.items(), (-1, 0)]:
             if run and (start != end or end + size - run[0] > LONGEST_RUN):
                 asked = _Run(run[0], self._pool.submit(self._get, shard, run[0], end))
                 self._runs.update(((shard, offset), asked) for offset in run)
@@ -134,10 +157,10 @@ class RemoteTars:
             run.append(start)
             end = start + size
 
-    def read(self, shard: int, offset: int, room: memoryview) -> memoryview:
+    def read(self, shard: int, offset: int, buffer: memoryview) -> memoryview:
         """A sample's bytes, where they came in; they are forgotten here."""
         run = self._runs.pop((shard, offset))
-        return memoryview(run.data.result())[offset - run.start : offset - run.start + len(room)]
+        return memoryview(run.data.result())[offset - run.start : offset - run.start + len(buffer)]
 
     def fetch(self, shard: int, start: int, size: int) -> bytes:
         """Bytes that nobody prepared."""

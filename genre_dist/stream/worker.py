@@ -1,4 +1,4 @@
-"""A reader process: takes places, decodes into slots, says when it is done. Started by `ring.py`, never by hand.
+"""A reader process: takes sample refs, decodes into slots, says when it is done. Started by `ring.py`, never by hand.
 
 It ends when its end of the pipe closes, so it never outlives the trainer, however that ends. It ignores the signals
 that a terminal or SLURM sends to the whole job: whether to go on is the trainer's decision.
@@ -16,8 +16,9 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from genre_dist.stream.found import Found, Seconds
-from genre_dist.stream.slots import Room, arrays, samples_of
+from genre_dist.stream.batch import Seconds, SlotSpec, part_of, slot_batch
+from genre_dist.stream.reader import Reader
+from genre_dist.stream.refs import SampleRefs
 
 PR_SET_PDEATHSIG = 1
 """Asks the kernel for a signal when the thread that started this process ends (prctl(2))."""
@@ -26,9 +27,8 @@ PR_SET_PDEATHSIG = 1
 class Start(NamedTuple):
     """What a worker is told first."""
 
-    reader: Any
-    """A `ring.Reader`."""
-    room: Room
+    reader: Reader
+    spec: SlotSpec
     memory: int
     """File descriptor of the slots."""
 
@@ -37,7 +37,7 @@ class Task(NamedTuple):
     """Part of a batch to be read into a slot."""
 
     slot: int
-    found: Found
+    refs: SampleRefs
     samples: int
     """Samples of the whole batch."""
     first: int
@@ -51,8 +51,8 @@ class Done(NamedTuple):
 
     slot: int
     first: int
-    told: Any
-    """What the reader's `fill` returned beside the time."""
+    faults: list[str]
+    samples: list[Any]
     seconds: Seconds
 
 
@@ -73,14 +73,15 @@ def main(descriptor: int, by_main_thread: bool) -> None:
             waiting = time.perf_counter()
             task: Task = _next(tasks, connection)
             idle = time.perf_counter() - waiting
-            whole = arrays(memory, task.slot, start.room, task.samples, task.longest)
-            part = slice(task.first, task.first + len(task.found.shard))
+            whole = slot_batch(memory, task.slot, start.spec, task.samples, task.longest)
+            part = part_of(whole, slice(task.first, task.first + len(task.refs.shard)))
             try:
-                told, seconds = start.reader.fill(task.found, samples_of(whole, part))
+                start.reader.fill(task.refs, part)
             except ValueError as error:  # the user's to mend: told by the trainer, not here
                 connection.send(error)
                 return
-            connection.send(Done(task.slot, task.first, told, seconds._replace(idle=idle)))
+            seconds = part.seconds._replace(idle=idle)
+            connection.send(Done(task.slot, task.first, part.faults, part.samples, seconds))
     except (BrokenPipeError, ConnectionResetError):
         return  # the trainer is gone, or has closed the ring
 

@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from genre_dist.stream.device import to_device, whole_pixels
 from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.reader import ShardReader
 from genre_dist.study.bootstrap import Scores, all_differences, resampled
 from genre_dist.study.run import Run
-from genre_dist.training.inputs import to_device, whole_pixels
 
 WINDOW = 4096
 """Films among which media are dealt: their encodings are held, 12 KB each. Shards are in hash order, so any window is a

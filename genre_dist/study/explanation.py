@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
 from genre_dist.progress import progress_bar
+from genre_dist.stream.batch import Batch
+from genre_dist.stream.device import to_device, whole_pixels
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import Rows
-from genre_dist.stream.reader import Batch, ShardReader
+from genre_dist.stream.reader import ShardReader
 from genre_dist.study.ablation import ablate
 from genre_dist.study.attribution import Explained, Explainer
 from genre_dist.study.differences import Shown, show_films, thumbnail
@@ -25,7 +27,6 @@ from genre_dist.study.results import read_result
 from genre_dist.study.run import Run, load_run
 from genre_dist.study.thresholds import load_thresholds
 from genre_dist.study.verdict import LABELS
-from genre_dist.training.inputs import to_device, whole_pixels
 
 ABLATED = ("micro_f1_fitted", "micro_f1", "macro_f1_fitted", "mean_average_precision")
 

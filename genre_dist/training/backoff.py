@@ -19,7 +19,7 @@ from genre_dist.atomic import atomic_file
 from genre_dist.config import Config, derive_batches
 from genre_dist.parallel.strategy import strategy_name
 from genre_dist.parallel.world import LONGEST_ALLOWED, World
-from genre_dist.stream.reader import Batch, part_of
+from genre_dist.stream.batch import Batch, part_of
 from genre_dist.training.experiment import Experiment, choose_precision
 from genre_dist.training.out_of_memory import is_out_of_memory
 from genre_dist.training.ranks import memory_to_plan

@@ -28,13 +28,15 @@ from genre_dist.parallel.world import World
 from genre_dist.progress import progress_bar
 from genre_dist.storage import sha256_of
 from genre_dist.stream import ring, tar
-from genre_dist.stream.encodings import encoded_sample
-from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, index_path, save_array
+from genre_dist.stream.batch import Batch
+from genre_dist.stream.device import to_device, whole_pixels
+from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, array_bytes, index_path, save_array
 from genre_dist.stream.manifest import SPLITS, Shard, load_manifest, save_manifest
 from genre_dist.stream.order import Rows
-from genre_dist.stream.reader import Batch, ShardReader
+from genre_dist.stream.reader import ShardReader
+from genre_dist.stream.refs import SampleRefs
+from genre_dist.stream.sample import ENCODING
 from genre_dist.training.experiment import Experiment, open_stream
-from genre_dist.training.inputs import to_device, whole_pixels
 from genre_dist.training.ranks import say
 from genre_dist.training.stopping import Stopped, StopRequest, heed_while_waiting
 from genre_dist.validation import read_json
@@ -190,14 +192,14 @@ def _batches(experiment: Experiment, reader: ShardReader, numbers: list[int], st
     """The samples of some shards in stored order, read ahead; no batch reaches over the end of a shard."""
     most, data = experiment.compute.micro_batch, experiment.config.data
 
-    def places() -> Iterator[Rows]:
+    def refs() -> Iterator[SampleRefs]:
         for number in numbers:
             for rows in _chunks(reader.index.sizes[number], most):
-                yield Rows(np.full(len(rows), number), rows)
+                yield reader.refs(Rows(np.full(len(rows), number), rows))
 
     workers = data.workers if numbers else 0
     waiting = partial(heed_while_waiting, stop.requested, True)  # the ranks do not meet before they are through
-    return ring.batches(reader, places(), samples=most, workers=workers, prefetch=data.prefetch, waiting=waiting)
+    return ring.batches(reader, refs(), samples=most, workers=workers, prefetch=data.prefetch, waiting=waiting)
 
 
 def _write(
@@ -246,6 +248,15 @@ def _pieces(experiment: Experiment, batch: Batch) -> Iterator[bytes]:
     for film, encoding, labels, weight in zip(batch.ids.tolist(), encodings, batch.labels, batch.weights, strict=True):
         chosen = [genres[position] for position in np.flatnonzero(labels)]
         yield encoded_sample(film, chosen, encoding, None if weight else next(faults))
+
+
+def encoded_sample(film: int, genre_ids: list[int], encoding: NDArray[np.float32], fault: str | None) -> bytes:
+    """The members of one film as a piece of a tar: json, encoding.npy. encoding: float32 [E]."""
+    about = {"tmdb_id": film, "genre_ids": genre_ids} | ({"fault": fault} if fault else {})
+    pieces = []
+    for extension, data in (("json", json.dumps(about).encode()), (ENCODING, array_bytes(encoding))):
+        pieces += [tar.header(f"{film}.{extension}", len(data)), data, bytes(tar.padded(len(data)) - len(data))]
+    return b"".join(pieces)
 
 
 def _report_path(path: Path) -> Path:

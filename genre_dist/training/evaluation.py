@@ -18,14 +18,13 @@ from genre_dist.config import Config
 from genre_dist.parallel.world import World
 from genre_dist.printable import printable, terminal
 from genre_dist.stream.cache import block_cache
-from genre_dist.stream.device import device_feed, sent
-from genre_dist.stream.encodings import Reader, open_reader
+from genre_dist.stream.device import Size, device_feed, sent, to_device, whole_pixels
+from genre_dist.stream.encodings import ShardReader
 from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import Manifest
 from genre_dist.study.evaluated import Predictions, write_evaluation
 from genre_dist.study.metrics import figures_of_named, metrics
 from genre_dist.study.thresholds import fit_thresholds, load_thresholds, save_thresholds
-from genre_dist.training.inputs import Size, to_device, whole_pixels
 from genre_dist.training.loss import loss_sum
 from genre_dist.training.stopping import Stopped, heed_while_waiting
 
@@ -68,7 +67,7 @@ class Evaluator(NamedTuple):
         began, data, members = time.monotonic(), self.config.data, self.config.model.members
         feed = device_feed(self.world.device, data.decode if self.world.device.type == "cuda" else "auto")
         cache = block_cache(data.cache_dir, data.cache_gb)
-        reader = open_reader(manifest, split, members, data.max_tokens, feed is None or not feed.decodes, cache)
+        reader = ShardReader(manifest, split, members, data.max_tokens, feed is None or not feed.decodes, cache)
         if reader.index.samples == 0:
             raise ValueError(f"{manifest.folder}: no film of the {split} split has {' and '.join(members)}")
         stream = evaluation_stream(
@@ -118,7 +117,7 @@ class Evaluator(NamedTuple):
                 predicted.faults.extend(batch.faults)
         return predicted
 
-    def _gather(self, predicted: _Predicted, reader: Reader) -> tuple[list[Any] | None, float]:
+    def _gather(self, predicted: _Predicted, reader: ShardReader) -> tuple[list[Any] | None, float]:
         """Every rank's (parts, faults) on rank 0, and the sum of all losses. Raises ValueError if they mean little."""
         bad_here = sent(torch.tensor([float(len(predicted.faults))]), self.world.device)
         # what the ranks wait for the device for

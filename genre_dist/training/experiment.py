@@ -15,17 +15,16 @@ from genre_dist.config import Config, derive_batches
 from genre_dist.models.classifier import GenreClassifier, parameter_groups
 from genre_dist.parallel.strategy import Strategy, check_strategy, make_strategy
 from genre_dist.parallel.world import LONGEST_ALLOWED, World
+from genre_dist.stream.batch import Batch
 from genre_dist.stream.cache import block_cache
-from genre_dist.stream.device import DeviceFeed, device_feed
-from genre_dist.stream.encodings import open_reader
+from genre_dist.stream.device import DeviceFeed, Size, device_feed, to_device, training_pixels
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import Manifest, load_manifest
-from genre_dist.stream.reader import Batch
+from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.words import load_vectors
 from genre_dist.training.ema import Average, TrainState
 from genre_dist.training.evaluation import Evaluator
 from genre_dist.training.freezing import freeze, frozen_at, thaw_all_that_ever_trains
-from genre_dist.training.inputs import Size, to_device, training_pixels
 from genre_dist.training.levers import Compiling, adamw, choose_compiling, pull_levers, without_effect
 from genre_dist.training.loss import training_loss
 from genre_dist.training.model_files import FACTS, WEIGHTS, check_weights, read_facts, read_vocabulary
@@ -115,7 +114,7 @@ def open_stream(
     batches = derive_batches(data, world_size)
     cache = block_cache(data.cache_dir, data.cache_gb)
     decode = feed is None or not feed.decodes
-    reader = open_reader(manifest, "train", config.model.members, data.max_tokens, decode, cache)
+    reader = ShardReader(manifest, "train", config.model.members, data.max_tokens, decode, cache)
     return TrainStream(
         reader,
         global_batch=data.global_batch,

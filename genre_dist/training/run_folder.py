@@ -10,7 +10,8 @@ from typing import Any, Self
 from genre_dist.config.continuing import trained_with
 from genre_dist.configfile import save_config
 from genre_dist.printable import printable
-from genre_dist.stream.reader import Batch, ShardReader
+from genre_dist.stream.batch import Batch
+from genre_dist.stream.reader import ShardReader
 from genre_dist.study.examples import example_films
 from genre_dist.training.early_stopping import why_stop
 from genre_dist.training.evaluation import Evaluation, print_evaluation, save_evaluation

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from genre_dist.stream.found import Seconds
-from genre_dist.stream.reader import Batch
+from genre_dist.stream.batch import Batch, Seconds
 from genre_dist.training.experiment import Experiment
 from genre_dist.training.ranks import Meter, gather_ranks
 from genre_dist.training.step import Figures

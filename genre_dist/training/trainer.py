@@ -19,7 +19,7 @@ from genre_dist.config import Config
 from genre_dist.parallel.launcher import PREEMPTED, note_end
 from genre_dist.parallel.one_run import joined
 from genre_dist.parallel.world import World
-from genre_dist.stream.reader import Batch
+from genre_dist.stream.batch import Batch
 from genre_dist.training.backoff import Backoff, may_split, planned_config
 from genre_dist.training.collecting import Collector
 from genre_dist.training.determinism import deterministic

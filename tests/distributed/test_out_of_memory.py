@@ -12,9 +12,10 @@ from torch import nn
 
 from genre_dist.config import Config
 from genre_dist.parallel.world import World
+from genre_dist.stream.batch import Batch, part_of
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import Rows
-from genre_dist.stream.reader import Batch, ShardReader, part_of
+from genre_dist.stream.reader import ShardReader
 from genre_dist.training.backoff import NOTE, Backoff, split
 from genre_dist.training.step import OutOfMemoryTogetherError, StepResult
 

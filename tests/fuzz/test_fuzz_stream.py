@@ -20,12 +20,12 @@ from genre_dist.acquire.sample import make_sample
 from genre_dist.prepare.pack import pack
 from genre_dist.stream import ShardReader, TarReader, evaluation_stream, index_tars, load_manifest, load_tars, tar
 from genre_dist.stream import cache as cache_module
+from genre_dist.stream.batch import Batch
 from genre_dist.stream.cache import BlockCache
-from genre_dist.stream.encodings import EncodingReader, encoded_sample
 from genre_dist.stream.index import POSTER, RECORD, index_path, save_array
 from genre_dist.stream.manifest import FILE, Manifest, save_manifest
 from genre_dist.stream.order import Rows
-from genre_dist.stream.reader import Batch
+from genre_dist.training.encodings import encoded_sample
 
 BOTH = ("poster", "overview")
 MEMORY = 200 << 20
@@ -303,7 +303,7 @@ def encoded(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def encodings(folder: Path) -> Batch:
-    reader = EncodingReader(load_manifest(folder), "train", ("poster",), 64)
+    reader = ShardReader(load_manifest(folder), "train", ("poster",), 64)
     size = reader.index.sizes[0]
     return reader.read(Rows(np.zeros(size, np.int64), np.arange(size)))
 

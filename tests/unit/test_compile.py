@@ -16,10 +16,10 @@ from genre_dist.config import Config, DataConfig, ModelConfig, PosterConfig, Tex
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.recompute import recompute_activations
 from genre_dist.parallel.world import LONGEST_ALLOWED, World
-from genre_dist.stream.reader import Batch, part_of
+from genre_dist.stream.batch import Batch, part_of
+from genre_dist.stream.device import Size, to_device, whole_pixels
 from genre_dist.train import main
 from genre_dist.training import experiment, levers
-from genre_dist.training.inputs import Size, to_device, whole_pixels
 from genre_dist.training.levers import Compiling, choose_compiling, compile_blocks
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torchvision.transforms.v2.functional import normalize
 
-from genre_dist.stream.crops import crop_boxes
-from genre_dist.stream.images import cropped, normalised, whole
+from genre_dist.stream.images import crop_boxes, cropped, normalised, whole
 
 GOLDEN_BOX = [0.971208, 0.0837178, 0.0694963, 0.9734018]  # left, top, right, bottom
 WHOLE = torch.tensor([[0.0, 0.0, 1.0, 1.0]])

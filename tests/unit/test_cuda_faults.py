@@ -20,12 +20,11 @@ from genre_dist.config import CheckpointConfig, Config, TrainConfig
 from genre_dist.configfile import parse_config
 from genre_dist.parallel import zero
 from genre_dist.parallel.world import World
-from genre_dist.stream import device as device_module
-from genre_dist.stream.reader import Batch
+from genre_dist.stream.batch import Batch
+from genre_dist.stream.device import Inputs
 from genre_dist.training import profiling, saving
 from genre_dist.training.backoff import NOTE, Backoff
 from genre_dist.training.determinism import deterministic
-from genre_dist.training.inputs import Inputs
 from genre_dist.training.loss import loss_sum
 from genre_dist.training.out_of_memory import is_out_of_memory
 from genre_dist.training.profiling import Profiler
@@ -251,16 +250,3 @@ def test_a_decoder_that_replicates_chroma_differs_by_less_than_2_in_the_mean_and
     difference = np.abs(fancy - replicated)
     assert 0 < difference.mean() < 2
     assert difference.max() > 8
-
-
-def test_what_the_copying_stream_still_does_is_done_before_the_decoder_writes_on_its_own(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    log: list[str] = []
-    stream = SimpleNamespace(synchronize=lambda: log.append("synchronize"))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    monkeypatch.setattr("torchvision.io.decode_jpeg", lambda jpegs, **_: log.append("decode") or [])
-    device_module._decode([], CUDA)
-    assert log == ["synchronize", "decode"]
-    device_module._decode([], torch.device("cpu"))
-    assert log == ["synchronize", "decode", "decode"]

@@ -3,6 +3,7 @@
 import itertools
 import mmap
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,14 +16,15 @@ import torch
 
 from genre_dist.config import DataConfig
 from genre_dist.stream import device as device_module
-from genre_dist.stream.device import DeviceFeed, decode_posters, device_feed, upload
+from genre_dist.stream import images as images_module
+from genre_dist.stream.batch import Batch, slot_bytes
+from genre_dist.stream.device import DeviceFeed, device_feed, to_device, upload, whole_pixels
+from genre_dist.stream.images import decode_images
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import EpochOrder, Rows
-from genre_dist.stream.reader import Batch, ShardReader
+from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.ring import Ring, batches
-from genre_dist.stream.slots import slot_bytes
-from genre_dist.training.inputs import to_device, whole_pixels
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BOTH = ("poster", "overview")
@@ -57,7 +59,7 @@ def test_a_slot_is_filled_again_only_after_what_copies_from_it_is_done(sample_sh
             log.append(f"ask {number}")
             yield first_rows(source, 4)
 
-    with closing(batches(source, rows(), samples=4, workers=1, prefetch=1, hold=1)) as stream:
+    with closing(batches(source, map(source.refs, rows()), samples=4, workers=1, prefetch=1, hold=1)) as stream:
         for number in range(4):
             next(stream).copied = Event(log, f"copied {number}")
     assert log == ["ask 0", "ask 1", "copied 0", "ask 2", "copied 1", "ask 3", "copied 2", "ask 4", "copied 3"]
@@ -71,12 +73,12 @@ def test_without_workers_slots_are_pinned_and_waited_for_as_well(sample_shards: 
         return lambda: log.append("unpin")
 
     rows = itertools.repeat(first_rows(source, 4))
-    with closing(batches(source, rows, samples=4, workers=0, hold=2, pin=pin)) as stream:
+    with closing(batches(source, map(source.refs, rows), samples=4, workers=0, hold=2, pin=pin)) as stream:
         for number in range(4):
             next(stream).copied = Event(log, f"copied {number}")
             log.append(f"batch {number}")
     assert log == [
-        f"pin {2 * slot_bytes(source.room(4))}",
+        f"pin {2 * slot_bytes(source.slot_spec(4))}",
         *("batch 0", "batch 1", "copied 0", "batch 2", "copied 1", "batch 3", "copied 2", "copied 3", "unpin"),
     ]
 
@@ -90,7 +92,7 @@ def test_the_slots_are_pinned_once_and_let_go_after_the_last_copy_is_done(sample
 
     ring = Ring(source, 4, slots=3, workers=1, pin=pin)
     try:
-        next(ring.run(iter([first_rows(source, 4)]), hold=1)).copied = Event(log, "copied")
+        next(ring.run(iter([source.refs(first_rows(source, 4))]), hold=1)).copied = Event(log, "copied")
     finally:
         ring.close()
     assert log == [f"pin {len(ring.memory)}", "copied", "unpin"]
@@ -133,7 +135,8 @@ def test_readers_that_do_not_decode_hand_on_the_jpegs_and_everything_else_alike(
     source = reader(sample_shards)
     rows = first_rows(source, 12)
     pixels = source.read(rows)
-    with closing(batches(reader(sample_shards, decode=False), [rows], samples=12, workers=2)) as stream:
+    undecoded = reader(sample_shards, decode=False)
+    with closing(batches(undecoded, [undecoded.refs(rows)], samples=12, workers=2)) as stream:
         jpegs = next(stream)
         assert jpegs.images is not None
         assert pixels.images is not None
@@ -146,12 +149,13 @@ def test_readers_that_do_not_decode_hand_on_the_jpegs_and_everything_else_alike(
 
 
 def test_decoding_on_the_device_gives_the_pixels_of_the_readers(sample_shards: Path) -> None:
+    pytest.importorskip("torchcodec")
     source, undecoded = reader(sample_shards), reader(sample_shards, decode=False)
     rows = first_rows(source, 12)
     pixels, jpegs = source.read(rows), undecoded.read(rows)
     assert jpegs.jpeg_bytes is not None
     jpegs.jpeg_bytes[3] = 0  # a film that could not be read
-    decode_posters(jpegs, CPU)
+    decode_images(jpegs, CPU)
     assert jpegs.pixels is not None
     assert pixels.images is not None
     pixels.images[3] = 128
@@ -173,8 +177,8 @@ def test_a_poster_that_only_the_device_finds_damaged_becomes_blank_weighs_nothin
     def refuse(jpegs: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
         raise RuntimeError("Error while decoding JPEG images")
 
-    monkeypatch.setattr(device_module, "_decode", refuse)
-    decode_posters(batch, CPU)
+    monkeypatch.setattr(images_module, "_decode", refuse)
+    decode_images(batch, CPU)
     assert np.flatnonzero(batch.weights == 0).tolist() == [2]
     assert (batch.images[2] == 128).all()
     assert batch.images[1].std() > 0
@@ -213,7 +217,7 @@ def test_auto_decodes_on_the_gpu_where_a_rank_has_few_cores(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-    monkeypatch.setattr(device_module, "_decode", lambda jpegs, device: jpegs)
+    monkeypatch.setattr(images_module, "_decode", lambda jpegs, device: jpegs)
     feed = device_feed(CUDA, wanted)
     assert feed is not None
     assert feed.decodes == gpu
@@ -225,13 +229,25 @@ def test_a_gpu_that_cannot_decode_leaves_it_to_the_cpu_and_one_line_says_why(
     def refuse(jpegs: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
         raise RuntimeError("nvJPEG is not in this build\nand a long story")
 
-    monkeypatch.setattr(device_module, "_decode", refuse)
+    monkeypatch.setattr(images_module, "_decode", refuse)
     feed = device_feed(CUDA, "gpu")
     assert feed is not None
     assert not feed.decodes
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "nvJPEG is not in this build" in told
+
+
+def test_without_torchcodec_the_cpu_decodes_and_the_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    feed = device_feed(CUDA, "gpu")
+    assert feed is not None
+    assert not feed.decodes
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "pip install 'torchcodec>=0.17'" in told
 
 
 # ---- with a GPU

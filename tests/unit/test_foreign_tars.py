@@ -16,7 +16,7 @@ from webdataset.tariterators import base_plus_ext
 from genre_dist.cli import main
 from genre_dist.stream import TarReader, TrainStream, evaluation_stream, index_tars, load_tars
 from genre_dist.stream.foreign import Tars
-from genre_dist.stream.keys import sample_id, split_name
+from genre_dist.stream.indexing import sample_id, split_name
 
 
 @pytest.fixture(scope="module")

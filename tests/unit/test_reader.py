@@ -22,12 +22,12 @@ from genre_dist.acquire.catalogue import CatalogueWriter, read_rows
 from genre_dist.genres import INDEX_OF_ID
 from genre_dist.prepare.pack import pack
 from genre_dist.stream import ring, tar
-from genre_dist.stream.found import Seconds
+from genre_dist.stream.batch import Batch, Seconds
 from genre_dist.stream.index import RECORD, index_path
 from genre_dist.stream.loader import TrainStream, evaluation_stream
 from genre_dist.stream.manifest import load_manifest, save_manifest
 from genre_dist.stream.order import Rows, evaluation_batches
-from genre_dist.stream.reader import Batch, ShardReader
+from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.tar import members
 
 BOTH = ("poster", "overview")
@@ -255,7 +255,7 @@ def test_a_member_that_cannot_be_parsed_is_a_fault_of_its_film_alone_and_readers
     first = replace(manifest.shards[0], bytes=len(shard.data))
     save_manifest(replace(manifest, shards=(first, *manifest.shards[1:])))
     source = reader(shards_copy)
-    with closing(ring.batches(source, places(source, 10), samples=10, workers=workers)) as found:
+    with closing(ring.batches(source, map(source.refs, places(source, 10)), samples=10, workers=workers)) as found:
         told = [(batch.faults, len(batch.ids)) for batch in found]
     assert sum(films for _, films in told) == source.index.samples
     (line,) = [line for faults, _ in told for line in faults]
@@ -318,7 +318,9 @@ def test_batches_come_in_the_order_of_their_places_with_the_bytes_of_a_reader_wi
     source = reader(sample_shards)
     wanted = [kept(source.read(rows)) for rows in places(source, 10)]
     with closing(
-        ring.batches(source, places(source, 10), samples=10, workers=workers, prefetch=prefetch, hold=hold)
+        ring.batches(
+            source, map(source.refs, places(source, 10)), samples=10, workers=workers, prefetch=prefetch, hold=hold
+        )
     ) as found:
         assert all(same(kept(batch), other) for batch, other in zip(found, wanted, strict=True))
 
@@ -331,7 +333,9 @@ def test_a_batch_stays_as_it_is_until_hold_later_ones_are_asked_for(
     source = reader(sample_shards)
     wanted = [kept(source.read(rows)) for rows in places(source, 10)]
     held: list[Batch] = []
-    with closing(ring.batches(source, places(source, 10), samples=10, workers=workers, hold=hold)) as found:
+    with closing(
+        ring.batches(source, map(source.refs, places(source, 10)), samples=10, workers=workers, hold=hold)
+    ) as found:
         for number, batch in enumerate(found):
             held = [*held, batch][-hold:]
             for older, other in zip(held, wanted[: number + 1][-hold:], strict=True):
@@ -342,13 +346,13 @@ def test_a_batch_stays_as_it_is_until_hold_later_ones_are_asked_for(
 def test_batches_lie_in_the_same_memory_again(sample_shards: Path, workers: int, most: int) -> None:
     source = reader(sample_shards)
     rows = itertools.islice(itertools.cycle(places(source, 6)), 40)
-    with closing(ring.batches(source, rows, samples=6, workers=workers, prefetch=3, hold=2)) as found:
+    with closing(ring.batches(source, map(source.refs, rows), samples=6, workers=workers, prefetch=3, hold=2)) as found:
         assert len({batch.ids.ctypes.data for batch in found}) <= most
 
 
 def test_a_reader_process_reads_and_listens_and_starts_no_other_threads(sample_shards: Path) -> None:
     source = reader(sample_shards)
-    with closing(ring.batches(source, places(source, 6), samples=6, workers=1)) as found:
+    with closing(ring.batches(source, map(source.refs, places(source, 6)), samples=6, workers=1)) as found:
         next(found)
         (process,) = reader_processes()
         assert len(list(Path(f"/proc/{process}/task").iterdir())) == 2
@@ -357,7 +361,7 @@ def test_a_reader_process_reads_and_listens_and_starts_no_other_threads(sample_s
 @pytest.mark.parametrize("workers", [0, 1])
 def test_pictures_lie_where_the_decoder_writes_through_the_caches(sample_shards: Path, workers: int) -> None:
     source = reader(sample_shards)
-    with closing(ring.batches(source, places(source, 6), samples=6, workers=workers)) as found:
+    with closing(ring.batches(source, map(source.refs, places(source, 6)), samples=6, workers=workers)) as found:
         assert {batch.images.ctypes.data % 32 for batch in found} == {16}
     assert source.read(places(source, 6)[0]).images.ctypes.data % 32 == 16
 
@@ -372,7 +376,9 @@ def test_only_so_many_batches_exist_at_a_time(sample_shards: Path, prefetch: int
             taken += 1
             yield rows
 
-    with closing(ring.batches(source, counted(), samples=6, workers=2, prefetch=prefetch, hold=hold)) as found:
+    with closing(
+        ring.batches(source, map(source.refs, counted()), samples=6, workers=2, prefetch=prefetch, hold=hold)
+    ) as found:
         for number, _ in zip(range(40), found, strict=False):
             assert taken <= number + prefetch + hold
 
@@ -383,7 +389,7 @@ def test_faults_come_with_their_batch(shards_copy: Path, workers: int) -> None:
     shard.overwrite("jpg", bytes(400), at=400)
     shard.write()
     source = reader(shards_copy)
-    with closing(ring.batches(source, places(source, 2), samples=2, workers=workers)) as found:
+    with closing(ring.batches(source, map(source.refs, places(source, 2)), samples=2, workers=workers)) as found:
         faults = [len(batch.faults) for batch in found]
     assert [number for number, count in enumerate(faults) if count] == [VICTIM // 2]
 

@@ -16,9 +16,10 @@ import pytest
 from telling_reader import TellingReader
 
 from genre_dist.stream import ring
+from genre_dist.stream.batch import Batch
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import EpochOrder, Rows
-from genre_dist.stream.reader import Batch, ShardReader
+from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.ring import TOLD_STOPPED_SECONDS, Ring, batches
 
 BATCH = 8
@@ -61,7 +62,7 @@ def same(one: Batch, other: Batch) -> bool:
 def test_workers_give_the_bytes_that_reading_in_process_gives(
     reader: ShardReader, places: list[Rows], workers: int
 ) -> None:
-    with closing(batches(reader, places, samples=BATCH, workers=workers)) as stream:
+    with closing(batches(reader, map(reader.refs, places), samples=BATCH, workers=workers)) as stream:
         for rows, batch in zip(places, stream, strict=True):
             assert same(batch, reader.read(rows))
 
@@ -69,7 +70,7 @@ def test_workers_give_the_bytes_that_reading_in_process_gives(
 def test_a_worker_on_local_shards_imports_only_what_it_reads_with(sample_shards: Path, places: list[Rows]) -> None:
     """Every worker imports anew before the first batch: what it needs not is time to wait."""
     reader = TellingReader(load_manifest(sample_shards), "train", ("poster", "overview"), 64)
-    with closing(batches(reader, places, samples=BATCH, workers=1)) as stream:
+    with closing(batches(reader, map(reader.refs, places), samples=BATCH, workers=1)) as stream:
         modules = set(next(stream).faults)
     packages = {name.partition(".")[0] for name in modules} - set(sys.stdlib_module_names)
     hooks = {name for name in packages if name.startswith("_") or name.endswith("customize")}  # of the installation
@@ -83,12 +84,12 @@ def test_more_workers_than_samples_is_no_fault(reader: ShardReader, places: list
     short = [Rows(rows.shard[:2], rows.row[:2]) for rows in places[:3]] + [
         Rows(rows.shard[:0], rows.row[:0]) for rows in places[:1]
     ]
-    with closing(batches(reader, short, samples=BATCH, workers=4)) as stream:
+    with closing(batches(reader, map(reader.refs, short), samples=BATCH, workers=4)) as stream:
         assert [len(batch.ids) for batch in stream] == [2, 2, 2, 0]
 
 
 def test_a_batch_stays_valid_until_hold_later_ones_are_asked_for(reader: ShardReader, places: list[Rows]) -> None:
-    with closing(batches(reader, places, samples=BATCH, workers=2, prefetch=1, hold=3)) as stream:
+    with closing(batches(reader, map(reader.refs, places), samples=BATCH, workers=2, prefetch=1, hold=3)) as stream:
         held = [next(stream) for _ in range(3)]
         for rows, batch in zip(places, held, strict=False):
             assert same(batch, reader.read(rows))
@@ -105,7 +106,9 @@ def test_no_more_batches_are_begun_than_there_are_slots(
             begun.append(number)
             yield places[number % len(places)]
 
-    with closing(batches(reader, endless(), samples=BATCH, workers=2, prefetch=prefetch, hold=hold)) as stream:
+    with closing(
+        batches(reader, map(reader.refs, endless()), samples=BATCH, workers=2, prefetch=prefetch, hold=hold)
+    ) as stream:
         for number in range(6):
             next(stream)
             assert len(begun) <= number + prefetch + hold
@@ -114,7 +117,7 @@ def test_no_more_batches_are_begun_than_there_are_slots(
 @pytest.mark.parametrize("taken", [0, 1, 5])
 def test_closing_leaves_no_process(reader: ShardReader, places: list[Rows], taken: int) -> None:
     before = children()
-    stream = batches(reader, places, samples=BATCH, workers=2)
+    stream = batches(reader, map(reader.refs, places), samples=BATCH, workers=2)
     for _ in range(taken):
         next(stream)
     assert len(children() - before) == (2 if taken else 0)
@@ -126,7 +129,7 @@ def test_an_error_in_the_trainer_leaves_no_process(reader: ShardReader, places: 
     before = children()
 
     def fail() -> None:
-        with closing(batches(reader, places, samples=BATCH, workers=2)) as stream:
+        with closing(batches(reader, map(reader.refs, places), samples=BATCH, workers=2)) as stream:
             next(stream)
             raise ZeroDivisionError
 
@@ -141,7 +144,7 @@ def test_a_killed_worker_is_an_error_that_says_so_and_leaves_no_process(
     before = children()
     ring = Ring(reader, BATCH, slots=3, workers=2)
     try:
-        stream = ring.run(itertools.cycle(places), hold=1)
+        stream = ring.run(itertools.cycle(map(reader.refs, places)), hold=1)
         next(stream)
         ring.processes[1].send_signal(signal.SIGKILL)
         with pytest.raises(ChildProcessError, match=f"pid {ring.processes[1].pid}.* killed by signal 9"):
@@ -162,7 +165,7 @@ def test_a_stopped_reader_is_named_and_the_wait_for_it_can_be_given_up(
 
     ring = Ring(reader, BATCH, slots=3, workers=1, waiting=give_up)
     try:
-        stream = ring.run(itertools.cycle(places), hold=1)
+        stream = ring.run(itertools.cycle(map(reader.refs, places)), hold=1)
         next(stream)
         ring.processes[0].send_signal(signal.SIGSTOP)
         with pytest.raises(InterruptedError):
@@ -177,7 +180,7 @@ def test_a_stopped_reader_is_named_and_the_wait_for_it_can_be_given_up(
 def test_a_reader_that_goes_on_in_time_is_waited_for(reader: ShardReader, places: list[Rows]) -> None:
     ring = Ring(reader, BATCH, slots=3, workers=2, waiting=lambda _: ring.processes[0].send_signal(signal.SIGCONT))
     try:
-        stream = ring.run(iter(places), hold=1)
+        stream = ring.run(map(reader.refs, places), hold=1)
         read = [next(stream).ids.tolist()]
         ring.processes[0].send_signal(signal.SIGSTOP)
         read += [batch.ids.tolist() for batch in stream]
@@ -192,7 +195,7 @@ def test_a_reader_that_cannot_take_over_its_work_says_so(
     before = children()
     monkeypatch.setattr(ShardReader, "__reduce__", lambda _: (__import__, ("a_script_of_the_users",)))
     with pytest.raises(ValueError, match=r"cannot take over its work \(ModuleNotFoundError: .*data\.workers=0"):
-        next(batches(reader, places, samples=8, workers=1))
+        next(batches(reader, map(reader.refs, places), samples=8, workers=1))
     assert children() <= before
 
 
@@ -209,7 +212,7 @@ def test_workers_end_when_one_of_them_cannot_be_started(
 
     monkeypatch.setattr(ring, "_start_worker", failing)
     with pytest.raises(OSError, match="Too many open files"):
-        next(batches(reader, places, samples=8, workers=2))
+        next(batches(reader, map(reader.refs, places), samples=8, workers=2))
     assert started[0][0].returncode is not None
 
 
@@ -219,7 +222,10 @@ def test_a_shard_without_its_index_is_the_users_error_and_names_the_file(shards_
     index = shard.with_suffix(".index.npy")
     index.unlink()
     rows = Rows(np.zeros(2, np.int64), np.arange(2))
-    with closing(batches(reader, [rows], samples=2, workers=1)) as stream, pytest.raises(ValueError, match=index.name):
+    with (
+        closing(batches(reader, map(reader.refs, [rows]), samples=2, workers=1)) as stream,
+        pytest.raises(ValueError, match=index.name),
+    ):
         next(stream)
 
 
@@ -234,7 +240,7 @@ from genre_dist.stream.ring import Ring
 reader = ShardReader(load_manifest(sys.argv[1]), "train", ("poster", "overview"), 64)
 order = EpochOrder(reader.index.sizes, 8, 0, 0)
 ring = Ring(reader, 8, slots=3, workers=2)
-for batch in ring.run(itertools.cycle([order.rows(0)]), hold=1):
+for batch in ring.run(itertools.cycle([reader.refs(order.rows(0))]), hold=1):
     print(*(process.pid for process in ring.processes), flush=True)
 """
 
@@ -274,7 +280,7 @@ def test_workers_go_on_through_signals_meant_for_the_trainer(
 ) -> None:
     ring = Ring(reader, BATCH, slots=3, workers=2)
     try:
-        stream = ring.run(iter(places), hold=1)
+        stream = ring.run(map(reader.refs, places), hold=1)
         next(stream)
         for process in ring.processes:
             process.send_signal(how)
