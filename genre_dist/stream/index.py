@@ -5,6 +5,7 @@ It lies beside the shard as `<shard>.index.npy`, a plain NumPy array of `RECORD`
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -109,7 +110,7 @@ class SplitIndex:
 
     def __init__(self, manifest: "Manifest | Tars", split: str, members: tuple[str, ...]) -> None:
         self.folder, self.members = manifest.folder, members
-        self.shards: tuple[Shard, ...] | tuple[Tar, ...] = manifest.shards_of(split)
+        self.shards: Sequence[Shard | Tar] = manifest.shards_of(split)
         self.sizes: list[int] = [shard.count(members) for shard in self.shards]
         self.paths: list[Place] = [inside(self.folder, shard.file) for shard in self.shards]
         self.is_remote = any(map(is_remote, self.paths))

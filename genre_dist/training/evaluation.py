@@ -19,9 +19,9 @@ from genre_dist.parallel.world import World
 from genre_dist.printable import printable, terminal
 from genre_dist.stream.cache import block_cache
 from genre_dist.stream.device import Size, device_feed, sent, to_device, whole_pixels
-from genre_dist.stream.encodings import ShardReader
 from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import Manifest
+from genre_dist.stream.reader import ShardReader
 from genre_dist.study.evaluated import Predictions, write_evaluation
 from genre_dist.study.metrics import figures_of_named, metrics
 from genre_dist.study.thresholds import fit_thresholds, load_thresholds, save_thresholds
