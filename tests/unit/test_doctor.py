@@ -74,7 +74,7 @@ def test_free_disk(free: int, status: str, tmp_path: Path, monkeypatch: pytest.M
     assert machine.check_disk(tmp_path / "runs" / "later").status == status
 
 
-@pytest.mark.parametrize(("ranks", "status"), [(1, "note"), (8, "wrong")])
+@pytest.mark.parametrize(("ranks", "status"), [(1, "note"), (2, "wrong"), (8, "wrong")])
 def test_the_shared_memory_docker_gives_by_default_is_too_little_for_several_gpus(
     ranks: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

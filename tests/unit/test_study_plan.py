@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from genre_dist.configfile import save_config
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.study.chain.running import started_as
 from genre_dist.study.chain.schema import Study, load_study
-from genre_dist.study.chain.tasks import Task, differing, stage, tasks
+from genre_dist.study.chain.tasks import REPORT, Task, differing, stage, tasks
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STUDIES = ("study.yaml", "study_small.yaml", "study_films.yaml")
@@ -161,6 +162,24 @@ def test_a_run_is_done_when_it_is_whole_and_of_the_same_settings_and_data(sample
         text("overrides.model.text.hidden=64").done()
     (run / "model.json").write_text(json.dumps({"data_fingerprint": "of other shards"}))
     assert not text().done()
+
+
+def test_a_report_that_is_older_than_one_of_its_runs_is_made_again(tmp_path: Path) -> None:
+    few = [f"stages.{name}=null" for name in ("poster", "combined_frozen", "end_to_end_warm", "end_to_end")]
+    study = load_study(SMALL, ["seeds=[0, 1]", *few])
+    report = next(task for task in chain(study, tmp_path) if task.name == "report")
+    evaluations = [tmp_path / f"text-seed{seed}" / f"metrics-{study.split}.json" for seed in study.seeds]
+    pages = [tmp_path / "report" / name for name in REPORT]
+    for second, path in enumerate([*evaluations, *pages], start=1):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        os.utime(path, (second, second))
+    assert report.done()
+    os.utime(evaluations[1], (9, 9))
+    assert not report.done()
+    os.utime(evaluations[1], (2, 2))
+    pages[1].unlink()
+    assert not report.done()
 
 
 def test_a_file_of_weights_is_the_same_by_whatever_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
