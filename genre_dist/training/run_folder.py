@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from genre_dist.config.continuing import trained_with
 from genre_dist.configfile import save_config
+from genre_dist.parallel.world import on_first
 from genre_dist.printable import printable
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.reader import ShardReader
@@ -18,7 +19,7 @@ from genre_dist.training.evaluation import Evaluation, print_evaluation, save_ev
 from genre_dist.training.experiment import Experiment
 from genre_dist.training.model_files import save_model
 from genre_dist.training.ranks import say
-from genre_dist.training.resuming import CONFIG, Start, on_first
+from genre_dist.training.resuming import CONFIG, Start
 from genre_dist.training.saving import Saver
 from genre_dist.training.tracking import Record, open_record
 
