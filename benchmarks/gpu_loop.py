@@ -93,7 +93,7 @@ def _waiting(bench: Bench, claim: str, share: float) -> Row:
     )
 
 
-def stream(bench: Bench, config: Config, workers: int) -> TrainStream[Batch]:
+def stream(bench: Bench, config: Config, workers: int) -> TrainStream:
     """The training batches of a configuration in one micro-batch each."""
     feed = device_feed(bench.device, "cpu")
     reader = ShardReader(bench.manifest(), "train", config.model.members, config.data.max_tokens)

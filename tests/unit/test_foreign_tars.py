@@ -27,7 +27,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tars, dict[str, d
     return index_tars(sorted(folder.glob("*.tar")), folder), made
 
 
-def stream_of(tars: Tars, world: int = 1, rank: int = 0, workers: int = 0, **options: Any) -> TrainStream[Any]:
+def stream_of(tars: Tars, world: int = 1, rank: int = 0, workers: int = 0, **options: Any) -> TrainStream:
     reader = TarReader(tars, ("jpg", "txt"), **options)
     return TrainStream(reader, global_batch=12, micro_batch=2, seed=5, block=4, world=world, rank=rank, workers=workers)
 
