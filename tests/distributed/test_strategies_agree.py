@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 
 from genre_dist.train import main
 
-pytestmark = pytest.mark.timeout(600)  # the fixtures are many runs
+pytestmark = pytest.mark.timeout(900)  # the fixtures are many runs
 
 STEPS, MORE = 20, 24
 SPREAD = ("ddp", "fsdp", "zero1", "zero2", "zero3")
@@ -46,7 +45,7 @@ def run_ranks(folder: Path, world: int, command_lines: list[list[str]]) -> None:
     folder.mkdir()
     (folder / "runs.json").write_text(json.dumps(command_lines))
     with Processes(folder / "log") as ranks:
-        ranks.start([sys.executable, "-m", "strategy_runs", str(folder / "runs.json"), str(world)])
+        ranks.fork("strategy_runs", [str(folder / "runs.json"), str(world)])
         ranks.succeed(500)
 
 

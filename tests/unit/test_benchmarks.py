@@ -22,6 +22,8 @@ MARK = "GENRE_DIST_BENCHMARK_TEST"
 sys.path.insert(0, str(SCRIPT.parent))
 from gpu_sections import SECTIONS  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:

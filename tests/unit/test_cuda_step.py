@@ -46,7 +46,10 @@ from genre_dist.training.loss import loss_sum
 from genre_dist.training.watch import Watch
 
 SAMPLES, WORDS = 4, 50
-pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # torch's own code does
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor"),  # torch's own code does
+]
 
 
 def batch(step: int = 0, words: int = 7) -> Batch:

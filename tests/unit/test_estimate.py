@@ -36,6 +36,7 @@ def test_a_gpu_that_is_free_is_no_news(cuda: FakeCuda, sample_shards: Path) -> N
     assert "are free" not in told(sample_shards, 1, "--data.global_batch", 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "batches", "said"),
     [

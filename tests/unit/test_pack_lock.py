@@ -16,6 +16,8 @@ from genre_dist.prepare import pack as packing
 from genre_dist.prepare.pack import merge_parts, pack, pack_part
 from genre_dist.prepare.pool import pack_all
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"size": 72, "shard_size": 50}
 HOLD = """
 import sys

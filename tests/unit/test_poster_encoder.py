@@ -64,6 +64,7 @@ def wants_224_network() -> nn.Module:
 # --- architectures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arch", "size"), SMALL.items())
 def test_any_torchvision_classifier_encodes(arch: str, size: int) -> None:
     encoder = make_encoder(arch).eval()

@@ -151,6 +151,7 @@ def test_a_killed_worker_is_an_error_that_says_so_and_leaves_no_process(
     assert children() == before
 
 
+@pytest.mark.slow
 def test_a_stopped_reader_is_named_and_the_wait_for_it_can_be_given_up(
     reader: ShardReader, places: list[Rows], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,6 +240,7 @@ for batch in ring.run(itertools.cycle([order.rows(0)]), hold=1):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_workers_end_with_a_trainer_that_is_killed_and_nothing_has_a_name_in_shared_memory(
