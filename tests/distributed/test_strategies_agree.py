@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import Processes, losses, options, rows, tensors_of
+from once import tell
 from safetensors.torch import load_file
 
 from genre_dist.train import main
@@ -65,8 +66,9 @@ def alone(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def two(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """Each strategy on two ranks."""
+    tell(pytestconfig, "strategies: each one trains on two ranks: about a minute")
     folder = tmp_path_factory.mktemp("two")
     runs = [(name, ("--train.steps", STEPS, "--parallel.strategy", name)) for name in SPREAD]
     runs += [(f"{name} part", ("--train.steps", 6, "--parallel.strategy", name, *more)) for name, more in PARTS.items()]
@@ -79,8 +81,9 @@ def two(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def four(two: Path, sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def four(two: Path, sample_shards: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """On four ranks, each strategy from the start, and each continuing what another one did on two."""
+    tell(pytestconfig, "strategies: each one trains on four ranks, and goes on from another's run: about a minute")
     folder = tmp_path_factory.mktemp("four")
     lines = []
     for name in SPREAD:
