@@ -16,12 +16,12 @@ from genre_dist.train import main
 
 pytestmark = pytest.mark.timeout(900)  # the fixtures are many runs
 
-STEPS, MORE = 20, 24
+STEPS, MORE = 12, 15  # two epochs, each with an uneven last step, and half of one more
 SPREAD = ("ddp", "fsdp", "zero1", "zero2", "zero3")
 NEXT = dict(zip(SPREAD, (*SPREAD[1:], SPREAD[0]), strict=True))  # by whom each one's run is continued
 RUN = (
     *("--data.global_batch", 32, "--run.seed", 4, "--optim.schedule", "constant", "--optim.warmup_steps", 0),
-    *("--checkpoint.every_steps", 8, "--train.eval_every_steps", 16, "--data.workers", 0),
+    *("--checkpoint.every_steps", 8, "--train.eval_every_steps", 8, "--data.workers", 0),
     # AdamW turns rounding errors of gradients that are almost zero into whole steps: small ones keep the runs together
     *("--optim.poster_lr", 1e-6, "--optim.text_lr", 1e-3, "--optim.heads_lr", 1e-3),
 )
@@ -52,7 +52,7 @@ def run_ranks(folder: Path, world: int, command_lines: list[list[str]]) -> None:
 
 @pytest.fixture(scope="module")
 def alone(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of a single process: with stored statistics to step 20 and to step 24, and with synchronised ones."""
+    """Runs of a single process: with stored statistics to STEPS and to MORE, and with synchronised ones."""
     folder = tmp_path_factory.mktemp("alone")
     for name, steps, more in (
         ("stored", STEPS, STORED),
