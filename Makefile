@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 STAMP := $(VENV)/installed
 
-# Processes that run tests beside each other: one more than cores, as many tests wait; each may take 1 GB.
+# Processes that run tests beside each other: one more than cores, as many tests wait; each may take 2 GB.
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores + 1 : 8)))
 ARGS ?=
 

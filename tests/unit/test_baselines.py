@@ -118,6 +118,7 @@ def test_the_support_vector_machine_is_that_of_scikit_learn() -> None:
     assert unconverged == 0
 
 
+@pytest.mark.slow
 def test_learning_from_chunks_comes_close_to_learning_from_all_at_once() -> None:
     matrix, labels = separable(2000, 1)
     matrix = normalize(matrix)

@@ -31,6 +31,8 @@ from genre_dist.study.results import read_models, read_result
 from genre_dist.study.tables import p_value
 from genre_dist.study.wins import show_films
 
+pytestmark = pytest.mark.slow
+
 QUICK = CompareOptions(resamples=200)
 
 

@@ -11,6 +11,8 @@ from genre_dist.training import estimate as estimates
 from genre_dist.training.estimate import estimate
 from genre_dist.training.levers import Compiling
 
+pytestmark = pytest.mark.slow
+
 RESNET = (
     *("--model.poster.arch", "resnet50", "--model.poster.weights", "none", "--model.text.arch", "none"),
     *("--train.precision", "bf16"),
@@ -36,7 +38,6 @@ def test_a_gpu_that_is_free_is_no_news(cuda: FakeCuda, sample_shards: Path) -> N
     assert "are free" not in told(sample_shards, 1, "--data.global_batch", 64)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "batches", "said"),
     [

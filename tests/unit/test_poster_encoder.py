@@ -134,6 +134,7 @@ def test_a_callable_that_is_none_is_told(arch: str, message: str) -> None:
 # --- weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("form", ["torchvision", "data parallel", "wrapped", "a run's"])
 def test_weights_come_from_a_file_of_torchvision_or_of_a_run(tmp_path: Path, form: str, suffix: str) -> None:

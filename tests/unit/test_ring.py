@@ -175,6 +175,7 @@ def test_a_stopped_reader_is_named_and_the_wait_for_it_can_be_given_up(
     assert children() == before
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_on_in_time_is_waited_for(reader: ShardReader, places: list[Rows]) -> None:
     ring = Ring(reader, BATCH, slots=3, workers=2, waiting=lambda _: ring.processes[0].send_signal(signal.SIGCONT))
     try:
