@@ -4,7 +4,11 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help setup quickstart test chaos lint bench clean
+# Processes that run tests beside each other: one more than cores, as many tests wait; each may take 2 GB.
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores + 1 : 8)))
+ARGS ?=
+
+.PHONY: help setup quickstart check test chaos lint bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1|/' | awk -F'|' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -20,8 +24,11 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 quickstart: setup  ## draw films, pack, train frozen and end to end, compare: minutes on a laptop
 	@PATH="$(BIN):$$PATH" bash launch/quickstart.sh
 
-test: setup  ## all tests
-	$(BIN)/python -m pytest
+check: lint  ## what to run while working: lint, and the unit tests that take no seconds each; under two minutes
+	$(BIN)/python -m pytest tests/unit -n $(WORKERS) -m 'not (ranks or slow or slurm or browser)' $(ARGS)
+
+test: setup  ## all tests: make test WORKERS=0 ARGS='-m ranks -x' for some of them, one after the other
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 chaos: MINUTES ?= 10
 chaos: SEED ?= 203

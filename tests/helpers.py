@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import forked
 import pytest
 import torch
 import torchvision
@@ -116,34 +117,32 @@ class Processes:
     def __init__(self, log: Path) -> None:
         self.log = log
         self.log.mkdir(parents=True, exist_ok=True)
-        self.children: list[subprocess.Popen[bytes]] = []
+        self.children: list[subprocess.Popen[bytes] | forked.Forked] = []
 
     def start(self, command: Sequence[str], **environment: str) -> subprocess.Popen[bytes]:
         """Start a command with its output in a file of the log folder."""
-        inherited = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        paths = [str(TESTS), inherited.get("PYTHONPATH", "")]
-        extra = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths)), "WANDB_MODE": "offline"}
-        # torchrun and deepspeed are found where the tests' own Python is, whether or not its environment is activated
-        extra["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]])
-        with open(self.log / f"{len(self.children)}.log", "wb") as file:
+        with open(self._next_log(), "wb") as file:
             child = subprocess.Popen(
-                command, stdout=file, stderr=file, env=inherited | extra | environment, start_new_session=True
+                command, stdout=file, stderr=file, env=_environment(environment), start_new_session=True
             )
         self.children.append(child)
         return child
+
+    def fork(self, module: str, arguments: Sequence[str], **environment: str) -> forked.Forked:
+        """The same for a module of ours: forked, which saves the seconds in which it would import torch."""
+        child = forked.Forked(module, arguments, _environment(environment), self._next_log())
+        self.children.append(child)
+        return child
+
+    def _next_log(self) -> Path:
+        return self.log / f"{len(self.children)}.log"
 
     def start_ranks(self, world: int, arguments: Sequence[str], module: str = "genre_dist.train") -> None:
         """Start the ranks of a run without a launcher, so that the exit code of each is seen."""
         port = str(free_port())
         for rank in range(world):
-            self.start(
-                [sys.executable, "-m", module, *arguments],
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE=str(world),
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=port,
-            )
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+            self.fork(module, arguments, **place, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
 
     def start_torchrun(
         self, world: int, arguments: Sequence[str], module: str = "genre_dist.train", launcher: Sequence[str] = ()
@@ -155,7 +154,7 @@ class Processes:
         """Whether a child has ended."""
         return any(child.poll() is not None for child in self.children)
 
-    def wait(self, seconds: float = 90) -> list[int]:
+    def wait(self, seconds: float = 180) -> list[int]:
         """The children's exit codes; a hang is a failure that shows what they said."""
         deadline = time.monotonic() + seconds
         try:
@@ -163,7 +162,7 @@ class Processes:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"a process hangs:\n{self.output()}") from None
 
-    def succeed(self, seconds: float = 90) -> None:
+    def succeed(self, seconds: float = 180) -> None:
         """Wait until every child has ended well. A failure's first line, all that a summary shows, tells its cause."""
         if any(codes := self.wait(seconds)):
             said = self.output()
@@ -194,7 +193,17 @@ class Processes:
         self.kill()
 
 
-def train(log: Path, world: int, arguments: Sequence[str], seconds: float = 90) -> tuple[list[int], str]:
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    """What a child is started with."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    paths = [str(TESTS), inherited.get("PYTHONPATH", "")]
+    extra = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths)), "WANDB_MODE": "offline"}
+    # torchrun and deepspeed are found where the tests' own Python is, whether or not its environment is activated
+    extra["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]])
+    return {**inherited, **extra, **more}
+
+
+def train(log: Path, world: int, arguments: Sequence[str], seconds: float = 180) -> tuple[list[int], str]:
     """Run all ranks of a training to their end; their exit codes and what they said."""
     with Processes(log) as ranks:
         ranks.start_ranks(world, arguments)

@@ -1,12 +1,11 @@
 """Ranks that carry a bomb: at the n-th moment of their life they kill themselves, or ask the group to stop.
 
 Moments are the calls that matter when a process dies: loading and saving a checkpoint, a step, a forward pass, a batch
-of an evaluation, a row of the record. Ranks are forked from a process that has everything imported (multiprocessing's
-forkserver), so that a life costs a fraction of a second.
+of an evaluation, a row of the record. Ranks are forked from a process that has everything imported, so that a life
+costs a fraction of a second.
 """
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import forked
 import helpers
 from torch import Tensor, nn
 
@@ -61,17 +61,8 @@ class Ranks:
     """The ranks of one life; when the block ends, they are gone."""
 
     def __init__(self, world: int, config: Config, log: Path, bomb: Bomb | None = None) -> None:
-        # the fork server does not know pytest's sys.path
-        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, sys.path)))
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["kills"])
         port = helpers.free_port()
-        self.ranks = [
-            context.Process(target=be_rank, args=(rank, world, port, config, log, bomb), daemon=True)
-            for rank in range(world)
-        ]
-        for rank in self.ranks:
-            rank.start()
+        self.ranks = [forked.start(be_rank, rank, world, port, config, log, bomb) for rank in range(world)]
 
     def codes(self) -> list[int | None]:
         return [rank.exitcode for rank in self.ranks]

@@ -1,13 +1,13 @@
 """The chaos suite's options, and what all attacks share: films, shards, a trained run, a server, and references."""
 
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from acquire_server import KEY, serve
 from helpers import Processes, options
+from once import tell
 from stages import Reference, Stage, all_stages, undisturbed
 
 SEED = 203
@@ -24,13 +24,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="module")
 def stages(
-    sample_catalogue: Path, sample_shards: Path, tmp_path_factory: pytest.TempPathFactory
+    sample_catalogue: Path,
+    sample_shards: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    pytestconfig: pytest.Config,
 ) -> Iterator[list[Stage]]:
     """Every stage, on the sample's films and on a server of others."""
+    tell(pytestconfig, "chaos: every stage is run undisturbed, then attacked, 2 to 4 starts each: about five minutes")
     folder = tmp_path_factory.mktemp("stages")
     arguments = ("--data.global_batch", 32, "--train.steps", 2, "--parallel.timeout_seconds", 60)
     with Processes(folder / "log") as processes:
-        processes.start([sys.executable, "-m", "genre_dist.train", *options(sample_shards, folder / "run", *arguments)])
+        processes.fork("genre_dist.train", options(sample_shards, folder / "run", *arguments))
         processes.succeed(200)
     with serve(films=240, poster_share=0.8, undated_share=0.1) as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMDB_API_KEY", KEY)

@@ -26,8 +26,8 @@ def ranks_of(folder: Path, gpus: str) -> tuple[list[int], str]:
     with Processes(folder) as ranks:
         for rank in range(2):
             place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            ranks.start([sys.executable, __file__], **place, GPUS=gpus)
-        return ranks.wait(60), ranks.output()
+            ranks.fork(__name__, [], **place, GPUS=gpus)
+        return ranks.wait(), ranks.output()
 
 
 @pytest.mark.parametrize(("gpus", "backend", "sharing"), [("a b", NCCL, 1), ("a a", "gloo", 2)])
@@ -52,7 +52,7 @@ def test_a_restart_by_torchrun_compares_the_gpus_of_its_own_ranks_not_of_those_t
     with Processes(tmp_path) as ranks:
         flags = ["--standalone", "--nproc_per_node=2", "--max_restarts=1"]
         ranks.start([TORCHRUN, *flags, __file__], GPUS="a a;b c")
-        codes, said = ranks.wait(60), ranks.output()
+        codes, said = ranks.wait(), ranks.output()
     assert not any(codes), said
     assert said.count("backend gloo, 2 on its GPU, 2 met") == 2, said
     assert said.count(f"backend {NCCL}, 1 on its GPU, 2 met") == 2, said

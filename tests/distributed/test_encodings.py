@@ -193,7 +193,7 @@ def test_a_run_waits_for_the_lock_of_another_that_writes_the_same_encodings_and_
     assert other.stdin is not None
     with Processes(tmp_path / "log") as started:
         arguments = options(runs.shards, tmp_path / "run", *SHORT, "--train.steps", 2)
-        started.start([sys.executable, "-m", "genre_dist.train", *arguments])
+        started.fork("genre_dist.train", arguments)
         line = f"{folder} is being written by process {other.pid} on {os.uname().nodename}"
         until(lambda: line in started.output() or started.over(), 60, "the run to say that it waits")
         shutil.copytree(cache(runs, "fast"), folder, dirs_exist_ok=True, ignore=lambda *_: [".lock"])
@@ -229,7 +229,7 @@ def test_what_a_killed_run_left_among_the_encodings_is_removed(
 def test_killed_while_it_encodes_a_run_started_again_encodes_the_rest(runs: Runs, tmp_path: Path) -> None:
     arguments = [*options(runs.shards, tmp_path / "run", *SHORT, "--train.steps", 2)]
     with Processes(tmp_path / "log") as killed:
-        killed.start([sys.executable, "-m", "genre_dist.train", *arguments])
+        killed.fork("genre_dist.train", arguments)
         until(lambda: any((tmp_path / "encodings").rglob("*.report.json")) or killed.over(), 90, "the first shard")
         killed.kill()
     assert main(arguments) == 0

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers import Processes, losses, options, rows, train
+from helpers import losses, options, rows, train
 
 from genre_dist import cli
 from genre_dist.config import Config
@@ -42,9 +42,8 @@ class Runs(NamedTuple):
 def runs(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("agree")
     assert main(options(sample_shards, folder / "one", *RESNET)) == 0
-    with Processes(folder / "log") as ranks:
-        ranks.start_torchrun(2, options(sample_shards, folder / "two", *RESNET))
-        ranks.succeed(120)
+    codes, output = train(folder / "log", 2, options(sample_shards, folder / "two", *RESNET))
+    assert codes == [0, 0], output
     config = parse_config(options(sample_shards, folder, *RESNET)).config
     return Runs(config, load_manifest(sample_shards), folder / "one", folder / "two")
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -53,7 +52,7 @@ def test_a_stopped_reader_is_named_whatever_it_reads_for_and_all_goes_on_when_it
         config = (run / "config.yaml").read_text()
         (run / "config.yaml").write_text(config.replace("workers: 0", "workers: 1"))
     with Processes(tmp_path / "log") as started:
-        started.start([sys.executable, "-m", *arguments])
+        started.fork(arguments[0], arguments[1:])
         pid = started.children[0].pid
         until(lambda: readers(pid) or started.over(), 60, "a reader")
         (reader,) = readers(pid)

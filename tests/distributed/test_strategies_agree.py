@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +9,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import Processes, losses, options, rows, tensors_of
+from once import tell
 from safetensors.torch import load_file
 
 from genre_dist.train import main
 
-pytestmark = pytest.mark.timeout(600)  # the fixtures are many runs
+pytestmark = pytest.mark.timeout(900)  # the fixtures are many runs
 
-STEPS, MORE = 20, 24
+STEPS, MORE = 12, 15  # two epochs, each with an uneven last step, and half of one more
 SPREAD = ("ddp", "fsdp", "zero1", "zero2", "zero3")
 NEXT = dict(zip(SPREAD, (*SPREAD[1:], SPREAD[0]), strict=True))  # by whom each one's run is continued
 RUN = (
     *("--data.global_batch", 32, "--run.seed", 4, "--optim.schedule", "constant", "--optim.warmup_steps", 0),
-    *("--checkpoint.every_steps", 8, "--train.eval_every_steps", 16, "--data.workers", 0),
+    *("--checkpoint.every_steps", 8, "--train.eval_every_steps", 8, "--data.workers", 0),
     # AdamW turns rounding errors of gradients that are almost zero into whole steps: small ones keep the runs together
     *("--optim.poster_lr", 1e-6, "--optim.text_lr", 1e-3, "--optim.heads_lr", 1e-3),
 )
@@ -46,13 +46,13 @@ def run_ranks(folder: Path, world: int, command_lines: list[list[str]]) -> None:
     folder.mkdir()
     (folder / "runs.json").write_text(json.dumps(command_lines))
     with Processes(folder / "log") as ranks:
-        ranks.start([sys.executable, "-m", "strategy_runs", str(folder / "runs.json"), str(world)])
+        ranks.fork("strategy_runs", [str(folder / "runs.json"), str(world)])
         ranks.succeed(500)
 
 
 @pytest.fixture(scope="module")
 def alone(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of a single process: with stored statistics to step 20 and to step 24, and with synchronised ones."""
+    """Runs of a single process: with stored statistics to STEPS and to MORE, and with synchronised ones."""
     folder = tmp_path_factory.mktemp("alone")
     for name, steps, more in (
         ("stored", STEPS, STORED),
@@ -66,8 +66,9 @@ def alone(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def two(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """Each strategy on two ranks."""
+    tell(pytestconfig, "strategies: each one trains on two ranks: about a minute")
     folder = tmp_path_factory.mktemp("two")
     runs = [(name, ("--train.steps", STEPS, "--parallel.strategy", name)) for name in SPREAD]
     runs += [(f"{name} part", ("--train.steps", 6, "--parallel.strategy", name, *more)) for name, more in PARTS.items()]
@@ -80,8 +81,9 @@ def two(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def four(two: Path, sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def four(two: Path, sample_shards: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """On four ranks, each strategy from the start, and each continuing what another one did on two."""
+    tell(pytestconfig, "strategies: each one trains on four ranks, and goes on from another's run: about a minute")
     folder = tmp_path_factory.mktemp("four")
     lines = []
     for name in SPREAD:

@@ -1,16 +1,16 @@
 """Two ranks with unequal batches normalise as one process does with all of them."""
 
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
+import forked
 import norm_kernels
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from helpers import until
 from torch import Tensor, nn
 
 from genre_dist.models import batchnorm
@@ -83,17 +83,15 @@ def rank_main(rank: int, folder: str, affine: bool, momentum: float | None, dtyp
 
 def on_two_ranks(main: Callable[..., None], *arguments: object) -> None:
     """Run `main(rank, *arguments)` in two processes; a hang is a failure."""
-    context = mp.spawn(main, arguments, nprocs=2, join=False)
+    ranks = [forked.start(main, rank, *arguments) for rank in range(2)]
     try:
-        deadline = time.monotonic() + 90
-        while not context.join(timeout=1):
-            assert time.monotonic() < deadline, "the ranks hang"
+        until(lambda: all(rank.exitcode is not None for rank in ranks), 180, "both ranks to end")
+        assert [rank.exitcode for rank in ranks] == [0, 0]
     finally:
-        for process in context.processes:
-            process.kill()
+        for rank in ranks:
+            rank.kill()
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("affine", "momentum", "dtype", "on_gpu"),
     [
@@ -138,7 +136,6 @@ def uncounted_main(rank: int, folder: str, on_gpu: bool) -> None:
     leave()
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_a_blank_sample_counts_for_nothing_on_the_first_rank_and_on_all(tmp_path: Path, on_gpu: bool) -> None:
     on_two_ranks(uncounted_main, str(tmp_path), on_gpu)

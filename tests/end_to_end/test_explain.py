@@ -106,6 +106,7 @@ def test_the_verb_explains_the_surest_films_in_page_pictures_and_numbers(run: Pa
     assert again["ablation"] is None
 
 
+@pytest.mark.browser
 @needs_chromium
 def test_the_page_is_readable_on_a_phone_and_asks_no_network(out: Path) -> None:
     with chromium() as driver:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import Processes, losses, options, rows
+from once import tell
 
 from genre_dist import cli
 from genre_dist.acquire.catalogue import poster_file
@@ -41,8 +42,9 @@ class Walked(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def walked(tmp_path_factory: pytest.TempPathFactory) -> Walked:
+def walked(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Walked:
     """sample -> pack -> inspect --verify -> train, each a process of its own, as typed."""
+    tell(pytestconfig, "first path: sample, pack, inspect and train as typed: half a minute")
     folder = tmp_path_factory.mktemp("first")
     catalogue, shards, run = folder / "catalogue", folder / "shards", folder / "run"
     genre_dist = str(Path(sys.executable).with_name("genre-dist"))

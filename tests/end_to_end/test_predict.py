@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,7 +120,7 @@ def test_killed_in_the_middle_the_same_command_goes_on_and_keeps_what_is_whole(
     out = tmp_path / "out"
     arguments = ["predict", str(run), "--catalogue", str(sample_catalogue), "--out", str(out)]
     with Processes(tmp_path / "log") as killed:
-        killed.start([sys.executable, "-m", "parts_of_64", *arguments])
+        killed.fork("parts_of_64", arguments)
         until(lambda: any(out.glob("part-*.parquet")) or killed.over(), 90, "the first part")
         killed.kill()
         assert killed.wait() == [-signal.SIGKILL], killed.output()

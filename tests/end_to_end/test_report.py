@@ -17,7 +17,7 @@ from study_runs import FROZEN, TEXT, WARM, write_run
 
 from genre_dist.study.comparison import compare
 
-pytestmark = needs_chromium
+pytestmark = [pytest.mark.browser, needs_chromium]
 
 
 @pytest.fixture(scope="module")

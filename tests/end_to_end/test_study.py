@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import pytest
 from helpers import Processes, checkpoints, losses, step_reached, until
+from once import tell
 
+from genre_dist import cli
 from genre_dist.lock import one_writer
 from genre_dist.study.baselines import FILE as BASELINE
 
@@ -37,10 +39,13 @@ class Ran(NamedTuple):
     """Of each start."""
 
 
-def command(folder: Path) -> list[str]:
+def arguments(folder: Path) -> list[str]:
     shards = [f"data.catalogue={folder / 'catalogue'}", f"data.shards={folder / 'shards'}"]
-    study = [sys.executable, "-m", "genre_dist.cli", "study", "--config", str(SMALL), "--out", str(folder / "out")]
-    return [*study, "--set", *shards, *SMALLER]
+    return ["study", "--config", str(SMALL), "--out", str(folder / "out"), "--set", *shards, *SMALLER]
+
+
+def command(folder: Path) -> list[str]:
+    return [sys.executable, "-m", "genre_dist.cli", *arguments(folder)]
 
 
 def saved(run: Path) -> bool:
@@ -49,7 +54,8 @@ def saved(run: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def ran(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Ran:
+    tell(pytestconfig, "study: five trainings, killed once, stopped once, continued to the report: a minute or two")
     folder = tmp_path_factory.mktemp("study")
     out, said = folder / "out", []
     with Processes(folder / "log0") as study:
@@ -103,26 +109,21 @@ def test_warm_and_frozen_start_from_the_trained_encoders(ran: Ran) -> None:
         assert str(ran.out / "poster-seed0" / "model.safetensors") in config
 
 
-def test_a_finished_study_has_nothing_left_to_do(ran: Ran, tmp_path: Path) -> None:
-    with Processes(tmp_path) as study:
-        study.start(command(ran.out.parent))
-        study.succeed(120)
-        lines = [line for line in study.output().splitlines() if line.startswith("==")]
+def test_a_finished_study_has_nothing_left_to_do(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments(ran.out.parent)) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("==")]
     assert len(lines) == 9
     assert all(line.endswith(": done") for line in lines)
 
 
-def test_two_studies_do_not_work_in_one_folder(ran: Ran, tmp_path: Path) -> None:
-    with one_writer(ran.out), Processes(tmp_path) as study:
-        study.start(command(ran.out.parent))
-        assert study.wait(120) == [2]
-        assert f"{ran.out} is being written by process {os.getpid()} on" in study.output()
+def test_two_studies_do_not_work_in_one_folder(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
+    with one_writer(ran.out):
+        assert cli.main(arguments(ran.out.parent)) == 2
+    assert f"{ran.out} is being written by process {os.getpid()} on" in capsys.readouterr().err
 
 
-def test_what_was_trained_otherwise_is_refused(ran: Ran, tmp_path: Path) -> None:
+def test_what_was_trained_otherwise_is_refused(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in ran.out.rglob("*") if path.is_file() and path.name != ".lock"}
-    with Processes(tmp_path) as study:
-        study.start([*command(ran.out.parent), "stages.text.overrides.optim.text_lr=0.5"])
-        assert study.wait(120) == [2]
-        assert "optim.text_lr=0.003, the study asks for 0.5" in study.output()
+    assert cli.main([*arguments(ran.out.parent), "stages.text.overrides.optim.text_lr=0.5"]) == 2
+    assert "optim.text_lr=0.003, the study asks for 0.5" in capsys.readouterr().err
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())

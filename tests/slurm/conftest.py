@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 from daemons import Slurm, missing_programs
 from helpers import TESTS
+from once import tell
 
 ROOT = TESTS.parent
 
 
 @pytest.fixture(scope="session")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+def slurm(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Slurm]:
     """Two nodes of 32 cores and 4 GPUs each, as far as SLURM knows."""
     if missing := missing_programs():
         pytest.skip(f"no SLURM to be had here: {', '.join(missing)} not installed (Debian: slurm-wlm, munge)")
+    tell(pytestconfig, "slurm: a SLURM of two nodes starts; its jobs wait for time limits and lost nodes: four minutes")
     daemons = Slurm(tmp_path_factory.mktemp("slurm") / "daemons")
     try:
         daemons.start()

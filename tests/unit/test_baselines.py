@@ -148,6 +148,7 @@ def runs(shards: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BASELINES)
 def test_every_baseline_leaves_the_files_of_a_neural_run(kind: str, runs: Path, shards: Path) -> None:
     manifest = load_manifest(shards)

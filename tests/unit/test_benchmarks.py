@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from once import tell
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
@@ -22,10 +23,13 @@ MARK = "GENRE_DIST_BENCHMARK_TEST"
 sys.path.insert(0, str(SCRIPT.parent))
 from gpu_sections import SECTIONS  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """What `--prepare` makes, in small; made with all packages. Read only."""
+    tell(pytestconfig, "benchmarks: the GPU benchmark is prepared and its every section run in small: about a minute")
     folder = tmp_path_factory.mktemp("gpu") / "prepared"
     done = run("--prepare", folder, "--quick")
     assert done.returncode == 0, done.stderr

@@ -73,6 +73,7 @@ def test_pairing_makes_differences_surer_than_the_figures_themselves() -> None:
     assert paired.p == pytest.approx(2 / 401)  # as small as 400 resamples can tell
 
 
+@pytest.mark.slow
 def test_nineteen_of_twenty_intervals_hold_the_true_difference() -> None:
     """Two models of the same skill: their true difference is 0."""
     inside = 0

@@ -292,6 +292,7 @@ def save_for_ever(folder: Path) -> None:
         saver.save(step)
 
 
+@pytest.mark.slow
 def test_after_kill_9_while_a_checkpoint_is_being_written_the_newest_whole_one_loads(tmp_path: Path) -> None:
     here = str(Path(__file__).parent)
     with Processes(tmp_path / "log") as child:
@@ -399,6 +400,7 @@ def test_two_savers_of_one_step_leave_one_whole_checkpoint(tmp_path: Path) -> No
     load_checkpoint(saved, make_strategy(seed=1), ALONE)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_may_take_any_time_to_be_written_as_long_as_it_grows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,8 @@ from genre_dist.study.differences import show_films
 from genre_dist.study.results import read_models, read_result
 from genre_dist.study.tables import p_value
 
+pytestmark = pytest.mark.slow
+
 QUICK = 200
 
 

@@ -22,6 +22,8 @@ from genre_dist.train import main
 from genre_dist.training import experiment, levers
 from genre_dist.training.levers import Compiling, choose_compiling, compile_blocks
 
+pytestmark = pytest.mark.slow
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 

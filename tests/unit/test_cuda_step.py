@@ -45,7 +45,10 @@ from genre_dist.training.step import Figures, TrainStep, agree
 from genre_dist.training.step_log import Step, StepLog
 
 SAMPLES, WORDS = 4, 50
-pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # torch's own code does
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor"),  # torch's own code does
+]
 
 
 def batch(step: int = 0, words: int = 7) -> Batch:

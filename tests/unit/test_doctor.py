@@ -271,6 +271,7 @@ def test_an_old_python(monkeypatch: pytest.MonkeyPatch) -> None:
     assert software.check_python().status == "wrong"
 
 
+@pytest.mark.slow
 def test_under_torchrun_the_ranks_measure_their_all_reduce(
     sample_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

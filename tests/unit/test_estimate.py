@@ -11,6 +11,8 @@ from genre_dist.training import estimate as estimates
 from genre_dist.training.estimate import estimate
 from genre_dist.training.levers import Compiling
 
+pytestmark = pytest.mark.slow
+
 RESNET = (
     *("--model.poster.arch", "resnet50", "--model.poster.weights", "none", "--model.text.arch", "none"),
     *("--train.precision", "bf16"),

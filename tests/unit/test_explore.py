@@ -187,6 +187,7 @@ def test_what_both_can_tell_they_tell_alike(catalogue: Path, shards: Path) -> No
             assert before["short_side"]["0.5"] == 60
 
 
+@pytest.mark.slow
 def test_the_page_holds_its_figures_and_asks_nothing_of_any_network(shards: Path, tmp_path: Path) -> None:
     assert main(["explore", str(shards), "--out", str(tmp_path)]) == 0
     page, told = (tmp_path / "index.html").read_text(), json.loads((tmp_path / "explore.json").read_text())

@@ -88,6 +88,7 @@ def offset_of(tars: Tars, number: int) -> int:
     raise AssertionError
 
 
+@pytest.mark.slow
 def test_the_verb_lists_tars_in_place_and_urls_elsewhere_and_leaves_what_is_indexed_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

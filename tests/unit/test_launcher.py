@@ -72,6 +72,7 @@ def test_what_the_user_has_to_change_is_said_once_and_not_tried_again(
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_disk_that_fails_may_work_in_the_next_attempt(
     sample_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

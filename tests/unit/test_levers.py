@@ -11,6 +11,8 @@ from genre_dist.config import OptimConfig, TrainConfig
 from genre_dist.train import main
 from genre_dist.training.levers import without_effect
 
+pytestmark = pytest.mark.slow
+
 # BatchNorm looks at no batch: otherwise the size of a micro-batch would be part of the result
 RUN = (
     *("--model.poster.arch", "helpers:small_resnet", "--model.poster.batch_norm", "eval"),

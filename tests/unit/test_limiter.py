@@ -46,6 +46,7 @@ class World:
 DELAY = st.floats(0, 0.01) | st.floats(0, 0.3) | st.floats(0, 3)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     rate=st.integers(1, 5) | st.integers(1, 50),

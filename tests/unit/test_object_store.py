@@ -20,6 +20,8 @@ from genre_dist.storage import place, sha256_of
 from genre_dist.stream import ShardReader, TarReader, TrainStream, evaluation_stream, load_manifest, load_tars
 from genre_dist.train import main as train
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"size": 72, "shard_size": 50}
 
 

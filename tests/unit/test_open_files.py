@@ -44,6 +44,7 @@ def run(folder: Path, soft: int, hard: int, program: str) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_more_shards_are_read_than_files_may_be_open(many: Path, workers: int) -> None:
     program = f"""

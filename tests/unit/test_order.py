@@ -201,6 +201,7 @@ def test_cutting_a_ranks_part_into_micro_batches_changes_nothing(order: EpochOrd
     assert [sample for part in parts for sample in part] == listed(order.rows(step))
 
 
+@pytest.mark.slow
 @law
 @given(orders("keep"))
 def test_the_last_steps_samples_are_spread_evenly_over_the_ranks(order: EpochOrder) -> None:

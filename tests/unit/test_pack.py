@@ -607,6 +607,7 @@ def alive(group: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_pack_goes_on_and_ends_with_the_bytes_of_one_never_killed(
     sample_catalogue: Path, tmp_path: Path, workers: int
@@ -635,6 +636,7 @@ def test_a_killed_pack_goes_on_and_ends_with_the_bytes_of_one_never_killed(
     assert left.items() <= files(never_killed).items()  # what had been finished was finished
 
 
+@pytest.mark.slow
 def test_ten_kills_at_random_moments_change_no_byte(sample_catalogue: Path, tmp_path: Path) -> None:
     out, never_killed = tmp_path / "killed", tmp_path / "whole"
     options = ["--shard_size=1", "--size=256"]
@@ -683,6 +685,7 @@ def check_full(result: "subprocess.CompletedProcess[str]", out: Path, reference:
     assert all((out / name).read_bytes() == whole[name] for name in finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "workers"), [(3_000, 1), (12_000, 1), (100_000, 1), (100_000, 2)])
 def test_a_file_that_cannot_grow_stops_the_pack_with_one_line_and_the_same_command_finishes_it(
     sample_catalogue: Path, sample_shards: Path, tmp_path: Path, limit: int, workers: int

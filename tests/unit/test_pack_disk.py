@@ -29,6 +29,7 @@ def vectors(tmp_path: Path) -> str:
     return f"--vectors={tmp_path / 'vectors.txt'}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITTEN)
 @pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_at_any_file_is_one_line_and_the_same_command_goes_on(

@@ -188,6 +188,7 @@ def test_a_changed_vocabulary_is_not_extended(fewer: Path, sample_catalogue: Pat
         pack(sample_catalogue, tmp_path / "shards", **OPTIONS)
 
 
+@pytest.mark.slow
 def test_a_killed_extension_leaves_the_folder_as_it_was_and_goes_on(
     fewer: Path, sample_catalogue: Path, tmp_path: Path
 ) -> None:

@@ -15,6 +15,8 @@ from genre_dist.lock import BusyError
 from genre_dist.prepare import pack as packing
 from genre_dist.prepare.pack import merge_parts, pack, pack_all, pack_part
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"size": 72, "shard_size": 50}
 HOLD = """
 import sys

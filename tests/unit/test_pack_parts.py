@@ -88,6 +88,7 @@ def test_parts_in_any_order_make_the_bytes_of_one_pack(
     assert whole(out) == files(sample_shards)
 
 
+@pytest.mark.slow
 def test_parts_at_the_same_time_one_killed_and_run_again_make_the_bytes_of_one_pack(
     sample_catalogue: Path, tmp_path: Path
 ) -> None:

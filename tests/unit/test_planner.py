@@ -15,6 +15,8 @@ from genre_dist.planner.model import PlannedModel, plan_model
 from genre_dist.planner.sizes import parse_size
 from genre_dist.planner.trace import Trace
 
+pytestmark = pytest.mark.slow
+
 SMALL = ModelConfig(
     text=TextConfig(hidden=16, layers=2),
     poster=PosterConfig(arch="resnet18", weights="none"),

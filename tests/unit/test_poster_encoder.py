@@ -64,6 +64,7 @@ def wants_224_network() -> nn.Module:
 # --- architectures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arch", "size"), SMALL.items())
 def test_any_torchvision_classifier_encodes(arch: str, size: int) -> None:
     encoder = make_encoder(arch).eval()
@@ -133,6 +134,7 @@ def test_a_callable_that_is_none_is_told(arch: str, message: str) -> None:
 # --- weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("form", ["torchvision", "data parallel", "wrapped", "a run's"])
 def test_weights_come_from_a_file_of_torchvision_or_of_a_run(tmp_path: Path, form: str, suffix: str) -> None:

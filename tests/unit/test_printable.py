@@ -189,6 +189,7 @@ def test_an_evaluation_shows_odd_names_of_genres_as_they_are(
     assert all(f"│ {printable(name).strip()[:200]}" in said for name in GENRES)
 
 
+@pytest.mark.slow
 def test_figures_and_page_of_an_exploration_take_any_names_of_genres(tmp_path: Path) -> None:
     from genre_dist.study.explore.counting import Counts
     from genre_dist.study.explore.findings import findings

@@ -34,6 +34,7 @@ subprocess.run(rank, stdout=output, stderr=output, pass_fds=[told], env=os.envir
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pipe", ["without a reader", "full"])
 def test_a_rank_whose_output_the_launcher_took_is_asked_to_stop_all_the_same(pipe: str) -> None:
     told, telling = os.pipe()

@@ -59,6 +59,7 @@ def plain() -> dict[str, dict[str, Tensor]]:
     return {precision: learn(network("none"), precision) for precision in ("fp32", "bf16")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_outputs_gradients_and_batch_norm_statistics_are_the_same_bit_for_bit(

@@ -18,6 +18,8 @@ from genre_dist.stream.manifest import Manifest
 from genre_dist.study.differences import show_films
 from genre_dist.train import main as train
 
+pytestmark = pytest.mark.slow
+
 MEMBERS = ("poster", "overview")
 
 

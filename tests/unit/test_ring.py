@@ -154,6 +154,7 @@ def test_a_killed_worker_is_an_error_that_says_so_and_leaves_no_process(
     assert children() == before
 
 
+@pytest.mark.slow
 def test_a_stopped_reader_is_named_and_the_wait_for_it_can_be_given_up(
     reader: ShardReader, places: list[Rows], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +178,7 @@ def test_a_stopped_reader_is_named_and_the_wait_for_it_can_be_given_up(
     assert children() == before
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_on_in_time_is_waited_for(reader: ShardReader, places: list[Rows]) -> None:
     ring = Ring(reader, BATCH, slots=3, workers=2, waiting=lambda _: ring.processes[0].send_signal(signal.SIGCONT))
     try:
@@ -245,6 +247,7 @@ for batch in ring.run(itertools.cycle([reader.refs(order.rows(0))]), hold=1):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_workers_end_with_a_trainer_that_is_killed_and_nothing_has_a_name_in_shared_memory(

@@ -28,6 +28,8 @@ from genre_dist.planner.roofline import (
 from genre_dist.stream import images
 from genre_dist.training.throughput import training_flops
 
+pytestmark = pytest.mark.slow
+
 H100 = card_named("H100")
 META = torch.device("meta")
 GIB = 2**30

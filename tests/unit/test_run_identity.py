@@ -19,6 +19,8 @@ from genre_dist.study.run import load_run
 from genre_dist.train import main
 from genre_dist.training.views import _run_id
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 RUN = (
     *("--model.poster.arch", "none", "--data.global_batch", 16, "--train.steps", STEPS, "--checkpoint.every_steps", 2),

@@ -75,6 +75,7 @@ def test_another_films_piece_is_refused() -> None:
     assert "index is of another tar" in str(outcome(piece(), 6030))
 
 
+@pytest.mark.slow
 @law
 @given(st.text(max_size=20), st.none() | st.text(max_size=5), st.lists(st.integers(1, 10**6), max_size=4))
 def test_genres_are_those_that_a_json_parser_finds_whatever_the_title(

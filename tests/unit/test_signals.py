@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -42,7 +43,15 @@ def test_the_second_signal_ends_at_once_whatever_hangs(number: signal.Signals, h
             process.kill()
 
 
-def test_signals_act_as_before_when_the_fetch_is_over() -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT interrupts; a shell starts its background jobs with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_signals_act_as_before_when_the_fetch_is_over(interruptible: None) -> None:
     reasons: list[str] = []
     stopped = threading.Event()
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

@@ -189,6 +189,7 @@ def test_every_parameter_is_in_a_unit_and_networks_are_cut_where_they_are_called
     assert cut or arch == "vit_b_16"
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(max_size=3), st.integers(0, 1000), max_size=30), st.integers(1, 8))
 def test_what_is_saved_is_divided_about_evenly(sizes: dict[str, int], ranks: int) -> None:

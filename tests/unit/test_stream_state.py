@@ -33,6 +33,7 @@ def test_iterating_is_one_epoch_of_that_length_and_epochs_differ(sample_shards: 
     assert first != second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("world", [1, 2, 4])
 @pytest.mark.parametrize("taken", [0, 3, 99])

@@ -139,6 +139,7 @@ def test_a_file_that_is_no_study_is_named(content: str, tmp_path: Path) -> None:
         load_study(tmp_path / "nowhere.yaml")
 
 
+@pytest.mark.slow
 def test_a_run_is_done_when_it_is_whole_and_of_the_same_settings_and_data(sample_shards: Path, tmp_path: Path) -> None:
     def text(*changes: str) -> Task:
         few = [f"stages.{name}=null" for name in ("poster", "combined_frozen", "end_to_end_warm", "end_to_end")]

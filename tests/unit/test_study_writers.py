@@ -42,6 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, sample_shards: Path) -> Path:
 # --- one writer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["evaluate", "compare", "explore", "baseline", "explain", "study"])
 def test_a_second_writer_is_refused_by_the_lock_before_it_reads_anything(
     verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -120,6 +121,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[FullDisk]:
     return FullDisk(monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["evaluate", "compare", "explore", "baseline", "explain"])
 def test_a_full_disk_leaves_whole_files_and_the_next_start_goes_on(
     verb: str,

@@ -25,6 +25,7 @@ from genre_dist.stream import TarReader, evaluation_stream, index_tars, load_tar
 # ---- links, ends, keys -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
 @pytest.mark.parametrize("remote", [False, True])
 def test_links_are_read_where_they_lead(tmp_path: Path, form: int, remote: bool) -> None:
@@ -208,6 +209,7 @@ main(["index", sys.argv[2], "--workers", "1"])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("renames", range(4))
 def test_killed_at_any_of_its_files_the_same_command_makes_what_one_never_killed_makes(
     tmp_path: Path, renames: int

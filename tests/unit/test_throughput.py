@@ -19,6 +19,7 @@ def counted(text: TextConfig, poster: PosterConfig) -> float:
     return training_flops(model, config, torch.device("meta"))
 
 
+@pytest.mark.slow
 def test_the_studys_model_takes_74_gigaflops_a_sample() -> None:
     """An independent count: ResNet152 68.833, LSTM 5.250 less 0.135 with frozen word vectors, 19 heads 0.418."""
     resnet = PosterConfig(arch="resnet152", weights="none")

@@ -316,6 +316,7 @@ def steps_of(folder: Path, kind: str) -> list[int]:
     return [row["global_step"] for row in history(folder) if f"{kind}/loss" in row]
 
 
+@pytest.mark.slow
 def test_an_offline_run_of_wandb_holds_the_same_losses_at_the_same_steps_after_a_resume_too(offline: Path) -> None:
     config = Config(run=RunConfig(dir=str(offline)), tracking=TrackingConfig(project="test"))
     record = open_record(config, offline, 0, 400)

@@ -139,6 +139,7 @@ def test_imagenet_weights_out_of_reach_name_both_ways_out(
     assert "--model.poster.weights FILE" in line  # or another file
 
 
+@pytest.mark.slow
 def test_weights_of_another_runs_text_encoder_must_fit(
     sample_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +158,7 @@ def test_weights_of_another_runs_text_encoder_must_fit(
 # --- what may be frozen
 
 
+@pytest.mark.slow
 def test_only_the_heads_can_be_trained(sample_shards: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
@@ -178,6 +180,7 @@ def test_only_the_heads_can_be_trained(sample_shards: Path, tmp_path: Path) -> N
 # --- the run's folder
 
 
+@pytest.mark.slow
 def test_overwrite_deletes_a_run_but_no_other_folder(
     sample_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

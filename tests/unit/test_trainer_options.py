@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from genre_dist.train import main
 from genre_dist.training.wandb_files import history
 
+pytestmark = pytest.mark.slow
+
 RUN = (
     *("--data.global_batch", 16, "--data.workers", 0, "--run.seed", 3, "--optim.schedule", "constant"),
     *("--optim.warmup_steps", 0, "--train.eval_every_steps", 2),

@@ -11,6 +11,8 @@ import torch.distributed as dist
 
 from genre_dist.parallel.watchdog import HUNG, _comes_from_others
 
+pytestmark = pytest.mark.slow
+
 START = """
 import threading, time
 from genre_dist.parallel.watchdog import Watchdog

@@ -49,6 +49,7 @@ def poster(server: Handle) -> bytes:
 # ---- deadlines ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dribble", "dribble-head"])
 def test_an_answer_that_drips_ends_at_its_deadline(server: Handle, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadline, "ANSWER_SECONDS", 0.4)
@@ -60,6 +61,7 @@ def test_an_answer_that_drips_ends_at_its_deadline(server: Handle, kind: str, mo
         assert 0.3 < time.monotonic() - began < 10
 
 
+@pytest.mark.slow
 def test_an_answer_that_brings_much_may_take_longer(server: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadline, "ANSWER_SECONDS", 0.4)
     monkeypatch.setattr(deadline, "SLOWEST_BYTES", 1)
