@@ -203,7 +203,7 @@ def _options(cls: type = Config, prefix: str = "") -> dict[str, bool]:
     for name, kind in typing.get_type_hints(cls).items():
         found[prefix + name] = dataclasses.is_dataclass(kind)
         if dataclasses.is_dataclass(kind):
-            found |= _options(kind, f"{prefix}{name}.")
+            found |= _options(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
     return found
 
 
