@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,10 +10,8 @@ from typing import IO, Any
 
 from genre_dist.storage import Place, upload
 
-_TEMPORARY = re.compile(
-    r".+\..+-\d+-[0-9a-f]{8}\.tmp|step-.+-\d+-[0-9a-f]{6,8}\.partial|\.(movies\.parquet|\d+\.jpg)\.part", re.DOTALL
-)
-"""Files, checkpoints, and what older versions called the files of a catalogue."""
+_TEMPORARY = re.compile(r".+\..+-\d+-[0-9a-f]{8}\.tmp|\.(movies\.parquet|\d+\.jpg)\.part", re.DOTALL)
+"""The second kind is of older versions: a catalogue's files."""
 
 
 @contextmanager
@@ -33,7 +30,8 @@ def atomic_file(path: Place, mode: str = "wb", sync: bool = True) -> Iterator[IO
                 yield file
             upload(finished, path)
         return
-    temporary = path.with_name(f"{path.name}.{new_token()}.tmp")
+    token = f"{os.uname().nodename[:64]}-{os.getpid()}-{os.urandom(4).hex()}"
+    temporary = path.with_name(f"{path.name}.{token}.tmp")
     try:
         with open(temporary, mode, encoding=encoding) as file:
             yield file
@@ -49,13 +47,8 @@ def atomic_file(path: Place, mode: str = "wb", sync: bool = True) -> Iterator[IO
         raise
 
 
-def new_token() -> str:
-    """A name for what this process writes aside: no other process on any node has it."""
-    return f"{os.uname().nodename[:64]}-{os.getpid()}-{os.urandom(4).hex()}"
-
-
 def remove_leftovers(folder: Place) -> int:
-    """Remove what killed writers left in a folder (not below it), and return how many files and checkpoints that were.
+    """Remove what killed writers left in a folder (not below it), and return how many files that were.
 
     For whoever has just taken the folder's lock, before any other rank is let in: all writers but this one are dead
     then.
@@ -65,6 +58,6 @@ def remove_leftovers(folder: Place) -> int:
         for name in os.listdir(folder):
             if _TEMPORARY.fullmatch(name):
                 with suppress(OSError):  # a leftover is not worth an error
-                    shutil.rmtree(folder / name) if name.endswith(".partial") else (folder / name).unlink()
+                    (folder / name).unlink()
                     removed += 1
     return removed

@@ -21,6 +21,7 @@ from urllib.parse import unquote
 
 from genre_dist.acquire.left_out import LeftOut
 from genre_dist.printable import printable
+from genre_dist.storage import opened
 
 ENDINGS = (
     *("jpg", "jpeg", "jpe", "jfif", "pjpeg", "pjp", "png", "webp", "gif", "bmp", "dib", "tif", "tiff"),
@@ -123,14 +124,14 @@ def find_posters(
             left_out.add("posters without a row, left out", file.where)
             continue
         try:
-            opened = file.open()
-            head = opened.peek(HEAD_BYTES)  # type: ignore[attr-defined]  # all are buffered
+            content = file.open()
+            head = content.peek(HEAD_BYTES)  # type: ignore[attr-defined]  # all are buffered
         except Exception as error:
             if isinstance(file.source, TarMember):
                 raise _damaged(file.source.tar, file.where, error) from error
             left_out.add("files that cannot be read", f"{file.where} ({error})")
             continue
-        with opened:
+        with content:
             look = Look.EMPTY if not file.size else Look.PICTURE if _MAGIC.match(head) else Look.NO_PICTURE
             if look is not Look.PICTURE and not is_named_so:
                 left_out.add("files that are no picture", file.where)
@@ -144,11 +145,7 @@ def find_posters(
                         "files that are named like pictures but are none, taken where there is nothing better",
                         file.where,
                     )
-                yield Poster(key, look, file.source, file.where, opened)
-
-
-def _opened(path: Path) -> IO[bytes]:
-    return open(path, "rb")
+                yield Poster(key, look, file.source, file.where, content)
 
 
 def refuse_compressed(tar: Path) -> None:
@@ -194,7 +191,7 @@ def _folder_files(folder: Path, left_out: LeftOut) -> Iterator[_File]:
                 unreadable(error)
                 continue
             if stat.S_ISREG(status.st_mode):
-                yield _File(name, status.st_size, path, str(path), partial(_opened, path))
+                yield _File(name, status.st_size, path, str(path), partial(opened, path))
             else:
                 left_out.add("things that are neither file nor folder", path)
 
@@ -251,12 +248,12 @@ def _members(path: Path, left_out: LeftOut | None = None) -> Iterator[tuple[tarf
     """The members of a tar, and of those that were appended to it with `cat`."""
     where = "its beginning"
     try:
-        opened = tarfile.open(path)  # noqa: SIM115 (the with below; an archive that cannot be opened is another error)
+        archive = tarfile.open(path)  # noqa: SIM115 (the with below; an archive that cannot be opened is another error)
     except Exception as error:
         raise ValueError(
             f"{path} is no tar, or cut off at its start; unpack other archives and give the folder"
         ) from error
-    with opened as tar:
+    with archive as tar:
         reached = -1
         while True:
             with _damage_at(path, where):

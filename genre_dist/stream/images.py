@@ -113,7 +113,8 @@ def _decode(jpegs: list[Tensor], device: torch.device) -> list[Tensor]:
     """JPEGs, uint8 [bytes] each, on the host -> uint8 [3, H, W] each, on the device, in its current stream."""
     from torchcodec.decoders import decode_jpeg as decode_jpegs
 
-    decoded: list[Tensor] = decode_jpegs(jpegs, mode="RGB", device=device)
+    decoded = decode_jpegs(jpegs, mode="RGB", device=device)
+    assert isinstance(decoded, list)  # a list was given
     return decoded
 
 

@@ -9,8 +9,12 @@ and only tensors are stored, so nothing in a checkpoint can run code.
 
 import io
 import json
+import os
 import pickle
+import platform
+import secrets
 import shutil
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -121,6 +125,29 @@ def _complete(partial: Path, final: Path, facts: dict[str, Any], progress: Calla
 
 def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
+
+
+def new_token() -> str:
+    """A name for what this process writes aside: `<host>-<pid>-<random>`, see `remove_leftovers`."""
+    return f"{platform.node()[:64] or 'host'}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what savers that were killed left lying about.
+
+    Those of this host are known by their process; those of others are given an hour, as they may still be written.
+    """
+    for partial in folder.glob("step-*.partial"):
+        host, _, pid = partial.suffixes and partial.name.split(".", 1)[1].rpartition("-")[0].rpartition("-")
+        with suppress(OSError):
+            if host == (platform.node()[:64] or "host") and pid.isdigit():
+                alive = Path(f"/proc/{pid}").exists() if Path("/proc").is_dir() else True
+                stale = not alive
+            else:
+                newest = max((path.stat().st_mtime for path in (partial, *partial.iterdir())), default=0.0)
+                stale = time.time() - newest > 3600
+            if stale:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def remove_old(folder: Path, step: int, keep: int, spared: int | None) -> None:

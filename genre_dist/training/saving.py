@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from annotated_types import Ge, Le
 
-from genre_dist.atomic import new_token, remove_leftovers
 from genre_dist.config import CheckpointConfig
 from genre_dist.parallel.strategy import Strategy
 from genre_dist.parallel.world import World
@@ -27,6 +26,8 @@ from genre_dist.training.checkpoint import (
     checkpoint_path,
     is_as_written,
     is_whole,
+    new_token,
+    remove_leftovers,
     remove_old,
     write_checkpoint,
 )

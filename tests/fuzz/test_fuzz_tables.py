@@ -147,8 +147,8 @@ def test_a_damaged_tar_of_posters_is_read_or_told(folder: Path, form: int, data:
         for poster in find_posters(path, keys, LeftOut()):
             assert poster.key in keys
             poster.read()
-            assert isinstance(poster.place, TarMember)
-            places.append(poster.place)
+            assert isinstance(poster.source, TarMember)
+            places.append(poster.source)
 
     told_or_read(read, path)
     for place in places:

@@ -44,18 +44,6 @@ def test_only_names_of_temporary_files_go(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == kept
 
 
-def test_half_a_checkpoint_goes_whole_ones_stay(tmp_path: Path) -> None:
-    for name in (
-        "step-00000001",
-        "step-00000002.other.example.org-1-0123ab.partial",
-        "step-00000002.a-1-0123abcd.partial",
-    ):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__0_0.distcp").touch()
-    assert remove_leftovers(tmp_path) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-
-
 def test_a_folder_that_is_not_there_has_no_leftovers(tmp_path: Path) -> None:
     assert remove_leftovers(tmp_path / "nowhere") == 0
 
