@@ -24,8 +24,8 @@ from genre_dist.config import CheckpointConfig, Config, HeadsConfig, ModelConfig
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.parallel.replicated import Replicated
 from genre_dist.parallel.world import World
-from genre_dist.training.experiment import make_optimizer
-from genre_dist.training.saving import Saver
+from genre_dist.training.checkpoint_manager import Saver
+from genre_dist.training.optimizer import make_optimizer
 
 GOAL_SECONDS = 1.0
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from common import Row, measured, options, report
 
-from genre_dist.acquire.sample import make_sample
-from genre_dist.prepare.pack import pack
+from genre_dist.catalogue.sample_films import make_sample
+from genre_dist.packing.pack import pack
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from gpu_worker import Options
 
 from genre_dist.config import Config, DataConfig, HeadsConfig, ModelConfig, PosterConfig, TextConfig
 from genre_dist.parallel.world import World
-from genre_dist.planner.model import Vocabulary
+from genre_dist.planner.planned_model import Vocabulary
 from genre_dist.planner.sizes import TYPICAL_TOKENS
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.manifest import Manifest, load_manifest

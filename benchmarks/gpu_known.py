@@ -13,9 +13,9 @@ import genre_dist
 from genre_dist.config import Config
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.planner.memory import Checkpointing, Precision, Setting, peak_bytes
-from genre_dist.planner.model import PlannedModel, plan_model
+from genre_dist.planner.planned_model import PlannedModel, plan_model
 from genre_dist.planner.sizes import TYPICAL_TOKENS
-from genre_dist.training.throughput import training_flops
+from genre_dist.planner.throughput import training_flops
 
 FILE = "known.json"
 

@@ -16,9 +16,9 @@ from gpu_measure import make_step
 
 from genre_dist.config import CheckpointConfig, Config, TrackingConfig
 from genre_dist.parallel.world import World
-from genre_dist.planner.model import find_vocabulary
+from genre_dist.planner.planned_model import find_vocabulary
 from genre_dist.stream.batch import Batch
-from genre_dist.stream.device import device_feed
+from genre_dist.stream.device_feed import device_feed
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.reader import ShardReader
 from genre_dist.training.backoff import NOTE

@@ -10,17 +10,18 @@ import torch
 
 from genre_dist.config import Config
 from genre_dist.models.classifier import GenreClassifier
-from genre_dist.parallel.strategy import make_strategy
+from genre_dist.models.levers import pull_levers
+from genre_dist.parallel.strategies import make_strategy
 from genre_dist.parallel.world import World
 from genre_dist.planner.memory import Checkpointing, Setting, peak_bytes
-from genre_dist.planner.model import PlannedModel, Vocabulary
 from genre_dist.planner.options import MemoryPlan
+from genre_dist.planner.planned_model import PlannedModel, Vocabulary
 from genre_dist.planner.sizes import gb
 from genre_dist.stream.batch import Batch
-from genre_dist.stream.device import to_device, whole_pixels
-from genre_dist.training.experiment import autocast_for, make_optimizer
-from genre_dist.training.levers import pull_levers
+from genre_dist.stream.device_feed import to_device, whole_pixels
+from genre_dist.training.experiment import autocast_for
 from genre_dist.training.loss import loss_sum
+from genre_dist.training.optimizer import make_optimizer
 from genre_dist.training.step import TrainStep, agree
 
 

@@ -34,8 +34,8 @@ def prepare(out: Path, quick: bool) -> str:
 
 def pack_films(out: Path, films: int, quick: bool) -> None:
     """Pack procedural films into `out`/shards. Raises ImportError without what that needs (simplejpeg, rich)."""
-    from genre_dist.acquire.sample import make_sample
-    from genre_dist.prepare.pack import pack
+    from genre_dist.catalogue.sample_films import make_sample
+    from genre_dist.packing.pack import pack
 
     catalogue = out / "catalogue"
     shutil.rmtree(catalogue, ignore_errors=True)  # of one that was killed

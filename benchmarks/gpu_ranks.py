@@ -18,7 +18,7 @@ from gpu_worker import Options, child_command
 
 from genre_dist.config import ParallelConfig
 from genre_dist.parallel.world import start_world, stop_world
-from genre_dist.training.throughput import peak_memory_bytes
+from genre_dist.planner.throughput import peak_memory_bytes
 
 RANKS = 2
 

@@ -16,11 +16,12 @@ from genre_dist.config import Config
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.heads import Heads
 from genre_dist.planner.memory import Checkpointing, Precision
+from genre_dist.planner.throughput import peak_flops
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.images import whole
-from genre_dist.training.experiment import autocast_for, make_optimizer
+from genre_dist.training.experiment import autocast_for
 from genre_dist.training.loss import loss_sum
-from genre_dist.training.throughput import peak_flops
+from genre_dist.training.optimizer import make_optimizer
 
 GOAL_PLAN = 0.10
 QUICK_BATCH = 2

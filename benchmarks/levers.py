@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from genre_dist.config import ModelConfig, PosterConfig, TextConfig, TrainConfig
 from genre_dist.models.classifier import GenreClassifier
-from genre_dist.training.levers import pull_levers
+from genre_dist.models.levers import pull_levers
 from genre_dist.training.loss import loss_sum
 
 WORDS, TOKENS, GENRES = 1000, 55, 19

@@ -37,8 +37,8 @@ import peers
 import shuffle
 from common import Row, measured, report, write
 
-from genre_dist.acquire.sample import make_sample
-from genre_dist.prepare.pack import pack
+from genre_dist.catalogue.sample_films import make_sample
+from genre_dist.packing.pack import pack
 from genre_dist.stream.decode import DECODERS
 
 CONTENDERS = Path(__file__).with_name("loader_contenders.py")

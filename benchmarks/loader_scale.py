@@ -54,8 +54,8 @@ def _planning() -> list[Row]:
 
 
 def _memory(quick: bool) -> Iterator[Row]:
-    from genre_dist.acquire.sample import make_sample  # not in the processes that are measured
-    from genre_dist.prepare.pack import pack
+    from genre_dist.catalogue.sample_films import make_sample  # not in the processes that are measured
+    from genre_dist.packing.pack import pack
 
     counts = (1_000, 10_000) if quick else (1_000, 10_000, 100_000)
     with tempfile.TemporaryDirectory() as name:

@@ -23,12 +23,12 @@ from common import Row, options, report
 from numpy.typing import NDArray
 from torch import nn
 
-from genre_dist.acquire.sample import make_sample
-from genre_dist.configfile import parse_config
+from genre_dist.catalogue.sample_films import make_sample
+from genre_dist.config.files import parse_config
+from genre_dist.packing.pack import pack
 from genre_dist.parallel.world import start_world
-from genre_dist.prepare.pack import pack
 from genre_dist.stream.batch import Batch
-from genre_dist.stream.device import to_device, training_pixels
+from genre_dist.stream.device_feed import to_device, training_pixels
 from genre_dist.training.experiment import Experiment
 from genre_dist.training.loss import loss_sum
 from genre_dist.training.trainer import Trainer

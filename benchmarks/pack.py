@@ -24,10 +24,10 @@ import peers
 import simplejpeg
 from common import Row, measured, options, report
 
-from genre_dist.acquire.catalogue import CatalogueWriter, poster_file, read_rows
-from genre_dist.acquire.sample import make_sample
-from genre_dist.prepare.pack import pack
-from genre_dist.prepare.posters import HALVE_FROM, load_rgb, square
+from genre_dist.catalogue.catalogue import CatalogueWriter, poster_file, read_rows
+from genre_dist.catalogue.sample_films import make_sample
+from genre_dist.packing.pack import pack
+from genre_dist.packing.posters import HALVE_FROM, load_rgb, square
 from genre_dist.stream.manifest import Manifest
 
 SIZE, QUALITY = 256, 90

@@ -11,9 +11,9 @@ from common import Row, options, report
 
 from genre_dist.config import Config, DataConfig, ModelConfig, PosterConfig, TextConfig
 from genre_dist.planner.memory import Checkpointing, Setting, card_bytes, largest_micro_batch, peak_bytes
-from genre_dist.planner.model import plan_model
 from genre_dist.planner.options import make_plan
-from genre_dist.planner.report import describe
+from genre_dist.planner.plan_report import describe
+from genre_dist.planner.planned_model import plan_model
 
 CARDS, BATCH = (8, 11, 16), 32
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from common import Row, measured, options, report
 
-from genre_dist.acquire.sample import make_sample
-from genre_dist.prepare.pack import pack
+from genre_dist.catalogue.sample_films import make_sample
+from genre_dist.packing.pack import pack
 
 GRADIENT_BYTES = 4 * 143_846_483
 FLOPS = 74.4e9  # a sample: ResNet152 at 224 pixels, LSTM over 55 tokens, heads

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from common import Row, measured, options, report
 
-from genre_dist.acquire.sample import make_sample
-from genre_dist.prepare.pack import pack
+from genre_dist.catalogue.sample_films import make_sample
+from genre_dist.packing.pack import pack
 
 SMALL = {"--model.poster.arch": "resnet18", "--data.image_size": 64, "--data.global_batch": 32, "--train.steps": 14}
 LARGE = {"--model.poster.arch": "resnet152", "--data.image_size": 224, "--data.global_batch": 16, "--train.steps": 8}

@@ -6,15 +6,24 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from genre_dist import __version__
-from genre_dist.acquire import verbs as acquire
-from genre_dist.cluster import verbs as cluster
+from genre_dist.baselines import verbs as baselines
+from genre_dist.catalogue import verbs as catalogue
+from genre_dist.compare import verbs as compare
+from genre_dist.doctor import verbs as doctor
+from genre_dist.explain import verbs as explain
+from genre_dist.explore import verbs as explore
+from genre_dist.inference import verbs as inference
+from genre_dist.packing import verbs as packing
 from genre_dist.planner import verbs as planner
-from genre_dist.prepare import verbs as prepare
 from genre_dist.printable import printable
 from genre_dist.stream import verbs as stream
 from genre_dist.study import verbs as study
+from genre_dist.tmdb import verbs as tmdb
 from genre_dist.training import verbs as training
 
+ROOMS = (
+    catalogue, tmdb, packing, stream, planner, training, inference, compare, explore, baselines, explain, study, doctor
+)  # fmt: skip
 STOPPED = 130
 """Exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
 
@@ -42,7 +51,7 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"genre-dist {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for room in (acquire, prepare, stream, planner, training, study, cluster):
+    for room in ROOMS:
         room.add_verbs(verbs)
     return parser
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from genre_dist.config import Config
-from genre_dist.configfile import parse_config
+from genre_dist.config.files import parse_config
 from genre_dist.parallel.launcher import restarted, settle, settled, world_size
 from genre_dist.parallel.one_run import joined
 from genre_dist.printable import printable

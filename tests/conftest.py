@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from once import made_once
 
-from genre_dist.acquire.sample import make_sample
-from genre_dist.prepare.pack import pack
+from genre_dist.catalogue.sample_films import make_sample
+from genre_dist.packing.pack import pack
 
 FOLDERS = {"chaos": "slow", "distributed": "ranks", "slurm": "slurm"}
 """What marks every test of a folder; `browser` and `slow` are also given to files and tests."""

@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from genre_dist.models import classifier, text
-from genre_dist.stream import device, images
+from genre_dist.stream import device_feed as device
+from genre_dist.stream import images
 
 CUDA = torch.device("cuda", 0)
 PACKAGE = str(Path(device.__file__).parents[1])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from genre_dist.parallel import device as devices
+from genre_dist.parallel import gpu as devices
 
 GB = 2**30
 CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from acquire_server import KEY, Handle
 
-from genre_dist.acquire.catalogue import read_rows
+from genre_dist.catalogue.catalogue import read_rows
 
 
 def rows_of(catalogue: Path) -> list[dict[str, Any]]:

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 import genre_dist.training.checkpoint as checkpoint
 import genre_dist.training.evaluation as evaluation
-import genre_dist.training.resuming as resuming
+import genre_dist.training.start as resuming
 from genre_dist.config import Config
-from genre_dist.configfile import parse_config
+from genre_dist.config.files import parse_config
 from genre_dist.stream.loader import TrainStream
 from genre_dist.train import train
-from genre_dist.training.saving import Saver
+from genre_dist.training.checkpoint_manager import Saver
+from genre_dist.training.metrics_log import Record
 from genre_dist.training.step import TrainStep
-from genre_dist.training.tracking import Record
 
 STEPS, GLOBAL_BATCH = 60, 8
 RUN = (

@@ -3,7 +3,7 @@
 import sys
 
 from genre_dist import cli
-from genre_dist.study import predict_many
+from genre_dist.inference import predict_many
 
 FILMS = 64
 

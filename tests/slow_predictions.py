@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 from genre_dist import cli
+from genre_dist.inference import predict_many
 from genre_dist.parallel import world
-from genre_dist.study import predict_many
 
 TIMEOUT_SECONDS = 3
 SECONDS_A_BATCH = 1.2

@@ -15,7 +15,7 @@ import deepspeed  # noqa: F401 (for all ranks)
 import torch
 from helpers import free_port
 
-from genre_dist.configfile import parse_config
+from genre_dist.config.files import parse_config
 from genre_dist.parallel.world import start_world, stop_world
 from genre_dist.training.trainer import Trainer
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from genre_dist.configfile import parse_config, save_config
+from genre_dist.config.files import parse_config, save_config
 from genre_dist.genres import GENRE_NAMES
+from genre_dist.metrics.measures import metrics
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
-from genre_dist.study.metrics import metrics
 from genre_dist.training.evaluation import Evaluation, save_evaluation
 
 FROZEN = ("--model.text.frozen", "true", "--model.poster.frozen", "true", "--model.text.weights", "text.safetensors")

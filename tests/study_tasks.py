@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from genre_dist.study.chain.resources import Resources
-from genre_dist.study.chain.tasks import Task
+from genre_dist.study.resources import Resources
+from genre_dist.study.tasks import Task
 
 # notes that it began, waits for what it is told to, notes that it ended, or that it was asked to stop
 TASK = """

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from genre_dist.atomic import remove_leftovers
 from genre_dist.config import Config, derive_batches
 from genre_dist.lock import BusyError, Lock, refuse_if_busy, take
 from genre_dist.parallel.launcher import note_end, note_exit_code, own_rank, world_size
@@ -76,7 +77,7 @@ def joined(config: Config) -> Iterator["World"]:
     """
     folder = Path(config.run.dir)
     with one_run(folder) as held:
-        from genre_dist.parallel.strategy import check_strategy, strategy_name
+        from genre_dist.parallel.strategies import check_strategy, strategy_name
         from genre_dist.parallel.world import all_ranks
 
         try:
@@ -94,6 +95,15 @@ def joined(config: Config) -> Iterator["World"]:
         except (ValueError, SystemExit) as error:
             note_end(folder, error.code if isinstance(error, SystemExit) else 2)
             raise
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[Held]:
+    """`one_run` for a folder that the launch writes anew: rank 0 removes what killed writers left in it."""
+    with one_run(folder) as held:
+        if own_rank() == 0:
+            remove_leftovers(folder)
+        yield held
 
 
 def _first_hold(folder: Place) -> Lock | None:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from genre_dist.parallel.board import sign_in
-from genre_dist.parallel.device import Card, choose_device, exchange_cards, is_shared, ranks_on, take_device
+from genre_dist.parallel.gpu import Card, choose_device, exchange_cards, is_shared, ranks_on, take_device
 from genre_dist.parallel.launcher import own_rank, world_size
 from genre_dist.parallel.watchdog import Watchdog
 

@@ -20,9 +20,9 @@ from torch.utils.flop_counter import flop_registry
 
 from genre_dist.config import Config
 from genre_dist.models.classifier import GenreClassifier
-from genre_dist.planner.model import Vocabulary, meta_model
+from genre_dist.models.levers import pull_levers
+from genre_dist.planner.planned_model import Vocabulary, meta_model
 from genre_dist.stream import images
-from genre_dist.training.levers import pull_levers
 
 CONVOLUTION, CONVOLUTION_BACKWARD = "convolutions, forward", "convolutions, backward"
 BATCH_NORM, ELEMENTWISE = "BatchNorm", "ReLU, add, pooling"

@@ -7,7 +7,7 @@ from typing import cast, get_args
 
 from genre_dist.config import Config, derive_batches
 from genre_dist.parallel.deepspeed_config import bucket_bytes
-from genre_dist.parallel.strategy import strategy_name
+from genre_dist.parallel.strategies import strategy_name
 from genre_dist.planner.memory import (
     Checkpointing,
     Precision,
@@ -18,7 +18,7 @@ from genre_dist.planner.memory import (
     peak_bytes,
     static_bytes,
 )
-from genre_dist.planner.model import PlannedModel, plan_model
+from genre_dist.planner.planned_model import PlannedModel, plan_model
 
 LEVERS = ("bf16", "checkpointing", "accumulation", "sharding", "offload")
 ENOUGH = 16

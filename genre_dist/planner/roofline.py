@@ -13,13 +13,13 @@ import torch
 from genre_dist.config import Config, derive_batches
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.text import TextEncoder
-from genre_dist.planner.cards import Card
-from genre_dist.planner.model import find_vocabulary, meta_model
+from genre_dist.planner.gpu_specs import Card
 from genre_dist.planner.operations import HEADS, PIXELS, Operation, trace_operations
 from genre_dist.planner.options import planned_micro_batch
+from genre_dist.planner.planned_model import find_vocabulary, meta_model
 from genre_dist.planner.sizes import TYPICAL_TOKENS
+from genre_dist.planner.throughput import recurrent_flops, training_flops
 from genre_dist.stream.manifest import load_manifest
-from genre_dist.training.throughput import recurrent_flops, training_flops
 
 REACHED = (0.4, 0.75)
 """Assumed: what training reaches of its roofline. ResNet-50 as NVIDIA published it on one GPU (DeepLearningExamples,

@@ -6,7 +6,7 @@ from argparse import REMAINDER, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genre_dist.options import Verbs, names
+from genre_dist.verb_options import Verbs, names
 
 if TYPE_CHECKING:
     from genre_dist.config import Config
@@ -39,7 +39,7 @@ def _plan(arguments: Namespace) -> None:
     import json
 
     from genre_dist.atomic import atomic_file
-    from genre_dist.planner.cards import card_named
+    from genre_dist.planner.gpu_specs import card_named
     from genre_dist.planner.sizes import parse_size
 
     _check(arguments)
@@ -77,7 +77,7 @@ def _check(arguments: Namespace) -> None:
 
 
 def _config(arguments: Namespace) -> "Config":
-    from genre_dist.configfile import parse_config
+    from genre_dist.config.files import parse_config
 
     given = [] if arguments.config is None else ["--config", str(arguments.config)]
     given += arguments.overrides[arguments.overrides[:1] == ["--"] :]
@@ -90,9 +90,9 @@ def _memory(arguments: Namespace, config: "Config", memory: int) -> dict[str, An
     """Print what fits and compare with the real peak if asked to; return the plan for programs."""
     import torch
 
-    from genre_dist.parallel.device import crowded
+    from genre_dist.parallel.gpu import crowded
     from genre_dist.planner.options import LEVERS, make_plan
-    from genre_dist.planner.report import print_plan, to_json
+    from genre_dist.planner.plan_report import print_plan, to_json
 
     file = "" if arguments.config is None else str(arguments.config)
     plan = make_plan(config, memory, arguments.gpus, LEVERS if arguments.levers is None else arguments.levers)

@@ -17,7 +17,7 @@ from genre_dist.stream.refs import SampleRefs, lane_refs, refs_in_stored_order
 from genre_dist.stream.ring import Waiting, no_limit
 
 if TYPE_CHECKING:  # the stream needs no torch
-    from genre_dist.stream.device import DeviceFeed
+    from genre_dist.stream.device_feed import DeviceFeed
 
 
 class TrainStream:

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from genre_dist.options import Verbs, names
+from genre_dist.verb_options import Verbs, names
 
 MOST_NOTES = 20
 

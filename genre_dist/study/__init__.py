@@ -1,1 +1,1 @@
-"""What comes after training: metrics, evaluation, prediction."""
+"""The whole chain by one command: stages from a YAML, run and stopped, each a process of its own."""

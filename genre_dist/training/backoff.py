@@ -17,7 +17,7 @@ from torch import Tensor
 
 from genre_dist.atomic import atomic_file
 from genre_dist.config import Config, derive_batches
-from genre_dist.parallel.strategy import strategy_name
+from genre_dist.parallel.strategies import strategy_name
 from genre_dist.parallel.world import LONGEST_ALLOWED, World
 from genre_dist.stream.batch import Batch, part_of
 from genre_dist.training.experiment import Experiment, choose_precision

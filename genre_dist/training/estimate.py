@@ -3,18 +3,18 @@
 import torch
 
 from genre_dist.config import Batches, Config, derive_batches
-from genre_dist.parallel.device import crowded
-from genre_dist.parallel.strategy import check_strategy
+from genre_dist.models.levers import choose_compiling
+from genre_dist.parallel.gpu import crowded
+from genre_dist.parallel.strategies import check_strategy
 from genre_dist.planner.memory import WORKSPACE_BYTES, peak_bytes, static_bytes
-from genre_dist.planner.model import PlannedModel, meta_model, plan_model
 from genre_dist.planner.options import configured_setting
-from genre_dist.planner.report import held, parameter_lines
+from genre_dist.planner.plan_report import held, parameter_lines
+from genre_dist.planner.planned_model import PlannedModel, meta_model, plan_model
 from genre_dist.planner.sizes import gb, mb
+from genre_dist.planner.throughput import peak_flops, training_flops
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.training.experiment import choose_precision, open_stream, total_steps
 from genre_dist.training.host_bound import host_bound
-from genre_dist.training.levers import choose_compiling
-from genre_dist.training.throughput import peak_flops, training_flops
 
 
 def estimate(config: Config, world_size: int) -> str:

@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genre_dist.config import Config
+from genre_dist.metrics.evaluation_files import Predictions, write_evaluation
+from genre_dist.metrics.measures import figures_of_named, metrics
+from genre_dist.metrics.thresholds import fit_thresholds, load_thresholds, save_thresholds
 from genre_dist.parallel.world import World
 from genre_dist.printable import printable, terminal
 from genre_dist.stream.cache import block_cache
-from genre_dist.stream.device import Size, device_feed, sent, to_device, whole_pixels
+from genre_dist.stream.device_feed import Size, device_feed, sent, to_device, whole_pixels
 from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.reader import ShardReader
-from genre_dist.study.evaluated import Predictions, write_evaluation
-from genre_dist.study.metrics import figures_of_named, metrics
-from genre_dist.study.thresholds import fit_thresholds, load_thresholds, save_thresholds
 from genre_dist.training.loss import loss_sum
 from genre_dist.training.stopping import Stopped, heed_while_waiting
 

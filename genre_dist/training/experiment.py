@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from genre_dist.config import Config, derive_batches
-from genre_dist.models.classifier import GenreClassifier, parameter_groups
-from genre_dist.parallel.strategy import Strategy, check_strategy, make_strategy
+from genre_dist.models.classifier import GenreClassifier
+from genre_dist.models.levers import Compiling, choose_compiling, pull_levers, without_effect
+from genre_dist.parallel.strategies import check_strategy, make_strategy
+from genre_dist.parallel.strategy import Strategy
 from genre_dist.parallel.world import LONGEST_ALLOWED, World
+from genre_dist.planner.throughput import peak_flops, training_flops
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.cache import block_cache
-from genre_dist.stream.device import DeviceFeed, Size, device_feed, to_device, training_pixels
+from genre_dist.stream.device_feed import DeviceFeed, Size, device_feed, to_device, training_pixels
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.reader import ShardReader
@@ -25,12 +27,11 @@ from genre_dist.stream.words import load_vectors
 from genre_dist.training.ema import Average, TrainState
 from genre_dist.training.evaluation import Evaluator
 from genre_dist.training.freezing import freeze, frozen_at, thaw_all_that_ever_trains
-from genre_dist.training.levers import Compiling, adamw, choose_compiling, pull_levers, without_effect
 from genre_dist.training.loss import training_loss
 from genre_dist.training.model_files import FACTS, WEIGHTS, check_weights, read_facts, read_vocabulary
+from genre_dist.training.optimizer import make_optimizer
 from genre_dist.training.ranks import say
 from genre_dist.training.step import StepResult, TrainStep
-from genre_dist.training.throughput import peak_flops, training_flops
 from genre_dist.training.views import check_views
 
 
@@ -153,7 +154,7 @@ def build_model(config: Config, manifest: Manifest, load_weights: bool = True) -
 def _check_starting_weights(config: Config, manifest: Manifest) -> None:
     """Raise ValueError for weights of another run that are damaged, or would fit and mean little: a text encoder of
     another pooling, or of other words."""
-    from genre_dist.configfile import load_config  # not needed without weights, nor is what it imports
+    from genre_dist.config.files import load_config  # not needed without weights, nor is what it imports
 
     text, poster = config.model.text, config.model.poster
     runs = {file: Path(file).parent for file in (text.weights, poster.weights) if file and Path(file).name == WEIGHTS}
@@ -187,16 +188,6 @@ def _build_on_all(config: Config, manifest: Manifest, world: World) -> GenreClas
     if model is None or problem:
         raise ValueError(problem)
     return model
-
-
-def make_optimizer(model: nn.Module, config: Config) -> Optimizer:
-    """AdamW over what is trained, each group with its peak learning rate. Raises ValueError if nothing is."""
-    groups = parameter_groups(model, config.optim)
-    if not groups:
-        raise ValueError("nothing to train: every part of the model is frozen")
-    for group in groups:
-        group["peak_lr"] = group["lr"]
-    return adamw(groups, config.optim)
 
 
 def total_steps(config: Config, steps_per_epoch: int) -> int:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from genre_dist.atomic import atomic_file
 from genre_dist.config.continuing import trained_with
+from genre_dist.config.files import load_config
 from genre_dist.config.run import CONFIG
-from genre_dist.configfile import load_config
 from genre_dist.lock import FILE as LOCK
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.training.checkpoint import Saved, checkpoint_path, load_weights, newest_checkpoint, read_saved
+from genre_dist.training.checkpoint_manager import read_best
 from genre_dist.training.model_files import (
     FACTS,
     WEIGHTS,
@@ -17,7 +18,6 @@ from genre_dist.training.model_files import (
     check_model,
     save_model,
 )
-from genre_dist.training.saving import read_best
 
 THRESHOLDS = "thresholds.json"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from genre_dist.parallel.device import crowded, free_memory
+from genre_dist.parallel.gpu import crowded, free_memory
 from genre_dist.parallel.world import World
 from genre_dist.planner.memory import CONTEXT_BYTES
 

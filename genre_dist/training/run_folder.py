@@ -8,20 +8,20 @@ from types import TracebackType
 from typing import Any, Self
 
 from genre_dist.config.continuing import trained_with
-from genre_dist.configfile import save_config
+from genre_dist.config.files import save_config
 from genre_dist.parallel.world import on_first
 from genre_dist.printable import printable
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.reader import ShardReader
-from genre_dist.study.examples import example_films
+from genre_dist.training.checkpoint_manager import Saver
 from genre_dist.training.early_stopping import why_stop
 from genre_dist.training.evaluation import Evaluation, print_evaluation, save_evaluation
+from genre_dist.training.examples import example_films
 from genre_dist.training.experiment import Experiment
+from genre_dist.training.metrics_log import Record, open_record
 from genre_dist.training.model_files import save_model
 from genre_dist.training.ranks import say
-from genre_dist.training.resuming import CONFIG, Start
-from genre_dist.training.saving import Saver
-from genre_dist.training.tracking import Record, open_record
+from genre_dist.training.start import CONFIG, Start
 
 
 class RunFolder:

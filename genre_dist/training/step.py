@@ -11,7 +11,7 @@ from genre_dist.models.batchnorm import no_statistics
 from genre_dist.parallel.strategy import Strategy
 from genre_dist.parallel.world import World
 from genre_dist.stream.batch import Batch, part_of
-from genre_dist.stream.device import Inputs, sent
+from genre_dist.stream.device_feed import Inputs, sent
 from genre_dist.training.loss import Loss
 from genre_dist.training.out_of_memory import is_out_of_memory
 

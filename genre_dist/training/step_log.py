@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from genre_dist.planner.throughput import peak_flops, peak_memory_bytes
 from genre_dist.stream.batch import Batch, Seconds
 from genre_dist.training.experiment import Experiment
+from genre_dist.training.metrics_log import Record
 from genre_dist.training.ranks import Meter, gather_ranks
 from genre_dist.training.step import Figures
-from genre_dist.training.throughput import peak_flops, peak_memory_bytes
-from genre_dist.training.tracking import Record
 
 
 class Step(NamedTuple):

@@ -21,15 +21,15 @@ from genre_dist.parallel.one_run import joined
 from genre_dist.parallel.world import World
 from genre_dist.stream.batch import Batch
 from genre_dist.training.backoff import Backoff, may_split, planned_config
-from genre_dist.training.collecting import Collector
 from genre_dist.training.determinism import deterministic
-from genre_dist.training.encodings import with_encodings
+from genre_dist.training.encode_once import with_encodings
 from genre_dist.training.experiment import set_up
+from genre_dist.training.garbage import Collector
 from genre_dist.training.profiling import Profiler
 from genre_dist.training.ranks import say
-from genre_dist.training.resuming import resume
 from genre_dist.training.run_folder import RunFolder
 from genre_dist.training.schedule import dropout_seed, lr_factor, set_learning_rates
+from genre_dist.training.start import resume
 from genre_dist.training.step import Figures, agree
 from genre_dist.training.step_log import Asked, Step, StepLog
 from genre_dist.training.stopping import Stopped, StopRequest, heed_while_waiting

@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from genre_dist.lock import one_writer
-from genre_dist.options import Verbs
+from genre_dist.verb_options import Verbs
 
 
 def add_verbs(verbs: Verbs) -> None:

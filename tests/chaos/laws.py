@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import genre_dist
-from genre_dist.acquire.catalogue import read_rows
+from genre_dist.catalogue.catalogue import read_rows
 from genre_dist.lock import FILE as LOCK
 
 PACKAGE = Path(genre_dist.__file__).parent

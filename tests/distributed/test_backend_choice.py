@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from helpers import TORCHRUN, Processes, free_port
 
-from genre_dist.parallel import device as devices
+from genre_dist.parallel import gpu as devices
 from genre_dist.parallel import world as worlds
 
 NCCL = "cpu:gloo,cuda:nccl"

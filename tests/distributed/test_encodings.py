@@ -17,7 +17,7 @@ from helpers import Processes, losses, options, rows, snapshot, train, until
 
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.train import main
-from genre_dist.training import encodings
+from genre_dist.training import encode_once as encodings
 
 FROZEN = ("--model.text.frozen", "true", "--model.poster.frozen", "true", "--data.crop_scale", "[1,1]")
 FAST = ("--optim.heads_lr", 0.01, "--data.workers", 0)

@@ -10,7 +10,7 @@ from helpers import losses, options, rows, train
 
 from genre_dist import cli
 from genre_dist.config import Config
-from genre_dist.configfile import parse_config
+from genre_dist.config.files import parse_config
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.train import main
 from genre_dist.training.experiment import open_stream
@@ -124,8 +124,8 @@ def test_evaluations_have_the_same_films_and_logits(runs: Runs, split: str) -> N
 @pytest.fixture(scope="module")
 def few_films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards whose train split leaves one film for the last step of 8, and whose val split has two."""
-    from genre_dist.acquire.sample import make_sample
-    from genre_dist.prepare.pack import pack
+    from genre_dist.catalogue.sample_films import make_sample
+    from genre_dist.packing.pack import pack
 
     folder = tmp_path_factory.mktemp("few")
     make_sample(38, 11, folder / "catalogue", size=(32, 48))

@@ -223,7 +223,7 @@ def test_another_experiment_in_the_same_folder_is_refused_in_one_line_and_change
 def test_other_data_are_refused(
     short: Path, sample_catalogue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from genre_dist.prepare.pack import pack
+    from genre_dist.packing.pack import pack
 
     pack(sample_catalogue, tmp_path / "others", size=72, quality=70, shard_size=50, workers=1)
     before = snapshot(short)

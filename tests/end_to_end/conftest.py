@@ -7,8 +7,8 @@ import pytest
 from acquire_server import KEY, Handle, serve
 
 from genre_dist import storage
-from genre_dist.acquire import web
 from genre_dist.cli import main
+from genre_dist.tmdb import web
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from helpers import options
 from PIL import Image
 
 from genre_dist import cli
-from genre_dist.configfile import parse_config
+from genre_dist.config.files import parse_config
+from genre_dist.explain.ablation import _derangement, ablate
+from genre_dist.explain.attribution import Explainer
+from genre_dist.inference.trained_model import load_run
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.stream.manifest import load_manifest
-from genre_dist.study.ablation import _derangement, ablate
-from genre_dist.study.attribution import Explainer
-from genre_dist.study.run import load_run
 from genre_dist.train import main as train_main
 
 FROZEN = ("--model.text.frozen", "true", "--model.poster.frozen", "true")

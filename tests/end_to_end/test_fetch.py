@@ -11,9 +11,9 @@ from acquire_server import KEY, TOKEN, Handle, serve
 from fetch_checks import asked_for, rows_of, rule
 
 from genre_dist import __version__
-from genre_dist.acquire import fetch_films, fetch_state
-from genre_dist.acquire.catalogue import poster_file, read_rows
-from genre_dist.acquire.sample import make_sample
+from genre_dist.catalogue.catalogue import poster_file, read_rows
+from genre_dist.catalogue.sample_films import make_sample
+from genre_dist.tmdb import fetch_films, fetch_state
 
 
 def test_a_catalogue_has_every_dated_film_and_poster(

@@ -18,8 +18,9 @@ import pytest
 from acquire_server import Handle, serve
 from fetch_checks import asked_for, contents, rows_of, rule, start, wait_for_journal
 
-from genre_dist.acquire import catalogue, fetch_undated, journal, web
-from genre_dist.acquire.sample import make_sample
+from genre_dist.catalogue import catalogue
+from genre_dist.catalogue.sample_films import make_sample
+from genre_dist.tmdb import fetch_undated, journal, web
 
 FILM = {"id": 5, "title": "Film", "release_date": "1999-05-05", "genre_ids": [18], "popularity": 1.5, "adult": False}
 PAGE: dict[str, Any] = {"page": 1, "results": [FILM], "total_pages": 1, "total_results": 1}

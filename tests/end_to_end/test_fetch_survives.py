@@ -15,8 +15,8 @@ import pytest
 from acquire_server import Handle, most_in_a_second, serve
 from fetch_checks import asked_for, contents, rows_of, rule, start, wait_for_journal
 
-from genre_dist.acquire import deadline, fetch_posters, web
-from genre_dist.acquire.catalogue import poster_file
+from genre_dist.catalogue.catalogue import poster_file
+from genre_dist.tmdb import deadline, fetch_posters, web
 
 KINDS = ["429", "429-date", "500", "503", "cut", "truncated", "gif", "html", "empty", "slow", "dribble"]
 

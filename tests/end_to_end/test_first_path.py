@@ -16,13 +16,13 @@ from helpers import Processes, losses, options, rows
 from once import tell
 
 from genre_dist import cli
-from genre_dist.acquire.catalogue import poster_file
-from genre_dist.configfile import parse_config
+from genre_dist.catalogue.catalogue import poster_file
+from genre_dist.config.files import parse_config
+from genre_dist.metrics.measures import metrics
 from genre_dist.parallel.world import World
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import Rows
-from genre_dist.study.metrics import metrics
 from genre_dist.train import main as train_main
 from genre_dist.training.experiment import set_up
 from genre_dist.training.step import agree

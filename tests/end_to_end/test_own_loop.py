@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers import TESTS, TINY, losses, rows
 
-from genre_dist.configfile import parse_config, save_config
+from genre_dist.config.files import parse_config, save_config
 
 LOOPS = re.findall(r"```python\n(.*?)```", (TESTS.parent / "README.md").read_text(), flags=re.DOTALL)
 

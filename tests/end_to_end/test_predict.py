@@ -16,9 +16,9 @@ from acquire_server import KEY, Handle, serve
 from helpers import Processes, options, snapshot, until
 
 from genre_dist import cli, storage
-from genre_dist.acquire.catalogue import poster_file, read_rows
-from genre_dist.study import predict_many
-from genre_dist.study.thresholds import load_thresholds
+from genre_dist.catalogue.catalogue import poster_file, read_rows
+from genre_dist.inference import predict_many
+from genre_dist.metrics.thresholds import load_thresholds
 from genre_dist.train import main as train_main
 
 

@@ -18,10 +18,10 @@ from helpers import options, snapshot
 from small_disk import small_disk
 
 from genre_dist import cli, storage
-from genre_dist.acquire.catalogue import poster_file, read_rows
+from genre_dist.catalogue.catalogue import poster_file, read_rows
+from genre_dist.inference import predict_many
 from genre_dist.lock import one_writer
-from genre_dist.prepare.pack import pack
-from genre_dist.study import predict_many
+from genre_dist.packing.pack import pack
 from genre_dist.train import main as train_main
 
 TEXT_ONLY = ("--model.poster.arch", "none")

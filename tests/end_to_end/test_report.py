@@ -15,7 +15,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 from study_runs import FROZEN, TEXT, WARM, write_run
 
-from genre_dist.study.comparison import compare
+from genre_dist.compare.comparison import compare
 
 pytestmark = [pytest.mark.browser, needs_chromium]
 

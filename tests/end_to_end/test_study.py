@@ -13,8 +13,8 @@ from helpers import Processes, checkpoints, losses, step_reached, until
 from once import tell
 
 from genre_dist import cli
+from genre_dist.baselines import FILE as BASELINE
 from genre_dist.lock import one_writer
-from genre_dist.study.baselines import FILE as BASELINE
 
 SMALL = Path(__file__).parents[2] / "configs" / "study_small.yaml"
 # what configs/study_small.yaml does in a minute, in seconds; one stage on two ranks

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from study_runs import drawn_labels, drawn_logits, write_evaluation, write_record
 
+from genre_dist.baselines import read_description
+from genre_dist.compare.costs import read_record
 from genre_dist.genres import GENRE_NAMES
-from genre_dist.study.baselines import read_description
-from genre_dist.study.chain.schema import Study, load_study
-from genre_dist.study.costs import read_record
-from genre_dist.study.evaluated import Predictions, read_evaluation, read_metrics, read_predictions
+from genre_dist.metrics.evaluation_files import Predictions, read_evaluation, read_metrics, read_predictions
+from genre_dist.study.schema import Study, load_study
 
 SMALL = Path(__file__).parents[2] / "configs" / "study_small.yaml"
 FILMS = 40

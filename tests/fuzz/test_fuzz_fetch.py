@@ -12,16 +12,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from genre_dist.acquire.answers import EXPORTED, FILM, GENRES, PAGE, read_answer
-from genre_dist.acquire.catalogue import read_rows
-from genre_dist.acquire.fetch_posters import check_image
-from genre_dist.acquire.fetch_state import FetchOptions, State
-from genre_dist.acquire.fetching import NOT_YET, write_catalogue
-from genre_dist.acquire.journal import Journal
-from genre_dist.acquire.limiter import MOST_SECONDS, retry_after_seconds
-from genre_dist.acquire.tables import film_row
-from genre_dist.acquire.tmdb import genre_differences
-from genre_dist.acquire.web import FetchError, unpacked
+from genre_dist.catalogue.catalogue import read_rows
+from genre_dist.catalogue.tables import film_row
+from genre_dist.tmdb.answers import EXPORTED, FILM, GENRES, PAGE, read_answer
+from genre_dist.tmdb.api import genre_differences
+from genre_dist.tmdb.fetch_posters import check_image
+from genre_dist.tmdb.fetch_state import FetchOptions, State
+from genre_dist.tmdb.fetching import NOT_YET, write_catalogue
+from genre_dist.tmdb.journal import Journal
+from genre_dist.tmdb.limiter import MOST_SECONDS, retry_after_seconds
+from genre_dist.tmdb.web import FetchError, unpacked
 
 Result = TypeVar("Result")
 TOY_STORY = {

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from genre_dist.prepare.posters import load_rgb
-from genre_dist.prepare.report import read_report
-from genre_dist.prepare.vectors import read_vectors
+from genre_dist.packing.posters import load_rgb
+from genre_dist.packing.shard_report import read_report
+from genre_dist.packing.vectors import read_vectors
 from genre_dist.stream.decode import check_jpeg, decode_jpeg
 from genre_dist.stream.words import load_vectors, load_words, vectors_sha256
 

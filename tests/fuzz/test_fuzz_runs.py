@@ -18,17 +18,17 @@ from torch import nn
 
 from genre_dist.config import CheckpointConfig, Config
 from genre_dist.config.continuing import trained_with
-from genre_dist.configfile import load_config, save_config
+from genre_dist.config.files import load_config, save_config
+from genre_dist.metrics.thresholds import load_thresholds, save_thresholds
 from genre_dist.parallel.replicated import Replicated
 from genre_dist.parallel.world import World
 from genre_dist.sealed import write_sealed
-from genre_dist.study.thresholds import load_thresholds, save_thresholds
 from genre_dist.training.backoff import _noted
 from genre_dist.training.checkpoint import COMPLETE, checkpoint_path, load_weights, newest_checkpoint, read_saved
+from genre_dist.training.checkpoint_manager import BEST, Best, Saver, read_best
 from genre_dist.training.early_stopping import why_stop
+from genre_dist.training.metrics_log import Record, read_rows
 from genre_dist.training.model_files import FACTS, WEIGHTS, WORDS, read_facts, read_weights, read_words
-from genre_dist.training.saving import BEST, Best, Saver, read_best
-from genre_dist.training.tracking import Record, read_rows
 from genre_dist.training.views import _run_id
 
 ALONE = World(0, 1, torch.device("cpu"))

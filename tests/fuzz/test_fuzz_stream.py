@@ -16,8 +16,8 @@ from fuzzing import damaged, odd_json, told_or_read, within_memory
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genre_dist.acquire.sample import make_sample
-from genre_dist.prepare.pack import pack
+from genre_dist.catalogue.sample_films import make_sample
+from genre_dist.packing.pack import pack
 from genre_dist.stream import ShardReader, TarReader, evaluation_stream, index_tars, load_manifest, load_tars, tar
 from genre_dist.stream import cache as cache_module
 from genre_dist.stream.batch import Batch
@@ -25,7 +25,7 @@ from genre_dist.stream.cache import BlockCache
 from genre_dist.stream.index import POSTER, RECORD, index_path, save_array
 from genre_dist.stream.manifest import FILE, Manifest, save_manifest
 from genre_dist.stream.order import Rows
-from genre_dist.training.encodings import encoded_sample
+from genre_dist.training.encode_once import encoded_sample
 
 BOTH = ("poster", "overview")
 MEMORY = 200 << 20

@@ -14,14 +14,14 @@ from fuzzing import ANY_JSON, damaged, odd_json, told_or_read
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genre_dist.acquire.catalogue import SCHEMA, CatalogueWriter, count_rows, movies_file, read_rows
-from genre_dist.acquire.importing import NEEDED, import_catalogue
-from genre_dist.acquire.left_out import LeftOut
-from genre_dist.acquire.poster_search import TarMember, find_posters
-from genre_dist.acquire.tables import open_table
+from genre_dist.catalogue.catalogue import SCHEMA, CatalogueWriter, count_rows, movies_file, read_rows
+from genre_dist.catalogue.importing import NEEDED, import_catalogue
+from genre_dist.catalogue.left_out import LeftOut
+from genre_dist.catalogue.poster_search import TarMember, find_posters
+from genre_dist.catalogue.tables import open_table
+from genre_dist.inference import predict_many
+from genre_dist.inference.predict_many import IDENTITY, Identity, _claim, _read_part
 from genre_dist.sealed import write_sealed
-from genre_dist.study import predict_many
-from genre_dist.study.predict_many import IDENTITY, Identity, _claim, _read_part
 
 FILMS: list[dict[str, Any]] = [
     {"tmdb_id": 7 + n, "title": f"Film {n}", "overview": 'A robot, "quoted",\nof steel.' * n, "genre_ids": [18, 35]}

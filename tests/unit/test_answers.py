@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from genre_dist.acquire.answers import EXPORTED, FILM, GENRES, PAGE, read_answer
-from genre_dist.acquire.tables import film_row
-from genre_dist.acquire.web import UnreachableError
+from genre_dist.catalogue.tables import film_row
+from genre_dist.tmdb.answers import EXPORTED, FILM, GENRES, PAGE, read_answer
+from genre_dist.tmdb.web import UnreachableError
 
 FILM_ON_PAGE = {"id": 862, "title": "Toy Story", "genre_ids": [16, 35], "popularity": 7.5, "release_date": "1995-11-22"}
 

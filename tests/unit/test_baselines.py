@@ -14,14 +14,15 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.svm import LinearSVC
 
-from genre_dist.acquire.sample import make_sample
+from genre_dist.baselines import BASELINES, features
+from genre_dist.baselines import linear as models
+from genre_dist.baselines.texts import Text, Texts
+from genre_dist.catalogue.sample_films import make_sample
 from genre_dist.cli import main
 from genre_dist.lock import FILE as LOCK
-from genre_dist.prepare.pack import pack
+from genre_dist.packing.films import catalogue_films
+from genre_dist.packing.pack import pack
 from genre_dist.stream.manifest import load_manifest
-from genre_dist.study.baselines import BASELINES, features, models
-from genre_dist.study.baselines.texts import Text, Texts
-from genre_dist.study.films import catalogue_films
 
 WORDS = 40
 

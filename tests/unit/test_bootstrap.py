@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn import metrics as sk
 from study_runs import drawn_labels, drawn_logits
 
-from genre_dist.study.bootstrap import MEASURES, Scores, _Prepared, difference, holm, resampled
+from genre_dist.metrics.bootstrap import MEASURES, Scores, _Prepared, difference, holm, resampled
 
 
 def expected(scores: Scores, films: NDArray[np.int64]) -> dict[str, float]:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from genre_dist.planner.cards import CARDS, Card, card_named, find_card
+from genre_dist.planner.gpu_specs import CARDS, Card, card_named, find_card
 
 
 @pytest.mark.parametrize(
@@ -103,5 +103,5 @@ def test_a_card_without_tf32_computes_fp32_outside_its_tensor_cores() -> None:
 
 
 def test_the_table_needs_no_torch() -> None:
-    code = "import sys, genre_dist.planner.cards; sys.exit('torch' in sys.modules)"
+    code = "import sys, genre_dist.planner.gpu_specs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_disk import small_disk
 
-from genre_dist.acquire.catalogue import (
+from genre_dist.catalogue.catalogue import (
     ROWS_PER_GROUP,
     SCHEMA,
     CatalogueWriter,

@@ -34,7 +34,7 @@ from genre_dist.training.checkpoint import (
     read_saved,
     write_checkpoint,
 )
-from genre_dist.training.saving import Saver, read_best
+from genre_dist.training.checkpoint_manager import Saver, read_best
 
 ALONE = World(0, 1, torch.device("cpu"))
 FACTS = {"seed": 3, "members": ["overview"]}
@@ -415,7 +415,7 @@ def test_a_checkpoint_may_take_any_time_to_be_written_as_long_as_it_grows(
                 opened.write(b"more")
             growth.append(noticed.wait(30))
 
-    monkeypatch.setattr("genre_dist.training.saving.write_checkpoint", slowly)
+    monkeypatch.setattr("genre_dist.training.checkpoint_manager.write_checkpoint", slowly)
     world = World(0, 1, torch.device("cpu"), SimpleNamespace(progress=noticed.set))  # type: ignore[arg-type]
     saver = Saver(tmp_path, make_strategy(), world, CheckpointConfig(), FACTS)
     saver.save(1)

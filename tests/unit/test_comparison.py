@@ -21,15 +21,15 @@ from study_runs import (
 )
 
 from genre_dist import cli
+from genre_dist.compare.comparison import compare, compared
+from genre_dist.compare.comparison_tables import p_value
+from genre_dist.compare.costs import POINTS, read_record
+from genre_dist.compare.differences import show_films
+from genre_dist.compare.results import read_models, read_result
 from genre_dist.genres import GENRE_NAMES
+from genre_dist.metrics.bootstrap import MEASURES
+from genre_dist.metrics.calibration import calibration
 from genre_dist.stream.manifest import load_manifest
-from genre_dist.study.bootstrap import MEASURES
-from genre_dist.study.calibration import calibration
-from genre_dist.study.comparison import compare, compared
-from genre_dist.study.costs import POINTS, read_record
-from genre_dist.study.differences import show_films
-from genre_dist.study.results import read_models, read_result
-from genre_dist.study.tables import p_value
 
 pytestmark = pytest.mark.slow
 

@@ -13,14 +13,15 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from genre_dist.config import Config, DataConfig, ModelConfig, PosterConfig, TextConfig, TrainConfig
+from genre_dist.models import levers
 from genre_dist.models.classifier import GenreClassifier
+from genre_dist.models.levers import Compiling, choose_compiling, compile_blocks
 from genre_dist.models.recompute import recompute_activations
 from genre_dist.parallel.world import LONGEST_ALLOWED, World
 from genre_dist.stream.batch import Batch, part_of
-from genre_dist.stream.device import Size, to_device, whole_pixels
+from genre_dist.stream.device_feed import Size, to_device, whole_pixels
 from genre_dist.train import main
-from genre_dist.training import experiment, levers
-from genre_dist.training.levers import Compiling, choose_compiling, compile_blocks
+from genre_dist.training import experiment
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from genre_dist import config as schema
 from genre_dist.config import Config, DataConfig, derive_batches
-from genre_dist.configfile import load_config, parse_config, save_config
+from genre_dist.config.files import load_config, parse_config, save_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = [path for path in sorted(CONFIGS.glob("*.yaml")) if not path.stem.startswith("study")]  # those are chains

@@ -17,18 +17,19 @@ from torch.distributed.utils import _recursive_to
 
 from genre_dist import train as entry
 from genre_dist.config import CheckpointConfig, Config, TrainConfig
-from genre_dist.configfile import parse_config
+from genre_dist.config.files import parse_config
 from genre_dist.parallel import zero
 from genre_dist.parallel.world import World
 from genre_dist.stream.batch import Batch
-from genre_dist.stream.device import Inputs
-from genre_dist.training import profiling, saving
+from genre_dist.stream.device_feed import Inputs
+from genre_dist.training import checkpoint_manager as saving
+from genre_dist.training import profiling
 from genre_dist.training.backoff import NOTE, Backoff
+from genre_dist.training.checkpoint_manager import Saver
 from genre_dist.training.determinism import deterministic
 from genre_dist.training.loss import loss_sum
 from genre_dist.training.out_of_memory import is_out_of_memory
 from genre_dist.training.profiling import Profiler
-from genre_dist.training.saving import Saver
 from genre_dist.training.step import StepResult, TrainStep, agree
 
 CUDA = torch.device("cuda", 3)

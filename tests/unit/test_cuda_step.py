@@ -31,16 +31,17 @@ from genre_dist.models.batchnorm import NOTHING
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.text import TextEncoder
 from genre_dist.parallel import replicated
-from genre_dist.parallel.strategy import make_strategy
+from genre_dist.parallel.strategies import make_strategy
 from genre_dist.parallel.world import World
 from genre_dist.stream.batch import Batch
-from genre_dist.stream.device import to_device, whole_pixels
+from genre_dist.stream.device_feed import to_device, whole_pixels
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.training.backoff import Backoff
 from genre_dist.training.ema import Average
 from genre_dist.training.evaluation import Evaluator
-from genre_dist.training.experiment import Compute, Experiment, _computed_in, autocast_for, make_optimizer
+from genre_dist.training.experiment import Compute, Experiment, _computed_in, autocast_for
 from genre_dist.training.loss import loss_sum
+from genre_dist.training.optimizer import make_optimizer
 from genre_dist.training.step import Figures, TrainStep, agree
 from genre_dist.training.step_log import Step, StepLog
 

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from fake_cuda import CUDA_13, GB, FakeCuda, no_kernels
 
 from genre_dist.config import Config
-from genre_dist.parallel import device as devices
-from genre_dist.parallel.device import Card, exchange_cards, has_kernels, is_shared, ranks_on, take_device
+from genre_dist.parallel import gpu as devices
+from genre_dist.parallel.gpu import Card, exchange_cards, has_kernels, is_shared, ranks_on, take_device
 from genre_dist.parallel.world import World, _backend, start_world
 from genre_dist.planner.memory import CONTEXT_BYTES
 from genre_dist.training import backoff

@@ -15,10 +15,10 @@ import simplejpeg
 import torch
 
 from genre_dist.config import DataConfig
-from genre_dist.stream import device as device_module
+from genre_dist.stream import device_feed as device_module
 from genre_dist.stream import images as images_module
 from genre_dist.stream.batch import Batch, slot_bytes
-from genre_dist.stream.device import DeviceFeed, device_feed, to_device, upload, whole_pixels
+from genre_dist.stream.device_feed import DeviceFeed, device_feed, to_device, upload, whole_pixels
 from genre_dist.stream.images import decode_images
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import load_manifest

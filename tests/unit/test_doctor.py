@@ -12,8 +12,9 @@ from helpers import Processes
 from torchvision.models import ResNet152_Weights
 
 from genre_dist.cli import main
-from genre_dist.cluster import cards, doctor, machine, software
-from genre_dist.cluster.finding import Finding
+from genre_dist.doctor import doctor, machine, software
+from genre_dist.doctor import gpus as cards
+from genre_dist.doctor.finding import Finding
 
 
 class Usage(NamedTuple):

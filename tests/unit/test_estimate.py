@@ -6,10 +6,10 @@ import pytest
 from fake_cuda import GB, FakeCuda
 from helpers import options
 
-from genre_dist.configfile import parse_config
+from genre_dist.config.files import parse_config
+from genre_dist.models.levers import Compiling
 from genre_dist.training import estimate as estimates
 from genre_dist.training.estimate import estimate
-from genre_dist.training.levers import Compiling
 
 pytestmark = pytest.mark.slow
 

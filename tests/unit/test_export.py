@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from small_disk import small_disk
 
 from genre_dist import cli
+from genre_dist.inference.trained_model import load_run
 from genre_dist.lock import one_writer
-from genre_dist.study.run import load_run
 from genre_dist.train import main
 
 STEPS = 6
@@ -113,7 +113,7 @@ def test_what_cannot_be_exported_is_one_line(
 def test_other_shards_than_the_runs_are_refused(
     unfinished: Path, sample_catalogue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from genre_dist.prepare.pack import pack
+    from genre_dist.packing.pack import pack
 
     pack(sample_catalogue, tmp_path / "others", size=72, quality=70, shard_size=50, workers=1)
     arguments = ["export", str(unfinished), "--out", str(tmp_path / "out"), "--shards", str(tmp_path / "others")]

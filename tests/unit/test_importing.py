@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from small_disk import small_disk
 
-from genre_dist.acquire.catalogue import count_rows, movies_file, poster_file, read_rows
-from genre_dist.acquire.importing import import_catalogue
+from genre_dist.catalogue.catalogue import count_rows, movies_file, poster_file, read_rows
+from genre_dist.catalogue.importing import import_catalogue
 from genre_dist.lock import BusyError, one_writer
 
 HEAT = {"tmdb_id": 949, "imdb_id": "tt0113277", "title": "Heat", "genre_ids": [28, 80], "release_date": "1995-12-15"}

@@ -10,7 +10,7 @@ import pytest
 
 from genre_dist.cli import main
 from genre_dist.lock import one_writer
-from genre_dist.prepare.pack import pack
+from genre_dist.packing.pack import pack
 from genre_dist.stream import tar
 from genre_dist.stream.index import index_path
 from genre_dist.stream.manifest import load_manifest, save_manifest

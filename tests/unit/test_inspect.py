@@ -14,7 +14,7 @@ import pytest
 
 from genre_dist.cli import main
 from genre_dist.genres import GENRE_NAMES
-from genre_dist.prepare.verification import verify
+from genre_dist.packing.verification import verify
 from genre_dist.stream import tar
 from genre_dist.stream.index import index_path
 from genre_dist.stream.loader import TrainStream

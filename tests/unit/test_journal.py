@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genre_dist.acquire.fetch_state import State
-from genre_dist.acquire.journal import Journal, Offsets
+from genre_dist.tmdb.fetch_state import State
+from genre_dist.tmdb.journal import Journal, Offsets
 
 ROW = {
     **dict.fromkeys(("imdb_id", "title", "original_language", "overview", "release_date", "poster_path"), ""),

@@ -8,8 +8,8 @@ import torch
 from helpers import losses, options, rows, tensors_of
 
 from genre_dist.config import OptimConfig, TrainConfig
+from genre_dist.models.levers import without_effect
 from genre_dist.train import main
-from genre_dist.training.levers import without_effect
 
 pytestmark = pytest.mark.slow
 

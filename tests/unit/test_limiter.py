@@ -12,7 +12,7 @@ from acquire_server import most_in_a_second
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genre_dist.acquire.limiter import MOST_SECONDS, Limiter, retry_after_seconds
+from genre_dist.tmdb.limiter import MOST_SECONDS, Limiter, retry_after_seconds
 
 
 class World:

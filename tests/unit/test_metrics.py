@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn import metrics as sk
 
 from genre_dist.genres import GENRES
-from genre_dist.study.metrics import metrics
+from genre_dist.metrics.measures import metrics
 
 NAMES = [genre.name for genre in GENRES]
 

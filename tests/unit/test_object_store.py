@@ -12,10 +12,10 @@ import pytest
 from helpers import losses, options, snapshot
 
 from genre_dist.cli import main
-from genre_dist.prepare import shard as shard_module
-from genre_dist.prepare.pack import merge_parts, pack, pack_part
-from genre_dist.prepare.vectors import read_vectors
-from genre_dist.prepare.verification import verify
+from genre_dist.packing import shard as shard_module
+from genre_dist.packing.pack import merge_parts, pack, pack_part
+from genre_dist.packing.vectors import read_vectors
+from genre_dist.packing.verification import verify
 from genre_dist.storage import place, sha256_of
 from genre_dist.stream import ShardReader, TarReader, TrainStream, evaluation_stream, load_manifest, load_tars
 from genre_dist.train import main as train
@@ -104,7 +104,7 @@ def test_an_interrupted_pack_to_an_object_store_has_no_manifest_and_goes_on(
     sample_catalogue: Path, sample_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = place("memory://interrupted/shards")
-    from genre_dist.prepare import pack as packing
+    from genre_dist.packing import pack as packing
 
     packed: list[str] = []
 

@@ -25,16 +25,16 @@ import webdataset
 from PIL import Image
 
 from genre_dist import lock
-from genre_dist.acquire.catalogue import CatalogueWriter, poster_file, read_rows
+from genre_dist.catalogue.catalogue import CatalogueWriter, poster_file, read_rows
 from genre_dist.cli import main
 from genre_dist.genres import GENRES
-from genre_dist.prepare import members as film_members
-from genre_dist.prepare import posters
-from genre_dist.prepare.pack import pack
-from genre_dist.prepare.report import read_report
-from genre_dist.prepare.splits import order_key, split_of
-from genre_dist.prepare.verification import verify
-from genre_dist.prepare.vocabulary import load_words, tokenise, words_sha256
+from genre_dist.packing import members as film_members
+from genre_dist.packing import posters
+from genre_dist.packing.pack import pack
+from genre_dist.packing.shard_report import read_report
+from genre_dist.packing.splits import order_key, split_of
+from genre_dist.packing.verification import verify
+from genre_dist.packing.vocabulary import load_words, tokenise, words_sha256
 from genre_dist.stream import tar
 from genre_dist.stream.index import OVERVIEW, POSTER, index_path
 from genre_dist.stream.manifest import FILE, SPLITS, load_manifest
@@ -418,7 +418,7 @@ def test_a_poster_that_may_not_be_opened_is_told_apart_from_a_bad_picture(
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return path.read_bytes()
 
-    monkeypatch.setattr("genre_dist.prepare.shard.read_bytes", closed)
+    monkeypatch.setattr("genre_dist.packing.shard.read_bytes", closed)
     assert main(command(sample_catalogue, tmp_path / "shards")) == 0
     assert load_manifest(tmp_path / "shards").left_out["poster file that cannot be opened"] == 1
     printed = capsys.readouterr().out

@@ -12,8 +12,8 @@ from test_pack import command, files, temporary
 
 from genre_dist import atomic
 from genre_dist.cli import main
-from genre_dist.prepare import pack as packing
-from genre_dist.prepare.pack import pack
+from genre_dist.packing import pack as packing
+from genre_dist.packing.pack import pack
 from genre_dist.storage import place
 
 VECTORS = "the 0.1 0.2 0.3\nwizard 0.4 0.5 0.6\n"

@@ -14,10 +14,10 @@ import pytest
 from test_pack import BOTH, catalogue_of, command, files, packed, python, reports, temporary, train_films, wait_for
 
 from genre_dist import lock
-from genre_dist.acquire.catalogue import poster_file, read_rows
+from genre_dist.catalogue.catalogue import poster_file, read_rows
 from genre_dist.cli import main
-from genre_dist.prepare.pack import pack
-from genre_dist.prepare.verification import verify
+from genre_dist.packing.pack import pack
+from genre_dist.packing.verification import verify
 from genre_dist.stream.index import index_path
 from genre_dist.stream.manifest import FILE, load_manifest
 

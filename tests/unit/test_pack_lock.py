@@ -12,8 +12,8 @@ from test_pack import command, files
 
 from genre_dist.cli import main
 from genre_dist.lock import BusyError
-from genre_dist.prepare import pack as packing
-from genre_dist.prepare.pack import merge_parts, pack, pack_all, pack_part
+from genre_dist.packing import pack as packing
+from genre_dist.packing.pack import merge_parts, pack, pack_all, pack_part
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ import pytest
 from test_pack import catalogue_of, command, files, python, temporary, wait_for
 
 from genre_dist.cli import main
-from genre_dist.prepare.pack import merge_parts, pack, pack_part
-from genre_dist.prepare.parts import parse_part
+from genre_dist.packing.pack import merge_parts, pack, pack_part
+from genre_dist.packing.parts import parse_part
 from genre_dist.stream.manifest import FILE
 
 OPTIONS = {"size": 72, "shard_size": 50}

@@ -9,7 +9,7 @@ from helpers import Processes, until
 from study_tasks import failing, resources, task
 
 from genre_dist.lock import Lock
-from genre_dist.study.chain.running import run_tasks
+from genre_dist.study.running import run_tasks
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -134,7 +134,7 @@ def test_a_mistake_found_when_a_stage_s_turn_comes_stops_the_others(tmp_path: Pa
 def test_asked_to_stop_it_asks_all_of_them(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from study_tasks import resources, task; "
-        "from genre_dist.lock import Lock; from genre_dist.study.chain.running import run_tasks; "
+        "from genre_dist.lock import Lock; from genre_dist.study.running import run_tasks; "
         "folder = Path(sys.argv[1]); "
         "chain = [task(folder, 'text', 'never'), task(folder, 'poster', 'never')]; "
         "sys.exit(run_tasks(chain, resources(2, chain), folder, Lock(None)))"

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fuzzing import told_or_read
 
-from genre_dist.acquire.parquet import open_parquet, stream_rows
+from genre_dist.catalogue.parquet import open_parquet, stream_rows
 
 
 def test_no_flipped_bit_changes_what_is_read(tmp_path: Path) -> None:

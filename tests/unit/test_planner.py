@@ -11,7 +11,7 @@ from genre_dist import cli
 from genre_dist.config import Config, DataConfig, HeadsConfig, ModelConfig, PosterConfig, TextConfig
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.planner.memory import Setting, card_bytes, largest_micro_batch, peak_bytes, static_bytes
-from genre_dist.planner.model import PlannedModel, plan_model
+from genre_dist.planner.planned_model import PlannedModel, plan_model
 from genre_dist.planner.sizes import parse_size
 from genre_dist.planner.trace import Trace
 
@@ -232,7 +232,7 @@ def test_plan_prints_what_fits_and_a_command_that_training_takes(
     assert {o["setting"]["strategy"] for o in plan["options"]} == {"ddp", "fsdp", "zero1", "zero2", "zero3"}
     words = plan["best"]["command"].split()
     assert words[:4] == ["torchrun", "--nproc_per_node=4", "-m", "genre_dist.train"]
-    from genre_dist.configfile import parse_config
+    from genre_dist.config.files import parse_config
 
     assert parse_config(words[4:]).config.data.micro_batch == plan["best"]["micro_batch"]
 

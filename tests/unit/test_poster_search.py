@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from genre_dist.acquire import poster_search
-from genre_dist.acquire.left_out import LeftOut
-from genre_dist.acquire.poster_search import Look, TarMember, find_posters, poster_key, refuse_compressed
+from genre_dist.catalogue import poster_search
+from genre_dist.catalogue.left_out import LeftOut
+from genre_dist.catalogue.poster_search import Look, TarMember, find_posters, poster_key, refuse_compressed
 
 JPEG = b"\xff\xd8\xff\xe0 a JPEG"
 PAGE = b"<html>404</html>"

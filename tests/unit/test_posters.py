@@ -12,8 +12,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from genre_dist.prepare import posters
-from genre_dist.prepare.posters import UNTOUCHED, Fit, load_rgb, square, square_jpeg
+from genre_dist.packing import posters
+from genre_dist.packing.posters import UNTOUCHED, Fit, load_rgb, square, square_jpeg
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

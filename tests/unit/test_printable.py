@@ -15,15 +15,15 @@ from PIL import Image
 from study_runs import drawn_labels, drawn_logits
 
 from genre_dist import cli
+from genre_dist.compare.comparison import compare
+from genre_dist.explain.attribution import Attribution
+from genre_dist.explain.explanation import Explained
+from genre_dist.explain.explanation_figures import film_figure
+from genre_dist.explore.figures import cloud_names, draw
+from genre_dist.metrics.evaluation_files import Predictions, write_evaluation
+from genre_dist.metrics.measures import metrics
+from genre_dist.pages.rendering import render
 from genre_dist.printable import markdown, printable, terminal
-from genre_dist.study.attribution import Attribution
-from genre_dist.study.comparison import compare
-from genre_dist.study.evaluated import Predictions, write_evaluation
-from genre_dist.study.explanation import Explained
-from genre_dist.study.explore.figures import cloud_names, draw
-from genre_dist.study.metrics import metrics
-from genre_dist.study.report.figures import film_figure
-from genre_dist.study.report.page import render
 from genre_dist.training.evaluation import print_evaluation
 
 TEXT = st.text(st.characters(categories=None, exclude_categories=()), max_size=40)
@@ -90,7 +90,7 @@ def test_ctrl_c_ends_in_one_line(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("genre_dist.study.explore.exploring.explore", interrupted)
+    monkeypatch.setattr("genre_dist.explore.exploring.explore", interrupted)
     assert cli.main(["explore", str(tmp_path), "--out", str(tmp_path / "out")]) == cli.STOPPED
     assert capsys.readouterr().err == "stopped\n"
 
@@ -191,9 +191,9 @@ def test_an_evaluation_shows_odd_names_of_genres_as_they_are(
 
 @pytest.mark.slow
 def test_figures_and_page_of_an_exploration_take_any_names_of_genres(tmp_path: Path) -> None:
-    from genre_dist.study.explore.counting import Counts
-    from genre_dist.study.explore.findings import findings
-    from genre_dist.study.films import Film
+    from genre_dist.explore.counting import Counts
+    from genre_dist.explore.findings import findings
+    from genre_dist.packing.films import Film
 
     counts = Counts(ODD)
     for number in range(3 * len(ODD)):

@@ -18,9 +18,9 @@ import pytest
 import simplejpeg
 from numpy.typing import NDArray
 
-from genre_dist.acquire.catalogue import CatalogueWriter, read_rows
+from genre_dist.catalogue.catalogue import CatalogueWriter, read_rows
 from genre_dist.genres import INDEX_OF_ID
-from genre_dist.prepare.pack import pack
+from genre_dist.packing.pack import pack
 from genre_dist.stream import ring, tar
 from genre_dist.stream.batch import Batch, Seconds
 from genre_dist.stream.index import RECORD, index_path

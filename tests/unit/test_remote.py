@@ -11,11 +11,11 @@ from range_server import RangeServer, serve_folder
 
 from genre_dist import storage
 from genre_dist.cli import main
+from genre_dist.compare.differences import show_films
 from genre_dist.config import ParallelConfig
 from genre_dist.stream import ShardReader, TrainStream, evaluation_stream, load_manifest
 from genre_dist.stream.cache import BlockCache
 from genre_dist.stream.manifest import Manifest
-from genre_dist.study.differences import show_films
 from genre_dist.train import main as train
 
 pytestmark = pytest.mark.slow

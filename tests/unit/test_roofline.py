@@ -12,9 +12,9 @@ from torch import nn
 from genre_dist import cli
 from genre_dist.config import Config, DataConfig, HeadsConfig, ModelConfig, PosterConfig, TextConfig, TrainConfig
 from genre_dist.planner import operations as ops
-from genre_dist.planner.cards import Card, card_named
-from genre_dist.planner.model import find_vocabulary, meta_model
+from genre_dist.planner.gpu_specs import Card, card_named
 from genre_dist.planner.operations import Operation, Recorder, trace_operations
+from genre_dist.planner.planned_model import find_vocabulary, meta_model
 from genre_dist.planner.roofline import (
     BUCKET_BYTES,
     OPERATION_SECONDS,
@@ -25,8 +25,8 @@ from genre_dist.planner.roofline import (
     ring_seconds,
     time_step,
 )
+from genre_dist.planner.throughput import training_flops
 from genre_dist.stream import images
-from genre_dist.training.throughput import training_flops
 
 pytestmark = pytest.mark.slow
 

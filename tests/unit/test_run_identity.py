@@ -11,11 +11,11 @@ from helpers import checkpoints, losses, options, rows, snapshot
 from small_disk import small_disk
 
 from genre_dist import cli
-from genre_dist.configfile import load_config, parse_config
+from genre_dist.config.files import load_config, parse_config
+from genre_dist.inference.trained_model import load_run
 from genre_dist.lock import FILE as LOCK
 from genre_dist.parallel.launcher import EXIT_CODE
 from genre_dist.sealed import write_sealed
-from genre_dist.study.run import load_run
 from genre_dist.train import main
 from genre_dist.training.views import _run_id
 
@@ -203,7 +203,7 @@ def test_without_its_checkpoints_a_finished_run_is_finished_and_nothing_is_dropp
 def test_with_other_data_it_is_refused_too(
     run: Path, sample_catalogue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from genre_dist.prepare.pack import pack
+    from genre_dist.packing.pack import pack
 
     pack(sample_catalogue, tmp_path / "others", size=72, quality=70, shard_size=50, workers=1)
     shutil.rmtree(run / "checkpoints")

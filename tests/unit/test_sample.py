@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.multiclass import OneVsRestClassifier
 
-from genre_dist.acquire.catalogue import movies_file, poster_file, read_rows
-from genre_dist.acquire.sample import FOREIGN, PROFILES, make_sample
+from genre_dist.catalogue.catalogue import movies_file, poster_file, read_rows
+from genre_dist.catalogue.sample_films import FOREIGN, PROFILES, make_sample
 from genre_dist.genres import GENRE_NAMES, INDEX_OF_ID
 
 FILMS = 900

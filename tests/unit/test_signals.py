@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from genre_dist.acquire.signals import stopping_on_signals
+from genre_dist.tmdb.signals import stopping_on_signals
 
 HANGS = {
     "a wait": "threading.Event().wait()",
@@ -23,7 +23,7 @@ HANGS = {
 def test_the_second_signal_ends_at_once_whatever_hangs(number: signal.Signals, hang: str) -> None:
     program = (
         "import threading, time; from concurrent.futures import ThreadPoolExecutor\n"
-        "from genre_dist.acquire.signals import stopping_on_signals\n"
+        "from genre_dist.tmdb.signals import stopping_on_signals\n"
         "lock = threading.Lock()\n"
         "with stopping_on_signals(lambda why: lock.acquire(timeout=0.1)):\n"
         f"    print('ready', flush=True); {HANGS[hang]}\n"

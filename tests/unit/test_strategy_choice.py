@@ -15,7 +15,7 @@ from genre_dist.config import Config, DataConfig, ModelConfig, ParallelConfig, P
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.parallel.deepspeed_config import OURS, bucket_bytes, engine_config
 from genre_dist.parallel.sharded import units
-from genre_dist.parallel.strategy import check_strategy, strategy_name
+from genre_dist.parallel.strategies import check_strategy, strategy_name
 from genre_dist.parallel.tensors import divide
 from genre_dist.planner.memory import ZERO_BUCKET_BYTES
 from genre_dist.train import main

@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from genre_dist.cli import _parser
-from genre_dist.configfile import save_config
+from genre_dist.config.files import save_config
 from genre_dist.stream.manifest import load_manifest
-from genre_dist.study.chain.running import started_as
-from genre_dist.study.chain.schema import Study, load_study
-from genre_dist.study.chain.tasks import REPORT, Task, differing, stage, tasks
+from genre_dist.study.running import started_as
+from genre_dist.study.schema import Study, load_study
+from genre_dist.study.tasks import REPORT, Task, differing, stage, tasks
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STUDIES = ("study.yaml", "study_small.yaml", "study_films.yaml")

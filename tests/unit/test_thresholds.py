@@ -11,8 +11,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
-from genre_dist.study.metrics import metrics
-from genre_dist.study.thresholds import fit_thresholds, load_thresholds, save_thresholds
+from genre_dist.metrics.measures import metrics
+from genre_dist.metrics.thresholds import fit_thresholds, load_thresholds, save_thresholds
 from genre_dist.training.evaluation import Evaluation, save_evaluation
 
 LOGITS = st.floats(-20, 20, width=32) | st.sampled_from([-1.0, 0.0, 1.0])

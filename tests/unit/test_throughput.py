@@ -5,7 +5,7 @@ import torch
 
 from genre_dist.config import Config, DataConfig, HeadsConfig, ModelConfig, PosterConfig, TextConfig
 from genre_dist.models.classifier import GenreClassifier
-from genre_dist.training.throughput import peak_flops, training_flops
+from genre_dist.planner.throughput import peak_flops, training_flops
 
 CPU = torch.device("cpu")
 

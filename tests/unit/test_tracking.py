@@ -14,8 +14,8 @@ from small_disk import small_disk
 from wandb.proto.wandb_internal_pb2 import Record as StoredRecord
 
 from genre_dist.config import Config, ModelConfig, PosterConfig, RunConfig, TextConfig, TrackingConfig
-from genre_dist.configfile import parse_config
-from genre_dist.training.tracking import Record, open_record
+from genre_dist.config.files import parse_config
+from genre_dist.training.metrics_log import Record, open_record
 from genre_dist.training.views import Console, Film, _run_id, check_views, job_type, numbers
 from genre_dist.training.wandb_files import history, records
 

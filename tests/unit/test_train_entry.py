@@ -8,7 +8,7 @@ import torch
 import torchvision
 from helpers import losses, options, rows, snapshot
 
-from genre_dist.configfile import load_config
+from genre_dist.config.files import load_config
 from genre_dist.train import main
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from fuzzing import within_memory
 
-from genre_dist.prepare import vectors
-from genre_dist.prepare.pack import pack
-from genre_dist.prepare.vectors import matrix_for, read_vectors
-from genre_dist.prepare.vocabulary import load_words
+from genre_dist.packing import vectors
+from genre_dist.packing.pack import pack
+from genre_dist.packing.vectors import matrix_for, read_vectors
+from genre_dist.packing.vocabulary import load_words
 from genre_dist.stream.words import load_vectors
 
 

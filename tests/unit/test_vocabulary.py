@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genre_dist.acquire.catalogue import CatalogueWriter, read_rows
-from genre_dist.prepare.pack import pack
-from genre_dist.prepare.splits import split_of
-from genre_dist.prepare.vocabulary import (
+from genre_dist.catalogue.catalogue import CatalogueWriter, read_rows
+from genre_dist.packing.pack import pack
+from genre_dist.packing.splits import split_of
+from genre_dist.packing.vocabulary import (
     choose_words,
     encode,
     forget_rare,

@@ -10,10 +10,10 @@ import pytest
 from acquire_server import KEY, TOKEN, Handle, serve
 from fetch_checks import asked_for, rule
 
-from genre_dist.acquire import deadline, web
-from genre_dist.acquire.fetch_posters import download_poster
-from genre_dist.acquire.tmdb import Tmdb
-from genre_dist.acquire.web import FetchError, StoppedError, UnreachableError, Web
+from genre_dist.tmdb import deadline, web
+from genre_dist.tmdb.api import Tmdb
+from genre_dist.tmdb.fetch_posters import download_poster
+from genre_dist.tmdb.web import FetchError, StoppedError, UnreachableError, Web
 
 FILM = "/3/movie/10$"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genre_dist.acquire.windows import Window, parse_years, spans
+from genre_dist.tmdb.windows import Window, parse_years, spans
 
 
 @given(st.dates(date(1870, 1, 1), date(2040, 1, 1)), st.integers(1, 4000))

@@ -1,1 +1,0 @@
-"""Getting films: TMDB client and downloads, import of tables and posters, sample data. All of them make a catalogue."""

@@ -1,0 +1,94 @@
+"""From texts to features, most of them sparse. Pure."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, HashingVectorizer
+from sklearn.preprocessing import normalize
+
+from genre_dist.baselines.texts import Text
+from genre_dist.stream.sample import UNKNOWN
+
+HASHED_COLUMNS = 1 << 20
+"""Columns for word n-grams, and as many for character n-grams."""
+
+
+def word_counts(films: Sequence[Text], words: int) -> sp.csr_matrix:
+    """Bag of words, float32 [films, words]; <pad> and <unk> are not counted."""
+    kept = [film.tokens[film.tokens > UNKNOWN] for film in films]
+    ends = np.cumsum([0, *map(len, kept)])
+    columns = np.concatenate([*kept, np.empty(0, np.int32)])
+    counts = sp.csr_matrix((np.ones(len(columns), np.float32), columns, ends), shape=(len(films), words))
+    counts.sum_duplicates()
+    return counts
+
+
+def mean_vectors(
+    films: Sequence[Text], vectors: NDArray[np.float32], ignored: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """The mean vector of a film's words without stop words, float32 [films, dim]; zeros where none is left."""
+    means = np.zeros((len(films), vectors.shape[1]), np.float32)
+    for row, film in zip(means, films, strict=True):
+        tokens = film.tokens[~ignored[film.tokens]]
+        if len(tokens):
+            row[:] = vectors[tokens].mean(axis=0)
+    return means
+
+
+def stop_words(words: Iterable[str]) -> NDArray[np.bool_]:
+    """Which words of a vocabulary tell nothing: <pad>, <unk> and scikit-learn's English stop words, bool [words]."""
+    return np.array([number <= UNKNOWN or word in ENGLISH_STOP_WORDS for number, word in enumerate(words)])
+
+
+def ngram_counts(films: Sequence[Text]) -> sp.csr_matrix:
+    """Words and pairs of words, then runs of 3 to 5 characters inside words, hashed: float32 [films, 2 columns]."""
+    texts = [film.text for film in films]
+    options: dict[str, Any] = {"n_features": HASHED_COLUMNS, "alternate_sign": False, "norm": None, "dtype": np.float32}
+    word = HashingVectorizer(ngram_range=(1, 2), **options)
+    character = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), **options)
+    return sp.hstack([word.transform(texts), character.transform(texts)], format="csr")
+
+
+class Columns(NamedTuple):
+    """Which columns are kept and how they weigh, learned from the train split."""
+
+    kept: NDArray[np.int64]  # [columns] ascending
+    idf: NDArray[np.float32] | None  # [columns]; None: plain counts
+    sublinear: bool
+    """Counts c weigh as 1 + log c."""
+    blocks: tuple[int, ...]
+    """Ends of the blocks of columns that are scaled to length 1 by themselves."""
+
+    def __call__(self, counts: sp.csr_matrix) -> sp.csr_matrix:
+        """Weighed features, float32 [films, columns]."""
+        kept = counts[:, self.kept]
+        if self.idf is None:
+            return kept
+        if self.sublinear:
+            kept.data = 1 + np.log(kept.data)
+        weighed = kept @ sp.diags(self.idf)
+        starts = (0, *self.blocks[:-1])
+        parts = [normalize(weighed[:, a:b]) for a, b in zip(starts, self.blocks, strict=True)]
+        return (parts[0] if len(parts) == 1 else sp.hstack(parts, format="csr")).astype(np.float32)
+
+
+def choose_columns(
+    counts: sp.csr_matrix,
+    *,
+    min_films: int = 1,
+    min_share: float = 0.0,
+    max_share: float = 1.0,
+    idf: bool,
+    sublinear: bool = False,
+    blocks: tuple[int, ...] = (),
+) -> Columns:
+    """Columns that enough films, and not too many, have; the inverse document frequency as scikit-learn smooths it."""
+    films, width = counts.shape
+    with_column = np.bincount(counts.indices, minlength=width)
+    least = max(min_films, min_share * films)
+    kept = np.flatnonzero((with_column >= least) & (with_column <= max_share * films))
+    weights = (np.log((1 + films) / (1 + with_column[kept])) + 1).astype(np.float32) if idf else None
+    return Columns(kept, weights, sublinear, tuple(int(np.searchsorted(kept, end)) for end in blocks or (width,)))

@@ -1,1 +1,0 @@
-"""The machines a run is to live on: whether they are fit for it."""

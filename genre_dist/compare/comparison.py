@@ -1,0 +1,259 @@
+"""Runs side by side: what each reaches, whether differences are more than chance, what they cost, where they differ."""
+
+import json
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genre_dist.atomic import atomic_file
+from genre_dist.compare.comparison_page import write_report
+from genre_dist.compare.comparison_tables import markdown, print_comparison
+from genre_dist.compare.costs import read_cost
+from genre_dist.compare.differences import Shown, largest_differences, show_films
+from genre_dist.compare.reference_2018 import END_TO_END, NOTE, PER_GENRE, PER_GENRE_COLUMNS, TEST
+from genre_dist.compare.results import Model, on_films, read_models
+from genre_dist.compare.verdict import question_pair, strongest_pair, verdict
+from genre_dist.metrics.bootstrap import MEASURES, RESAMPLES, all_differences, holm, resampled
+from genre_dist.metrics.calibration import calibration
+from genre_dist.metrics.measures import figures_of_named, mean_of_known
+
+
+class FilmSet(NamedTuple):
+    """Films on which some models are looked at together."""
+
+    ids: NDArray[np.int64]
+    models: set[int]
+
+
+def compare(
+    folders: Sequence[Path],
+    out: Path,
+    split: str = "test",
+    resamples: int = RESAMPLES,
+    films: int = 6,
+    shards: Path | str | None = None,
+) -> dict[str, Any]:
+    """Compare evaluated runs; prints the tables and writes comparison.json, comparison.md and index.html.
+
+    `films` of the largest wins and of the largest losses are shown, with titles and posters from `shards`, by default
+    the runs' own. RAM holds the predictions of the split, 95 bytes a film and run, and chunks of the resamples. Raises
+    ValueError if a run was not evaluated on the split or two of them have no film in common.
+    """
+    models = read_models(folders, split)
+    told = compared(models, split, resamples, films)
+    shown, note = _show(models, told, shards)
+    if note:
+        told["notes"].append(note)
+    for film in (film for side in ("wins", "losses") for film in told["films"].get(side, [])):
+        if film["tmdb_id"] in shown:
+            film["title"], film["year"] = shown[film["tmdb_id"]].title, shown[film["tmdb_id"]].year
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_file(out / "comparison.json", "w") as file:
+        json.dump(told, file, indent=1, allow_nan=False)
+    with atomic_file(out / "comparison.md", "w") as file:
+        file.write(markdown(told))
+    write_report(out / "index.html", told, {film: one.poster for film, one in shown.items() if one.poster})
+    print_comparison(told)
+    return told
+
+
+def compared(
+    models: Sequence[Model], split: str = "test", resamples: int = RESAMPLES, films: int = 6
+) -> dict[str, Any]:
+    """The whole comparison as plain data, without titles and posters."""
+    sets = film_sets(models)
+    drawn = {key: _resample(models, film_set, resamples) for key, film_set in sets.items()}
+    shared = _shared(models)
+    rows = [_row(model, number, drawn, shared) for number, model in enumerate(models)]
+    differences = _differences(models, drawn)
+    pair = question_pair(models)
+    told: dict[str, Any] = {
+        "split": split,
+        "resamples": resamples,
+        "measures": list(MEASURES),
+        "genres": models[0].results[0].genres,
+        "shared_films": len(shared),
+        "notes": _notes(models, shared),
+        "models": rows,
+        "differences": differences,
+        "headline": verdict(models, rows, differences, pair),
+        "strongest": strongest_pair(models, differences),
+        "films": {},
+        "study_2018": {
+            "note": NOTE,
+            "test": [row._asdict() for row in TEST],
+            "end_to_end": END_TO_END,
+            "per_genre_of_combined_frozen": {
+                genre: dict(zip(PER_GENRE_COLUMNS, values, strict=True)) for genre, values in PER_GENRE.items()
+            },
+        },
+    }
+    if pair is not None:
+        one, other = (models[number] for number in pair)
+        ids = np.intersect1d(one.ids, other.ids, assume_unique=True)
+        told["films"] = {"one": one.name, "other": other.name} | largest_differences(one, other, ids, films)
+    return told
+
+
+def film_sets(models: Sequence[Model]) -> dict[bytes, FilmSet]:
+    """The sets of films that are needed: each model's own, what each two share, and what all share.
+
+    Raises ValueError if two models share no film.
+    """
+    sets: dict[bytes, FilmSet] = {}
+
+    def need(ids: NDArray[np.int64], numbers: Sequence[int]) -> None:
+        sets.setdefault(ids.tobytes(), FilmSet(ids, set())).models.update(numbers)
+
+    for number, model in enumerate(models):
+        need(model.ids, [number])
+    for (i, one), (j, other) in combinations(enumerate(models), 2):
+        ids = np.intersect1d(one.ids, other.ids, assume_unique=True)
+        if not len(ids):
+            raise ValueError(f"{one.name} and {other.name} were evaluated on no common film: nothing to compare")
+        need(ids, [i, j])
+    need(_shared(models), range(len(models)))
+    return sets
+
+
+def _shared(models: Sequence[Model]) -> NDArray[np.int64]:
+    """The films that all models were evaluated on."""
+    shared = models[0].ids
+    for model in models[1:]:
+        shared = np.intersect1d(shared, model.ids, assume_unique=True)
+    if not len(shared):
+        raise ValueError("there is no film that all of these runs were evaluated on: compare fewer of them")
+    return shared
+
+
+Drawn = dict[int, list[NDArray[np.float64]]]
+"""Model -> per seed its measures over the resamples, [1 + resamples, measures]."""
+
+
+def _resample(models: Sequence[Model], films: FilmSet, resamples: int) -> Drawn:
+    scores = {
+        f"{number} {seed}": on_films(result, films.ids)
+        for number in sorted(films.models)
+        for seed, result in enumerate(models[number].results)
+    }
+    drawn = resampled(scores, resamples)
+    return {
+        number: [drawn[f"{number} {seed}"] for seed in range(len(models[number].results))] for number in films.models
+    }
+
+
+def _figures(seeds: list[NDArray[np.float64]]) -> dict[str, Any]:
+    """Each measure: mean over the seeds with its interval over films, the seeds' spread and their values."""
+    told = all_differences(np.mean(seeds, axis=0))
+    for column, measure in enumerate(MEASURES):
+        if (figure := told[measure]) is not None:
+            values = [float(seed[0, column]) for seed in seeds]
+            spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            told[measure] = {name: figure[name] for name in ("value", "low", "high")} | {"sd": spread, "seeds": values}
+    return told
+
+
+def _row(model: Model, number: int, drawn: dict[bytes, Drawn], shared: NDArray[np.int64]) -> dict[str, Any]:
+    """All about one model alone."""
+    cost, curves = read_cost(model.results)
+    own = model.ids
+    probabilities = [on_films(result, own) for result in model.results]
+    return {
+        "name": model.name,
+        "title": model.title,
+        "kind": model.kind,
+        "runs": [str(result.folder) for result in model.results],
+        "films": len(own),
+        "left_out": model.results[0].metrics.get("left_out", 0),
+        "on_own_films": _figures(drawn[own.tobytes()][number]),
+        "on_shared_films": _figures(drawn[shared.tobytes()][number]),
+        "per_genre": _per_genre(model),
+        "calibration": calibration(
+            np.concatenate([scores.logits for scores in probabilities]),
+            np.concatenate([scores.labels for scores in probabilities]),
+        ),
+        "cost": None if cost is None else cost._asdict(),
+        "curves": curves._asdict(),
+    }
+
+
+def _per_genre(model: Model) -> dict[str, dict[str, Any]]:
+    """The study's table, at 0.5 and with fitted thresholds: means over the seeds, each on its own films."""
+    found = [result.metrics["per_genre"] for result in model.results]
+    fitted = [
+        figures_of_named(result.scores.logits > result.scores.thresholds, result.scores.labels, result.genres)
+        for result in model.results
+        if result.scores.thresholds is not None
+    ]
+    told = {}
+    for genre in model.results[0].genres:
+        row: dict[str, Any] = {"films": found[0][genre]["films"]}
+        for name in ("f1", "precision", "recall", "accuracy", "average_precision", "auc"):
+            row[name] = mean_of_known([one[genre][name] for one in found])
+        for name in ("f1", "precision", "recall"):
+            row[f"{name}_fitted"] = mean_of_known([one["per_genre"][genre][name] for one in fitted])
+        told[genre] = row
+    return told
+
+
+def _differences(models: Sequence[Model], drawn: dict[bytes, Drawn]) -> list[dict[str, Any]]:
+    """Every pair of models, on the films they share: the later one in the list minus the earlier one."""
+    pairs: list[dict[str, Any]] = []
+    for (i, first), (j, later) in combinations(enumerate(models), 2):
+        ids = np.intersect1d(first.ids, later.ids, assume_unique=True)
+        here = drawn[ids.tobytes()]
+        one, other = np.mean(here[j], axis=0), np.mean(here[i], axis=0)
+        measures = all_differences(one, other)
+        pairs.append({"one": later.name, "other": first.name, "films": len(ids), "measures": measures})
+    for measure in MEASURES:
+        known = [pair["measures"][measure] for pair in pairs if pair["measures"][measure] is not None]
+        for row, adjusted in zip(known, holm([row["p"] for row in known]), strict=True):
+            row["p_holm"] = adjusted
+    return pairs
+
+
+def _notes(models: Sequence[Model], shared: NDArray[np.int64]) -> list[str]:
+    """What a reader has to know before believing the tables."""
+    notes = []
+    counts = {model.name: len(model.ids) for model in models}
+    if any(count != len(shared) for count in counts.values()):
+        notes.append(
+            "NOT ALL MODELS WERE EVALUATED ON THE SAME FILMS ("
+            + ", ".join(f"{name} {count:,}" for name, count in counts.items())
+            + "). Differences are on the films that both models of a pair have; "
+            f"{len(shared):,} films are common to all."
+        )
+    for model in models:
+        if model.unlike_seeds:
+            notes.append(
+                f"NOT ALL RUNS THAT COUNT AS SEEDS OF {model.name} WERE TRAINED ALIKE ({model.unlike_seeds}). To "
+                "compare them with each other, give their folders names that differ in more than the seed."
+            )
+    unfitted = [model.name for model in models if any(result.scores.thresholds is None for result in model.results)]
+    if unfitted:
+        notes.append(f"No thresholds for {', '.join(unfitted)}: `genre-dist evaluate RUN --split val` fits them.")
+    single = [model.name for model in models if len(model.results) == 1 and model.kind != "baseline"]
+    if single:
+        notes.append(
+            f"One seed only for {', '.join(single)}: the intervals cover the choice of films, not the luck of training."
+        )
+    return notes
+
+
+def _show(
+    models: Sequence[Model], told: dict[str, Any], shards: Path | str | None
+) -> tuple[dict[int, Shown], str | None]:
+    """Titles and posters of the films told of; and a note if they could not be had."""
+    films = [film["tmdb_id"] for side in ("wins", "losses") for film in told["films"].get(side, [])]
+    configs = (result.config for model in models for result in model.results)
+    own = next((Path(config.data.shards) for config in configs if config is not None), None)
+    if not films or (shards := shards or own) is None:
+        return {}, None
+    try:
+        return show_films(shards, told["split"], films), None
+    except (ValueError, OSError) as error:
+        return {}, f"Titles and posters are missing ({error}); --shards FOLDER says where the shards are."

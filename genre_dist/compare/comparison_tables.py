@@ -1,0 +1,166 @@
+"""A comparison as tables: for the terminal, and as Markdown."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from genre_dist.compare.verdict import LABELS, MAIN, between, interval
+from genre_dist.pages.rendering import points
+from genre_dist.printable import markdown as escaped
+from genre_dist.printable import printable, terminal
+
+SHOWN = (
+    "micro_f1_fitted",
+    "macro_f1_fitted",
+    "sample_f1_fitted",
+    "micro_f1",
+    "macro_f1",
+    "accuracy",
+    "mean_average_precision",
+    "auc",
+)
+COST_COLUMNS = ("hours", "device hours", "peak memory", "samples/s", "steps")
+
+
+def share(figure: dict[str, Any] | None) -> str:
+    """A figure between 0 and 1, with the spread of its seeds if there are several."""
+    if figure is None:
+        return "-"
+    spread = f" ± {figure['sd']:.3f}" if figure["sd"] is not None else ""
+    return f"{figure['value']:.3f}{spread}"
+
+
+def p_value(p: float, resamples: int) -> str:
+    """A p value, as exact as the resamples allow."""
+    least = 2 / (resamples + 1)
+    return f"< {2 * least:.1g}" if p <= least * 1.001 else f"{p:.3f}"
+
+
+def cost_cells(cost: dict[str, Any] | None) -> tuple[str, ...]:
+    """Hours, device hours, peak memory, speed and steps."""
+    if cost is None:
+        return ("-",) * len(COST_COLUMNS)
+    devices = "-" if cost["device_hours"] is None else f"{hours(cost['device_hours'])} {device_word(cost)}"
+    memory = cost["peak_memory_bytes"]
+    return (
+        hours(cost["hours"]),
+        devices,
+        "-" if memory is None else f"{memory / 2**30:.1f} GiB",
+        "-" if cost["samples_per_second"] is None else f"{cost['samples_per_second']:,.1f}",
+        "-" if cost["steps"] is None else f"{cost['steps']:,}",
+    )
+
+
+def hours(value: float) -> str:
+    """Hours, minutes or seconds, whichever reads well."""
+    if value >= 1:
+        return f"{value:.1f} h"
+    return f"{60 * value:.1f} min" if value >= 1 / 60 else f"{3600 * value:.1f} s"
+
+
+def device_word(cost: dict[str, Any]) -> str:
+    """What the device hours are hours of."""
+    return {"cuda": "GPU", "cpu": "process"}.get(cost["device"], "rank")
+
+
+Sheet = tuple[str, list[str], list[list[str]]]
+"""A table's title, head and rows, whatever it is shown on; names of others stand in its head and first column."""
+
+
+def sheets(told: dict[str, Any], pairs: Sequence[dict[str, Any]]) -> list[Sheet]:
+    """The models, differences of pairs, F1 by genre and costs."""
+    models, reference = told["models"], told["study_2018"]
+    by_genre = reference["per_genre_of_combined_frozen"]
+    figures = [(f"{row['films']:,}", *(share(row["on_own_films"][measure]) for measure in SHOWN)) for row in models]
+    theirs = [
+        [f"2018 study: {row['model']}", "3,000 others", *(_plain(row[name]) if name in row else "" for name in SHOWN)]
+        for row in reference["test"]
+    ]
+    genres = []
+    for genre in told["genres"]:
+        ours = [row["per_genre"][genre] for row in models]
+        in_2018 = by_genre[genre]["f1"] / 100 if genre in by_genre else None
+        f1 = [_plain(value) for value in (*(row["f1_fitted"] for row in ours), in_2018)]
+        genres.append([genre, f"{max(row['films'] for row in ours):,}", *f1])
+    names = [row["name"] for row in models]
+    measures = [LABELS[measure] for measure in MAIN]
+    return [
+        (
+            f"Models, {told['split']} split",
+            ["model", "films", *(LABELS[measure] for measure in SHOWN)],
+            [[name, *row] for name, row in zip(names, figures, strict=True)] + theirs,
+        ),
+        (
+            "Differences in points, 95 % interval (paired bootstrap over films)",
+            ["difference", "films", *measures, "p, micro F1 (Holm)"],
+            [_difference_cells(pair, told["resamples"]) for pair in pairs],
+        ),
+        ("F1 by genre, fitted thresholds", ["genre", "films", *names, "2018 study, frozen, at 0.5"], genres),
+        (
+            "Cost of training, without evaluations",
+            ["model", *COST_COLUMNS],
+            [[row["name"], *cost_cells(row["cost"])] for row in models],
+        ),
+    ]
+
+
+def print_comparison(told: dict[str, Any]) -> None:
+    """The comparison on the terminal; of many differences those of the two models in question."""
+    screen = terminal()
+    console = screen if screen.is_terminal else terminal(width=150)  # in a log, lines may be long
+    for note in told["notes"]:
+        console.print(Panel(Text(printable(note)), style="yellow" if note.startswith("NOT ALL") else "dim"))
+    head = told["headline"]
+    asked = {head.get("one"), head.get("other")}
+    chosen = [pair for pair in told["differences"] if asked & {pair["one"], pair["other"]}]
+    for title, header, rows in sheets(told, chosen):
+        table = Table(*map(printable, header), title=title)
+        for row in rows:
+            table.add_row(*map(printable, row))
+        console.print(table)
+    if len(chosen) < len(told["differences"]):
+        console.print(f"{len(told['differences']) - len(chosen)} more differences are in the report", style="dim")
+    console.print(Text.assemble((printable(head["question"]), "bold"), " ", printable(head["answer"])))
+    for line in _beside(told):
+        console.print(f"  {printable(line)}")
+
+
+def markdown(told: dict[str, Any]) -> str:
+    """The comparison as a Markdown document."""
+    lines = [f"# {escaped(told['headline']['question'])}", "", f"**{escaped(told['headline']['answer'])}**", ""]
+    lines += [f"- {escaped(line)}" for line in _beside(told)]
+    lines += ["", *(f"> {escaped(note)}\n" for note in told["notes"])]
+    for title, header, rows in sheets(told, told["differences"]):
+        cells = [list(map(escaped, header)), ["---"] * len(header), *([escaped(row[0]), *row[1:]] for row in rows)]
+        lines += [f"## {title}", "", *(f"| {' | '.join(row)} |" for row in cells), ""]
+    lines += ["F1 without a remark: at thresholds fitted on val. ±: standard deviation over seeds.", ""]
+    return "\n".join(lines)
+
+
+def _beside(told: dict[str, Any]) -> list[str]:
+    """What is to be said beside the answer."""
+    strongest = [strongest_words(told["strongest"])] if told["strongest"] else []
+    return [*told["headline"].get("beside", []), *strongest]
+
+
+def strongest_words(row: dict[str, Any]) -> str:
+    """The strongest model against the strongest baseline, in a sentence."""
+    return (
+        f"The strongest model on val, {row['model']}, minus the strongest baseline on val, {row['baseline']}: "
+        f"{points(row['value'])} points of {LABELS[row['measure']]} ({between(row)}) on {row['films']:,} films."
+    )
+
+
+def _difference_cells(pair: dict[str, Any], resamples: int) -> list[str]:
+    rows = [pair["measures"][measure] for measure in MAIN]
+    main = rows[0] or rows[1]
+    p = f"{p_value(main['p'], resamples)} ({p_value(main['p_holm'], resamples)})"
+    name = f"{pair['one']} \N{MINUS SIGN} {pair['other']}"
+    return [name, f"{pair['films']:,}", *("-" if row is None else interval(row) for row in rows), p]
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

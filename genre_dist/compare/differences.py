@@ -1,0 +1,115 @@
+"""Per-sample differences: films on which one model gains or loses most against another, shown from the shards."""
+
+import io
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from genre_dist.compare.results import Model, on_films
+from genre_dist.packing.posters import load_rgb
+from genre_dist.storage import Place, read_range
+from genre_dist.stream.index import SplitIndex
+from genre_dist.stream.manifest import load_manifest
+from genre_dist.stream.sample import load_about, read_members
+
+LONGEST_TITLE = 300
+THUMBNAIL = (160, 240)  # pixels; posters are two wide to three high, and squashed in the shards
+
+
+class Shown(NamedTuple):
+    """How a film is shown."""
+
+    title: str
+    year: str
+    poster: bytes | None
+    """A small JPEG."""
+
+
+def largest_differences(
+    one: Model, other: Model, ids: NDArray[np.int64], count: int
+) -> dict[str, list[dict[str, Any]]]:
+    """The films where `one` is furthest ahead of `other`, and furthest behind.
+
+    By the film's F1 of the genres that at least half of the seeds name, at their fitted thresholds; between equal ones
+    by log loss, a mean over the seeds.
+    """
+    sides = [_per_film(model, ids) for model in (one, other)]
+    labels, genres = on_films(one.results[0], ids).labels, one.results[0].genres
+    gain = _f1(sides[0].named, labels) - _f1(sides[1].named, labels)
+    order = np.lexsort((sides[1].loss - sides[0].loss, gain))  # rising gain in F1, then in log loss
+    told = {}
+    for name, sign, rows in (("wins", 1, order[::-1][:count]), ("losses", -1, order[:count])):
+        told[name] = [
+            {
+                "tmdb_id": int(ids[row]),
+                "gain_in_f1": float(gain[row]),
+                "genres": _names(genres, labels[row]),
+                "one": _names(genres, sides[0].named[row]),
+                "other": _names(genres, sides[1].named[row]),
+            }
+            for row in rows
+            if sign * gain[row] > 0
+        ]
+    return told
+
+
+class _Side(NamedTuple):
+    named: NDArray[np.bool_]  # [films, genres], by at least half of the seeds
+    loss: NDArray[np.float64]  # [films], log loss
+
+
+def _per_film(model: Model, ids: NDArray[np.int64]) -> _Side:
+    votes = np.zeros(on_films(model.results[0], ids).labels.shape)
+    loss = np.zeros(len(ids))
+    for result in model.results:
+        logits, labels, thresholds = on_films(result, ids)
+        votes += logits > (0 if thresholds is None else thresholds)
+        loss += (np.logaddexp(0, logits) - logits * labels).mean(1)
+    return _Side(votes >= len(model.results) / 2, loss / len(model.results))
+
+
+def _f1(named: NDArray[np.bool_], labels: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return 2 * (named & labels).sum(1) / np.maximum(named.sum(1) + labels.sum(1), 1)
+
+
+def _names(genres: list[str], chosen: NDArray[np.bool_]) -> list[str]:
+    return [genre for genre, taken in zip(genres, chosen, strict=True) if taken]
+
+
+def show_films(shards: Place | str, split: str, films: Iterable[int]) -> dict[int, Shown]:
+    """Title, year and poster of films, as far as the shards have them. Raises ValueError if there are no shards."""
+    manifest = load_manifest(shards)
+    index, wanted = SplitIndex(manifest, split, ()), np.array(sorted(set(films)), np.int64)
+    shown = {}
+    for number, shard in enumerate(index.shards):
+        records = index.records(index.rows_of(number))
+        for record in records[np.isin(records["id"], wanted)]:
+            start = int(record["offset"])
+            data = read_range(index.paths[number], start, start + int(record["size"]), shard.bytes)
+            with suppress(ValueError, KeyError):  # a damaged film is shown by its id alone
+                film = int(record["id"])
+                shown[film] = _shown(read_members(data, film), film, manifest.image["fit"] == "squash")
+    return shown
+
+
+def _shown(members: Mapping[str, memoryview], film: int, squashed: bool) -> Shown:
+    told = load_about(members["json"])
+    poster = None
+    if "jpg" in members:
+        with suppress(ValueError):  # a poster that cannot be read
+            poster = thumbnail(load_rgb(bytes(members["jpg"]))[0], squashed)
+    title, date = (str(told.get(key) or "") for key in ("title", "release_date"))
+    return Shown(title[:LONGEST_TITLE] or str(film), date[:4], poster)
+
+
+def thumbnail(pixels: NDArray[np.uint8], squashed: bool) -> bytes:
+    """A small JPEG in a poster's own proportions."""
+    width, height = THUMBNAIL
+    picture = Image.fromarray(pixels).resize((width, height) if squashed else (width, width), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=78, optimize=True)
+    return file.getvalue()

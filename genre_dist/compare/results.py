@@ -1,0 +1,180 @@
+"""What evaluated runs left on disk, read back for comparing: predictions, thresholds, configuration, seeds."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genre_dist.baselines import FILE as BASELINE
+from genre_dist.baselines import Description, read_description
+from genre_dist.compare.alike import SEED, unlike_seeds
+from genre_dist.config import Config
+from genre_dist.config.files import load_config
+from genre_dist.config.run import CONFIG
+from genre_dist.metrics.bootstrap import Scores
+from genre_dist.metrics.evaluation_files import (
+    Metrics,
+    metrics_file,
+    predictions_file,
+    read_evaluation,
+    read_metrics,
+    read_predictions,
+)
+from genre_dist.metrics.thresholds import fit_thresholds, load_thresholds
+
+_SEEDED = re.compile(f"(?P<name>.+)[-_/.]{SEED}", re.IGNORECASE)
+
+
+class Result(NamedTuple):
+    """One evaluated run, its films by rising id."""
+
+    folder: Path
+    ids: NDArray[np.int64]  # [films]
+    scores: Scores
+    metrics: Metrics
+    """What metrics-SPLIT.json says."""
+    config: Config | None
+    """None for what is not trained by the loop, such as baselines."""
+    val_micro_f1: float | None
+    """On val, at the thresholds fitted there (at 0.5 if there are none)."""
+    baseline: Description
+    """What baseline.json says; empty for other runs."""
+
+    @property
+    def genres(self) -> list[str]:
+        return list(self.metrics["per_genre"])
+
+
+class Model(NamedTuple):
+    """One experiment: a run, or several of different seeds."""
+
+    name: str
+    results: tuple[Result, ...]
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """The films that every seed was evaluated on, rising."""
+        shared = self.results[0].ids
+        for result in self.results[1:]:
+            shared = np.intersect1d(shared, result.ids, assume_unique=True)
+        return shared
+
+    @property
+    def kind(self) -> str:
+        config = self.results[0].config
+        return "baseline" if config is None else config.model.kind
+
+    @property
+    def title(self) -> str:
+        return str(self.results[0].baseline.get("title", self.name))
+
+    @property
+    def unlike_seeds(self) -> str | None:
+        """The first setting by which its runs differ beside their seeds, with both values; None if there is none."""
+        first, *others = (result.config for result in self.results)
+        for other in others:
+            if first is None or other is None:
+                if first is not other:
+                    return "some were trained, others are baselines"
+            elif found := unlike_seeds(first, other):
+                return f"{found[0]} is {found[1]} and {found[2]}"
+        return None
+
+    @property
+    def starts_warm(self) -> bool:
+        """Whether its encoders start from those of other runs."""
+        config = self.results[0].config
+        return config is not None and config.model.text.weights is not None
+
+    @property
+    def val_micro_f1(self) -> float | None:
+        """The mean over the seeds, None if one of them was not evaluated on val."""
+        values = [result.val_micro_f1 for result in self.results]
+        return None if None in values else float(np.mean([value for value in values if value is not None]))
+
+
+def read_models(folders: Sequence[Path], split: str) -> list[Model]:
+    """Runs in the order given; those that differ only in a seed at the end (`name-seed0`, `name/seed1`) are one model.
+
+    Raises ValueError if a run was not evaluated on the split, its files are damaged, or runs do not fit together.
+    """
+    once: dict[Path, Path] = {}
+    for folder in folders:
+        once.setdefault(folder.resolve(), folder)
+    grouped: dict[str, list[Path]] = {}
+    for folder in once.values():
+        grouped.setdefault(experiment(folder), []).append(folder)
+    names = _short_names(list(grouped))
+    models = [
+        Model(name, tuple(read_result(folder, split) for folder in group))
+        for name, group in zip(names, grouped.values(), strict=True)
+    ]
+    _check_genres(models)
+    return models
+
+
+def experiment(folder: Path) -> str:
+    """A run's path without its seed, which a separator parts from the name: `-seed0`, `_seed_1`, `/seed2`."""
+    path = os.path.abspath(folder)  # a link keeps its name
+    seeded = _SEEDED.fullmatch(path)
+    return seeded["name"] if seeded else path
+
+
+def _short_names(paths: list[str]) -> list[str]:
+    """The last part of each path, or as much of it as tells them apart."""
+    for parts in range(1, 1 + max(path.count("/") + 1 for path in paths)):
+        names = ["/".join(path.split("/")[-parts:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return paths
+
+
+def read_result(folder: Path, split: str) -> Result:
+    """One run's evaluation on a split. Raises ValueError as `read_models`."""
+    (ids, logits, labels), metrics = read_evaluation(folder, split)
+    genres = list(metrics["per_genre"])
+    thresholds = load_thresholds(folder, genres)
+    val, val_told = predictions_file(folder, "val"), metrics_file(folder, "val")
+    if thresholds is None and val.is_file():  # evaluated before thresholds were kept
+        on_val = read_predictions(val, genres)
+        thresholds = fit_thresholds(on_val.logits, on_val.labels)
+    config, baseline = folder / CONFIG, folder / BASELINE
+    return Result(
+        folder=folder,
+        ids=ids,
+        scores=Scores(logits, labels, thresholds),
+        metrics=metrics,
+        config=load_config(config) if config.is_file() and not baseline.is_file() else None,
+        val_micro_f1=_micro_f1(read_metrics(val_told)) if val_told.is_file() else None,
+        baseline=read_description(baseline) if baseline.is_file() else {},
+    )
+
+
+def _micro_f1(metrics: Metrics) -> float:
+    """At fitted thresholds, or at 0.5 if there are none."""
+    return metrics["fitted"]["micro_f1"] if "fitted" in metrics else metrics["micro_f1"]
+
+
+def _check_genres(models: Sequence[Model]) -> None:
+    first = models[0].results[0]
+    for result in (result for model in models for result in model.results):
+        if result.genres != first.genres:
+            raise ValueError(f"{result.folder} and {first.folder} have other genres: they cannot be compared")
+        _, here, there = np.intersect1d(result.ids, first.ids, assume_unique=True, return_indices=True)
+        differ = np.flatnonzero((result.scores.labels[here] != first.scores.labels[there]).any(axis=1))
+        if len(differ):
+            raise ValueError(
+                f"film {result.ids[here][differ[0]]} and {len(differ) - 1} others have other genres in {result.folder} "
+                f"than in {first.folder}: they were packed from different catalogues and cannot be compared"
+            )
+
+
+def on_films(result: Result, ids: NDArray[np.int64]) -> Scores:
+    """A run's scores on some of its films (rising ids, all of them its own)."""
+    rows = np.searchsorted(result.ids, ids)
+    logits, labels, thresholds = result.scores
+    return Scores(logits[rows], labels[rows], thresholds)

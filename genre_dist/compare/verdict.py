@@ -1,0 +1,135 @@
+"""The answer to the question, in words that claim no more than the figures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from genre_dist.compare.results import Model
+from genre_dist.pages.rendering import points
+
+LABELS = {
+    "micro_f1_fitted": "micro F1",
+    "macro_f1_fitted": "macro F1",
+    "sample_f1_fitted": "sample F1",
+    "accuracy_fitted": "accuracy",
+    "micro_f1": "micro F1 at 0.5",
+    "macro_f1": "macro F1 at 0.5",
+    "sample_f1": "sample F1 at 0.5",
+    "accuracy": "accuracy at 0.5",
+    "mean_average_precision": "mAP",
+    "auc": "AUC",
+}
+"""How measures are called; without a remark, at thresholds fitted on val."""
+MAIN = ("micro_f1_fitted", "micro_f1", "macro_f1_fitted", "mean_average_precision")
+
+
+def question_pair(models: Sequence[Model]) -> tuple[int, int] | None:
+    """The models the headline compares: end to end against frozen, or the last against the first; None if alone.
+
+    Of several end-to-end models the one that starts, like the frozen one, from trained encoders.
+    """
+    frozen = [number for number, model in enumerate(models) if model.kind == "frozen"]
+    open_ones = [number for number, model in enumerate(models) if model.kind == "end to end"]
+    if frozen and open_ones:
+        warm = [number for number in open_ones if models[number].starts_warm]
+        return (warm or open_ones)[0], frozen[0]
+    return (len(models) - 1, 0) if len(models) > 1 else None
+
+
+def verdict(
+    models: Sequence[Model],
+    rows: Sequence[dict[str, Any]],
+    differences: Sequence[dict[str, Any]],
+    pair: tuple[int, int] | None,
+) -> dict[str, Any]:
+    """Question, answer, the difference it rests on, and what else is to be said beside it."""
+    if pair is None:
+        return {"question": f"How good is {models[0].name}?", "answer": "There is nothing to compare it with."}
+    one, other = (models[number] for number in pair)
+    asked = (one.kind, other.kind) == ("end to end", "frozen")
+    found, measure = _between(differences, one.name, other.name)
+    main = found["measures"][measure]
+    outcome = _outcome(main)
+    word = {"yes": "Yes", "no": "No", "open": "Not shown"}[outcome]
+    gain = f"{points(main['value'])} points of {LABELS[measure]} (95 % interval {between(main)})"
+    against = "the same model with frozen encoders" if asked else other.name
+    tail = "; the interval includes zero" if outcome == "open" else ""
+    return {
+        "question": "Was training end to end worth it?" if asked else f"Is {one.name} better than {other.name}?",
+        "verdict": outcome,
+        "word": word,
+        "answer": f"{word}: {gain} against {against}, on {found['films']:,} films{tail}.",
+        "one": one.name,
+        "other": other.name,
+        "measure": measure,
+        "films": found["films"],
+        **{name: main[name] for name in ("value", "low", "high", "p")},
+        "beside": [*_disagreeing(found["measures"], measure), *_price(rows[pair[0]], rows[pair[1]])],
+    }
+
+
+def strongest_pair(models: Sequence[Model], differences: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The strongest trained model against the strongest baseline, both chosen by micro F1 on val."""
+    best: list[Model] = []
+    for wanted in (False, True):
+        chosen = [model for model in models if (model.kind == "baseline") == wanted and model.val_micro_f1 is not None]
+        if not chosen:
+            return None
+        best.append(max(chosen, key=lambda model: model.val_micro_f1 or 0))
+    trained, baseline = best
+    found, measure = _between(differences, trained.name, baseline.name)
+    return {
+        "model": trained.name,
+        "baseline": baseline.name,
+        "films": found["films"],
+        "measure": measure,
+        **found["measures"][measure],
+    }
+
+
+def between(row: dict[str, Any]) -> str:
+    """The interval of a difference, in points."""
+    return f"{points(row['low'])} to {points(row['high'])}"
+
+
+def interval(row: dict[str, Any]) -> str:
+    """A difference in points with its interval."""
+    return f"{points(row['value'])} ({between(row)})"
+
+
+def _between(differences: Sequence[dict[str, Any]], one: str, other: str) -> tuple[dict[str, Any], str]:
+    """One minus other, whichever way the pair is listed, and the measure to judge by."""
+    pair = next(pair for pair in differences if {pair["one"], pair["other"]} == {one, other})
+    found = pair if pair["one"] == one else turned_round(pair)
+    return found, "micro_f1_fitted" if found["measures"]["micro_f1_fitted"] is not None else "micro_f1"
+
+
+def turned_round(pair: dict[str, Any]) -> dict[str, Any]:
+    """The same differences seen from the other side."""
+    measures = {
+        measure: row and row | {"value": -row["value"], "low": -row["high"], "high": -row["low"]}
+        for measure, row in pair["measures"].items()
+    }
+    return pair | {"one": pair["other"], "other": pair["one"], "measures": measures}
+
+
+def _outcome(row: dict[str, Any]) -> str:
+    return "yes" if row["low"] > 0 else "no" if row["high"] < 0 else "open"
+
+
+def _disagreeing(measures: dict[str, Any], chosen: str) -> list[str]:
+    """The other main measures whose outcome is another."""
+    how = {"yes": "it is ahead", "no": "it is behind", "open": "nothing is shown"}
+    rows = [(measure, measures[measure]) for measure in MAIN if measures[measure] is not None]
+    return [
+        f"By {LABELS[measure]} {how[_outcome(row)]}: {interval(row)}."
+        for measure, row in rows
+        if _outcome(row) != _outcome(measures[chosen])
+    ] or ["micro F1 at fitted thresholds and at 0.5, macro F1 and mAP agree."]
+
+
+def _price(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """How much more training it took."""
+    costs = [row["cost"] and (row["cost"]["device_hours"] or row["cost"]["hours"]) for row in (one, other)]
+    if not all(costs):
+        return []
+    return [f"Training took {costs[0] / costs[1]:.1f} times the hours of {other['name']}."]

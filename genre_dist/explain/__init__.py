@@ -1,0 +1,1 @@
+"""What on posters and in overviews speaks for a genre, and what each is worth."""

@@ -1,0 +1,134 @@
+"""What in a film speaks for a genre: Grad-CAM on its poster, integrated gradients on its words.
+
+Selvaraju et al. 2017, Grad-CAM; Sundararajan et al. 2017, Axiomatic Attribution for Deep Networks; both as in captum.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from captum.attr import LayerGradCam, LayerIntegratedGradients
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from genre_dist.compare.differences import Shown
+from genre_dist.models.classifier import GenreClassifier
+from genre_dist.stream.sample import PADDING
+
+STEPS = 32
+"""Points between no word and the text, for the integral."""
+
+
+class Attribution(NamedTuple):
+    """Why one genre was found probable, or not."""
+
+    heat: NDArray[np.float32] | None  # [size, size], 0 to 1: where on the poster; None without a poster
+    words: NDArray[np.float32] | None  # [words]: how much each adds to the logit; None without a text
+    unexplained: float
+    """Part of the text's effect on the logit that the sum over the words does not account for."""
+
+
+class Explained(NamedTuple):
+    """A film with the genres that were explained."""
+
+    film: int
+    shown: Shown | None
+    true: list[str]
+    words: list[str]
+    picture: NDArray[np.uint8] | None  # [size, size, 3], as the model saw it
+    genres: list[tuple[str, float, Attribution]]
+    """Name, logit above the threshold, attribution."""
+
+
+class Explainer:
+    """Attributes a model's logits, film by film. The model stays in eval mode; nothing of it changes."""
+
+    def __init__(self, model: GenreClassifier, image_size: int) -> None:
+        self.model = model
+        device = next(model.parameters()).device
+        self.layer = None
+        if model.poster is not None:
+            self.layer = last_map(model.poster, torch.zeros(1, 3, image_size, image_size, device=device))
+
+    def __call__(self, images: Tensor | None, tokens: Tensor | None, lengths: Tensor | None, genre: int) -> Attribution:
+        """One film, a batch of 1 as the model takes it."""
+        with torch.no_grad():
+            text = None if self.model.text is None else self.model.text(tokens, lengths)
+            poster = None if self.model.poster is None else self.model.poster(images)
+        with _open(self.model):
+            heat = None if images is None or self.layer is None else self._heat(images, text, genre)
+            words, unexplained = (None, 0.0) if tokens is None else self._words(tokens, lengths, poster, genre)
+        return Attribution(heat, words, unexplained)
+
+    def _heat(self, images: Tensor, text: Tensor | None, genre: int) -> NDArray[np.float32]:
+        def forward(pixels: Tensor) -> Tensor:
+            assert self.model.poster is not None
+            return self._heads(text, self.model.poster(pixels))
+
+        assert self.layer is not None
+        pixels = images.clone().requires_grad_(True)  # so that a frozen encoder has a graph too
+        found = LayerGradCam(forward, self.layer).attribute(pixels, target=genre, relu_attributions=True)
+        heat = F.interpolate(found.detach(), images.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
+        return (heat / heat.max().clamp(min=1e-12)).cpu().numpy()
+
+    def _words(
+        self, tokens: Tensor, lengths: Tensor | None, poster: Tensor | None, genre: int
+    ) -> tuple[NDArray[np.float32], float]:
+        def forward(text: Tensor) -> Tensor:
+            assert self.model.text is not None
+            assert lengths is not None
+            encoded = self.model.text(text, lengths.expand(len(text)))
+            return self._heads(encoded, None if poster is None else poster.expand(len(text), -1))
+
+        assert self.model.text is not None
+        found, delta = LayerIntegratedGradients(forward, self.model.text.embedding).attribute(
+            tokens,
+            baselines=torch.full_like(tokens, PADDING),
+            target=genre,
+            n_steps=STEPS,
+            return_convergence_delta=True,
+        )
+        return found.detach().sum(-1)[0].cpu().numpy(), float(delta.abs().max())
+
+    def _heads(self, text: Tensor | None, poster: Tensor | None) -> Tensor:
+        return self.model.heads(torch.cat([part for part in (text, poster) if part is not None], dim=1))
+
+
+def last_map(network: nn.Module, images: Tensor) -> nn.Module | None:
+    """The module that gives the last picture-like output [B, C, h, w] before it is averaged away, by running it once.
+
+    None for a network without any, such as a vision transformer.
+    """
+    found: list[nn.Module] = []
+
+    def note(module: nn.Module, _: tuple, output: object) -> None:
+        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] > 1:
+            found.append(module)
+
+    hooks = [module.register_forward_hook(note) for module in network.modules() if module is not network]
+    try:
+        with torch.no_grad():
+            network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[-1] if found else None
+
+
+@contextmanager
+def _open(model: GenreClassifier) -> Iterator[None]:
+    """Let gradients pass through frozen encoders, and through cuDNN's LSTM, which has none in eval mode."""
+    parts = [part for part in (model.text, model.poster) if part is not None]
+    frozen = [part.frozen for part in parts]
+    for part in parts:
+        part.frozen = False
+    try:
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        for part, was in zip(parts, frozen, strict=True):
+            part.frozen = was
+        model.zero_grad(set_to_none=True)

@@ -1,0 +1,186 @@
+"""Why a model names genres: films explained one by one, and what each medium is worth over a split."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from genre_dist.atomic import atomic_file
+from genre_dist.compare.differences import Shown, show_films, thumbnail
+from genre_dist.compare.results import read_result
+from genre_dist.compare.verdict import LABELS
+from genre_dist.explain import explanation_figures as figures
+from genre_dist.explain.ablation import ablate
+from genre_dist.explain.attribution import Explained, Explainer
+from genre_dist.inference.evaluate_run import check_same_labels
+from genre_dist.inference.trained_model import Run, load_run
+from genre_dist.metrics.thresholds import load_thresholds
+from genre_dist.pages import charts
+from genre_dist.pages.rendering import write_page
+from genre_dist.progress import progress_bar
+from genre_dist.stream.batch import Batch
+from genre_dist.stream.device_feed import to_device, whole_pixels
+from genre_dist.stream.manifest import load_manifest
+from genre_dist.stream.order import Rows
+from genre_dist.stream.reader import ShardReader
+
+ABLATED = ("micro_f1_fitted", "micro_f1", "macro_f1_fitted", "mean_average_precision")
+
+
+def explain(
+    folder: Path,
+    out: Path,
+    *,
+    split: str,
+    films: Sequence[int],
+    count: int,
+    genres: int,
+    shards: Path | None,
+    ablation: bool,
+    trust_code: bool,
+) -> dict[str, Any]:
+    """Explain films of a split and measure the media; writes index.html, explanation.json and PNGs into `out`.
+
+    Without ids of films: the `count` most confident ones, each for another genre. Of each film its `genres` surest
+    genres are explained. RAM holds one film's gradients and a window of encodings. Raises ValueError for films that the
+    split does not have, and for shards of other genres or another vocabulary than the model's.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = load_run(folder, device, trust_code)
+    manifest = load_manifest(shards or run.config.data.shards)
+    check_same_labels(run, manifest)
+    thresholds = load_thresholds(folder, run.genres)
+    films = list(films) or _surest(folder, split, count, thresholds)
+    shown = show_films(manifest.folder, split, films)
+    cut = np.zeros(len(run.genres)) if thresholds is None else thresholds
+    reader = ShardReader(manifest, split, run.config.model.members, run.config.data.max_tokens)
+    explainer = Explainer(run.model, run.config.data.image_size)
+    with progress_bar() as progress:
+        explained = [
+            _explain_film(run, reader.read(rows), explainer, cut, genres, shown)
+            for rows in progress.track(_places(reader, films), description="films")
+        ]
+    told: dict[str, Any] = {
+        "run": str(folder),
+        "split": split,
+        "films": [_told(film) for film in explained],
+        "ablation": ablate(run, manifest, split, thresholds) if ablation else None,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for film in explained:
+        figures.film_figure(film, out / f"film-{film.film}.png")
+    if told["ablation"] is not None:
+        figures.ablation_figure(told["ablation"], ABLATED, out / "ablation.png")
+    with atomic_file(out / "explanation.json", "w") as file:
+        json.dump(told, file, indent=1)
+    heats = {
+        (film.film, genre): thumbnail(figures.overlay(film.picture, found.heat), squashed=True)
+        for film in explained
+        for genre, _, found in film.genres
+        if film.picture is not None and found.heat is not None
+    }
+    posters = {film.film: film.shown.poster for film in explained if film.shown and film.shown.poster}
+    context = {"told": told, "heats": heats, "posters": posters, "labels": LABELS, "media": _media(told)}
+    write_page(out / "index.html", "explanation.html", **context)
+    return told
+
+
+def _surest(folder: Path, split: str, count: int, thresholds: NDArray[np.float64] | None) -> list[int]:
+    """The film that each genre is named for most surely, the surest genres first."""
+    result = read_result(folder, split)
+    margins = result.scores.logits - (0 if thresholds is None else thresholds)  # [films, genres]
+    best = margins.argmax(axis=0)
+    order = np.argsort(-margins[best, np.arange(len(best))])
+    return list(dict.fromkeys(int(result.ids[best[genre]]) for genre in order))[:count]
+
+
+def _places(reader: ShardReader, films: Sequence[int]) -> list[Rows]:
+    """Where films lie among those that have what the model needs. Raises ValueError if one is not there."""
+    places: dict[int, Rows] = {}
+    for number in range(len(reader.index.shards)):
+        ids = reader.index.ids(reader.index.rows_of(number))
+        for row in np.flatnonzero(np.isin(ids, films)):
+            places[int(ids[row])] = Rows(np.array([number]), np.array([row]))
+    if missing := [str(film) for film in films if film not in places]:
+        raise ValueError(
+            f"{reader.manifest.folder}: the {reader.split} split has no film {', '.join(missing)} with "
+            f"{' and '.join(reader.wanted)}"
+        )
+    return [places[film] for film in films]
+
+
+def _explain_film(
+    run: Run, batch: Batch, explainer: Explainer, cut: NDArray[np.float64], count: int, shown: dict[int, Shown]
+) -> Explained:
+    """One film, a batch of 1: its `count` surest genres."""
+    inputs = to_device(batch, next(run.model.parameters()).device, whole_pixels(run.config.data))
+    lengths = None if inputs.lengths is None else torch.from_numpy(inputs.lengths)
+    with torch.no_grad():
+        logits = run.model(inputs.images, inputs.tokens, inputs.lengths)[0].float().cpu().numpy()
+    words: list[str] = []
+    if batch.tokens is not None and batch.lengths is not None:
+        spelling = list(run.words)  # in the order of their ids
+        words = [spelling[token] for token in batch.tokens[0, : batch.lengths[0]]]
+    film = int(batch.ids[0])
+    return Explained(
+        film=film,
+        shown=shown.get(film),
+        true=[name for name, label in zip(run.genres, batch.labels[0] > 0, strict=True) if label],
+        words=words,
+        picture=None if batch.images is None else batch.images[0].copy(),
+        genres=[
+            (
+                run.genres[genre],
+                float(logits[genre] - cut[genre]),
+                explainer(inputs.images, inputs.tokens, lengths, int(genre)),
+            )
+            for genre in np.argsort(-(logits - cut))[:count]
+        ],
+    )
+
+
+def _told(film: Explained) -> dict[str, Any]:
+    """A film as plain data."""
+    return {
+        "tmdb_id": film.film,
+        "title": film.shown.title if film.shown else str(film.film),
+        "genres": film.true,
+        "explained": [
+            {
+                "genre": genre,
+                "logit_above_threshold": above,
+                "on_poster": bool(found.heat is not None and found.heat.any()),
+                "words": [[word, round(float(value), 4)] for word, value in zip(film.words, found.words, strict=True)]
+                if found.words is not None and film.words
+                else [],
+                "unexplained": found.unexplained,
+            }
+            for genre, above, found in film.genres
+        ],
+    }
+
+
+def _media(told: dict[str, Any]) -> dict[str, Any] | None:
+    """What each medium is worth, as a chart of intervals."""
+    if told["ablation"] is None:
+        return None
+    rows = []
+    for medium, measures in told["ablation"]["loss_without"].items():
+        for measure in ABLATED:
+            if (lost := measures[measure]) is not None:
+                name = f"{'posters' if medium == 'poster' else 'texts'} shuffled: {LABELS[measure]}"
+                rows.append(_lost_row(lost, name))
+    return charts.forest(rows, zero=True, label=lambda value: f"{100 * value:g}")
+
+
+def _lost_row(lost: dict[str, Any], name: str) -> dict[str, Any]:
+    """A loss in points with the words beside it."""
+    words = tuple(f"{100 * lost[key]:.1f}".replace("-", "\N{MINUS SIGN}") for key in ("value", "low", "high"))
+    tip = f"{name}: {words[0]} points lost\n95 % interval {words[1]} to {words[2]}"
+    text = Markup("<b>{}</b> {} to {}").format(*words)
+    return lost | {"name": name, "tip": tip, "text": text, "sure": lost["low"] > 0}

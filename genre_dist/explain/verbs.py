@@ -1,0 +1,44 @@
+"""The console verb explain; a folder is locked before what writes it is imported."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from genre_dist.parallel.one_run import writing
+from genre_dist.printable import printable
+from genre_dist.verb_options import Verbs, add_run, add_split, add_verb, names
+
+
+def add_verbs(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs, "explain", _explain, "what on posters and in overviews speaks for a genre, and what each is worth"
+    )
+    add_run(verb)
+    add_split(verb, "test")
+    add = verb.add_argument
+    add("--out", type=Path, default=Path("explanation"), help="for index.html, PNGs and explanation.json")
+    add("--films", default="", metavar="ID,ID", help="films to explain; the surest ones by default")
+    add("--count", type=int, default=8, help="how many films, if none are named")
+    add("--genres", type=int, default=2, help="genres explained for each film")
+    add("--shards", type=Path, help="other shards than the run was trained on")
+    add("--no_ablation", action="store_true", help="leave out what each medium is worth")
+
+
+def _explain(arguments: Namespace) -> None:
+    given = names(arguments.films)
+    if wrong := [film for film in given if not (film.isdecimal() and int(film) < 2**63)]:
+        raise ValueError(f"--films takes ids of films such as 603,604, not `{wrong[0]}`")
+    with writing(arguments.out):
+        from genre_dist.explain.explanation import explain
+
+        explain(
+            arguments.folder,
+            arguments.out,
+            split=arguments.split,
+            films=[int(film) for film in given],
+            count=arguments.count,
+            genres=arguments.genres,
+            shards=arguments.shards,
+            ablation=not arguments.no_ablation,
+            trust_code=arguments.trust_code,
+        )
+    print(f"the explanation: {printable(arguments.out / 'index.html')}")

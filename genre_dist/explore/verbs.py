@@ -1,0 +1,31 @@
+"""The console verb explore; a folder is locked before what writes it is imported."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from genre_dist.parallel.one_run import writing
+from genre_dist.printable import printable
+from genre_dist.verb_options import Verbs, add_verb
+
+
+def add_verbs(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "explore", _explore, "look at the films of shards or a catalogue: numbers, figures, a page")
+    add = verb.add_argument
+    add("source", metavar="SHARDS_OR_CATALOGUE", type=Path)
+    add("--out", metavar="DIR", type=Path, required=True, help="for index.html, explore.json and PNGs")
+    texts = ["overview", "title", "both"]
+    add("--text", choices=texts, default="overview", help="a catalogue's text to look at")
+    add("--poster_share", type=float, default=1.0, help="share of the posters looked at, drawn by film id")
+
+
+def _explore(arguments: Namespace) -> None:
+    with writing(arguments.out):
+        from genre_dist.explore.exploring import explore
+
+        counts = explore(arguments.source, arguments.out, arguments.text, arguments.poster_share)
+    print(f"{printable(arguments.source)}: {counts.films.sum():,} films")
+    for what, films in counts.told.items():
+        print(f"  {films:,} {what}")
+    for fault in counts.faults:
+        print(f"  {printable(fault)}")
+    print(f"the page: {printable(arguments.out / 'index.html')}")

@@ -1,0 +1,1 @@
+"""A trained model read back: evaluated again, and asked about one film or many."""

@@ -1,0 +1,45 @@
+"""Evaluating a finished run once more, on a split of its own shards or of others."""
+
+import dataclasses
+from pathlib import Path
+
+from genre_dist.config import derive_batches
+from genre_dist.inference.trained_model import Run
+from genre_dist.metrics.thresholds import FILE as THRESHOLDS
+from genre_dist.parallel.world import World
+from genre_dist.stream.manifest import Manifest, load_manifest
+from genre_dist.training.evaluation import Evaluator, print_evaluation, save_evaluation
+from genre_dist.training.experiment import autocast_for, choose_precision
+
+
+def evaluate_run(run: Run, folder: Path, split: str, shards: Path | str | None, world: World) -> None:
+    """Evaluate a finished run on a split of its own (or other) shards, on all ranks.
+
+    A run whose thresholds were never fitted is evaluated on val first. Raises ValueError if the shards have other
+    genres or another vocabulary than the model was trained with.
+    """
+    data = run.config.data
+    manifest = load_manifest(shards or data.shards)
+    check_same_labels(run, manifest)
+    whole_batch = dataclasses.replace(data, global_batch=data.global_batch * world.size)
+    autocast = autocast_for(choose_precision(run.config, world.device, trained_elsewhere=True), world.device)
+    evaluator = Evaluator(run.model, run.config, world, autocast, derive_batches(whole_batch, world.size).micro)
+    unfitted = world.broadcast(not (folder / THRESHOLDS).is_file())
+    fit_first = unfitted and split != "val" and manifest.samples("val", run.config.model.members) > 0
+    for each in ("val", split) if fit_first else (split,):
+        evaluation = evaluator.evaluate(manifest, each)
+        if evaluation is not None:
+            world.progress()  # figures of many films take their time, for which the others wait
+            print_evaluation(save_evaluation(evaluation, folder))
+
+
+def check_same_labels(run: Run, manifest: Manifest) -> None:
+    """Raise ValueError if shards have other genres, or another vocabulary, than the model was trained with."""
+    if run.genres != [genre.name for genre in manifest.genres]:
+        raise ValueError(f"{manifest.folder}: its genres are not those the model was trained on")
+    trained_on = run.facts["text"]["vocabulary_sha256"]
+    if run.config.model.uses_text and manifest.text["vocabulary_sha256"] != trained_on:
+        raise ValueError(
+            f"{manifest.folder}: packed with another vocabulary than the model was trained with; its token ids would "
+            "mean other words"
+        )

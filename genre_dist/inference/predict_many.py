@@ -1,0 +1,194 @@
+"""Predictions for many films: a catalogue, or a table with posters, to a folder of Parquet parts.
+
+Films are cut into parts of PART in the order of their table; the ranks take the parts in turn. A part is whole or
+absent, and one that is there is not made again: a prediction that was stopped goes on, on any number of ranks.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from genre_dist.atomic import atomic_file
+from genre_dist.config.run import WEIGHTS
+from genre_dist.inference.film_sources import Found, Source, find_films
+from genre_dist.inference.prediction import NO_TEXT, Film, film_pixels, predict_logits
+from genre_dist.inference.trained_model import Run
+from genre_dist.lock import holds_files
+from genre_dist.metrics.thresholds import load_thresholds
+from genre_dist.parallel.world import World, on_first
+from genre_dist.printable import printable
+from genre_dist.progress import progress_bar
+from genre_dist.sealed import read_sealed, write_sealed
+from genre_dist.storage import sha256_of
+from genre_dist.validation import Count, Sha256
+
+PART = 1024
+BATCH = 32
+IDENTITY = "prediction.json"
+SCHEMA = pa.schema(
+    [
+        ("tmdb_id", pa.int64()),
+        ("genres", pa.list_(pa.string())),  # above their thresholds, the most probable first
+        ("probabilities", pa.list_(pa.float32())),  # in the model's order of genres; null if left out
+        ("logits", pa.list_(pa.float32())),
+        ("left_out", pa.string()),  # why there is no prediction; null if there is one
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What `prediction.json` says the parts were made of: with anything else they are other predictions."""
+
+    weights_sha256: Sha256
+    thresholds: list[float] | None
+    text: str
+    table: str
+    table_sha256: Sha256
+    columns: dict[str, str]
+    posters: list[str]
+    poster_key: str
+    posters_sha256: Sha256
+    films_per_part: Count
+    genres: list[str]
+
+
+class Predictor(NamedTuple):
+    """All that a batch of films needs."""
+
+    run: Run
+    thresholds: NDArray[np.float64] | None  # [genres]
+    world: World
+    pool: Executor
+    """Reads and decodes posters."""
+
+
+def predict_many(run: Run, folder: Path, source: Source, out: Path, world: World) -> None:
+    """Predict every film of a source, on all ranks that were started, into `out`, which they hold.
+
+    RAM holds a part's ids and logits and a batch of posters, and two small entries a film of a table. Raises ValueError
+    if `out` holds something else.
+    """
+    thresholds = load_thresholds(folder, run.genres)
+    found = find_films(source, run, world.progress)
+    on_first(world, lambda: _claim(out, _identity(run, folder, source, found, thresholds)))
+    counts: Counter[str] = Counter()
+    with progress_bar() as progress, ThreadPoolExecutor(max(1, run.config.data.workers)) as pool:
+        predictor = Predictor(run, thresholds, world, pool)
+        task = progress.add_task("films", total=None)
+        for number, films in enumerate(_parts(found.films)):
+            if number % world.size == world.rank:
+                counts["films"] += len(films)
+                counts["left out"] += _finish_part(out / f"part-{number:06d}.parquet", films, predictor)
+            progress.advance(task, len(films))
+    world.wait_for_all()
+    gathered = world.gather(counts)
+    if gathered is not None:
+        _print_summary(out, sum(gathered, Counter()), found, thresholds is not None)
+
+
+def _print_summary(out: Path, counts: Counter[str], found: Found, is_fitted: bool) -> None:
+    print(
+        f"{printable(out)}: {counts['films']:,} films, {counts['left out']:,} of them without what the model needs "
+        "(column left_out)"
+    )
+    for line in found.left_out.lines():
+        print(f"  {line}")
+    if not is_fitted:
+        print("no thresholds were fitted: genres are named at one half (`genre-dist evaluate RUN --split val`)")
+
+
+def _identity(run: Run, folder: Path, source: Source, found: Found, thresholds: NDArray[np.float64] | None) -> Identity:
+    return Identity(
+        weights_sha256=sha256_of(folder / WEIGHTS),
+        thresholds=None if thresholds is None else thresholds.tolist(),
+        text=run.facts["text"]["source"],
+        table=str(source.table.resolve()),
+        table_sha256=sha256_of(source.table),
+        columns=dict(source.columns),
+        posters=[str(path) for path in source.posters],
+        poster_key=source.poster_key,
+        posters_sha256=found.posters_sha256,
+        films_per_part=PART,
+        genres=run.genres,
+    )
+
+
+def _claim(out: Path, identity: Identity) -> None:
+    """Note in `out` what is predicted there. Raises ValueError for what stands in the way."""
+    path = out / IDENTITY
+    if path.is_file():
+        noted = asdict(read_sealed(Identity, path, "choose another --out, as for an earlier version's"))
+        if different := [key for key, value in asdict(identity).items() if noted[key] != value]:
+            raise ValueError(f"{out} holds predictions with other {', '.join(different)}; choose another --out")
+    elif holds_files(out):
+        raise ValueError(f"{out} is not empty and holds no predictions; choose another --out")
+    else:
+        write_sealed(path, asdict(identity))
+
+
+def _finish_part(path: Path, films: Sequence[tuple[int, Film]], predictor: Predictor) -> int:
+    """Make a part unless it is there, whole; returns how many of its films have no prediction."""
+    table = _read_part(path, [film for film, _ in films]) if path.exists() else None
+    if table is None:
+        table = _predict_part(films, predictor)
+        with atomic_file(path) as file:
+            pq.write_table(table, file, write_page_checksum=True)
+    return len(table) - int(table["left_out"].null_count)
+
+
+def _read_part(path: Path, ids: list[int]) -> pa.Table | None:
+    """A part that was made before; None if it is damaged or not of these films, and so to be made again."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read(use_threads=False)
+        same = table.schema.equals(SCHEMA) and table["tmdb_id"].to_pylist() == ids
+    except (pa.ArrowException, OSError, ValueError, TypeError, MemoryError):
+        return None
+    return table if same else None
+
+
+def _parts(films: Iterable[tuple[int, Film]]) -> Iterator[list[tuple[int, Film]]]:
+    remaining = iter(films)
+    while part := list(islice(remaining, PART)):
+        yield part
+
+
+def _predict_part(films: Sequence[tuple[int, Film]], predictor: Predictor) -> pa.Table:
+    rows: list[dict[str, Any]] = []
+    for first in range(0, len(films), BATCH):
+        rows += _predict_batch(films[first : first + BATCH], predictor)
+        predictor.world.progress()
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _predict_batch(films: Sequence[tuple[int, Film]], predictor: Predictor) -> list[dict[str, Any]]:
+    run, thresholds, world, pool = predictor
+    model = run.config.model
+    pixels = film_pixels(run, [film for _, film in films], pool) if model.uses_poster else [""] * len(films)
+    rows: list[dict[str, Any]] = [dict.fromkeys(SCHEMA.names) | {"tmdb_id": number} for number, _ in films]
+    for row, (_, film), found in zip(rows, films, pixels, strict=True):
+        if model.uses_poster and isinstance(found, str):
+            row["left_out"] = found
+        elif model.uses_text and film.text is None:
+            row["left_out"] = NO_TEXT[run.facts["text"]["source"]]
+    whole = [at for at, row in enumerate(rows) if row["left_out"] is None]
+    if not whole:
+        return rows
+    images = [found for at in whole if not isinstance(found := pixels[at], str)]
+    logits = predict_logits(run, images, [films[at][1].text or "" for at in whole], world.device)
+    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    named = logits > (0 if thresholds is None else thresholds)
+    for at, logit, probability, above in zip(whole, logits, probabilities, named, strict=True):
+        surest = [genre for genre in np.argsort(-probability, kind="stable") if above[genre]]
+        rows[at] |= {"logits": logit, "probabilities": probability, "genres": [run.genres[genre] for genre in surest]}
+    return rows

@@ -1,0 +1,127 @@
+"""Films' genres from what is known of them: a poster, an overview, or both."""
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from genre_dist.catalogue.poster_search import LARGEST_BYTES, TarMember
+from genre_dist.inference.trained_model import Run
+from genre_dist.packing.choosing import film_text
+from genre_dist.packing.posters import load_rgb, square
+from genre_dist.packing.vocabulary import encode, tokenise
+from genre_dist.stream.images import whole
+from genre_dist.stream.sample import pad
+from genre_dist.tmdb.api import Tmdb
+from genre_dist.tmdb.fetch_posters import download_poster
+from genre_dist.tmdb.web import FetchError, Web
+
+POSTER_SIZE = "w342"
+
+
+TEXT_FIELDS = {"overview": ("overview",), "title": ("title",), "both": ("title", "overview")}
+"""What the text is made of, by the shards' `text.source`."""
+NO_TEXT = {"overview": "no overview", "title": "no title", "both": "neither title nor overview"}
+
+
+class Film(NamedTuple):
+    """What is known of a film: a poster as a file or its bytes, and the text that the model was trained on."""
+
+    poster: Path | TarMember | bytes | None
+    text: str | None
+
+
+class Prediction(NamedTuple):
+    """A genre, how probable the model finds it, and whether that is above the genre's threshold."""
+
+    genre: str
+    probability: float
+    named: bool
+
+
+def film_of_options(run: Run, poster: Path | None, overview: str | None, title: str | None) -> Film:
+    """A film by what was said of it. Raises ValueError if anything that the model was trained on is missing."""
+    uses, source = run.config.model, run.facts["text"]["source"]
+    given = {"poster": poster, "overview": overview, "title": title}
+    needed = (*(("poster",) if uses.uses_poster else ()), *(TEXT_FIELDS[source] if uses.uses_text else ()))
+    if missing := [f"--{name}" for name in needed if given[name] is None]:
+        raise ValueError(f"this model was trained on {' and '.join(needed)}; pass {' and '.join(missing)} as well")
+    return Film(poster, film_text({"overview": overview, "title": title}, source))
+
+
+def predict(run: Run, thresholds: NDArray[np.float64] | None, film: Film, device: torch.device) -> list[Prediction]:
+    """Genres by falling probability, named at the fitted thresholds, or at one half where none were fitted.
+
+    Raises ValueError if the film has nothing of a kind that the model was trained on, or the poster is no image.
+    """
+    uses = run.config.model
+    if uses.uses_text and film.text is None:
+        raise ValueError(f"the film has {NO_TEXT[run.facts['text']['source']]}, which this model was trained on")
+    if uses.uses_poster and film.poster is None:
+        raise ValueError("the film has no poster, which this model was trained on")
+    pixels = [_pixels(run, film.poster)] if uses.uses_poster and film.poster is not None else []
+    logits = predict_logits(run, pixels, [film.text or ""], device)[0]
+    named = logits > (0 if thresholds is None else thresholds)
+    told = [
+        Prediction(genre, float(1 / (1 + np.exp(-np.float64(logit)))), bool(above))
+        for genre, logit, above in zip(run.genres, logits, named, strict=True)
+    ]
+    return sorted(told, key=lambda one: -one.probability)
+
+
+def predict_logits(
+    run: Run, pixels: Sequence[NDArray[np.uint8]], texts: Sequence[str], device: torch.device
+) -> NDArray[np.float32]:
+    """Logits [films, genres] of films that have all the model needs; `pixels` as `film_pixels` gives them."""
+    images = tokens = lengths = None
+    if run.config.model.uses_poster:
+        images = whole(torch.from_numpy(np.stack(pixels)).to(device), run.config.data.image_size)
+    if run.config.model.uses_text:
+        most = run.config.data.max_tokens
+        text, length = pad([encode(tokenise(one), run.words)[:most] for one in texts])
+        tokens, lengths = torch.from_numpy(text).long().to(device), torch.from_numpy(length)
+    with torch.inference_mode():
+        return run.model(images, tokens, lengths).float().cpu().numpy()
+
+
+def film_pixels(run: Run, films: Sequence[Film], pool: Executor) -> list[NDArray[np.uint8] | str]:
+    """Each film's poster in the shape the shards had, uint8 [size, size, 3], or what is wrong with it."""
+
+    def one(film: Film) -> NDArray[np.uint8] | str:
+        try:
+            return "no poster" if film.poster is None else _pixels(run, film.poster)
+        except (ValueError, OSError) as error:
+            return str(error)
+
+    return list(pool.map(one, films))
+
+
+def film_of_tmdb(run: Run, number: int, key: str, api_url: str, image_url: str) -> tuple[str, Film]:
+    """A film's title, and its poster and text, from TMDB. Raises ValueError if TMDB does not give them."""
+    web = Web(rate=40, concurrency=1)
+    try:
+        told = Tmdb(web, key, api_url).movie(number)
+        path = told.get("poster_path") if run.config.model.uses_poster else None
+        poster = download_poster(web, image_url, POSTER_SIZE, path) if path else None
+    except FetchError as error:
+        raise ValueError(f"film {number} cannot be had from TMDB: {error}") from None
+    texts = {name: told.get(name) for name in ("title", "overview")}
+    return told.get("title") or str(number), Film(poster, film_text(texts, run.facts["text"]["source"]) or None)
+
+
+def _pixels(run: Run, poster: Path | TarMember | bytes) -> NDArray[np.uint8]:
+    """The poster in the shape the shards had, uint8 [size, size, 3]."""
+    if isinstance(poster, Path) and not poster.is_file():
+        raise ValueError(f"{poster}: no such poster")
+    if isinstance(poster, Path) and poster.stat().st_size > LARGEST_BYTES:
+        raise ValueError(f"{poster}: larger than {LARGEST_BYTES >> 20} MiB")
+    try:
+        pixels, _ = load_rgb(poster if isinstance(poster, bytes) else poster.read_bytes())
+    except ValueError as error:
+        name = "the poster" if isinstance(poster, bytes) else poster
+        raise ValueError(f"{name}: {error}") from None
+    return square(pixels, run.facts["image"]["size"], run.facts["image"]["fit"])

@@ -1,0 +1,59 @@
+"""A trained run read back from its folder."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from genre_dist.config import Config
+from genre_dist.config.continuing import changes, describe, trained_with
+from genre_dist.config.files import load_config
+from genre_dist.config.run import CONFIG, WEIGHTS
+from genre_dist.config.trust import refuse_foreign_code
+from genre_dist.models.classifier import GenreClassifier
+from genre_dist.models.poster import load_state
+from genre_dist.training.model_files import read_facts, read_weights, read_words
+
+
+class Run(NamedTuple):
+    """A model with what is needed to use it without its shards."""
+
+    config: Config
+    model: GenreClassifier
+    genres: list[str]
+    facts: dict[str, Any]
+    words: dict[str, int]
+
+
+def load_run(folder: Path, device: torch.device, trust_code: bool = False) -> Run:
+    """Read a finished run, its model in eval mode on the device.
+
+    Raises ValueError if the folder is no run, one that has not been trained to its end, or one whose files are damaged
+    or not of each other; and, without `trust_code`, if it names code that nobody trained with here.
+    """
+    file = folder / CONFIG
+    if not file.is_file():
+        raise ValueError(f"{folder}: not a run (it has no config.yaml); train one with python -m genre_dist.train")
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{folder}: the run has no {WEIGHTS} yet; train it to its end (the same command continues it)")
+    config = load_config(file)
+    if not trust_code:
+        refuse_foreign_code(config, file)
+    facts = read_facts(folder)
+    if changed := changes(facts.settings, trained_with(config), "fixed"):
+        raise ValueError(f"{file}: the weights were not trained with {describe(changed)}; put that back")
+    words, weights = read_words(folder, facts), read_weights(folder, facts)
+    embedding = weights.get("text.embedding.weight")
+    try:
+        model = GenreClassifier(
+            config.model,
+            len(facts.genres),
+            config.data.image_size,
+            len(words),
+            None if embedding is None else embedding.numpy(),
+            load_weights=False,
+        )
+    except (RuntimeError, MemoryError) as error:
+        raise ValueError(f"{file}: its model cannot be made here: {str(error).partition(chr(10))[0]}") from None
+    load_state(model, weights, str(folder / WEIGHTS), "the run's config.yaml")
+    return Run(config, model.to(device).eval(), [genre.name for genre in facts.genres], facts.to_dict(), words)

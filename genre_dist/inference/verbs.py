@@ -1,0 +1,97 @@
+"""The console verbs evaluate, predict; a folder is locked before what writes it is imported."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from genre_dist.config.run import CONFIG
+from genre_dist.parallel.one_run import writing
+from genre_dist.printable import printable
+from genre_dist.verb_options import Verbs, add_run, add_split, add_verb, columns
+
+
+def add_verbs(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "evaluate", _evaluate, "evaluate a run on a split (under torchrun: on several ranks)")
+    add_run(verb)
+    add_split(verb, "val")
+    verb.add_argument("--shards", help="other shards than the run was trained on")
+
+    verb = add_verb(
+        verbs,
+        "predict",
+        _predict,
+        "genres of one film, or of many (under torchrun: on several ranks)",
+        "One film: by --poster, --overview and --title, or by --tmdb_id. Many: --catalogue FOLDER, or "
+        "--table FILE (tmdb_id and the texts that the model was trained on) with --posters, found as import finds "
+        "them, into a folder of Parquet parts, --out. Run again, it goes on.",
+    )
+    add_run(verb)
+    add = verb.add_argument
+    add("--poster", type=Path, help="an image file")
+    add("--overview", help="the film's overview")
+    add("--title", help="the film's title, for models that were trained on titles")
+    add("--tmdb_id", type=int, help="a film of TMDB; its key from TMDB_API_KEY or --key_file")
+    add("--key_file", type=Path, help="holds the API key or bearer token")
+    add("--api_url", default="https://api.themoviedb.org/3", help="TMDB's API, or a mirror of it")
+    add("--image_url", default="https://image.tmdb.org/t/p", help="TMDB's posters, or a mirror of them")
+    add("--catalogue", type=Path, help="predict all films of a catalogue")
+    add("--table", type=Path, help="predict all films of a table: Parquet, CSV or JSON lines")
+    posters = "the table's posters: folders (with all below them) or tars"
+    add("--posters", type=Path, nargs="*", default=[], help=posters)
+    add("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="the table's columns by another name")
+    add("--poster_key", default="tmdb_id", help="the table's column that poster files are named by")
+    add("--out", type=Path, help="folder for the predictions of many films")
+
+
+def _evaluate(arguments: Namespace) -> None:
+    if not (arguments.folder / CONFIG).is_file():
+        raise ValueError(f"{arguments.folder}: not a run (it has no config.yaml)")
+    with writing(arguments.folder) as held:
+        from genre_dist.inference.evaluate_run import evaluate_run
+        from genre_dist.inference.trained_model import load_run
+        from genre_dist.parallel.world import all_ranks
+
+        with all_ranks() as world:
+            held.share(world)
+            run = load_run(arguments.folder, world.device, arguments.trust_code)
+            evaluate_run(run, arguments.folder, arguments.split, arguments.shards, world)
+
+
+def _predict(arguments: Namespace) -> None:
+    if not (arguments.catalogue or arguments.table or arguments.posters or arguments.out):
+        return _predict_one(arguments)
+    if arguments.out is None:
+        raise ValueError("where should the predictions go? --out FOLDER")
+    if arguments.poster:
+        raise ValueError("--poster is for one film; the posters of many are --posters FOLDERS_OR_TARS")
+    with writing(arguments.out) as held:
+        from genre_dist.inference.film_sources import source_of
+        from genre_dist.inference.predict_many import predict_many
+        from genre_dist.inference.trained_model import load_run
+        from genre_dist.parallel.world import all_ranks
+
+        named = columns(arguments.columns)
+        source = source_of(arguments.catalogue, arguments.table, arguments.posters, named, arguments.poster_key)
+        with all_ranks() as world:
+            held.share(world)
+            run = load_run(arguments.folder, world.device, arguments.trust_code)
+            predict_many(run, arguments.folder, source, arguments.out, world)
+
+
+def _predict_one(arguments: Namespace) -> None:
+    import torch
+
+    from genre_dist.inference.prediction import film_of_options, film_of_tmdb, predict
+    from genre_dist.inference.trained_model import load_run
+    from genre_dist.metrics.thresholds import load_thresholds
+    from genre_dist.tmdb.api import read_key
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = load_run(arguments.folder, device, arguments.trust_code)
+    if arguments.tmdb_id is None:
+        film = film_of_options(run, arguments.poster, arguments.overview, arguments.title)
+    else:
+        key = read_key(arguments.key_file)
+        title, film = film_of_tmdb(run, arguments.tmdb_id, key, arguments.api_url, arguments.image_url)
+        print(printable(title))
+    for one in predict(run, load_thresholds(arguments.folder, run.genres), film, device):
+        print(f"{one.probability:7.2%}  {printable(one.genre)}{'  named' if one.named else ''}")

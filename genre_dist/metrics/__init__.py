@@ -1,0 +1,1 @@
+"""What predictions are worth: measures, fitted thresholds, calibration, intervals, and their files."""

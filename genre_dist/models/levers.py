@@ -1,0 +1,91 @@
+"""Settings that change what training costs, not what it computes: memory format, recomputation, compilation."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from genre_dist.config import Config, TrainConfig
+from genre_dist.models.classifier import GenreClassifier
+from genre_dist.models.recompute import blocks, recompute_activations
+
+COMPILE_FROM_STEPS = 500
+"""Steps from which on compiling may pay for its time."""
+COMPILED_VARIANTS = 64
+"""Shapes and modes of a block that are compiled; by default torch gives up after 8, and ResNet152 has 8 in training."""
+
+
+class Compiling(NamedTuple):
+    """Whether the poster encoder's blocks are compiled, and why, or why not; no reason where nobody asks."""
+
+    wanted: bool
+    why: str = ""
+
+
+def choose_compiling(config: Config, device: torch.device, steps: int) -> Compiling:
+    """Resolve `train.compile` for a run of so many steps. What cannot be compiled runs as it is, with the reason."""
+    train, poster = config.train, config.model.poster
+    if train.compile is False or device.type != "cuda" or not config.model.uses_poster:
+        return Compiling(False)
+    reasons = {
+        f"the run has {steps} steps, and compiling takes as long as some {COMPILE_FROM_STEPS}": steps
+        < COMPILE_FROM_STEPS,
+        "encoders are frozen and run once": train.cache_encodings != "off" and config.why_not_encoded_once is None,
+        f"train.activation_checkpointing={train.activation_checkpointing}": train.activation_checkpointing != "none",
+        "ranks exchange BatchNorm's statistics inside the blocks": poster.batch_norm == "sync",
+        "zero3 takes weights away inside the blocks": config.parallel.strategy == "zero3",
+    }
+    against = next((reason for reason, holds in reasons.items() if holds), None)
+    if train.compile == "auto" and against is not None:
+        return Compiling(False, f"train.compile=auto: off, {against}")
+    if problem := _why_not_compiling(device):
+        return Compiling(False, f"train.compile={train.compile} is left out: no compiler works here ({problem})")
+    return Compiling(True, f"train.compile={train.compile}: on, the poster encoder's blocks, for {steps:,} steps")
+
+
+def _why_not_compiling(device: torch.device) -> str | None:
+    """Why torch.compile does not work on a device, found by compiling something: it needs Triton and a C compiler."""
+    try:
+        torch.compile(lambda numbers: numbers * 2 + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # of compilers, of Triton, of subprocesses: whatever it is, training goes without
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return None
+
+
+def pull_levers(model: GenreClassifier, train: TrainConfig, device: torch.device) -> None:
+    """Prepare a model for training as configured; `train.compile` has to be resolved, `auto` is off.
+
+    Raises ValueError if its poster encoder cannot do what is asked, or there is none.
+    """
+    if train.channels_last:
+        model.to(memory_format=torch.channels_last)
+    kind, network = train.activation_checkpointing, None if model.poster is None else model.poster.network
+    if network is None:
+        if kind != "none":
+            raise ValueError(f"train.activation_checkpointing={kind}: the model has no poster encoder; set it to none")
+        return
+    if train.compile is True and device.type == "cuda":
+        compile_blocks(network)
+    recompute_activations(network, kind)
+
+
+def compile_blocks(network: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Compile a network's repeated blocks, or a network without blocks as a whole.
+
+    Blocks alike share what is compiled: of ResNet152's 50 there are 8 kinds. Each size of batch is compiled anew.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
+    for part in list(blocks(network)) or [network]:
+        part.forward = torch.compile(part.forward, backend=backend, dynamic=False)
+
+
+def without_effect(train: TrainConfig, device: torch.device) -> list[str]:
+    """A line for each setting that is for GPUs and does nothing on this device."""
+    if device.type == "cuda":
+        return []
+    reasons = {
+        "compile": f"on a {device.type} it gains nothing",
+        "memory_snapshot": f"it shows what fills a GPU's memory, and this is a {device.type}",
+    }
+    return [f"train.{name} is left out: {reason}" for name, reason in reasons.items() if getattr(train, name) is True]

@@ -1,0 +1,290 @@
+"""A catalogue -> shards: choose the films, make the vocabulary, pack shard by shard over a process pool.
+
+The films pass by twice as a stream: once for their ids and words, once to lay each shard's films into a file of its
+own. Only ids and word counts stay in memory. The manifest is written last, and decides what is packed: a killed pack
+leaves finished shards and continues where it stopped, a later one appends the films that the manifest does not have.
+"""
+
+import errno
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from genre_dist import lock
+from genre_dist.atomic import atomic_file
+from genre_dist.genres import GENRES
+from genre_dist.lock import one_writer, take
+from genre_dist.packing.choosing import NOTHING, Before, choose, packed_before
+from genre_dist.packing.layout import lay_out
+from genre_dist.packing.parts import marker, what_is_missing
+from genre_dist.packing.shard import Job, finished, pack_shard
+from genre_dist.packing.shard_report import Recipe, Report, poster_lines, report_path
+from genre_dist.packing.splits import RULE
+from genre_dist.packing.vectors import WordVectors, matrix_for, read_vectors, require_vectors
+from genre_dist.packing.vocabulary import choose_words, load_words, save_words, words_sha256
+from genre_dist.printable import printable
+from genre_dist.progress import progress_bar
+from genre_dist.storage import Place, check_writable, exists, remove, remove_folder, sha256_of
+from genre_dist.stream.index import index_path, save_array
+from genre_dist.stream.manifest import FILE, SPLITS, Manifest, Text, save_manifest
+from genre_dist.stream.words import load_vectors, vectors_sha256
+from genre_dist.workers import in_processes
+
+WORDS, VECTORS = "vocabulary.txt", "vectors.npy"
+_WORK = ".packing"
+
+
+class Packing(NamedTuple):
+    """All that is to do in a folder."""
+
+    out: Place
+    recipe: Recipe
+    before: Before
+    words: list[str]
+    vectors: WordVectors | None
+    """The file's, of the words; None without a file, or where vectors.npy is there already."""
+    dim: int | None
+    """Width of the vectors; None without any."""
+    left_out: Counter[str]
+    jobs: list[Job]
+
+
+def pack(
+    catalogue: Place,
+    out: Place,
+    *,
+    vectors: Place | None = None,
+    workers: int = 1,
+    overwrite: bool = False,
+    **options: Any,
+) -> Manifest:
+    """Pack a catalogue into `out` and return the manifest; `options` are the fields of Recipe.
+
+    A finished folder is extended: its shards and vocabulary stay byte for byte, films it has not are appended.
+    Raises ValueError for wrong options, for shards of other options in `out` (unless `overwrite`), and for a catalogue
+    without a film to pack; OSError if the disk is full. What was finished stays, and the same command goes on.
+    """
+    with _planned(catalogue, out, vectors, options, overwrite=overwrite) as packing:
+        _remove_old(packing, overwrite)
+        _save_vocabulary(packing)
+        return _finish(packing, pack_all(packing.jobs, workers))
+
+
+def pack_part(
+    catalogue: Place,
+    out: Place,
+    part: tuple[int, int],
+    *,
+    vectors: Place | None = None,
+    workers: int = 1,
+    **options: Any,
+) -> int:
+    """Pack the shards number i mod n for a part (i, n), beside other parts on other nodes; returns how many they are.
+
+    Nothing is shared but the folder: every part finds the same plan by itself, touches its own shards only and writes
+    no manifest; `merge_parts` does. Raises as `pack` does.
+    """
+    with _planned(catalogue, out, vectors, options, part=part) as packing:
+        mine = {job.file.removesuffix(".tar") for job in packing.jobs}
+        for path in out.glob("*.tmp"):  # what killed ones left half-written of this part's shards
+            if path.name.partition(".")[0] in mine:
+                remove(path)
+        return len(pack_all(packing.jobs, workers))
+
+
+def merge_parts(catalogue: Place, out: Place, *, vectors: Place | None = None, **options: Any) -> Manifest:
+    """Check that the parts have packed every shard and write vocabulary, vectors and manifest, as `pack` would.
+
+    Raises ValueError if shards are missing or of other options, saying how many and which commands make them.
+    """
+    with _planned(catalogue, out, vectors, options, work=f"{_WORK}/merge") as packing:
+        reports = {job.file: finished(job) for job in packing.jobs}
+        missing = [number for number, job in enumerate(packing.jobs) if reports[job.file] is None]
+        if missing:
+            raise ValueError(what_is_missing(out, missing, len(packing.jobs), out / _WORK))
+        _remove_old(packing, overwrite=False)
+        _save_vocabulary(packing)
+        manifest = _finish(packing, [report for report in reports.values() if report])
+        remove_folder(out / _WORK)
+        return manifest
+
+
+@contextmanager
+def _planned(
+    catalogue: Place,
+    out: Place,
+    vectors: Place | None,
+    options: dict[str, Any],
+    *,
+    overwrite: bool = False,
+    part: tuple[int, int] | None = None,
+    work: str = _WORK,
+) -> Iterator[Packing]:
+    """Lock the folder, find out what is to do and lay it out below `work`."""
+    check_writable(out)
+    recipe = Recipe(**options)
+    try:
+        with _workspace(out, out / work if part is None else marker(out / work, part), part) as own:
+            if vectors is not None:
+                require_vectors(vectors)
+                recipe = replace(recipe, vectors_sha256=sha256_of(vectors))
+            before = NOTHING if overwrite else packed_before(out, recipe)
+            chosen = choose(catalogue, recipe, before)
+            words, read, dim = _words(out, chosen.counts, vectors, before)
+            chosen.counts.clear()
+            recipe = replace(recipe, vocabulary_sha256=words_sha256(words))
+            save_words(words, own / WORDS)
+            jobs = lay_out(catalogue, out, recipe, chosen, own, own / WORDS, part or (0, 1))
+            yield Packing(out, recipe, before, words, read, dim, chosen.left_out, jobs)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        where = error.filename or (out if isinstance(out, Path) else tempfile.gettempdir())
+        raise OSError(
+            error.errno,
+            f"no space left to write {where}; the shards that are finished stay. Free some space and run the same "
+            "command again",
+        ) from None
+
+
+@contextmanager
+def _workspace(out: Place, work: Place, part: tuple[int, int] | None) -> Iterator[Path]:
+    """Keep all others out of `out`, and make a folder of this process's own below `work`, which goes in the end.
+
+    A part shares `out` with the other parts of the same cut, but not with itself; its `work` stays, empty, as a mark
+    that it was begun. What killed processes left in `work` is removed. For a remote one the folder is here, and `work`
+    is an empty file.
+    """
+    with one_writer(out, shared=part is not None), ExitStack() as stack:
+        below = work if isinstance(work, Path) else None
+        if part is None:
+            remove_folder(work)
+            stack.callback(remove_folder, work)
+        if below is None:
+            with atomic_file(work):
+                pass
+        else:
+            below.mkdir(parents=True, exist_ok=True)
+            if part is not None:
+                stack.enter_context(one_writer(below))
+                for other in below.parent.glob("*-of-*"):
+                    if other.is_dir() and not other.name.endswith(f"-of-{part[1]}"):
+                        take(other).release()
+            for left in below.iterdir():
+                if left.name != lock.FILE:
+                    remove_folder(left)
+        yield Path(stack.enter_context(tempfile.TemporaryDirectory(dir=below, ignore_cleanup_errors=True)))
+
+
+def _words(
+    out: Place, counts: Counter[str], vectors: Place | None, before: Before
+) -> tuple[list[str], WordVectors | None, int | None]:
+    """The vocabulary, vectors to save, and their width. A finished folder keeps its words, as ids must not move."""
+    words = None
+    if before.text is not None:
+        words = list(load_words(out / WORDS, before.text["vocabulary_sha256"]))
+        with suppress(ValueError):  # if they are lost or damaged, they are made again
+            load_vectors(out, before.text)
+            return words, None, before.text["dim"]
+    if vectors is None:
+        return choose_words(counts), None, None
+    read = _read_vectors(vectors, words or counts)
+    return words or choose_words(counts, read.of), read, read.dim
+
+
+def _read_vectors(vectors: Place, words: Collection[str]) -> WordVectors:
+    """The words' vectors, with a word on what was read. Raises ValueError if the file has none of the words."""
+    read = read_vectors(vectors, words)
+    if not read.of:
+        raise ValueError(f"{vectors}: none of the {len(words):,} words of the train split is in this file")
+    inside = "" if read.file == vectors.name else f" ({printable(read.file)})"
+    print(f"{vectors}{inside}: {read.dim} numbers a word, for {len(read.of):,} of {len(words):,} words here")
+    for note in read.notes:
+        print(f"  {note}")
+    return read
+
+
+def _save_vocabulary(packing: Packing) -> None:
+    """The words and their vectors; after an extension they are there already."""
+    if not packing.before.reports:
+        save_words(packing.words, packing.out / WORDS)
+    path = packing.out / VECTORS
+    if packing.dim is None:
+        remove(path)
+    elif packing.vectors is not None:
+        with atomic_file(path) as file:
+            save_array(matrix_for(packing.words, packing.vectors.of), file)
+        packing.vectors.of.clear()
+
+
+def pack_all(jobs: list[Job], workers: int) -> list[Report]:
+    """Pack what is not finished yet, on several processes; returns all reports in the order of the jobs."""
+    reports = {job.file: report for job in jobs if (report := finished(job))}
+    todo = [job for job in jobs if job.file not in reports]
+    with progress_bar() as progress:
+        task = progress.add_task("packing shards", total=len(jobs), completed=len(reports))
+        for job, report in in_processes(pack_shard, todo, workers, f"packing {jobs[0].out}" if jobs else ""):
+            reports[job.file] = report
+            progress.advance(task)
+    return [reports[job.file] for job in jobs]
+
+
+def _finish(packing: Packing, reports: list[Report]) -> Manifest:
+    """Write the manifest of the shards there were and the new ones."""
+    reports = sorted(
+        [*packing.before.reports, *reports],
+        key=lambda report: (SPLITS.index(report.shard.split), report.shard.file),
+    )
+    counts = {split: np.zeros(len(GENRES), int) for split in SPLITS}
+    left_out = Counter(packing.left_out)
+    for report in reports:
+        counts[report.shard.split] += report.genre_counts
+        left_out.update(report.left_out)
+    recipe = packing.recipe
+    text = Text(
+        source=recipe.text,
+        vocabulary=WORDS,
+        words=len(packing.words),
+        vocabulary_sha256=recipe.vocabulary_sha256,
+        vectors=VECTORS if packing.dim else None,
+        dim=packing.dim,
+    )
+    if (vectors := load_vectors(packing.out, text)) is not None:
+        text["vectors_sha256"] = vectors_sha256(vectors)
+    manifest = Manifest(
+        folder=packing.out,
+        genres=GENRES,
+        image={"size": recipe.size, "fit": recipe.fit, "quality": recipe.quality},
+        text=text,
+        require=recipe.require,
+        split_rule=RULE,
+        genre_counts={split: count.tolist() for split, count in counts.items()},
+        left_out=dict(sorted(left_out.items())),
+        shards=tuple(report.shard for report in reports),
+    )
+    save_manifest(manifest)
+    for line in poster_lines(reports):
+        print(printable(line))
+    return manifest
+
+
+def _remove_old(packing: Packing, overwrite: bool) -> None:
+    """Remove what is in the way: old shards, and what killed packs left half-written or with other options."""
+    out = packing.out
+    keep = {report.shard.file for report in packing.before.reports}
+    keep |= {job.file for job in packing.jobs if finished(job)}
+    if overwrite and exists(out / FILE):  # without a manifest it is this pack itself, not finished yet
+        remove(out / FILE)
+        keep = set()
+    for path in (path for split in SPLITS for path in out.glob(f"{split}-*.tar")):
+        if path.name not in keep:
+            for old in (report_path(path), index_path(path), path):
+                remove(old)
+    for path in out.glob("*.tmp"):
+        remove(path)

@@ -1,0 +1,213 @@
+"""One shard: films in, a tar, its index and a report out, all or nothing."""
+
+import errno
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from genre_dist.atomic import atomic_file
+from genre_dist.catalogue.catalogue import poster_file
+from genre_dist.genres import INDEX_OF_ID
+from genre_dist.packing.members import sample
+from genre_dist.packing.posters import MAX_BYTES, UNTOUCHED, square_jpeg
+from genre_dist.packing.shard_report import (
+    NO_FILE,
+    NO_PICTURE,
+    NO_POSTER,
+    NOT_OPENED,
+    ODD,
+    RESIZED,
+    UNREADABLE,
+    Odd,
+    Problem,
+    Recipe,
+    Report,
+    read_report,
+    recipe_key,
+    report_path,
+    save_report,
+    shortened,
+)
+from genre_dist.packing.vocabulary import encode, load_words, tokenise
+from genre_dist.storage import Place, file_size, is_remote, read_bytes, remove
+from genre_dist.stream import tar
+from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, DamagedArrayError, index_path, load_array, save_array
+from genre_dist.stream.manifest import Shard
+from genre_dist.workers import outcomes
+
+READ_AHEAD = 16
+"""Posters asked for at a time, where the catalogue is remote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One shard to be packed: its films lie in `films`, a file of JSON lines in the order of the shard."""
+
+    out: Place
+    file: str
+    split: str
+    catalogue: Place
+    films: Path
+    films_sha256: str
+    words: Path
+    """The vocabulary."""
+    recipe: Recipe
+
+
+def finished(job: Job) -> Report | None:
+    """The report of a shard that is already packed from the same films in the same way, else None; shortened."""
+    report = read_report(job.out / job.file, damaged_is_none=True)
+    if report is None or report.key != _key(job) or films_of(job.out, report.shard) is None:
+        return None
+    return shortened(report)
+
+
+def _key(job: Job) -> str:
+    return recipe_key(job.recipe, job.split, job.films_sha256)
+
+
+def films_of(out: Place, shard: Shard) -> NDArray[np.int64] | None:
+    """The films of a shard by its index, None if its tar or its index is missing or another one."""
+    path = out / shard.file
+    try:
+        records, size = load_array(index_path(path)), file_size(path)
+    except (FileNotFoundError, DamagedArrayError):
+        return None
+    is_whole = records.dtype == RECORD and records.shape == (shard.samples,) and size == shard.bytes
+    return np.array(records["id"]) if is_whole else None
+
+
+@lru_cache(maxsize=1)
+def _load_words(path: Path, sha256: str) -> dict[str, int]:
+    """The vocabulary, read once by each worker; its checksum tells two of one name apart."""
+    return load_words(path)
+
+
+def pack_shard(job: Job) -> Report:
+    """Write one shard, its index and its report; returns the report, shortened.
+
+    Raises OSError with the file's name if it cannot be written; nothing half-written stays.
+    """
+    cv2.setNumThreads(0)  # a shard is the work of one core; threads for a single poster would only wait for each other
+    path = job.out / job.file
+    remove(report_path(path))  # an older shard's must never stand beside the new tar
+    words = _load_words(job.words, job.recipe.vocabulary_sha256)
+    records: list[tuple[int, int, int, int, int]] = []
+    genres = [0] * len(INDEX_OF_ID)
+    problems: list[Problem] = []
+    odd: list[Odd] = []
+    outcomes: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
+    digest = hashlib.sha256()
+    offset = 0
+    with atomic_file(path) as file, open(job.films, encoding="utf-8") as films:
+        for film, (poster, outcome, note, why) in _with_posters(map(json.loads, films), job):
+            outcomes[outcome] += 1
+            if outcome == ODD:
+                odd.append({"tmdb_id": film["tmdb_id"], "odd": note})
+            elif outcome == UNREADABLE:
+                problems.append({"tmdb_id": film["tmdb_id"], "problem": note})
+                if "poster" in job.recipe.require:
+                    left_out[why] += 1
+                    continue
+            tokens = encode(tokenise(film["text"]), words) if film["text"].strip() else None
+            data = sample(film, poster, tokens)
+            file.write(data)
+            digest.update(data)
+            has = POSTER * (poster is not None) | OVERVIEW * (tokens is not None)
+            length = 0 if tokens is None else min(len(tokens), 65_535)
+            records.append((film["tmdb_id"], offset, len(data), length, has))
+            offset += len(data)
+            for genre in film["genre_ids"]:
+                genres[INDEX_OF_ID[genre]] += 1
+        file.write(tar.END)
+        digest.update(tar.END)
+    index = np.array(records, RECORD)
+    with atomic_file(index_path(path)) as file:
+        save_array(index, file)
+    report = Report(
+        key=_key(job),
+        recipe=job.recipe,
+        shard=_shard(job, index, offset + len(tar.END), digest.hexdigest()),
+        genre_counts=genres,
+        left_out=dict(left_out),
+        posters=dict(sorted(outcomes.items())),
+        odd=odd,
+        problems=problems,
+    )
+    save_report(report, path)
+    return shortened(report)
+
+
+def _shard(job: Job, index: NDArray[np.void], size: int, sha256: str) -> Shard:
+    """What the manifest will tell of a tar of `size` bytes; index: RECORD [samples]."""
+    return Shard(
+        file=job.file,
+        split=job.split,
+        samples=len(index),
+        poster=int(((index["has"] & POSTER) > 0).sum()),
+        overview=int(((index["has"] & OVERVIEW) > 0).sum()),
+        both=int((index["has"] == POSTER | OVERVIEW).sum()),
+        bytes=size,
+        sha256=sha256,
+    )
+
+
+class Outcome(NamedTuple):
+    """What became of a poster."""
+
+    jpeg: bytes | None
+    kind: str
+    """One of RESIZED, UNTOUCHED, ODD, UNREADABLE and NO_POSTER: what a report counts."""
+    note: str
+    """What was odd about the file (`load_rgb` says it), or the file's name and what is wrong with it."""
+    why: str = NO_PICTURE
+    """The reason, if the film is left out because of it."""
+
+
+def _with_posters(films: Iterable[dict[str, Any]], job: Job) -> Iterator[tuple[dict[str, Any], Outcome]]:
+    """Each film with its poster as a JPEG of the shards' shape. Remote files are asked for READ_AHEAD at a time."""
+    if not is_remote(job.catalogue):
+        yield from ((film, _outcome(film, _read(film, job), job)) for film in films)
+        return
+    with ThreadPoolExecutor(READ_AHEAD) as pool:
+        for film, data in outcomes(pool, partial(_read, job=job), films, READ_AHEAD, in_order=True):
+            yield film, _outcome(film, data.result(), job)
+
+
+def _read(film: dict[str, Any], job: Job) -> bytes | OSError | None:
+    """The film's poster, or why it cannot be opened; None without one."""
+    path = poster_file(job.catalogue, film["tmdb_id"])
+    try:
+        if film["poster"] is None:
+            return None
+        if isinstance(path, Path) and path.stat().st_size > MAX_BYTES:
+            return OSError(errno.EFBIG, f"more than {MAX_BYTES:,} bytes")
+        return read_bytes(path)
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        return error
+
+
+def _outcome(film: dict[str, Any], data: bytes | OSError | None, job: Job) -> Outcome:
+    path, recipe = poster_file(job.catalogue, film["tmdb_id"]), job.recipe
+    if data is None:
+        return Outcome(None, NO_POSTER, "")
+    if isinstance(data, FileNotFoundError):
+        return Outcome(None, UNREADABLE, f"{path} is missing", NO_FILE)
+    if isinstance(data, OSError):
+        return Outcome(None, UNREADABLE, f"{path}: {data.strerror}", NOT_OPENED)
+    try:
+        jpeg, odd = square_jpeg(data, recipe.size, recipe.fit, recipe.quality)
+    except ValueError as error:
+        return Outcome(None, UNREADABLE, f"{path}: {error}")
+    return Outcome(jpeg, odd if odd == UNTOUCHED else ODD if odd else RESIZED, odd)

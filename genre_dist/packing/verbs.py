@@ -1,0 +1,101 @@
+"""Console verbs that prepare shards: pack, inspect. Each imports only what it needs."""
+
+from argparse import Namespace
+
+from genre_dist.verb_options import Verbs, names
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add this room's verbs to the console command."""
+    verb = verbs.add_parser(
+        "pack",
+        help="pack a catalogue into shards; run again to go on or to add new films",
+        description="Pack a catalogue into shards. A killed pack goes on where it stopped. On a finished folder and "
+        "with the same options, films that are new in the catalogue are appended in new shards; those packed before "
+        "stay as they are, and so does the vocabulary. On several nodes: run every --part, at any time and in any "
+        "order, then the same command with --merge.",
+    )
+    verb.add_argument("--catalogue", required=True, help="its folder or URL (s3://, ...)")
+    verb.add_argument("--out", required=True, help="the shards' folder or URL")
+    verb.add_argument(
+        "--vectors",
+        help="word vectors of any width, a file or URL: GloVe or word2vec, .txt .vec .bin, also as .gz or in a .zip",
+    )
+    verb.add_argument(
+        "--require", default="poster,overview", help="leave out films that lack one of these; '' keeps all"
+    )
+    verb.add_argument("--text", choices=["overview", "title", "both"], default="overview", help="what is encoded")
+    verb.add_argument("--size", type=int, default=256, help="side of the square posters, pixels")
+    verb.add_argument("--fit", choices=["squash", "crop", "pad"], default="squash", help="how posters become square")
+    verb.add_argument("--quality", type=int, default=90, help="JPEG quality")
+    verb.add_argument("--shard_size", type=int, default=1000, help="films a shard")
+    verb.add_argument("--workers", type=int, help="processes; all cores by default")
+    how = verb.add_mutually_exclusive_group()
+    how.add_argument(
+        "--part",
+        metavar="I/N",
+        help="pack only the shards number I mod N and write no manifest: 0/4 to 3/4, or 1/4 to 4/4, make all; "
+        "`slurm` takes both from the job array (SLURM_ARRAY_TASK_ID and _COUNT)",
+    )
+    how.add_argument("--merge", action="store_true", help="check that all parts are there and write the manifest")
+    how.add_argument("--overwrite", action="store_true", help="replace shards of other films or options")
+    verb.set_defaults(run=_pack)
+
+    verb = verbs.add_parser("inspect", help="print what is in a folder of shards")
+    verb.add_argument("shards", help="their folder or URL")
+    verb.add_argument("--verify", action="store_true", help="check every checksum and every sample")
+    verb.set_defaults(run=_inspect)
+
+
+def _pack(arguments: Namespace) -> None:
+
+    from genre_dist.packing.pack import merge_parts, pack, pack_part
+    from genre_dist.packing.parts import parse_part
+    from genre_dist.printable import printable
+    from genre_dist.storage import exists, place
+    from genre_dist.stream.manifest import FILE, load_manifest
+    from genre_dist.workers import usable_cores
+
+    catalogue, out = place(arguments.catalogue), place(arguments.out)
+    options = {name: getattr(arguments, name) for name in ("text", "size", "fit", "quality", "shard_size")}
+    options["vectors"] = place(arguments.vectors) if arguments.vectors else None
+    options["require"] = names(arguments.require)
+    workers = arguments.workers or usable_cores()
+    if arguments.part:
+        part = parse_part(arguments.part)
+        shards = pack_part(catalogue, out, part, workers=workers, **options)
+        print(f"{out}: part {part[0]}/{part[1]} is finished, {shards:,} shards")
+        print("next, when all parts are finished: the same command with --merge instead of --part")
+        return
+    before = load_manifest(out) if exists(out / FILE) and not arguments.overwrite else None
+    if arguments.merge:
+        manifest = merge_parts(catalogue, out, **options)
+    else:
+        manifest = pack(catalogue, out, workers=workers, overwrite=arguments.overwrite, **options)
+    if before:
+        added = sum(shard.samples for shard in manifest.shards) - sum(shard.samples for shard in before.shards)
+        print(f"{added:,} films added" if added else f"nothing to add: the films of {catalogue} are packed already")
+    counts = ", ".join(f"{manifest.samples(split):,} {split}" for split in ("train", "val", "test"))
+    print(f"{out}: {len(manifest.shards)} shards, {counts}; {manifest.text['words']:,} words")
+    for reason, count in manifest.left_out.items():
+        print(f"  {count:,} films left out: {printable(reason)}")
+    print(f"next: genre-dist inspect {out}")
+
+
+def _inspect(arguments: Namespace) -> int:
+    from contextlib import nullcontext, suppress
+
+    from genre_dist.packing.inspection import print_summary
+    from genre_dist.packing.verification import verify
+    from genre_dist.stream.manifest import load_manifest
+
+    manifest = load_manifest(arguments.shards)
+    with suppress(ValueError) if arguments.verify else nullcontext():  # what is wrong is told below
+        print_summary(manifest)
+    if not arguments.verify:
+        return 0
+    faults = verify(manifest)
+    for fault in faults:
+        print(fault)
+    print(f"{len(faults)} faults" if faults else f"verified: {len(manifest.shards)} shards are whole")
+    return 1 if faults else 0

@@ -1,0 +1,77 @@
+"""How fast and how well used: floating-point work of a sample, the device's peak, peak memory."""
+
+import resource
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from genre_dist.config import Config
+from genre_dist.models.classifier import GenreClassifier
+from genre_dist.models.text import TextEncoder
+from genre_dist.planner.gpu_specs import find_card
+from genre_dist.planner.sizes import TYPICAL_TOKENS
+
+
+def peak_flops(device: torch.device, precision: str) -> float:
+    """Floating-point operations per second at best, or 0 where the device is unknown or a slice of one.
+
+    fp32 is taken for TF32 where torch lets convolutions, nearly all of the work, use that.
+    """
+    if device.type != "cuda":
+        return 0.0
+    card = find_card(torch.cuda.get_device_name(device))
+    if card is None:
+        return 0.0
+    tf32 = precision == "fp32" and torch.backends.cudnn.allow_tf32
+    return card.flops("tf32" if tf32 else precision)
+
+
+def training_flops(model: GenreClassifier, config: Config, device: torch.device) -> float:
+    """Floating-point operations of one training sample with a text of typical length, 2 for a multiply-add.
+
+    What a frozen part spares is not counted. The counter of torch sees convolutions and products; recurrent layers
+    count as nothing there and are added by hand: per layer, direction and token gates * hidden * (inputs + hidden)
+    multiply-adds forward and twice that backward. Count before anything is recomputed or compiled.
+    """
+    was_training = model.training
+    model.eval()  # BatchNorm's statistics stay as they are
+    flops, size, trained = 0.0, config.data.image_size, False
+    if model.poster is not None:
+        images = torch.zeros(1, 3, size, size, device=device)
+        flops += _counted(model.poster, images)
+        trained = any(p.requires_grad for p in model.poster.parameters())
+    if model.text is not None:
+        flops += TYPICAL_TOKENS * sum(recurrent_flops(model.text))
+        trained = trained or not model.text.frozen
+    width = sum(part.encoding_size for part in (model.text, model.poster) if part is not None)
+    flops += _counted(model.heads, torch.zeros(1, width, device=device, requires_grad=trained))
+    model.zero_grad(set_to_none=True)
+    model.train(was_training)
+    return flops
+
+
+def _counted(part: nn.Module, inputs: Tensor) -> float:
+    """Operations of a forward pass, and of the backward pass if there is one."""
+    with FlopCounterMode(display=False) as counter:
+        output = part(inputs)
+        if output.requires_grad:
+            output.sum().backward()
+    return float(counter.get_total_flops())
+
+
+def recurrent_flops(text: TextEncoder) -> tuple[float, float]:
+    """Operations a token, forward and backward; without the gradient of frozen word vectors."""
+    products = [weight for name, weight in text.rnn.named_parameters() if "weight" in name]
+    forward = 2.0 * sum(weight.numel() for weight in products)
+    if text.frozen:
+        return forward, 0.0
+    bottom = 2 * sum(w.numel() for name, w in text.rnn.named_parameters() if name.startswith("weight_ih_l0"))
+    return forward, 2 * forward - (0 if text.embedding.weight.requires_grad else bottom)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory so far: allocated on the GPU, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

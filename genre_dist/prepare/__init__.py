@@ -1,1 +1,0 @@
-"""From a catalogue to shards: splits, vocabulary and word vectors, posters of one shape, packing."""

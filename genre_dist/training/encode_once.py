@@ -1,0 +1,292 @@
+"""Frozen encoders compute every film once; the heads train on what they made of it.
+
+The encodings lie beside the run's folder, in `encodings/KEY`: KEY is a hash of all that decides them, so another
+network, other weights or other shards never meet an old cache, and runs that differ in their heads share one. Each rank
+makes its share of the shards. A shard is whole or absent, and a whole one is not made again. One run encodes at a time;
+others that need the same wait and use what it has made.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from typing_extensions import TypedDict
+
+from genre_dist.atomic import atomic_file, remove_leftovers
+from genre_dist.lock import BusyError, take
+from genre_dist.models.classifier import GenreClassifier
+from genre_dist.parallel.one_run import Held
+from genre_dist.parallel.world import World
+from genre_dist.progress import progress_bar
+from genre_dist.storage import sha256_of
+from genre_dist.stream import ring, tar
+from genre_dist.stream.batch import Batch
+from genre_dist.stream.device_feed import to_device, whole_pixels
+from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, array_bytes, index_path, save_array
+from genre_dist.stream.manifest import SPLITS, Shard, load_manifest, save_manifest
+from genre_dist.stream.order import Rows
+from genre_dist.stream.reader import ShardReader
+from genre_dist.stream.refs import SampleRefs
+from genre_dist.stream.sample import ENCODING
+from genre_dist.training.experiment import Experiment, open_stream
+from genre_dist.training.ranks import say
+from genre_dist.training.stopping import Stopped, StopRequest, heed_while_waiting
+from genre_dist.validation import read_json
+
+VERSION = 1
+"""Part of the key; another one when the same weights and posters give other encodings."""
+
+
+class _Report(TypedDict):
+    """What is written when a shard is whole, and read by later starts."""
+
+    key: str
+    shard: Shard
+
+
+def with_encodings(experiment: Experiment, stop: StopRequest) -> Experiment:
+    """The experiment on encodings in place of media, which is said; unchanged where that cannot or need not be.
+
+    Raises Stopped if asked to stop on the way (what is whole is kept), ValueError on all ranks if one cannot write.
+    """
+    config, world = experiment.config, experiment.world
+    reason = config.why_not_encoded_once
+    if config.train.cache_encodings == "off" or reason is not None:
+        if reason:
+            say(world, f"every step computes the frozen encoders again: {reason}")
+        return experiment
+    key = world.broadcast(cache_key(experiment) if world.is_first else None)
+    folder = Path(config.run.dir).parent / "encodings" / key
+    with _held(folder, world, stop):
+        total = _encode(experiment, folder, key, stop)
+    encodings = load_manifest(folder)
+    stream = open_stream(config, encodings, world.size, world.rank)
+    say(world, f"the heads train on the frozen encoders' encodings in {folder} ({total:,} computed now)")
+    return experiment._replace(encodings=encodings, stream=stream)
+
+
+@contextmanager
+def _held(folder: Path, world: World, stop: StopRequest) -> Iterator[None]:
+    """Hold the folder on all ranks, once no other run encodes there; what killed ones left in it is removed.
+
+    Raises Stopped if asked to stop meanwhile, ValueError on all ranks if the folder cannot be used.
+    """
+    held, told = _try_to_hold(folder, world)
+    if told:
+        print(f"{told}: waiting for it", flush=True)
+    while held is None:
+        if world.any(stop.requested()):
+            raise Stopped
+        held, _ = _try_to_hold(folder, world)
+    try:
+        held.share(world)
+        yield
+    finally:
+        held.release()
+
+
+def _try_to_hold(folder: Path, world: World) -> tuple[Held | None, str]:
+    """Hold the folder unless another run does; then None, on rank 0 with who that is."""
+    lock, busy, problem = None, "", ""
+    if world.is_first:
+        try:
+            lock = take(folder)
+            remove_leftovers(folder)
+        except BusyError as error:
+            busy = str(error).partition(", or by")[0]
+        except OSError as error:
+            problem = f"{folder}: encodings cannot be written: {error}"
+    free, problem = world.broadcast((not busy, problem))
+    if problem:
+        raise ValueError(problem)
+    return Held(folder, lock) if free else None, busy
+
+
+def _encode(experiment: Experiment, folder: Path, key: str, stop: StopRequest) -> int:
+    """Make what is not there yet, each rank its share; returns how many films all ranks have encoded."""
+    world, problem = experiment.world, None
+    made, shards = 0, list[Shard]()
+    try:
+        made, shards = _encode_share(experiment, folder, key, stop)
+    except (OSError, ValueError) as error:  # the other ranks must not wait for this one
+        problem = f"{folder}: encodings cannot be written: {error}"
+    world.wait_for_all()
+    stopped = world.any(stop.requested())
+    if problem := next(filter(None, world.broadcast(world.gather(problem))), None):
+        raise ValueError(problem)
+    if stopped:
+        raise Stopped
+    gathered = world.gather((made, shards))
+    if gathered is not None:
+        _save(experiment, folder, key, {shard.file: shard for _, part in gathered for shard in part})
+    return int(world.broadcast(sum(count for count, _ in gathered) if gathered is not None else None))
+
+
+def cache_key(experiment: Experiment) -> str:
+    """Identifies the encodings: encoders, their weights, what they are shown, and the type they compute in."""
+    config = experiment.config
+    about = [
+        VERSION,
+        experiment.manifest.fingerprint,
+        experiment.compute.precision,
+        config.data.image_size,
+        config.data.max_tokens,
+        config.model.members,
+        asdict(replace(config.model.text, weights=None, frozen=True)) if config.model.uses_text else None,
+        asdict(replace(config.model.poster, weights="", frozen=True)) if config.model.uses_poster else None,
+    ]
+    digest = hashlib.sha256(json.dumps(about).encode())
+    for name, tensor in experiment.model.state_dict().items():
+        if not name.startswith("heads."):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _encode_share(experiment: Experiment, folder: Path, key: str, stop: StopRequest) -> tuple[int, list[Shard]]:
+    """Make this rank's shards that are not there yet; returns the films encoded and its shards."""
+    world, manifest, config = experiment.world, experiment.manifest, experiment.config
+    mine = manifest.shards[world.rank :: world.size]
+    films = 0
+    shards: list[Shard] = []
+    with progress_bar() as bar:
+        task = bar.add_task("encoding", total=sum(shard.count(config.model.members) for shard in mine))
+        for split in SPLITS:
+            reader = ShardReader(manifest, split, config.model.members, config.data.max_tokens)
+            numbers = [number for number, shard in enumerate(reader.index.shards) if shard in mine]
+            sources = manifest.shards_of(split)
+            reports: dict[int, Shard | None] = {}
+            for number in numbers:
+                reports[number] = _finished(folder, sources[number], key)
+                world.progress()
+            pending = [number for number in numbers if reports[number] is None]
+            batches = _batches(experiment, reader, pending, stop)
+            for number in pending:
+                if stop.requested():
+                    batches.close()
+                    return films, shards
+                try:
+                    reports[number] = _write(experiment, reader, number, batches, folder, key)
+                except Stopped:
+                    return films, shards
+                films += reader.index.sizes[number]
+                bar.advance(task, reader.index.sizes[number])
+            batches.close()
+            shards += [report for report in reports.values() if report is not None]
+    return films, shards
+
+
+def _chunks(size: int, most: int) -> list[NDArray[np.int64]]:
+    return [np.arange(first, min(first + most, size)) for first in range(0, size, most)]
+
+
+def _batches(experiment: Experiment, reader: ShardReader, numbers: list[int], stop: StopRequest) -> Any:
+    """The samples of some shards in stored order, read ahead; no batch reaches over the end of a shard."""
+    most, data = experiment.compute.micro_batch, experiment.config.data
+
+    def refs() -> Iterator[SampleRefs]:
+        for number in numbers:
+            for rows in _chunks(reader.index.sizes[number], most):
+                yield reader.refs(Rows(np.full(len(rows), number), rows))
+
+    workers = data.workers if numbers else 0
+    waiting = partial(heed_while_waiting, stop.requested, True)  # the ranks do not meet before they are through
+    return ring.batches(reader, refs(), samples=most, workers=workers, prefetch=data.prefetch, waiting=waiting)
+
+
+def _write(
+    experiment: Experiment, reader: ShardReader, number: int, batches: Iterator[Batch], folder: Path, key: str
+) -> Shard:
+    """Encode one shard: tar, index, then its report, which makes it whole."""
+    source = reader.manifest.shards_of(reader.split)[number]
+    path, size = folder / source.file, reader.index.sizes[number]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _report_path(path).unlink(missing_ok=True)
+    digest = hashlib.sha256()
+    records: list[tuple[int, int, int, int, int]] = []
+    offset = 0
+    with atomic_file(path) as file:
+        for rows in _chunks(size, experiment.compute.micro_batch):
+            lengths = reader.index.records(Rows(np.full(len(rows), number), rows))["tokens"].tolist()
+            batch = next(batches)
+            for film, data, length in zip(batch.ids.tolist(), _pieces(experiment, batch), lengths, strict=True):
+                records.append((film, offset, len(data), length, POSTER | OVERVIEW))
+                offset += len(data)
+                file.write(data)
+                digest.update(data)
+            experiment.world.progress()
+        file.write(tar.END)
+        digest.update(tar.END)
+    left_out = [(0, 0, 0, 0, 0)] * (source.samples - size)  # films without what the model needs keep their number
+    with atomic_file(index_path(path)) as file:
+        save_array(np.array(records + left_out, RECORD), file)
+    shard = replace(
+        source, poster=size, overview=size, both=size, bytes=offset + len(tar.END), sha256=digest.hexdigest()
+    )
+    with atomic_file(_report_path(path), "w") as file:
+        json.dump({"key": key, "shard": asdict(shard)}, file)
+    return shard
+
+
+def _pieces(experiment: Experiment, batch: Batch) -> Iterator[bytes]:
+    """Each film of a batch as a piece of a tar of encodings."""
+    genres = [genre.id for genre in experiment.manifest.genres]
+    inputs = to_device(batch, experiment.world.device, whole_pixels(experiment.config.data))
+    model = experiment.strategy.model
+    assert isinstance(model, GenreClassifier)
+    with torch.inference_mode(), experiment.train_step.autocast():
+        encodings = model.encode(inputs.images, inputs.tokens, inputs.lengths).float().cpu().numpy()  # [n, E]
+    faults = iter(batch.faults)
+    for film, encoding, labels, weight in zip(batch.ids.tolist(), encodings, batch.labels, batch.weights, strict=True):
+        chosen = [genres[position] for position in np.flatnonzero(labels)]
+        yield encoded_sample(film, chosen, encoding, None if weight else next(faults))
+
+
+def encoded_sample(film: int, genre_ids: list[int], encoding: NDArray[np.float32], fault: str | None) -> bytes:
+    """The members of one film as a piece of a tar: json, encoding.npy. encoding: float32 [E]."""
+    about = {"tmdb_id": film, "genre_ids": genre_ids} | ({"fault": fault} if fault else {})
+    pieces = []
+    for extension, data in (("json", json.dumps(about).encode()), (ENCODING, array_bytes(encoding))):
+        pieces += [tar.header(f"{film}.{extension}", len(data)), data, bytes(tar.padded(len(data)) - len(data))]
+    return b"".join(pieces)
+
+
+def _report_path(path: Path) -> Path:
+    return path.with_suffix(".report.json")
+
+
+def _finished(folder: Path, source: Shard, key: str) -> Shard | None:
+    """A shard that is whole already, else None: then it is made, again if what tells of it is damaged."""
+    path = folder / source.file
+    try:
+        report = read_json(_Report, _report_path(path), "it is made again")
+        shard = report["shard"]
+        whole = report["key"] == key and index_path(path).is_file() and sha256_of(path) == shard.sha256
+    except (OSError, ValueError):
+        return None
+    same = (shard.file, shard.split, shard.samples) == (source.file, source.split, source.samples)
+    return shard if whole and same else None
+
+
+def _save(experiment: Experiment, folder: Path, key: str, made: dict[str, Shard]) -> None:
+    """The manifest of the encodings, in the order of the shards they are made of, unless it is there already."""
+    manifest, model = experiment.manifest, experiment.model
+    size = sum(part.encoding_size for part in (model.text, model.poster) if part is not None)
+    encodings = replace(
+        manifest,
+        folder=folder,
+        shards=tuple(made[shard.file] for shard in manifest.shards),
+        encoding={"size": size, "key": key, "source": manifest.fingerprint},
+    )
+    with suppress(ValueError):
+        if load_manifest(folder) == encodings:
+            return
+    save_manifest(encodings)

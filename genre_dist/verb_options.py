@@ -1,0 +1,46 @@
+"""What the console verbs of all rooms share."""
+
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeAlias
+
+Verbs: TypeAlias = "_SubParsersAction[ArgumentParser]"
+"""Where a room adds its verbs: a parser each, with `set_defaults(run=...)`."""
+
+
+def add_verb(
+    verbs: Verbs, name: str, run: Callable[[Namespace], int | None], help: str, about: str | None = None
+) -> ArgumentParser:
+    """Add a verb to the console command, and what runs it."""
+    verb = verbs.add_parser(name, help=help, description=about)
+    verb.set_defaults(run=run)
+    return verb
+
+
+def add_run(verb: ArgumentParser) -> None:
+    """The run that a verb reads."""
+    verb.add_argument("folder", metavar="RUN", type=Path)
+    verb.add_argument(
+        "--trust_code", action="store_true", help="run code that the config.yaml of a run made elsewhere names"
+    )
+
+
+def add_split(verb: ArgumentParser, default: str) -> None:
+    verb.add_argument("--split", choices=["train", "val", "test"], default=default)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """A comma-separated option as its names."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def columns(pairs: Iterable[str]) -> dict[str, str]:
+    """The option --columns: our names of columns and the table's. Raises ValueError for what is no pair."""
+    named = {}
+    for pair in pairs:
+        ours, equals, theirs = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--columns takes pairs such as overview=plot, not `{pair}`")
+        named[ours] = theirs
+    return named
