@@ -4,7 +4,7 @@ import os
 import signal
 from pathlib import Path
 
-from helpers import Processes, descendants, last_step, losses, options, saved, step_reached, train, until
+from helpers import Processes, descendants, last_step, losses, options, saved, step_reached, until
 from kills import RUN, STEPS, Ranks, said, short_run
 
 HUNG = 70
@@ -43,8 +43,9 @@ def test_after_the_death_of_a_rank_torchrun_starts_the_group_again_from_the_last
     assert (run / "exit_code").read_text() == "75\n"
     stopped = last_step(run)
     assert resumed + 4 <= stopped < STEPS
-    codes, output = train(tmp_path / "again", 2, arguments)
-    assert codes == [0, 0], output
+    with Processes(tmp_path / "again") as ranks:
+        ranks.start_torchrun(2, arguments)
+        ranks.succeed()
     assert losses(run) == losses(quiet)
     assert (run / "exit_code").read_text() == "0\n"
 
