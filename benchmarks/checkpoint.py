@@ -24,7 +24,7 @@ from genre_dist.config import CheckpointConfig, Config, HeadsConfig, ModelConfig
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.parallel.replicated import Replicated
 from genre_dist.parallel.world import World
-from genre_dist.training.checkpoint_manager import Saver
+from genre_dist.training.checkpoint_manager import CheckpointManager
 from genre_dist.training.optimizer import make_optimizer
 
 GOAL_SECONDS = 1.0
@@ -79,13 +79,13 @@ def main() -> None:
         if pinned:
             torch.cuda.synchronize()
 
-    def save(saver: Saver, step: int) -> None:
+    def save(saver: CheckpointManager, step: int) -> None:
         assert strategy.is_finite()
         saver.save(step)
 
     with tempfile.TemporaryDirectory() as folder:
         savers = {
-            name: Saver(
+            name: CheckpointManager(
                 Path(folder, name), strategy, world, CheckpointConfig(asynchronous=name == "background", keep=1), {}
             )
             for name in ("background", "at once")

@@ -8,14 +8,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from genre_dist.storage import Place, upload
+from genre_dist.storage import AnyPath, upload
 
 _TEMPORARY = re.compile(r".+\..+-\d+-[0-9a-f]{8}\.tmp|\.(movies\.parquet|\d+\.jpg)\.part", re.DOTALL)
 """The second kind is of older versions: a catalogue's files."""
 
 
 @contextmanager
-def atomic_file(path: Place, mode: str = "wb", sync: bool = True) -> Iterator[IO[Any]]:
+def atomic_file(path: AnyPath, mode: str = "wb", sync: bool = True) -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; on success fsync it and rename it to `path`, on an error remove it.
 
     Without `sync` a crash of the machine may leave a file that is not whole, a crash of the process may not.
@@ -47,7 +47,7 @@ def atomic_file(path: Place, mode: str = "wb", sync: bool = True) -> Iterator[IO
         raise
 
 
-def remove_leftovers(folder: Place) -> int:
+def remove_leftovers(folder: AnyPath) -> int:
     """Remove what killed writers left in a folder (not below it), and return how many files that were.
 
     For whoever has just taken the folder's lock, before any other rank is let in: all writers but this one are dead

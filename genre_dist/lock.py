@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from genre_dist.printable import one_line
-from genre_dist.storage import Place
+from genre_dist.storage import AnyPath
 
 FILE = ".lock"
 GRACE_SECONDS = 1.0
@@ -56,7 +56,7 @@ class Lock:
             self._file.close()
 
 
-def take(folder: Place, shared: bool = False, file: str = FILE) -> Lock:
+def take(folder: AnyPath, shared: bool = False, file: str = FILE) -> Lock:
     """Lock a folder, made if it is not there, against all other writers or, if shared, against those who want it alone.
 
     Raises BusyError, naming host and process, if another one has it. A remote place has no locks, nor have a few file
@@ -88,7 +88,7 @@ def take(folder: Place, shared: bool = False, file: str = FILE) -> Lock:
 
 
 @contextmanager
-def one_writer(folder: Place, shared: bool = False, file: str = FILE) -> Iterator[Lock]:
+def one_writer(folder: AnyPath, shared: bool = False, file: str = FILE) -> Iterator[Lock]:
     """Hold a folder's lock for a block; the folder is made if it is not there, and goes again if nothing is written.
 
     Raises as `take` does.

@@ -5,19 +5,19 @@ import json
 from typing import Any
 
 from genre_dist.atomic import atomic_file
-from genre_dist.storage import Place
+from genre_dist.storage import AnyPath
 from genre_dist.validation import Kind, parse_json, read_json
 
 _SEAL = "sha256"
 
 
-def write_sealed(path: Place, content: dict[str, Any]) -> None:
+def write_sealed(path: AnyPath, content: dict[str, Any]) -> None:
     """Write a JSON file, whole or not at all, with the checksum of what it says under `sha256`."""
     with atomic_file(path, "w") as file:
         json.dump(content | {_SEAL: _checksum(content)}, file, indent=1)
 
 
-def read_sealed(kind: type[Kind], path: Place, remedy: str) -> Kind:
+def read_sealed(kind: type[Kind], path: AnyPath, remedy: str) -> Kind:
     """A JSON file as a value of a type; older files have no checksum.
 
     Raises ValueError as `read_json` does, and for content that is not what was written.

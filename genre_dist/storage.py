@@ -23,7 +23,7 @@ from genre_dist.printable import printable
 if TYPE_CHECKING:
     from upath import UPath
 
-Place: TypeAlias = Union[Path, "UPath"]
+AnyPath: TypeAlias = Union[Path, "UPath"]
 Result = TypeVar("Result")
 
 ATTEMPTS = 5
@@ -37,7 +37,7 @@ ANSWER_SECONDS = 60
 RANGE_BYTES = 8 << 20
 
 
-def place(text: str | Place) -> Place:
+def any_path(text: str | AnyPath) -> AnyPath:
     """A local path, or the URL's place. Raises ValueError for a kind of URL that cannot be used here."""
     if not isinstance(text, str):
         return text
@@ -68,17 +68,17 @@ def _options(scheme: str) -> dict[str, Any]:
     return {}
 
 
-def inside(folder: Place, file: str) -> Place:
+def inside(folder: AnyPath, file: str) -> AnyPath:
     """A file named relative to a folder, or by itself: an absolute path or a URL."""
-    return place(file) if "://" in file else folder / file
+    return any_path(file) if "://" in file else folder / file
 
 
-def is_remote(path: Place) -> bool:
+def is_remote(path: AnyPath) -> bool:
     """Whether a place is behind fsspec."""
     return not isinstance(path, Path)
 
 
-def read_bytes(path: Place, most: int | None = None) -> bytes:
+def read_bytes(path: AnyPath, most: int | None = None) -> bytes:
     """A whole file of up to `most` bytes. Raises FileNotFoundError, or ValueError naming a file that cannot be had."""
     if isinstance(path, Path):
         with open(path, "rb") as local:
@@ -101,13 +101,13 @@ def _read_up_to(file: IO[bytes], most: int) -> bytes:
     return bytes(data)
 
 
-def sha256_of(path: Place) -> str:
+def sha256_of(path: AnyPath) -> str:
     """The SHA-256 of a file, which is not kept in memory."""
     with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def read_range(path: Place, start: int, end: int, size: int) -> bytes:
+def read_range(path: AnyPath, start: int, end: int, size: int) -> bytes:
     """Bytes start to end of a file of `size` bytes.
 
     Raises FileNotFoundError; ValueError naming the file if the server has no range requests, if the file is shorter,
@@ -170,12 +170,12 @@ def _check_range(status: int, headers: Mapping[str, str], wanted: str, size: int
         raise ValueError(f"it has {printable(whole)[:80]} bytes now, not {size:,}")
 
 
-def file_size(path: Place) -> int:
+def file_size(path: AnyPath) -> int:
     """Bytes of a file. Raises FileNotFoundError, or ValueError naming a remote file that cannot be had."""
     return file_version(path)[0]
 
 
-def file_version(path: Place) -> tuple[int, str]:
+def file_version(path: AnyPath) -> tuple[int, str]:
     """Bytes of a file, and what changes when it does: its time, or what a server names its version ("" if nothing).
 
     Raises as `file_size` does.
@@ -190,7 +190,7 @@ def file_version(path: Place) -> tuple[int, str]:
     return int(info["size"]), printable(version)
 
 
-def exists(path: Place) -> bool:
+def exists(path: AnyPath) -> bool:
     """Whether there is such a file."""
     if isinstance(path, Path):
         return path.is_file()
@@ -202,7 +202,7 @@ def exists(path: Place) -> bool:
 
 
 @contextmanager
-def local_copy(path: Place) -> Iterator[Path]:
+def local_copy(path: AnyPath) -> Iterator[Path]:
     """The file itself if it is local, otherwise a copy that goes when the block ends."""
     if isinstance(path, Path):
         yield path
@@ -214,7 +214,7 @@ def local_copy(path: Place) -> Iterator[Path]:
         yield copy
 
 
-def opened(path: Place) -> IO[bytes]:
+def opened(path: AnyPath) -> IO[bytes]:
     """A file to read and seek in; a remote one is read in blocks of RANGE_BYTES, each with patience."""
     if isinstance(path, Path):
         return open(path, "rb")
@@ -245,7 +245,7 @@ class _Ranges(io.RawIOBase):
         return len(data)
 
 
-def upload(local: Path, path: Place) -> None:
+def upload(local: Path, path: AnyPath) -> None:
     """Put a finished local file at a remote place, where it appears whole or not at all.
 
     Raises ValueError naming the place if that cannot be done.
@@ -255,13 +255,13 @@ def upload(local: Path, path: Place) -> None:
     _remotely(path, lambda: path.fs.put_file(str(local), path.path))
 
 
-def check_writable(path: Place) -> None:
+def check_writable(path: AnyPath) -> None:
     """Raises ValueError if nothing can be written there."""
     if not isinstance(path, Path) and path.protocol in ("http", "https"):
         raise ValueError(f"{path}: http(s) can only be read; write to a folder or to s3://")
 
 
-def remove(path: Place) -> None:
+def remove(path: AnyPath) -> None:
     """Remove a file if it is there."""
     if isinstance(path, Path):
         path.unlink(missing_ok=True)
@@ -270,7 +270,7 @@ def remove(path: Place) -> None:
         _remotely(path, lambda: path.fs.rm_file(path.path))
 
 
-def remove_folder(path: Place) -> None:
+def remove_folder(path: AnyPath) -> None:
     """Remove a folder (or file) and all in it, if it is there."""
     if isinstance(path, Path):
         shutil.rmtree(path, ignore_errors=True)

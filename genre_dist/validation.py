@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 from annotated_types import Ge, Le, Predicate
 
 from genre_dist.printable import one_line
-from genre_dist.storage import Place, file_size, read_bytes
+from genre_dist.storage import AnyPath, file_size, read_bytes
 
 LARGEST_BYTES = 64 << 20
 """A JSON file above this is refused before it is read."""
@@ -50,7 +50,7 @@ Sha256 = Annotated[str, Predicate(is_sha256)]
 Count = Annotated[int, Ge(0), Le(2**62)]
 
 
-def parse_json(kind: type[Kind], written: bytes, path: Place | str, remedy: str) -> Kind:
+def parse_json(kind: type[Kind], written: bytes, path: AnyPath | str, remedy: str) -> Kind:
     """JSON as a value of a type. Raises ValueError in one line with the file, the key, what is wrong and the remedy."""
     from pydantic import ValidationError  # not where only types are needed: 0.1 s
 
@@ -65,7 +65,7 @@ def parse_json(kind: type[Kind], written: bytes, path: Place | str, remedy: str)
         raise ValueError(f"{path}: {key + ': ' if key else ''}{message}{value}; {remedy}") from None
 
 
-def read_json(kind: type[Kind], path: Place, remedy: str) -> Kind:
+def read_json(kind: type[Kind], path: AnyPath, remedy: str) -> Kind:
     """A JSON file as a value of a type. Raises ValueError as `parse_json` does, OSError if it cannot be read."""
     if (size := file_size(path)) > LARGEST_BYTES:
         raise ValueError(f"{path}: {size:,} bytes, more than such a file ever has; {remedy}")

@@ -27,8 +27,8 @@ from genre_dist.config import Config
 from genre_dist.config.files import parse_config
 from genre_dist.stream.loader import TrainStream
 from genre_dist.train import train
-from genre_dist.training.checkpoint_manager import Saver
-from genre_dist.training.metrics_log import Record
+from genre_dist.training.checkpoint_manager import CheckpointManager
+from genre_dist.training.metrics_log import MetricsLog
 from genre_dist.training.step import TrainStep
 
 STEPS, GLOBAL_BATCH = 60, 8
@@ -139,13 +139,13 @@ def carry(bomb: Bomb, run: Path) -> None:
         (TrainStep, "take"),
         (helpers.TinyNetwork, "forward"),
         (evaluation, "to_device"),
-        (Saver, "save"),
-        (Record, "write"),
+        (CheckpointManager, "save"),
+        (MetricsLog, "write"),
     ]
     for owner, name in places:
         setattr(owner, name, before(getattr(owner, name)))
     checkpoint.dcp.save = after(checkpoint.dcp.save)  # its files are written, but it is not yet marked complete
-    Saver.save = after(Saver.save)  # type: ignore[method-assign]
+    CheckpointManager.save = after(CheckpointManager.save)  # type: ignore[method-assign]
 
 
 class Hanging(helpers.TinyNetwork):

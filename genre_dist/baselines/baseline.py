@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from genre_dist.baselines import BASELINES, FILE, Kind, features, read_description
 from genre_dist.baselines import linear as models
 from genre_dist.baselines.linear import Linear, Matrix
-from genre_dist.baselines.texts import Text, Texts
+from genre_dist.baselines.texts import LabelledText, Texts
 from genre_dist.config.run import CONFIG
 from genre_dist.metrics.evaluation_files import Predictions
 from genre_dist.printable import printable
@@ -124,7 +124,9 @@ def _workers(matrix: Matrix, memory: float, workers: int) -> int:
     return 1
 
 
-def _features(kind: Kind, texts: Texts, train: list[Text]) -> tuple[Callable[[list[Text]], Matrix], Matrix]:
+def _features(
+    kind: Kind, texts: Texts, train: list[LabelledText]
+) -> tuple[Callable[[list[LabelledText]], Matrix], Matrix]:
     """How a kind makes features [films, columns] of films, decided on the train split's, and those."""
     manifest = texts.manifest
     if kind.features == "vectors":
@@ -133,7 +135,7 @@ def _features(kind: Kind, texts: Texts, train: list[Text]) -> tuple[Callable[[li
         mean_vectors = partial(features.mean_vectors, vectors=vectors, ignored=features.stop_words(texts.words))
         return mean_vectors, mean_vectors(train)
     if kind.features == "ngrams":
-        count: Callable[[list[Text]], sp.csr_matrix] = features.ngram_counts
+        count: Callable[[list[LabelledText]], sp.csr_matrix] = features.ngram_counts
         width = features.HASHED_COLUMNS
         options: dict[str, Any] = {"min_films": 2, "sublinear": True, "blocks": (width, 2 * width)}
     else:
@@ -146,7 +148,7 @@ def _features(kind: Kind, texts: Texts, train: list[Text]) -> tuple[Callable[[li
     return (lambda films: columns(count(films))), columns(counted)
 
 
-def _labels(films: list[Text], genres: int) -> NDArray[np.bool_]:
+def _labels(films: list[LabelledText], genres: int) -> NDArray[np.bool_]:
     labels = np.zeros((len(films), genres), bool)
     for row, film in zip(labels, films, strict=True):
         row[list(film.genres)] = True
@@ -154,7 +156,7 @@ def _labels(films: list[Text], genres: int) -> NDArray[np.bool_]:
 
 
 def _evaluate(
-    linear: Linear, features_of: Callable[[list[Text]], Matrix], texts: Texts, split: str, genres: int
+    linear: Linear, features_of: Callable[[list[LabelledText]], Matrix], texts: Texts, split: str, genres: int
 ) -> Evaluation:
     """A split's predictions in stored order; a film that could not be read is predicted from no words, and counted."""
     began = time.monotonic()

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, HashingVectorizer
 from sklearn.preprocessing import normalize
 
-from genre_dist.baselines.texts import Text
+from genre_dist.baselines.texts import LabelledText
 from genre_dist.stream.sample import UNKNOWN
 
 HASHED_COLUMNS = 1 << 20
 """Columns for word n-grams, and as many for character n-grams."""
 
 
-def word_counts(films: Sequence[Text], words: int) -> sp.csr_matrix:
+def word_counts(films: Sequence[LabelledText], words: int) -> sp.csr_matrix:
     """Bag of words, float32 [films, words]; <pad> and <unk> are not counted."""
     kept = [film.tokens[film.tokens > UNKNOWN] for film in films]
     ends = np.cumsum([0, *map(len, kept)])
@@ -27,7 +27,7 @@ def word_counts(films: Sequence[Text], words: int) -> sp.csr_matrix:
 
 
 def mean_vectors(
-    films: Sequence[Text], vectors: NDArray[np.float32], ignored: NDArray[np.bool_]
+    films: Sequence[LabelledText], vectors: NDArray[np.float32], ignored: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
     """The mean vector of a film's words without stop words, float32 [films, dim]; zeros where none is left."""
     means = np.zeros((len(films), vectors.shape[1]), np.float32)
@@ -43,7 +43,7 @@ def stop_words(words: Iterable[str]) -> NDArray[np.bool_]:
     return np.array([number <= UNKNOWN or word in ENGLISH_STOP_WORDS for number, word in enumerate(words)])
 
 
-def ngram_counts(films: Sequence[Text]) -> sp.csr_matrix:
+def ngram_counts(films: Sequence[LabelledText]) -> sp.csr_matrix:
     """Words and pairs of words, then runs of 3 to 5 characters inside words, hashed: float32 [films, 2 columns]."""
     texts = [film.text for film in films]
     options: dict[str, Any] = {"n_features": HASHED_COLUMNS, "alternate_sign": False, "norm": None, "dtype": np.float32}

@@ -17,7 +17,7 @@ from genre_dist.stream.words import load_words
 MEMBERS = ("overview",)
 
 
-class Text(NamedTuple):
+class LabelledText(NamedTuple):
     """What a baseline sees of a film."""
 
     id: int
@@ -49,7 +49,7 @@ class Texts:
         """The films of a split in stored order, int64 [films]."""
         return SplitIndex(self.manifest, split, MEMBERS).all_ids()
 
-    def read(self, split: str) -> list[Text]:
+    def read(self, split: str) -> list[LabelledText]:
         """The films of a split, in the order of the shards or of the catalogue.
 
         Raises ValueError if the catalogue lacks films of the shards.
@@ -64,7 +64,7 @@ class Texts:
             if film.id in wanted:
                 tokens = encode(film.words or (), self.ids_of_words)
                 text = film.text or " ".join(words[token] for token in tokens.tolist() if token > UNKNOWN)
-                found.append(Text(film.id, film.genres, tokens, text, film.fault))
+                found.append(LabelledText(film.id, film.genres, tokens, text, film.fault))
         if len(found) < len(wanted):
             raise ValueError(
                 f"{self.catalogue} has {len(found):,} of the {len(wanted):,} films of the {split} split: not the "

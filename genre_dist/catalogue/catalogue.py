@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from genre_dist.atomic import atomic_file, remove_leftovers
 from genre_dist.catalogue.parquet import open_parquet, stream_rows
 from genre_dist.printable import printable
-from genre_dist.storage import Place, exists
+from genre_dist.storage import AnyPath, exists
 
-AnyPlace = TypeVar("AnyPlace", bound=Place)
+SomePath = TypeVar("SomePath", bound=AnyPath)
 SCHEMA = pa.schema(
     [
         pa.field("tmdb_id", pa.int64(), nullable=False),
@@ -41,17 +41,17 @@ ROWS_PER_GROUP = 1_000
 HOW_TO_MAKE_ONE = "make one with `genre-dist import`, `genre-dist fetch` or `genre-dist sample`"
 
 
-def movies_file(catalogue: AnyPlace) -> AnyPlace:
+def movies_file(catalogue: SomePath) -> SomePath:
     """Where a catalogue keeps its rows."""
-    return cast(AnyPlace, catalogue / "movies.parquet")
+    return cast(SomePath, catalogue / "movies.parquet")
 
 
-def poster_file(catalogue: AnyPlace, tmdb_id: int) -> AnyPlace:
+def poster_file(catalogue: SomePath, tmdb_id: int) -> SomePath:
     """Where a catalogue keeps one film's poster; a thousand folders, so that none grows too large to list.
 
     The name always ends in `.jpg`, but an imported file may hold PNG or WebP: decode by content, not by name.
     """
-    return cast(AnyPlace, catalogue / "posters" / f"{tmdb_id % 1000:03d}" / f"{tmdb_id}.jpg")
+    return cast(SomePath, catalogue / "posters" / f"{tmdb_id % 1000:03d}" / f"{tmdb_id}.jpg")
 
 
 def write_poster(catalogue: Path, tmdb_id: int, data: bytes) -> tuple[int, str]:
@@ -115,7 +115,7 @@ class CatalogueWriter:
         self.rows.clear()
 
 
-def read_rows(catalogue: Place, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+def read_rows(catalogue: AnyPath, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """The catalogue's films in file order, as dicts of `columns` (all of SCHEMA by default), read batch by batch.
 
     Raises ValueError, at once, if there is no catalogue, it cannot be read, or it lacks one of the columns or has
@@ -152,20 +152,20 @@ def _is_list_of_integers(kind: pa.DataType) -> bool:
 _KINDS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_timestamp, _is_text, _is_list_of_integers)
 
 
-def _checked(rows: Iterator[dict[str, Any]], path: Place) -> Iterator[dict[str, Any]]:
+def _checked(rows: Iterator[dict[str, Any]], path: AnyPath) -> Iterator[dict[str, Any]]:
     for number, row in enumerate(rows, start=1):
         if "tmdb_id" in row and not (row["tmdb_id"] or 0) > 0:
             raise ValueError(f"{path}, row {number}: {row['tmdb_id']} is no film's id; {HOW_TO_MAKE_ONE}")
         yield row
 
 
-def count_rows(catalogue: Place) -> int:
+def count_rows(catalogue: AnyPath) -> int:
     """How many films the catalogue has, read from the file's footer. ValueError as for `read_rows`."""
     with _open(catalogue) as file:
         return int(file.metadata.num_rows)
 
 
-def _open(catalogue: Place) -> pq.ParquetFile:
+def _open(catalogue: AnyPath) -> pq.ParquetFile:
     path = movies_file(catalogue)
     if not exists(path):
         raise ValueError(f"no catalogue in {catalogue} (there is no {path}); {HOW_TO_MAKE_ONE}")

@@ -9,19 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genre_dist.printable import printable
-from genre_dist.storage import Place, opened
+from genre_dist.storage import AnyPath, opened
 
 ROWS_PER_BATCH = 250
 
 
-def open_parquet(path: Place, remedy: str) -> pq.ParquetFile:
+def open_parquet(path: AnyPath, remedy: str) -> pq.ParquetFile:
     """A file to read from, to be closed. Raises ValueError, with the remedy, if it is no Parquet file."""
     with _named(path, "cannot be read as Parquet", remedy):
         return pq.ParquetFile(path if isinstance(path, Path) else opened(path), page_checksum_verification=True)
 
 
 def stream_rows(
-    file: pq.ParquetFile, path: Place, names: Sequence[str], remedy: str, schema: pa.Schema | None = None
+    file: pq.ParquetFile, path: AnyPath, names: Sequence[str], remedy: str, schema: pa.Schema | None = None
 ) -> Iterator[dict[str, Any]]:
     """The rows, a batch in memory at a time, cast to a schema if there is one. Raises ValueError for damage."""
     with file, _named(path, "is damaged", remedy):
@@ -37,7 +37,7 @@ def stream_rows(
 
 
 @contextmanager
-def _named(path: Place, problem: str, remedy: str) -> Iterator[None]:
+def _named(path: AnyPath, problem: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:

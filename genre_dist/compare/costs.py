@@ -18,7 +18,7 @@ POINTS = 100  # of a curve; longer ones are thinned out
 Amount = Annotated[float, Ge(0), Le(1e18)]
 
 
-class Row(TypedDict):
+class CostRow(TypedDict):
     """What is read of a line of metrics.jsonl; there is more in it."""
 
     kind: str
@@ -102,7 +102,7 @@ def read_record(run: Path) -> tuple[Cost | None, Curves]:
     device, complete, rates, losses = None, True, _Thinned(), _Thinned()
     path = run / RECORD
     for number, (line, _) in enumerate(lines_of(path), 1):
-        row = parse_json(Row, line, f"{path}, line {number}", "remove the line")
+        row = parse_json(CostRow, line, f"{path}, line {number}", "remove the line")
         step = row["step"]
         if row["kind"] == "train" and "step_seconds" in row:
             if step <= last_step:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from genre_dist.compare.results import Model, on_films
 from genre_dist.packing.posters import load_rgb
-from genre_dist.storage import Place, read_range
+from genre_dist.storage import AnyPath, read_range
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.sample import load_about, read_members
@@ -80,7 +80,7 @@ def _names(genres: list[str], chosen: NDArray[np.bool_]) -> list[str]:
     return [genre for genre, taken in zip(genres, chosen, strict=True) if taken]
 
 
-def show_films(shards: Place | str, split: str, films: Iterable[int]) -> dict[int, Shown]:
+def show_films(shards: AnyPath | str, split: str, films: Iterable[int]) -> dict[int, Shown]:
     """Title, year and poster of films, as far as the shards have them. Raises ValueError if there are no shards."""
     manifest = load_manifest(shards)
     index, wanted = SplitIndex(manifest, split, ()), np.array(sorted(set(films)), np.int64)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Row(NamedTuple):
+class ReferenceRow(NamedTuple):
     """A row of the study's table."""
 
     model: str
@@ -13,14 +13,14 @@ class Row(NamedTuple):
 
 NOTE = "2018 study: 3,000 other films, threshold 0.5, one run each, no interval"
 TEST = (
-    Row("SVM, bag of words", 0.9324, 0.4922),
-    Row("Naive Bayes, bag of words", 0.9065, 0.4242),
-    Row("SVM, tf-idf", 0.9349, 0.3219),
-    Row("Naive Bayes, tf-idf", 0.9323, 0.1435),
-    Row("SVM, mean word2vec", 0.9343, 0.2793),
-    Row("LSTM (overview)", 0.9342, 0.5148),
-    Row("ResNet152 (poster)", 0.9302, 0.4305),
-    Row("Combined, encoders frozen", 0.9438, 0.5186),
+    ReferenceRow("SVM, bag of words", 0.9324, 0.4922),
+    ReferenceRow("Naive Bayes, bag of words", 0.9065, 0.4242),
+    ReferenceRow("SVM, tf-idf", 0.9349, 0.3219),
+    ReferenceRow("Naive Bayes, tf-idf", 0.9323, 0.1435),
+    ReferenceRow("SVM, mean word2vec", 0.9343, 0.2793),
+    ReferenceRow("LSTM (overview)", 0.9342, 0.5148),
+    ReferenceRow("ResNet152 (poster)", 0.9302, 0.4305),
+    ReferenceRow("Combined, encoders frozen", 0.9438, 0.5186),
 )
 END_TO_END = "Combined, end to end: never trained, it did not fit into the GPU"
 PER_GENRE_COLUMNS = ("f1", "precision", "recall", "accuracy", "auc")

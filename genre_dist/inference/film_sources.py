@@ -9,7 +9,7 @@ from genre_dist.catalogue.catalogue import count_rows, movies_file, poster_file,
 from genre_dist.catalogue.left_out import LeftOut
 from genre_dist.catalogue.poster_search import Look, TarMember, find_posters, refuse_compressed
 from genre_dist.catalogue.tables import Films, FilmTable, open_table, text_of
-from genre_dist.inference.prediction import TEXT_FIELDS, Film
+from genre_dist.inference.prediction import TEXT_FIELDS, Unlabelled
 from genre_dist.inference.trained_model import Run
 from genre_dist.packing.choosing import film_text
 
@@ -30,7 +30,7 @@ class Source(NamedTuple):
 class Found(NamedTuple):
     """The films of a source, to be read once, in the order of their table; each film once."""
 
-    films: Iterator[tuple[int, Film]]
+    films: Iterator[tuple[int, Unlabelled]]
     posters_sha256: str
     """Identifies the posters that were found for a table, by place, size and time."""
     left_out: LeftOut
@@ -94,17 +94,17 @@ def _telling(progress: Callable[[], None], things: Iterable[Thing]) -> Iterator[
         yield thing
 
 
-def _catalogue_films(catalogue: Path, text: str) -> Iterator[tuple[int, Film]]:
+def _catalogue_films(catalogue: Path, text: str) -> Iterator[tuple[int, Unlabelled]]:
     for row in read_rows(catalogue, ["tmdb_id", "title", "overview", "poster_status"]):
         poster = poster_file(catalogue, row["tmdb_id"]) if row["poster_status"] == "ok" else None
-        yield row["tmdb_id"], Film(poster, film_text(row, text) or None)
+        yield row["tmdb_id"], Unlabelled(poster, film_text(row, text) or None)
 
 
 def _table_films(
     table: FilmTable, known: Films, places: Mapping[int, tuple[Look, str | TarMember]], text: str
-) -> Iterator[tuple[int, Film]]:
+) -> Iterator[tuple[int, Unlabelled]]:
     for film, cells in known.first_rows(table.rows()):
         look, place = places.get(film, (Look.EMPTY, ""))
         poster = None if look is Look.EMPTY else place if isinstance(place, TarMember) else Path(place)
         row = {name: text_of(cells.get(name)) for name in ("title", "overview")}
-        yield film, Film(poster, film_text(row, text) or None)
+        yield film, Unlabelled(poster, film_text(row, text) or None)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from genre_dist.atomic import atomic_file
 from genre_dist.config.run import WEIGHTS
 from genre_dist.inference.film_sources import Found, Source, find_films
-from genre_dist.inference.prediction import NO_TEXT, Film, film_pixels, predict_logits
+from genre_dist.inference.prediction import NO_TEXT, Unlabelled, film_pixels, predict_logits
 from genre_dist.inference.trained_model import Run
 from genre_dist.lock import holds_files
 from genre_dist.metrics.thresholds import load_thresholds
@@ -136,7 +136,7 @@ def _claim(out: Path, identity: Identity) -> None:
         write_sealed(path, asdict(identity))
 
 
-def _finish_part(path: Path, films: Sequence[tuple[int, Film]], predictor: Predictor) -> int:
+def _finish_part(path: Path, films: Sequence[tuple[int, Unlabelled]], predictor: Predictor) -> int:
     """Make a part unless it is there, whole; returns how many of its films have no prediction."""
     table = _read_part(path, [film for film, _ in films]) if path.exists() else None
     if table is None:
@@ -157,13 +157,13 @@ def _read_part(path: Path, ids: list[int]) -> pa.Table | None:
     return table if same else None
 
 
-def _parts(films: Iterable[tuple[int, Film]]) -> Iterator[list[tuple[int, Film]]]:
+def _parts(films: Iterable[tuple[int, Unlabelled]]) -> Iterator[list[tuple[int, Unlabelled]]]:
     remaining = iter(films)
     while part := list(islice(remaining, PART)):
         yield part
 
 
-def _predict_part(films: Sequence[tuple[int, Film]], predictor: Predictor) -> pa.Table:
+def _predict_part(films: Sequence[tuple[int, Unlabelled]], predictor: Predictor) -> pa.Table:
     rows: list[dict[str, Any]] = []
     for first in range(0, len(films), BATCH):
         rows += _predict_batch(films[first : first + BATCH], predictor)
@@ -171,7 +171,7 @@ def _predict_part(films: Sequence[tuple[int, Film]], predictor: Predictor) -> pa
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def _predict_batch(films: Sequence[tuple[int, Film]], predictor: Predictor) -> list[dict[str, Any]]:
+def _predict_batch(films: Sequence[tuple[int, Unlabelled]], predictor: Predictor) -> list[dict[str, Any]]:
     run, thresholds, world, pool = predictor
     model = run.config.model
     pixels = film_pixels(run, [film for _, film in films], pool) if model.uses_poster else [""] * len(films)

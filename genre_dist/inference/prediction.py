@@ -28,7 +28,7 @@ TEXT_FIELDS = {"overview": ("overview",), "title": ("title",), "both": ("title",
 NO_TEXT = {"overview": "no overview", "title": "no title", "both": "neither title nor overview"}
 
 
-class Film(NamedTuple):
+class Unlabelled(NamedTuple):
     """What is known of a film: a poster as a file or its bytes, and the text that the model was trained on."""
 
     poster: Path | TarMember | bytes | None
@@ -43,17 +43,19 @@ class Prediction(NamedTuple):
     named: bool
 
 
-def film_of_options(run: Run, poster: Path | None, overview: str | None, title: str | None) -> Film:
+def film_of_options(run: Run, poster: Path | None, overview: str | None, title: str | None) -> Unlabelled:
     """A film by what was said of it. Raises ValueError if anything that the model was trained on is missing."""
     uses, source = run.config.model, run.facts["text"]["source"]
     given = {"poster": poster, "overview": overview, "title": title}
     needed = (*(("poster",) if uses.uses_poster else ()), *(TEXT_FIELDS[source] if uses.uses_text else ()))
     if missing := [f"--{name}" for name in needed if given[name] is None]:
         raise ValueError(f"this model was trained on {' and '.join(needed)}; pass {' and '.join(missing)} as well")
-    return Film(poster, film_text({"overview": overview, "title": title}, source))
+    return Unlabelled(poster, film_text({"overview": overview, "title": title}, source))
 
 
-def predict(run: Run, thresholds: NDArray[np.float64] | None, film: Film, device: torch.device) -> list[Prediction]:
+def predict(
+    run: Run, thresholds: NDArray[np.float64] | None, film: Unlabelled, device: torch.device
+) -> list[Prediction]:
     """Genres by falling probability, named at the fitted thresholds, or at one half where none were fitted.
 
     Raises ValueError if the film has nothing of a kind that the model was trained on, or the poster is no image.
@@ -88,10 +90,10 @@ def predict_logits(
         return run.model(images, tokens, lengths).float().cpu().numpy()
 
 
-def film_pixels(run: Run, films: Sequence[Film], pool: Executor) -> list[NDArray[np.uint8] | str]:
+def film_pixels(run: Run, films: Sequence[Unlabelled], pool: Executor) -> list[NDArray[np.uint8] | str]:
     """Each film's poster in the shape the shards had, uint8 [size, size, 3], or what is wrong with it."""
 
-    def one(film: Film) -> NDArray[np.uint8] | str:
+    def one(film: Unlabelled) -> NDArray[np.uint8] | str:
         try:
             return "no poster" if film.poster is None else _pixels(run, film.poster)
         except (ValueError, OSError) as error:
@@ -100,7 +102,7 @@ def film_pixels(run: Run, films: Sequence[Film], pool: Executor) -> list[NDArray
     return list(pool.map(one, films))
 
 
-def film_of_tmdb(run: Run, number: int, key: str, api_url: str, image_url: str) -> tuple[str, Film]:
+def film_of_tmdb(run: Run, number: int, key: str, api_url: str, image_url: str) -> tuple[str, Unlabelled]:
     """A film's title, and its poster and text, from TMDB. Raises ValueError if TMDB does not give them."""
     web = Web(rate=40, concurrency=1)
     try:
@@ -110,7 +112,7 @@ def film_of_tmdb(run: Run, number: int, key: str, api_url: str, image_url: str) 
     except FetchError as error:
         raise ValueError(f"film {number} cannot be had from TMDB: {error}") from None
     texts = {name: told.get(name) for name in ("title", "overview")}
-    return told.get("title") or str(number), Film(poster, film_text(texts, run.facts["text"]["source"]) or None)
+    return told.get("title") or str(number), Unlabelled(poster, film_text(texts, run.facts["text"]["source"]) or None)
 
 
 def _pixels(run: Run, poster: Path | TarMember | bytes) -> NDArray[np.uint8]:

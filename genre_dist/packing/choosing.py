@@ -14,7 +14,7 @@ from genre_dist.packing.shard import films_of
 from genre_dist.packing.shard_report import Recipe, Report, read_report, shortened
 from genre_dist.packing.splits import order_key, split_of
 from genre_dist.packing.vocabulary import forget_rare, tokenise
-from genre_dist.storage import Place, exists
+from genre_dist.storage import AnyPath, exists
 from genre_dist.stream.manifest import FILE, SPLITS, Text, load_manifest
 
 COLUMNS = ["tmdb_id", "title", "overview", "genre_ids", "release_date", "poster_status", "poster_sha256"]
@@ -45,7 +45,7 @@ class Chosen(NamedTuple):
     left_out: Counter[str]
 
 
-def packed_before(out: Place, recipe: Recipe) -> Before:
+def packed_before(out: AnyPath, recipe: Recipe) -> Before:
     """What a folder with a manifest holds; a shard that lost a file counts as not packed, so that it is made again.
 
     Raises ValueError if the shards were packed with other options, or if none is whole.
@@ -74,7 +74,7 @@ def packed_before(out: Place, recipe: Recipe) -> Before:
     return Before(reports, np.unique(np.concatenate(ids)), manifest.text) if reports else NOTHING
 
 
-def _refuse_other_options(out: Place, before: Recipe, recipe: Recipe) -> None:
+def _refuse_other_options(out: AnyPath, before: Recipe, recipe: Recipe) -> None:
     """A folder of finished shards is only continued, never mixed with shards of another recipe."""
     there, wanted = asdict(before), asdict(recipe)
     for name, value in wanted.items():
@@ -109,7 +109,7 @@ def index_of(ids: NDArray[np.int64], film: int) -> int | None:
     return index if index < len(ids) and ids[index] == film else None
 
 
-def choose(catalogue: Place, recipe: Recipe, before: Before) -> Chosen:
+def choose(catalogue: AnyPath, recipe: Recipe, before: Before) -> Chosen:
     """Read the catalogue once: the films to pack, in which shard each goes, and the words of the train split.
 
     Raises ValueError for a film that is there twice, for a catalogue without a film to pack, and for one that knows

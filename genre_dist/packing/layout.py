@@ -13,14 +13,14 @@ from genre_dist.packing.choosing import COLUMNS, Chosen, film_text, index_of
 from genre_dist.packing.shard import Job
 from genre_dist.packing.shard_report import Recipe
 from genre_dist.packing.splits import order_key
-from genre_dist.storage import Place
+from genre_dist.storage import AnyPath
 
 HELD_BYTES = 2 << 20
 """Rows held before they are appended to the files: bounds memory, and spares opening a file for every film."""
 
 
 def lay_out(
-    catalogue: Place, out: Place, recipe: Recipe, chosen: Chosen, work: Path, words: Path, part: tuple[int, int]
+    catalogue: AnyPath, out: AnyPath, recipe: Recipe, chosen: Chosen, work: Path, words: Path, part: tuple[int, int]
 ) -> list[Job]:
     """Read the catalogue once more and lay out the films of every shard, or of the shards number i mod n for (i, n).
 
@@ -47,7 +47,7 @@ def lay_out(
     return jobs
 
 
-def _films(catalogue: Place, recipe: Recipe, chosen: Chosen, mine: range) -> Iterator[tuple[int, dict[str, Any]]]:
+def _films(catalogue: AnyPath, recipe: Recipe, chosen: Chosen, mine: range) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number of its shard, and what its shard needs to know of it, for every film."""
     for row in read_rows(catalogue, COLUMNS):
         index = index_of(chosen.ids, row["tmdb_id"])

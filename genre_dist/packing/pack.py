@@ -30,7 +30,7 @@ from genre_dist.packing.vectors import WordVectors, matrix_for, read_vectors, re
 from genre_dist.packing.vocabulary import choose_words, load_words, save_words, words_sha256
 from genre_dist.printable import printable
 from genre_dist.progress import progress_bar
-from genre_dist.storage import Place, check_writable, exists, remove, remove_folder, sha256_of
+from genre_dist.storage import AnyPath, check_writable, exists, remove, remove_folder, sha256_of
 from genre_dist.stream.index import index_path, save_array
 from genre_dist.stream.manifest import FILE, SPLITS, Manifest, Text, save_manifest
 from genre_dist.stream.words import load_vectors, vectors_sha256
@@ -43,7 +43,7 @@ _WORK = ".packing"
 class Packing(NamedTuple):
     """All that is to do in a folder."""
 
-    out: Place
+    out: AnyPath
     recipe: Recipe
     before: Before
     words: list[str]
@@ -56,10 +56,10 @@ class Packing(NamedTuple):
 
 
 def pack(
-    catalogue: Place,
-    out: Place,
+    catalogue: AnyPath,
+    out: AnyPath,
     *,
-    vectors: Place | None = None,
+    vectors: AnyPath | None = None,
     workers: int = 1,
     overwrite: bool = False,
     **options: Any,
@@ -77,11 +77,11 @@ def pack(
 
 
 def pack_part(
-    catalogue: Place,
-    out: Place,
+    catalogue: AnyPath,
+    out: AnyPath,
     part: tuple[int, int],
     *,
-    vectors: Place | None = None,
+    vectors: AnyPath | None = None,
     workers: int = 1,
     **options: Any,
 ) -> int:
@@ -98,7 +98,7 @@ def pack_part(
         return len(pack_all(packing.jobs, workers))
 
 
-def merge_parts(catalogue: Place, out: Place, *, vectors: Place | None = None, **options: Any) -> Manifest:
+def merge_parts(catalogue: AnyPath, out: AnyPath, *, vectors: AnyPath | None = None, **options: Any) -> Manifest:
     """Check that the parts have packed every shard and write vocabulary, vectors and manifest, as `pack` would.
 
     Raises ValueError if shards are missing or of other options, saying how many and which commands make them.
@@ -117,9 +117,9 @@ def merge_parts(catalogue: Place, out: Place, *, vectors: Place | None = None, *
 
 @contextmanager
 def _planned(
-    catalogue: Place,
-    out: Place,
-    vectors: Place | None,
+    catalogue: AnyPath,
+    out: AnyPath,
+    vectors: AnyPath | None,
     options: dict[str, Any],
     *,
     overwrite: bool = False,
@@ -154,7 +154,7 @@ def _planned(
 
 
 @contextmanager
-def _workspace(out: Place, work: Place, part: tuple[int, int] | None) -> Iterator[Path]:
+def _workspace(out: AnyPath, work: AnyPath, part: tuple[int, int] | None) -> Iterator[Path]:
     """Keep all others out of `out`, and make a folder of this process's own below `work`, which goes in the end.
 
     A part shares `out` with the other parts of the same cut, but not with itself; its `work` stays, empty, as a mark
@@ -183,7 +183,7 @@ def _workspace(out: Place, work: Place, part: tuple[int, int] | None) -> Iterato
 
 
 def _words(
-    out: Place, counts: Counter[str], vectors: Place | None, before: Before
+    out: AnyPath, counts: Counter[str], vectors: AnyPath | None, before: Before
 ) -> tuple[list[str], WordVectors | None, int | None]:
     """The vocabulary, vectors to save, and their width. A finished folder keeps its words, as ids must not move."""
     words = None
@@ -198,7 +198,7 @@ def _words(
     return words or choose_words(counts, read.of), read, read.dim
 
 
-def _read_vectors(vectors: Place, words: Collection[str]) -> WordVectors:
+def _read_vectors(vectors: AnyPath, words: Collection[str]) -> WordVectors:
     """The words' vectors, with a word on what was read. Raises ValueError if the file has none of the words."""
     read = read_vectors(vectors, words)
     if not read.of:

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from genre_dist.storage import Place
+from genre_dist.storage import AnyPath
 
 
 def parse_part(text: str, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
@@ -32,13 +32,13 @@ def _slurm_part(environment: Mapping[str, str]) -> tuple[int, int]:
     return index, count
 
 
-def marker(work: Place, part: tuple[int, int]) -> Place:
+def marker(work: AnyPath, part: tuple[int, int]) -> AnyPath:
     """Where a part works. The folder stays until the merge, which learns from it into how many parts was cut."""
     number, parts = part
     return work / f"{number % parts}-of-{parts}"
 
 
-def what_is_missing(out: Place, missing: list[int], total: int, work: Place) -> str:
+def what_is_missing(out: AnyPath, missing: list[int], total: int, work: AnyPath) -> str:
     """The merge's message: how many shards are not finished, by their numbers, and which commands make them."""
     marks = [re.fullmatch(r"\d{1,9}-of-([1-9]\d{0,8})", path.name) for path in work.glob("*-of-*")]
     cut = {int(mark[1]) for mark in marks if mark}

@@ -29,9 +29,9 @@ from genre_dist.packing.shard_report import (
     RESIZED,
     UNREADABLE,
     Odd,
-    Problem,
     Recipe,
     Report,
+    UnusablePoster,
     read_report,
     recipe_key,
     report_path,
@@ -39,7 +39,7 @@ from genre_dist.packing.shard_report import (
     shortened,
 )
 from genre_dist.packing.vocabulary import encode, load_words, tokenise
-from genre_dist.storage import Place, file_size, is_remote, read_bytes, remove
+from genre_dist.storage import AnyPath, file_size, is_remote, read_bytes, remove
 from genre_dist.stream import tar
 from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, DamagedArrayError, index_path, load_array, save_array
 from genre_dist.stream.manifest import Shard
@@ -53,10 +53,10 @@ READ_AHEAD = 16
 class Job:
     """One shard to be packed: its films lie in `films`, a file of JSON lines in the order of the shard."""
 
-    out: Place
+    out: AnyPath
     file: str
     split: str
-    catalogue: Place
+    catalogue: AnyPath
     films: Path
     films_sha256: str
     words: Path
@@ -76,7 +76,7 @@ def _key(job: Job) -> str:
     return recipe_key(job.recipe, job.split, job.films_sha256)
 
 
-def films_of(out: Place, shard: Shard) -> NDArray[np.int64] | None:
+def films_of(out: AnyPath, shard: Shard) -> NDArray[np.int64] | None:
     """The films of a shard by its index, None if its tar or its index is missing or another one."""
     path = out / shard.file
     try:
@@ -104,7 +104,7 @@ def pack_shard(job: Job) -> Report:
     words = _load_words(job.words, job.recipe.vocabulary_sha256)
     records: list[tuple[int, int, int, int, int]] = []
     genres = [0] * len(INDEX_OF_ID)
-    problems: list[Problem] = []
+    problems: list[UnusablePoster] = []
     odd: list[Odd] = []
     outcomes: Counter[str] = Counter()
     left_out: Counter[str] = Counter()

@@ -13,7 +13,7 @@ from genre_dist.atomic import atomic_file
 from genre_dist.catalogue.left_out import LeftOut
 from genre_dist.genres import GENRES
 from genre_dist.packing.posters import Fit
-from genre_dist.storage import Place, read_bytes
+from genre_dist.storage import AnyPath, read_bytes
 from genre_dist.stream.manifest import Shard
 from genre_dist.validation import Count, parse_json
 
@@ -63,7 +63,7 @@ class Odd(TypedDict):
     odd: str
 
 
-class Problem(TypedDict):
+class UnusablePoster(TypedDict):
     """A poster that could not be packed."""
 
     tmdb_id: Int64
@@ -83,7 +83,7 @@ class Report:
     posters: dict[str, Count] = field(default_factory=dict)
     """How many were RESIZED, ODD, ...; older reports do not tell."""
     odd: list[Odd] = field(default_factory=list)
-    problems: list[Problem]
+    problems: list[UnusablePoster]
 
 
 def recipe_key(recipe: Recipe, split: str, films_sha256: str) -> str:
@@ -92,18 +92,18 @@ def recipe_key(recipe: Recipe, split: str, films_sha256: str) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
-def report_path(shard: Place) -> Place:
+def report_path(shard: AnyPath) -> AnyPath:
     """The shard's report, written last: a shard without one is not finished."""
     return shard.with_suffix(".report.json")
 
 
-def save_report(report: Report, shard: Place) -> None:
+def save_report(report: Report, shard: AnyPath) -> None:
     """Write a shard's report, whole or not at all."""
     with atomic_file(report_path(shard), "w") as file:
         json.dump(asdict(report), file, indent=1)
 
 
-def read_report(shard: Place, damaged_is_none: bool = False) -> Report | None:
+def read_report(shard: AnyPath, damaged_is_none: bool = False) -> Report | None:
     """A shard's report, None if it has none. Raises ValueError for one that is damaged, or of another shard.
 
     Where a damaged one counts as none, the shard is packed again; where a server does not answer, nothing is packed.

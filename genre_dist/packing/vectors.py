@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.printable import printable
-from genre_dist.storage import Place, exists, opened
+from genre_dist.storage import AnyPath, exists, opened
 
 LONGEST_LINE = 1 << 20  # bytes; what is longer is no line of text
 LONGEST_WORD = 10_000  # bytes
@@ -43,7 +43,7 @@ class WordVectors(NamedTuple):
         return len(next(iter(self.of.values()), ()))
 
 
-def read_vectors(path: Place, wanted: Collection[str]) -> WordVectors:
+def read_vectors(path: AnyPath, wanted: Collection[str]) -> WordVectors:
     """The wanted words' vectors, float32 [dim], of any width, from a file or a URL's place.
 
     Read are GloVe's and word2vec's text (`word number number ...` lines, with or without a first line `words width`),
@@ -72,14 +72,14 @@ def read_vectors(path: Place, wanted: Collection[str]) -> WordVectors:
     return WordVectors(name, vectors, notes)
 
 
-def require_vectors(path: Place) -> None:
+def require_vectors(path: AnyPath) -> None:
     """Raise ValueError if there is no such file."""
     if not exists(path):
         raise ValueError(f"{path}: no such file of word vectors")
 
 
 @contextmanager
-def _opened(path: Place) -> Iterator[tuple[IO[bytes], str]]:
+def _opened(path: AnyPath) -> Iterator[tuple[IO[bytes], str]]:
     """The file's content, decompressed on the way, and its name without the compression's ending."""
     require_vectors(path)
     if path.suffix.lower() == ".zip":
@@ -95,7 +95,7 @@ def _opened(path: Place) -> Iterator[tuple[IO[bytes], str]]:
             yield file, path.name
 
 
-def _only_file(archive: zipfile.ZipFile, path: Place) -> str:
+def _only_file(archive: zipfile.ZipFile, path: AnyPath) -> str:
     """The one file of vectors in an archive. Raises ValueError if there is none, or several to choose from."""
     named = [name for name in archive.namelist() if name.lower().endswith(_ENDINGS) and not _is_of_the_system(name)]
     fitting = [name for name in named if _may_hold_vectors(archive, name)] if len(named) > 1 else named
@@ -126,7 +126,7 @@ def _may_hold_vectors(archive: zipfile.ZipFile, name: str) -> bool:
         return False
 
 
-def _text_rows(file: IO[bytes], path: Place, keys: set[bytes], notes: list[str]) -> Iterator[Row]:
+def _text_rows(file: IO[bytes], path: AnyPath, keys: set[bytes], notes: list[str]) -> Iterator[Row]:
     """Wanted words of a text file. Every line is checked, few are parsed."""
     lines = _lines(file, path)
     first = list(islice(lines, 1 + SETTLING))
@@ -157,7 +157,7 @@ def _text_rows(file: IO[bytes], path: Place, keys: set[bytes], notes: list[str])
         )
 
 
-def _lines(file: IO[bytes], path: Place) -> Iterator[bytes]:
+def _lines(file: IO[bytes], path: AnyPath) -> Iterator[bytes]:
     """Lines of a text without their ends. Raises ValueError for one that does not end."""
     for number in count(1):
         line = file.readline(LONGEST_LINE)
@@ -198,7 +198,7 @@ def _is_number(text: bytes) -> bool:
     return True
 
 
-def _binary_rows(file: IO[bytes], path: Place, keys: set[bytes]) -> Iterator[Row]:
+def _binary_rows(file: IO[bytes], path: AnyPath, keys: set[bytes]) -> Iterator[Row]:
     """Wanted words of word2vec's binary form: `words width`, then for each a word, a space and float32 numbers."""
     head = file.readline(100).split()
     if len(head) != 2 or not all(part.isdigit() for part in head) or not 1 <= int(head[1]) <= 100_000:

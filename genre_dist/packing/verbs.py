@@ -52,13 +52,13 @@ def _pack(arguments: Namespace) -> None:
     from genre_dist.packing.pack import merge_parts, pack, pack_part
     from genre_dist.packing.parts import parse_part
     from genre_dist.printable import printable
-    from genre_dist.storage import exists, place
+    from genre_dist.storage import any_path, exists
     from genre_dist.stream.manifest import FILE, load_manifest
     from genre_dist.workers import usable_cores
 
-    catalogue, out = place(arguments.catalogue), place(arguments.out)
+    catalogue, out = any_path(arguments.catalogue), any_path(arguments.out)
     options = {name: getattr(arguments, name) for name in ("text", "size", "fit", "quality", "shard_size")}
-    options["vectors"] = place(arguments.vectors) if arguments.vectors else None
+    options["vectors"] = any_path(arguments.vectors) if arguments.vectors else None
     options["require"] = names(arguments.require)
     workers = arguments.workers or usable_cores()
     if arguments.part:

@@ -13,7 +13,7 @@ from genre_dist.packing.shard_report import NO_FILE, NO_PICTURE, NOT_OPENED, Rep
 from genre_dist.packing.splits import RULE, split_of
 from genre_dist.printable import printable
 from genre_dist.progress import progress_bar
-from genre_dist.storage import Place, local_copy, sha256_of
+from genre_dist.storage import AnyPath, local_copy, sha256_of
 from genre_dist.stream import tar
 from genre_dist.stream.decode import decode_jpeg
 from genre_dist.stream.index import FLAGS, RECORD, DamagedArrayError, index_path, load_array
@@ -98,7 +98,7 @@ class _Verified:
         self._twice = films_there_twice(manifest)
         self._seen: set[int] = set()
 
-    def check(self, path: Place, local: Path, shard: Shard) -> Iterator[str]:
+    def check(self, path: AnyPath, local: Path, shard: Shard) -> Iterator[str]:
         """A shard's files against each other and the manifest. `local` is its tar."""
         yield from _check_file(path, local, shard)
         try:
@@ -213,7 +213,7 @@ def _options(made: Report | Manifest) -> tuple[Any, ...]:
     return image["size"], image["fit"], image["quality"], text["source"], made.require, text["vocabulary_sha256"]
 
 
-def _check_file(path: Place, local: Path, shard: Shard) -> Iterator[str]:
+def _check_file(path: AnyPath, local: Path, shard: Shard) -> Iterator[str]:
     if (size := local.stat().st_size) != shard.bytes:
         yield f"{path}: {size:,} bytes where the manifest has {shard.bytes:,}"
     if sha256_of(local) != shard.sha256:

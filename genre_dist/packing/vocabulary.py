@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
-from genre_dist.storage import Place
+from genre_dist.storage import AnyPath
 from genre_dist.stream.sample import UNKNOWN
 from genre_dist.stream.words import SPECIAL
 from genre_dist.stream.words import load_words as load_words
@@ -72,7 +72,7 @@ def words_sha256(words: list[str]) -> str:
     return hashlib.sha256(_lines(words)).hexdigest()
 
 
-def save_words(words: list[str], path: Place) -> None:
+def save_words(words: list[str], path: AnyPath) -> None:
     """Write one word a line; a word's id is its line's number from 0."""
     with atomic_file(path) as file:
         file.write(_lines(words))

@@ -16,7 +16,7 @@ CROWDED = 0.9
 """With less than this share of a GPU's memory free, others hold too much of it to be a context and its libraries."""
 
 
-class Card(NamedTuple):
+class RankGpu(NamedTuple):
     """The GPU of a rank, as the other ranks need to know it. Empty for a rank on the CPU."""
 
     gpu: str = ""
@@ -34,16 +34,16 @@ def choose_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
-def take_device(device: torch.device) -> Card:
+def take_device(device: torch.device) -> RankGpu:
     """Make a GPU the current one and see whether it computes."""
     if device.type == "cpu":
-        return Card()
+        return RankGpu()
     if problem := card_problem(device):
-        return Card(problem=f"{socket.gethostname()}: {problem}")
+        return RankGpu(problem=f"{socket.gethostname()}: {problem}")
     properties = torch.cuda.get_device_properties(device)
     # CUDA shows a process one slice at most, the first that CUDA_VISIBLE_DEVICES names
     slice_name = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0] if is_slice(properties.name) else ""
-    return Card(_address(properties), f"{properties.uuid} {slice_name}")
+    return RankGpu(_address(properties), f"{properties.uuid} {slice_name}")
 
 
 def _address(properties: Any) -> str:
@@ -119,28 +119,28 @@ def _version(kind: str) -> tuple[int, int]:
     return number // 10, number % 10
 
 
-def exchange_cards(store: dist.Store, card: Card, rank: int, size: int) -> list[Card]:
+def exchange_cards(store: dist.Store, card: RankGpu, rank: int, size: int) -> list[RankGpu]:
     """Tell the other ranks this rank's GPU, and learn theirs, before there is a process group.
 
     A rank on the CPU has no use for them: it learns only its own. Raises ValueError on all ranks that have a GPU if one
     of theirs cannot be used, or if a rank has none.
     """
     store.set(f"card {rank}", json.dumps(card))
-    if card == Card():
+    if card == RankGpu():
         return [card]
-    cards = [Card(*json.loads(text)) for text in store.multi_get([f"card {each}" for each in range(size)])]
+    cards = [RankGpu(*json.loads(text)) for text in store.multi_get([f"card {each}" for each in range(size)])]
     for each, other in enumerate(cards):
         if other.problem:
             raise ValueError(f"rank {each} on {other.problem}")
-    if Card() in cards:
+    if RankGpu() in cards:
         raise ValueError(
-            f"rank {cards.index(Card())} of {size} has no GPU that torch can use, and others have one: `genre-dist "
+            f"rank {cards.index(RankGpu())} of {size} has no GPU that torch can use, and others have one: `genre-dist "
             "doctor` on its machine says why; to train on CPUs, CUDA_VISIBLE_DEVICES= on all"
         )
     return cards
 
 
-def is_shared(cards: Sequence[Card]) -> bool:
+def is_shared(cards: Sequence[RankGpu]) -> bool:
     """Whether two ranks are on one GPU, which NCCL refuses, also where they are on slices of it.
 
     NCCL compares machine and PCI address (`Duplicate GPU detected`), from 2.30 on the UUID; slices have the address of
@@ -150,7 +150,7 @@ def is_shared(cards: Sequence[Card]) -> bool:
     return max([*gpus.values(), *memories.values()]) > 1
 
 
-def ranks_on(card: Card, cards: Sequence[Card]) -> int:
+def ranks_on(card: RankGpu, cards: Sequence[RankGpu]) -> int:
     """How many ranks take from the memory that this rank takes from, itself included."""
     return sum(other.memory == card.memory for other in cards)
 

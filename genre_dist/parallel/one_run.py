@@ -19,7 +19,7 @@ from genre_dist.config import Config, derive_batches
 from genre_dist.lock import BusyError, Lock, refuse_if_busy, take
 from genre_dist.parallel.launcher import note_end, note_exit_code, own_rank, world_size
 from genre_dist.parallel.processes import with_launcher
-from genre_dist.storage import Place
+from genre_dist.storage import AnyPath
 
 if TYPE_CHECKING:
     from genre_dist.parallel.world import World
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Held:
     """What `one_run` gives: this rank's hold on the folder."""
 
-    def __init__(self, folder: Place, lock: Lock | None) -> None:
+    def __init__(self, folder: AnyPath, lock: Lock | None) -> None:
         self.folder, self._lock = folder, lock
 
     def share(self, world: "World") -> None:
@@ -52,7 +52,7 @@ class Held:
 
 
 @contextmanager
-def one_run(folder: Place) -> Iterator[Held]:
+def one_run(folder: AnyPath) -> Iterator[Held]:
     """Hold a folder for all ranks of this launch; enter before torch is imported, and call `share` when they have met.
 
     None of them outlives its launcher (see `with_launcher`). The folder is made if it is not there; if nothing is
@@ -106,7 +106,7 @@ def writing(folder: Path) -> Iterator[Held]:
         yield held
 
 
-def _first_hold(folder: Place) -> Lock | None:
+def _first_hold(folder: AnyPath) -> Lock | None:
     """Rank 0's lock; the other ranks only look whether another launch is there."""
     if own_rank() == 0:
         return take(folder)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from genre_dist.parallel.board import sign_in
-from genre_dist.parallel.gpu import Card, choose_device, exchange_cards, is_shared, ranks_on, take_device
+from genre_dist.parallel.gpu import RankGpu, choose_device, exchange_cards, is_shared, ranks_on, take_device
 from genre_dist.parallel.launcher import own_rank, world_size
 from genre_dist.parallel.watchdog import Watchdog
 
@@ -171,7 +171,7 @@ def start_world(timeout_seconds: int = 600, group: bool = False) -> World:
     return World(rank, size, device, watchdog, ranks_on(card, cards))
 
 
-def _meet(card: Card, timeout_seconds: float) -> tuple[list[Card], dist.Store]:
+def _meet(card: RankGpu, timeout_seconds: float) -> tuple[list[RankGpu], dist.Store]:
     """Make the process group.
 
     Returns the ranks' GPUs, which decide on its backend and so are exchanged before, and a second connection to the
@@ -229,8 +229,8 @@ def stop_world(world: World) -> None:
         dist.destroy_process_group()
 
 
-def _backend(cards: Sequence[Card]) -> str:
+def _backend(cards: Sequence[RankGpu]) -> str:
     """For ranks on these GPUs; one rank's own is enough where it is none."""
-    if Card() in cards or is_shared(cards):  # NCCL refuses two ranks on one GPU
+    if RankGpu() in cards or is_shared(cards):  # NCCL refuses two ranks on one GPU
         return "gloo"
     return "cpu:gloo,cuda:nccl"

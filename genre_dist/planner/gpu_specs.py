@@ -13,7 +13,7 @@ import re
 from typing import NamedTuple
 
 
-class Card(NamedTuple):
+class GpuSpec(NamedTuple):
     """A GPU's best: peaks in TFLOPS, bandwidths in 10^9 bytes a second."""
 
     name: str
@@ -48,49 +48,49 @@ class Card(NamedTuple):
 
 CARDS = (
     #    name, words, half, tf32, fp32, memory, bandwidth, link, host
-    Card("GB300", "gb300", 2500, 1250, 80, 277, 8000, 1800, 256),
-    Card("B300", "b300 sxm6? ac?", 2250, 1125, 75, 268, 7700, 1800, 256),
-    Card("GB200", "gb200", 2500, 1250, 80, 185, 8000, 1800, 256),
-    Card("B200", "b200", 2250, 1125, 75, 179, 7700, 1800, 128),
-    Card("GH200", "gh200 480gb? 96gb? hbm3?", 989, 494, 67, 95, 4000, 900, 900),
-    Card("H200", "h200 sxm? sxm5? 141gb? hbm3e?", 989, 494, 67, 140, 4800, 900, 128),
-    Card("H200 NVL", "h200 nvl", 835, 418, 60, 140, 4800, 128, 128),
-    Card("H100", "h100 sxm? sxm5? 80gb? hbm3?", 989, 494, 67, 79.5, 3350, 900, 128),
-    Card("H100 NVL", "h100 nvl", 835, 418, 60, 93.5, 3900, 128, 128),
-    Card("H100 PCIe", "h100 pcie 80gb?", 756, 378, 51, 79.5, 2000, 128, 128),
-    Card("H800", "h800 sxm? sxm5? 80gb? hbm3?", 989, 494, 67, 79.5, 3350, 400, 128),
-    Card("H20", "h20 sxm? sxm5? 96gb? hbm3?", 148, 74, 44, 95.5, 4000, 900, 128),
-    Card("A100", "a100 sxm? sxm4? 80gb?", 312, 156, 19.5, 79.5, 2039, 600, 64),
-    Card("A100 40GB", "a100 sxm? sxm4? 40gb", 312, 156, 19.5, 39.5, 1555, 600, 64),
-    Card("A100 PCIe", "a100 pcie 80gb?", 312, 156, 19.5, 79.5, 1935, 64, 64),
-    Card("A100 PCIe 40GB", "a100 pcie 40gb", 312, 156, 19.5, 39.5, 1555, 64, 64),
-    Card("A800", "a800 sxm? sxm4? 80gb?", 312, 156, 19.5, 79.5, 2039, 400, 64),
-    Card("A800 PCIe", "a800 pcie 80gb?", 312, 156, 19.5, 79.5, 1935, 64, 64),
-    Card("A40", "a40", 149.7, 74.8, 37.4, 45, 696, 64, 64),
-    Card("A30", "a30", 165, 82, 10.3, 23.5, 933, 64, 64),
-    Card("A10", "a10", 125, 62.5, 31.2, 22.5, 600, 64, 64),
-    Card("A10G", "a10g", 70, 35, 35, 22, 600, 64, 64),
-    Card("L40S", "l40s", 362, 183, 91.6, 45, 864, 64, 64),
-    Card("L40", "l40", 181, 90.5, 90.5, 45, 864, 64, 64),
-    Card("L4", "l4", 121, 60, 30.3, 22.5, 300, 64, 64),
-    Card("V100", "v100 sxm? sxm2? 16gb?", 125, 0, 15.7, 15.5, 900, 300, 32),
-    Card("V100 32GB", "v100 sxm? sxm2? sxm3? 32gb", 125, 0, 15.7, 31.5, 900, 300, 32),
-    Card("V100 PCIe", "v100 pcie 16gb?", 112, 0, 14, 15.5, 900, 32, 32),
-    Card("V100 PCIe 32GB", "v100 pcie 32gb", 112, 0, 14, 31.5, 900, 32, 32),
-    Card("T4", "t4", 65, 0, 8.1, 14.5, 320, 32, 32),
-    Card("RTX 6000 Ada", "rtx 6000 ada generation?", 364, 182, 91.1, 47.5, 960, 64, 64),
-    Card("RTX A6000", "rtx? a6000", 154.8, 77.4, 38.7, 47.5, 768, 64, 64),
-    Card("RTX 5090", "rtx 5090", 209.5, 104.8, 104.8, 31.5, 1792, 128, 128),
-    Card("RTX 5080", "rtx 5080", 112.6, 56.3, 56.3, 15.5, 960, 128, 128),
-    Card("RTX 4090", "rtx 4090", 165.2, 82.6, 82.6, 23.5, 1008, 64, 64),
-    Card("RTX 4080", "rtx 4080", 97.5, 48.7, 48.7, 15.5, 717, 64, 64),
-    Card("RTX 3090 Ti", "rtx 3090 ti", 80, 40, 40, 23.5, 1008, 64, 64),
-    Card("RTX 3090", "rtx 3090", 71, 35.6, 35.6, 23.5, 936, 64, 64),
+    GpuSpec("GB300", "gb300", 2500, 1250, 80, 277, 8000, 1800, 256),
+    GpuSpec("B300", "b300 sxm6? ac?", 2250, 1125, 75, 268, 7700, 1800, 256),
+    GpuSpec("GB200", "gb200", 2500, 1250, 80, 185, 8000, 1800, 256),
+    GpuSpec("B200", "b200", 2250, 1125, 75, 179, 7700, 1800, 128),
+    GpuSpec("GH200", "gh200 480gb? 96gb? hbm3?", 989, 494, 67, 95, 4000, 900, 900),
+    GpuSpec("H200", "h200 sxm? sxm5? 141gb? hbm3e?", 989, 494, 67, 140, 4800, 900, 128),
+    GpuSpec("H200 NVL", "h200 nvl", 835, 418, 60, 140, 4800, 128, 128),
+    GpuSpec("H100", "h100 sxm? sxm5? 80gb? hbm3?", 989, 494, 67, 79.5, 3350, 900, 128),
+    GpuSpec("H100 NVL", "h100 nvl", 835, 418, 60, 93.5, 3900, 128, 128),
+    GpuSpec("H100 PCIe", "h100 pcie 80gb?", 756, 378, 51, 79.5, 2000, 128, 128),
+    GpuSpec("H800", "h800 sxm? sxm5? 80gb? hbm3?", 989, 494, 67, 79.5, 3350, 400, 128),
+    GpuSpec("H20", "h20 sxm? sxm5? 96gb? hbm3?", 148, 74, 44, 95.5, 4000, 900, 128),
+    GpuSpec("A100", "a100 sxm? sxm4? 80gb?", 312, 156, 19.5, 79.5, 2039, 600, 64),
+    GpuSpec("A100 40GB", "a100 sxm? sxm4? 40gb", 312, 156, 19.5, 39.5, 1555, 600, 64),
+    GpuSpec("A100 PCIe", "a100 pcie 80gb?", 312, 156, 19.5, 79.5, 1935, 64, 64),
+    GpuSpec("A100 PCIe 40GB", "a100 pcie 40gb", 312, 156, 19.5, 39.5, 1555, 64, 64),
+    GpuSpec("A800", "a800 sxm? sxm4? 80gb?", 312, 156, 19.5, 79.5, 2039, 400, 64),
+    GpuSpec("A800 PCIe", "a800 pcie 80gb?", 312, 156, 19.5, 79.5, 1935, 64, 64),
+    GpuSpec("A40", "a40", 149.7, 74.8, 37.4, 45, 696, 64, 64),
+    GpuSpec("A30", "a30", 165, 82, 10.3, 23.5, 933, 64, 64),
+    GpuSpec("A10", "a10", 125, 62.5, 31.2, 22.5, 600, 64, 64),
+    GpuSpec("A10G", "a10g", 70, 35, 35, 22, 600, 64, 64),
+    GpuSpec("L40S", "l40s", 362, 183, 91.6, 45, 864, 64, 64),
+    GpuSpec("L40", "l40", 181, 90.5, 90.5, 45, 864, 64, 64),
+    GpuSpec("L4", "l4", 121, 60, 30.3, 22.5, 300, 64, 64),
+    GpuSpec("V100", "v100 sxm? sxm2? 16gb?", 125, 0, 15.7, 15.5, 900, 300, 32),
+    GpuSpec("V100 32GB", "v100 sxm? sxm2? sxm3? 32gb", 125, 0, 15.7, 31.5, 900, 300, 32),
+    GpuSpec("V100 PCIe", "v100 pcie 16gb?", 112, 0, 14, 15.5, 900, 32, 32),
+    GpuSpec("V100 PCIe 32GB", "v100 pcie 32gb", 112, 0, 14, 31.5, 900, 32, 32),
+    GpuSpec("T4", "t4", 65, 0, 8.1, 14.5, 320, 32, 32),
+    GpuSpec("RTX 6000 Ada", "rtx 6000 ada generation?", 364, 182, 91.1, 47.5, 960, 64, 64),
+    GpuSpec("RTX A6000", "rtx? a6000", 154.8, 77.4, 38.7, 47.5, 768, 64, 64),
+    GpuSpec("RTX 5090", "rtx 5090", 209.5, 104.8, 104.8, 31.5, 1792, 128, 128),
+    GpuSpec("RTX 5080", "rtx 5080", 112.6, 56.3, 56.3, 15.5, 960, 128, 128),
+    GpuSpec("RTX 4090", "rtx 4090", 165.2, 82.6, 82.6, 23.5, 1008, 64, 64),
+    GpuSpec("RTX 4080", "rtx 4080", 97.5, 48.7, 48.7, 15.5, 717, 64, 64),
+    GpuSpec("RTX 3090 Ti", "rtx 3090 ti", 80, 40, 40, 23.5, 1008, 64, 64),
+    GpuSpec("RTX 3090", "rtx 3090", 71, 35.6, 35.6, 23.5, 936, 64, 64),
 )
 MAKERS = ("nvidia", "geforce", "tesla")
 
 
-def find_card(device_name: str) -> Card | None:
+def find_card(device_name: str) -> GpuSpec | None:
     """The card of a name as `torch.cuda.get_device_name` or a person writes it, or None if it is not in the table.
 
     Every word counts: "RTX 4090 D", "RTX 4090 Laptop GPU" and "A100-SXM4-40GB MIG 3g.20gb" are not the cards they
@@ -105,7 +105,7 @@ def find_card(device_name: str) -> Card | None:
     return None
 
 
-def card_named(name: str) -> Card:
+def card_named(name: str) -> GpuSpec:
     """The card of a name; ValueError with the nearest known ones if there is none."""
     card = find_card(name)
     if card is None:

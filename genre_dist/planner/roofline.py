@@ -13,7 +13,7 @@ import torch
 from genre_dist.config import Config, derive_batches
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.text import TextEncoder
-from genre_dist.planner.gpu_specs import Card
+from genre_dist.planner.gpu_specs import GpuSpec
 from genre_dist.planner.operations import HEADS, PIXELS, Operation, trace_operations
 from genre_dist.planner.options import planned_micro_batch
 from genre_dist.planner.planned_model import find_vocabulary, meta_model
@@ -46,7 +46,7 @@ ACCUMULATE_BYTES = 12
 
 
 @dataclass
-class Work:
+class OperationTime:
     """Work of one kind and its time at best."""
 
     kind: str
@@ -60,7 +60,7 @@ class Way:
     """A step as it is run eagerly, or with the poster network's blocks compiled."""
 
     name: str
-    works: tuple[Work, ...]
+    works: tuple[OperationTime, ...]
     """Of one micro-batch, by kind: pixels, poster network, heads."""
     launches: int
     """Operations that the host starts in a micro-batch."""
@@ -78,7 +78,7 @@ class Way:
 class Timing:
     """A step of a configuration on a number of equal cards."""
 
-    card: Card
+    card: GpuSpec
     ranks: int
     precision: str
     samples: int
@@ -89,11 +89,11 @@ class Timing:
     """Whether the micro-batch is the planner's for the memory."""
     tokens: int
     """Steps of the longest text; 0 without a text encoder."""
-    recurrent: tuple[Work, Work] | None
+    recurrent: tuple[OperationTime, OperationTime] | None
     """Forward and backward pass of the text encoder for a micro-batch."""
-    copy: Work
+    copy: OperationTime
     """Of a micro-batch's posters to the card, beside the passes."""
-    update: Work
+    update: OperationTime
     """Accumulation and clipping of gradients, optimizer."""
     gradient_bytes: float
     all_reduce: float
@@ -108,7 +108,7 @@ class Timing:
         return self.flops * self.samples / seconds / (peak * self.ranks)
 
 
-def time_step(config: Config, card: Card, ranks: int, micro_batch: int | None, memory: int) -> Timing:
+def time_step(config: Config, card: GpuSpec, ranks: int, micro_batch: int | None, memory: int) -> Timing:
     """Time a step of a configuration on a card; without a micro-batch, with the planner's for the memory in bytes.
 
     Raises ValueError for a batch that does not divide, and if the model cannot be traced.
@@ -135,7 +135,7 @@ def time_step(config: Config, card: Card, ranks: int, micro_batch: int | None, m
         planned=planned,
         tokens=tokens,
         recurrent=None if text is None else _recurrent(text, tokens, micro, card),
-        copy=Work("posters to the card", 0, copy, copy / (card.host / 2 * 1e9)),
+        copy=OperationTime("posters to the card", 0, copy, copy / (card.host / 2 * 1e9)),
         update=_update(config, _trained(model), batches.accumulation, card),
         gradient_bytes=gradients,
         all_reduce=ring_seconds(gradients, ranks, card),
@@ -145,19 +145,19 @@ def time_step(config: Config, card: Card, ranks: int, micro_batch: int | None, m
     return replace(timing, ways=(_way("eager", operations, timing), _way("blocks compiled", operations, timing)))
 
 
-def ring_seconds(size: float, ranks: int, card: Card) -> float:
+def ring_seconds(size: float, ranks: int, card: GpuSpec) -> float:
     """Seconds of an all-reduce: in a ring each rank sends 2 (N - 1) / N of the bytes, in one direction of its link."""
     return 2 * (ranks - 1) / ranks * size / (card.link / 2 * 1e9)
 
 
 def _way(name: str, operations: list[Operation], timing: Timing) -> Way:
     compiled = name != "eager"
-    works: dict[str, Work] = {}
+    works: dict[str, OperationTime] = {}
     spent: dict[tuple[str, bool], float] = defaultdict(float)  # of pixels, network and heads, forward and backward
     for operation in operations:
         moved = operation.compiled if compiled else operation.eager
         seconds = at_best(operation.flops, moved, operation.precision, timing.card)
-        work = works.setdefault(operation.kind, Work(operation.kind, 0, 0, 0))
+        work = works.setdefault(operation.kind, OperationTime(operation.kind, 0, 0, 0))
         work.flops, work.bytes, work.seconds = work.flops + operation.flops, work.bytes + moved, work.seconds + seconds
         spent[work.kind if work.kind in (PIXELS, HEADS) else "network", operation.backward] += seconds
     text = (0.0, 0.0) if timing.recurrent is None else tuple(work.seconds for work in timing.recurrent)
@@ -180,12 +180,12 @@ def _way(name: str, operations: list[Operation], timing: Timing) -> Way:
     )
 
 
-def at_best(flops: float, size: float, precision: str, card: Card) -> float:
+def at_best(flops: float, size: float, precision: str, card: GpuSpec) -> float:
     """Seconds by the roofline."""
     return max(size / (card.bandwidth * 1e9), flops / card.flops(precision))
 
 
-def _recurrent(text: TextEncoder, longest: int, samples: int, card: Card) -> tuple[Work, Work]:
+def _recurrent(text: TextEncoder, longest: int, samples: int, card: GpuSpec) -> tuple[OperationTime, OperationTime]:
     """Forward and backward pass: the longest text's steps one after another, or all texts' products at the peak.
 
     cuDNN computes it in TF32, under bf16 autocast too.
@@ -195,14 +195,14 @@ def _recurrent(text: TextEncoder, longest: int, samples: int, card: Card) -> tup
     for name, flops in zip(("forward", "backward"), recurrent_flops(text), strict=True):
         products = samples * min(TYPICAL_TOKENS, longest) * flops
         seconds = max(latency, products / card.flops("tf32")) if flops else 0.0
-        works.append(Work(f"recurrent network, {name}", products, 0, seconds))
+        works.append(OperationTime(f"recurrent network, {name}", products, 0, seconds))
     return works[0], works[1]
 
 
-def _update(config: Config, parameters: int, accumulation: int, card: Card) -> Work:
+def _update(config: Config, parameters: int, accumulation: int, card: GpuSpec) -> OperationTime:
     per_parameter = ADAMW_BYTES[config.optim.optimizer] + CLIP_BYTES + ACCUMULATE_BYTES * (accumulation - 1)
     size = parameters * per_parameter
-    return Work("optimizer, clipping", 0, size, at_best(0, size, "fp32", card))
+    return OperationTime("optimizer, clipping", 0, size, at_best(0, size, "fp32", card))
 
 
 def _trained(model: GenreClassifier) -> int:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
 from genre_dist.atomic import atomic_file
-from genre_dist.storage import Place, file_version, inside, is_remote, local_copy, place, read_bytes
+from genre_dist.storage import AnyPath, any_path, file_version, inside, is_remote, local_copy, read_bytes
 from genre_dist.stream.index import DamagedArrayError, load_array, save_array
 from genre_dist.stream.indexing import MOST_EXTENSIONS, TarIndex, read_index
 from genre_dist.validation import LARGEST_BYTES, Count, FileName, Sha256, parse_json
@@ -93,7 +93,7 @@ class Tar:
 class Tars:
     """What `tars.json` holds, and the folder it lies in."""
 
-    folder: Place
+    folder: AnyPath
     tars: tuple[Tar, ...]
 
     def shards_of(self, split: str) -> tuple[Tar, ...]:
@@ -121,12 +121,12 @@ class _Listing(TypedDict):
 _Listing.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
 
 
-def load_tars(folder: Place | str) -> Tars:
+def load_tars(folder: AnyPath | str) -> Tars:
     """Read the listing that `genre-dist index` made.
 
     Raises ValueError if there is none, it is another version's, or anything in it is not as it can be.
     """
-    folder = place(folder)
+    folder = any_path(folder)
     path = folder / FILE
     try:
         written = read_bytes(path, LARGEST_LISTING)
@@ -135,12 +135,12 @@ def load_tars(folder: Place | str) -> Tars:
     return Tars(folder=folder, tars=parse_json(_Listing, written, path, _REMEDY)["tars"])
 
 
-def find_tars(named: Sequence[Place]) -> list[Place]:
+def find_tars(named: Sequence[AnyPath]) -> list[AnyPath]:
     """Tars by themselves as they are named, those of folders in the order of their names.
 
     Raises ValueError for a folder without tars, and for one whose files cannot be listed.
     """
-    found: list[Place] = []
+    found: list[AnyPath] = []
     for path in named:
         if path.name.endswith(".tar"):
             found.append(path)
@@ -155,7 +155,7 @@ def find_tars(named: Sequence[Place]) -> list[Place]:
     return found
 
 
-def index_tars(tars: Sequence[Place], out: Place, workers: int = 1) -> Tars:
+def index_tars(tars: Sequence[AnyPath], out: AnyPath, workers: int = 1) -> Tars:
     """Index WebDataset tars and list them in `out`, in the given order; those that are indexed already are left alone.
 
     Raises ValueError naming the tar, and where it can the byte, for what is no tar, compressed, damaged, or no samples.
@@ -185,7 +185,7 @@ def index_tars(tars: Sequence[Place], out: Place, workers: int = 1) -> Tars:
     return found
 
 
-def _address(path: Place, out: Place) -> str:
+def _address(path: AnyPath, out: AnyPath) -> str:
     """How the listing names a tar: relative if it lies below it, so that both can be moved together."""
     if is_remote(path) or is_remote(out):
         text, base = str(path), f"{str(out).rstrip('/')}/"
@@ -194,7 +194,7 @@ def _address(path: Place, out: Place) -> str:
     return str(whole.relative_to(base_folder)) if whole.is_relative_to(base_folder) else str(whole)
 
 
-def _index_one(job: tuple[Place, str, Place]) -> Tar:
+def _index_one(job: tuple[AnyPath, str, AnyPath]) -> Tar:
     """Index one tar, unless that is done and the tar is the same by size and version."""
     path, address, out = job
     try:
@@ -229,7 +229,7 @@ def _index_one(job: tuple[Place, str, Place]) -> Tar:
     return tar
 
 
-def _save(tar: Tar, index: TarIndex, out: Place) -> None:
+def _save(tar: Tar, index: TarIndex, out: AnyPath) -> None:
     """Write a tar's index, its links if it has some, and last what is said about it."""
     with atomic_file(out / tar.index_file) as file:
         save_array(index.records, file)
@@ -240,7 +240,7 @@ def _save(tar: Tar, index: TarIndex, out: Place) -> None:
         json.dump(asdict(tar), file)
 
 
-def _known(about: Place, out: Place) -> Tar | None:
+def _known(about: AnyPath, out: AnyPath) -> Tar | None:
     """What is said about a tar that is indexed already; None if it is not, or its index is not whole."""
     try:
         tar = parse_json(Tar, read_bytes(about, LARGEST_BYTES), about, _REMEDY)
@@ -254,7 +254,7 @@ def _identity(records: NDArray[np.void], links: NDArray[np.int64], address: str)
     return hashlib.sha256(records.tobytes() + links.tobytes() + address.encode()).hexdigest()
 
 
-def load_links(folder: Place, tar: Tar) -> NDArray[np.int64]:
+def load_links(folder: AnyPath, tar: Tar) -> NDArray[np.int64]:
     """Where a tar's links lead, int64 [links, 3]. Raises ValueError or OSError if that cannot be read."""
     if not tar.links:
         return np.empty((0, 3), np.int64)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.printable import printable
-from genre_dist.storage import Place, inside, is_remote, read_bytes
+from genre_dist.storage import AnyPath, inside, is_remote, read_bytes
 from genre_dist.stream.order import Rows
 from genre_dist.stream.source import is_too_many, most_open_files
 
@@ -43,7 +43,7 @@ LONGEST_HEAD = 1 << 16
 """Bytes before an array's numbers."""
 
 
-def index_path(shard: Place) -> Place:
+def index_path(shard: AnyPath) -> AnyPath:
     return shard.with_suffix(".index.npy")
 
 
@@ -51,7 +51,7 @@ class DamagedArrayError(ValueError):
     """A file or member is no array as np.save writes them."""
 
 
-def load_array(path: Place, most: int | None = None) -> NDArray[Any]:
+def load_array(path: AnyPath, most: int | None = None) -> NDArray[Any]:
     """An array that np.save wrote: mapped if it is local, read if it is remote, of at most `most` bytes then.
 
     Raises OSError or ValueError if it cannot be read, DamagedArrayError, before memory is taken, if it is no array.
@@ -112,7 +112,7 @@ class SplitIndex:
         self.folder, self.members = manifest.folder, members
         self.shards: Sequence[Shard | Tar] = manifest.shards_of(split)
         self.sizes: list[int] = [shard.count(members) for shard in self.shards]
-        self.paths: list[Place] = [inside(self.folder, shard.file) for shard in self.shards]
+        self.paths: list[AnyPath] = [inside(self.folder, shard.file) for shard in self.shards]
         self.is_remote = any(map(is_remote, self.paths))
         self._most = MOST_HELD if is_remote(self.folder) else most_open_files(MOST_HELD)
         self._held: dict[int, NDArray[np.void]] = {}  # the longest unused first

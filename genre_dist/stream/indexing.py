@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
-from genre_dist.storage import Place, file_size, local_copy
+from genre_dist.storage import AnyPath, file_size, local_copy
 from genre_dist.stream.index import FLAGS, OVERVIEW, POSTER, RECORD, index_path, save_array
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.sample import MEMBER_OF, load_tokens
@@ -90,7 +90,7 @@ def index_shards(manifest: Manifest) -> Indexed:
     return Indexed(samples, unread)
 
 
-def index_tar(path: Place, size: int, words: int) -> tuple[NDArray[np.void], int]:
+def index_tar(path: AnyPath, size: int, words: int) -> tuple[NDArray[np.void], int]:
     """The index of one tar of `size` bytes, RECORD [samples], and how many texts cannot be read.
 
     Only its headers and texts are looked at.
@@ -103,7 +103,7 @@ def index_tar(path: Place, size: int, words: int) -> tuple[NDArray[np.void], int
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {_REMEDY}") from None
     unread = sum(length < 0 for *_, length, _ in records)
-    return np.array([(*place, max(0, length), has) for *place, length, has in records], RECORD), unread
+    return np.array([(*any_path, max(0, length), has) for *any_path, length, has in records], RECORD), unread
 
 
 def _packed_records(data: memoryview, words: int) -> Iterator[tuple[int, int, int, int, int]]:

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from genre_dist.atomic import atomic_file
 from genre_dist.genres import Genre
-from genre_dist.storage import Place, place, read_bytes
+from genre_dist.storage import AnyPath, any_path, read_bytes
 from genre_dist.stream.index import FLAGS
 from genre_dist.validation import LARGEST_BYTES, Count, FileName, Sha256, parse_json
 
@@ -164,7 +164,7 @@ def _twice(values: Iterable[Any]) -> list[Any]:
 class Manifest(Contents):
     """A manifest and the folder it lies in."""
 
-    folder: Place
+    folder: AnyPath
 
     def shards_of(self, split: str) -> tuple[Shard, ...]:
         """The shards of a split in stored order. Raises ValueError for a split that does not exist."""
@@ -208,13 +208,13 @@ class _Head(TypedDict):
     schema: object
 
 
-def load_manifest(folder: Place | str) -> Manifest:
+def load_manifest(folder: AnyPath | str) -> Manifest:
     """Read the manifest of a folder of shards, which may lie behind a URL (https://, s3://, ...).
 
     Raises ValueError if there is none, saying how shards are made, if another version of the schema wrote it, or if
     anything in it is not as it can be: every name is one in its folder, every number one that was counted.
     """
-    folder = place(folder)
+    folder = any_path(folder)
     path = folder / FILE
     try:
         written = read_bytes(path, LARGEST_BYTES)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from genre_dist.stream.foreign import Tars
 
 
-class Problem(NamedTuple):
+class ReadError(NamedTuple):
     """Why a sample could not be read."""
 
     error: Exception
@@ -85,11 +85,11 @@ class Reader:
         """Read samples into a batch whose arrays are already there; its faults and seconds are set."""
         raise NotImplementedError
 
-    def take_each(self, refs: SampleRefs, take: Callable[[int, memoryview], None]) -> dict[int, Problem]:
+    def take_each(self, refs: SampleRefs, take: Callable[[int, memoryview], None]) -> dict[int, ReadError]:
         """Have take(number, its piece of the tar) called for every sample; returns where that failed, by number."""
         self._source.prepare(refs)
         sizes, offsets = refs.record["size"].tolist(), refs.record["offset"].tolist()
-        problems: dict[int, Problem] = {}
+        problems: dict[int, ReadError] = {}
         samples = zip(refs.shard.tolist(), offsets, self._buffer.split(sizes), strict=True)
         for number, (shard, offset, buffer) in enumerate(samples):
             data = buffer[:0]
@@ -99,7 +99,7 @@ class Reader:
                     raise ValueError(f"the file ends {len(buffer) - len(data)} bytes early; it is truncated")
                 take(number, data)
             except (ValueError, KeyError, OSError) as error:
-                problems[number] = Problem(error, data)
+                problems[number] = ReadError(error, data)
         return problems
 
     def describe(self, refs: SampleRefs, number: int, name: str, error: Exception) -> str:

@@ -28,7 +28,7 @@ from pathlib import Path
 from genre_dist.stream.batch import Batch, Seconds, anonymous_file, private_memory, slot_batch
 from genre_dist.stream.reader import Reader
 from genre_dist.stream.refs import SampleRefs
-from genre_dist.stream.worker import Done, Start, Task
+from genre_dist.stream.worker import Done, ReadTask, WorkerSetup
 
 TOLD_SECONDS, TOLD_STOPPED_SECONDS = 60, 3
 """When a reader process that is waited for is named, and when if somebody has stopped it."""
@@ -120,7 +120,7 @@ class Ring:
         try:
             self.memory = mmap.mmap(memory, 0)
             for _ in range(workers):
-                process, connection = _start_worker(Start(reader, self.spec, memory))
+                process, connection = _start_worker(WorkerSetup(reader, self.spec, memory))
                 self.processes.append(process)
                 self.connections.append(connection)
         except BaseException:
@@ -169,7 +169,7 @@ class Ring:
             if not len(part.shard):
                 continue
             try:
-                self.connections[number].send(Task(slot, part, samples, first, longest))
+                self.connections[number].send(ReadTask(slot, part, samples, first, longest))
             except (BrokenPipeError, ConnectionResetError):
                 self._report_death(self.connections[number])
             filling.parts[first] = self.processes[number].pid
@@ -252,7 +252,7 @@ class _Filling:
         self.done: dict[int, Done] = {}  # by the sample a part begins with: in order, whoever is done first
 
 
-def _start_worker(start: Start) -> tuple[subprocess.Popen[bytes], Connection]:
+def _start_worker(start: WorkerSetup) -> tuple[subprocess.Popen[bytes], Connection]:
     """A fresh interpreter at the other end of a pipe.
 
     Not multiprocessing: that would import the user's main module again, and keep a tracker process and named

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from genre_dist.storage import Place, read_range
+from genre_dist.storage import AnyPath, read_range
 from genre_dist.stream.cache import BlockCache
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def source_of(index: "SplitIndex", cache: BlockCache | None) -> "LocalTars | Rem
 class LocalTars:
     """Tars on this machine: one positioned read a sample, nothing kept but a few open files."""
 
-    def __init__(self, paths: Sequence[Place]) -> None:
+    def __init__(self, paths: Sequence[AnyPath]) -> None:
         self._paths = [str(path) for path in paths]
         # a step reads from as many shards as it has lanes; an evicted file is closed when its last read ends
         self._open = lru_cache(most_open_files(MOST_OPEN))(OpenFile)

@@ -41,13 +41,13 @@ def _index(arguments: Namespace) -> None:
 
     from genre_dist.atomic import remove_leftovers
     from genre_dist.lock import one_writer
-    from genre_dist.storage import exists, inside, place
+    from genre_dist.storage import any_path, exists, inside
     from genre_dist.stream.foreign import FOLDER, find_tars, index_tars
     from genre_dist.stream.indexing import index_shards
     from genre_dist.stream.manifest import FILE, load_manifest
     from genre_dist.workers import usable_cores
 
-    folder = place(arguments.shards[0])
+    folder = any_path(arguments.shards[0])
     if len(arguments.shards) == 1 and arguments.out is None and exists(folder / FILE):
         with one_writer(folder):
             remove_leftovers(folder)
@@ -57,10 +57,10 @@ def _index(arguments: Namespace) -> None:
         if indexed.unread:
             print(f"note: {indexed.unread:,} texts cannot be read: genre-dist inspect {folder} --verify names them")
         return
-    tars = find_tars([place(named) for named in arguments.shards])
+    tars = find_tars([any_path(named) for named in arguments.shards])
     if arguments.out is None and tars[0] == folder:
         raise ValueError("where is the listing of these tars to go? Name a folder with --out")
-    out = folder if arguments.out is None else place(arguments.out)
+    out = folder if arguments.out is None else any_path(arguments.out)
     with one_writer(out):
         for written in (out, out / FOLDER):
             remove_leftovers(written)

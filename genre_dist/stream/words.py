@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from genre_dist.storage import Place, read_bytes
+from genre_dist.storage import AnyPath, read_bytes
 from genre_dist.stream.index import LONGEST_HEAD, DamagedArrayError, load_array
 from genre_dist.stream.manifest import Text
 
@@ -13,7 +13,7 @@ SPECIAL = ("<pad>", "<unk>")  # ids 0 and 1, as stream.sample has them
 _REMEDY = "restore it, or pack the shards again (--overwrite)"
 
 
-def load_words(path: Place, sha256: str = "") -> dict[str, int]:
+def load_words(path: AnyPath, sha256: str = "") -> dict[str, int]:
     """The ids of a vocabulary's words; the file has one word a line.
 
     Raises ValueError if the file is missing or is no vocabulary and, given its checksum (of the manifest's or the
@@ -36,7 +36,7 @@ def load_words(path: Place, sha256: str = "") -> dict[str, int]:
     return ids
 
 
-def load_vectors(folder: Place, text: Text) -> NDArray[np.float32] | None:
+def load_vectors(folder: AnyPath, text: Text) -> NDArray[np.float32] | None:
     """The words' vectors as a manifest's `text` tells of them, float32 [words, dim], mapped if they are local.
 
     None if the shards have none. Raises ValueError, before memory is taken, if the file is missing, damaged or another.

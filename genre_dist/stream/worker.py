@@ -24,7 +24,7 @@ PR_SET_PDEATHSIG = 1
 """Asks the kernel for a signal when the thread that started this process ends (prctl(2))."""
 
 
-class Start(NamedTuple):
+class WorkerSetup(NamedTuple):
     """What a worker is told first."""
 
     reader: Reader
@@ -33,7 +33,7 @@ class Start(NamedTuple):
     """File descriptor of the slots."""
 
 
-class Task(NamedTuple):
+class ReadTask(NamedTuple):
     """Part of a batch to be read into a slot."""
 
     slot: int
@@ -66,12 +66,12 @@ def main(descriptor: int, by_main_thread: bool) -> None:
     tasks: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_receive, args=(connection, tasks), daemon=True).start()
     try:
-        start: Start = _next(tasks, connection)
+        start: WorkerSetup = _next(tasks, connection)
         memory = mmap.mmap(start.memory, 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)  # no page faults later
         gc.freeze()  # what was imported lives as long as the process: no need to look at it again and again
         while True:
             waiting = time.perf_counter()
-            task: Task = _next(tasks, connection)
+            task: ReadTask = _next(tasks, connection)
             idle = time.perf_counter() - waiting
             whole = slot_batch(memory, task.slot, start.spec, task.samples, task.longest)
             part = part_of(whole, slice(task.first, task.first + len(task.refs.shard)))

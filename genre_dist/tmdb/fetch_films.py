@@ -9,13 +9,13 @@ from typing import Any
 from genre_dist.catalogue.tables import film_row
 from genre_dist.tmdb.answers import PageAnswer
 from genre_dist.tmdb.api import MOST_FILMS
-from genre_dist.tmdb.fetch_state import Page, Work, now
+from genre_dist.tmdb.fetch_state import FetchContext, Page, now
 from genre_dist.tmdb.tally import PAGES
 from genre_dist.tmdb.web import FetchError
 from genre_dist.tmdb.windows import Window, spans
 
 
-def fetch_films(work: Work) -> None:
+def fetch_films(work: FetchContext) -> None:
     """Record every film of the years asked for that is not recorded yet. Raises KeyRefusedError."""
     waiting = [spans([year])[0] for year in reversed(work.options.years)]
     work.tally.start("films", _count_films(work))
@@ -23,7 +23,7 @@ def fetch_films(work: Work) -> None:
         waiting += _fetch_window(work, waiting.pop())[::-1]
 
 
-def _count_films(work: Work) -> int | None:
+def _count_films(work: FetchContext) -> int | None:
     """How many films are to come, to tell the time left; None where a count would cost as much as the first pages."""
     options = work.options
     windows = spans(options.years)
@@ -38,12 +38,12 @@ def _count_films(work: Work) -> int | None:
     return max(0, total)
 
 
-def _is_done(work: Work, year: int) -> bool:
+def _is_done(work: FetchContext, year: int) -> bool:
     key = work.options.window_key(spans([year])[0])
     return key in work.state.done or key in work.state.split
 
 
-def _fetch_window(work: Work, window: Window) -> tuple[Window, ...]:
+def _fetch_window(work: FetchContext, window: Window) -> tuple[Window, ...]:
     """Record a window's films; its halves, to be fetched instead, if it holds more than the API will list."""
     state = work.state
     key = work.options.window_key(window)
@@ -73,7 +73,7 @@ def _fetch_window(work: Work, window: Window) -> tuple[Window, ...]:
     return ()
 
 
-def _fetch_pages(work: Work, window: Window, key: str, numbers: Iterable[int]) -> bool:
+def _fetch_pages(work: FetchContext, window: Window, key: str, numbers: Iterable[int]) -> bool:
     """Record the films of a window's pages, leaving out pages that are recorded; whether all of them are now."""
     recorded = work.state.pages.get(key, {})
     wanted = [number for number in numbers if number not in recorded]
@@ -92,7 +92,7 @@ def _fetch_pages(work: Work, window: Window, key: str, numbers: Iterable[int]) -
     return all(number in recorded for number in numbers)
 
 
-def _record_page(work: Work, key: str, number: int, answer: PageAnswer) -> None:
+def _record_page(work: FetchContext, key: str, number: int, answer: PageAnswer) -> None:
     """Record a page's films and then the page, in one write; not the page if --limit cuts it short."""
     rows = [film_row(film["id"], film, work.unknown_genres) for film in answer["results"]]
     wanted = [row for row in rows if row["poster_path"] or not work.options.with_poster_only]
@@ -105,7 +105,7 @@ def _record_page(work: Work, key: str, number: int, answer: PageAnswer) -> None:
     work.tally.succeeded(len(rows))
 
 
-def film_lines(work: Work, rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
+def film_lines(work: FetchContext, rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
     """The journal's lines for the films that are new or to be refreshed, and whether --limit has room for all."""
     state, limit = work.state, work.options.limit
     left = None if limit is None else limit - len(state.films)

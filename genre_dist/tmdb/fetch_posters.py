@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from PIL import Image, UnidentifiedImageError, WebPImagePlugin  # noqa: F401 (Pillow loads WebP only when asked)
 
 from genre_dist.catalogue.catalogue import poster_file, write_poster
-from genre_dist.tmdb.fetch_state import Work
+from genre_dist.tmdb.fetch_state import FetchContext
 from genre_dist.tmdb.web import FetchError, TransientError, Web
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -15,7 +15,7 @@ LARGEST_BYTES = 64 << 20
 MOST_REDIRECTS = 5
 
 
-def fetch_posters(work: Work) -> None:
+def fetch_posters(work: FetchContext) -> None:
     """Fetch the posters of the catalogue's films that are not there yet. Raises OSError when the disk is full."""
     options, state, tally = work.options, work.state, work.tally
     wanted = array("q", _wanted(work))
@@ -36,7 +36,7 @@ def fetch_posters(work: Work) -> None:
         state.record({"poster": film, "path": path, "status": status, "bytes": size, "sha256": sha256})
 
 
-def _wanted(work: Work) -> Iterator[int]:
+def _wanted(work: FetchContext) -> Iterator[int]:
     """Films whose poster is not there, ascending: never tried, replaced at TMDB, lost, or failed and to be retried."""
     for film in work.state.films:
         path = work.state.film(film)["poster_path"]

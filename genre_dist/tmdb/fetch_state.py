@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from genre_dist.catalogue.left_out import LeftOut
 from genre_dist.tmdb.api import MOST_PAGES, Tmdb
-from genre_dist.tmdb.journal import Journal, Line, Offsets, Row
+from genre_dist.tmdb.journal import FilmRow, Journal, Line, Offsets
 from genre_dist.tmdb.tally import Tally
 from genre_dist.tmdb.web import FetchError, StoppedError, Web
 from genre_dist.tmdb.windows import Window
@@ -198,7 +198,7 @@ class State:
         offset = self.films.get(film)
         return offset is not None and (self.refresh is None or offset >= self.refresh.offset)
 
-    def film(self, film: int) -> Row:
+    def film(self, film: int) -> FilmRow:
         """A film's newest metadata."""
         return self._line(self.films, film)["film"]
 
@@ -220,7 +220,7 @@ class State:
 
 
 @dataclass
-class Work:
+class FetchContext:
     """What the parts of one fetch share."""
 
     options: FetchOptions

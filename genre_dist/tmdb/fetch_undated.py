@@ -15,7 +15,7 @@ from genre_dist.catalogue.tables import film_row
 from genre_dist.tmdb.answers import EXPORTED, FilmAnswer, read_answer
 from genre_dist.tmdb.fetch_films import film_lines
 from genre_dist.tmdb.fetch_posters import MOST_REDIRECTS
-from genre_dist.tmdb.fetch_state import Work
+from genre_dist.tmdb.fetch_state import FetchContext
 from genre_dist.tmdb.tally import PAGES, UNDATED
 from genre_dist.tmdb.web import FetchError, StoppedError, UnreachableError, pieces
 
@@ -25,7 +25,7 @@ LARGEST_UNPACKED_BYTES = 8 << 30
 LONGEST_LINE = 1 << 16
 
 
-def fetch_undated(work: Work, folder: Path) -> None:
+def fetch_undated(work: FetchContext, folder: Path) -> None:
     """Record the films of the daily id export that are on no page: those without a date, asked for one by one.
 
     The export is kept in `folder` while it is worked on, and read as a stream.
@@ -45,7 +45,7 @@ def fetch_undated(work: Work, folder: Path) -> None:
         export.unlink()
 
 
-def _record_missing(work: Work, film: int, failure: FetchError) -> bool:
+def _record_missing(work: FetchContext, film: int, failure: FetchError) -> bool:
     """Note a film that could not be had; whether that settles it, as a film does that TMDB has deleted."""
     if str(failure) == "404":
         work.state.record({"passed_over": film, "query": work.options.query(), "reason": "404"})
@@ -57,7 +57,7 @@ def _record_missing(work: Work, film: int, failure: FetchError) -> bool:
     return False
 
 
-def _record_film(work: Work, film: int, answer: FilmAnswer) -> None:
+def _record_film(work: FetchContext, film: int, answer: FilmAnswer) -> None:
     row = film_row(film, answer, work.unknown_genres)
     if _is_wanted(work, row, answer):
         work.state.record(*film_lines(work, [row])[0])
@@ -66,7 +66,7 @@ def _record_film(work: Work, film: int, answer: FilmAnswer) -> None:
     work.tally.succeeded()
 
 
-def _is_wanted(work: Work, row: dict[str, Any], answer: FilmAnswer) -> bool:
+def _is_wanted(work: FetchContext, row: dict[str, Any], answer: FilmAnswer) -> bool:
     """The conditions that `discover` would have checked."""
     options = work.options
     year = row["release_date"][:4]
@@ -78,7 +78,7 @@ def _is_wanted(work: Work, row: dict[str, Any], answer: FilmAnswer) -> bool:
     )
 
 
-def _unsettled(work: Work, export: Path) -> Iterator[int]:
+def _unsettled(work: FetchContext, export: Path) -> Iterator[int]:
     """The export's films that are not recorded, or to be refreshed, in its order."""
     state = work.state
     passed_over = state.passed_over.setdefault(work.options.query(), set())
@@ -90,7 +90,7 @@ def _unsettled(work: Work, export: Path) -> Iterator[int]:
             yield film
 
 
-def _exported_ids(work: Work, export: Path) -> Iterator[int]:
+def _exported_ids(work: FetchContext, export: Path) -> Iterator[int]:
     """The ids of an export that is whole. Lines without one are told, and count as films that are missing."""
     odd = LeftOut()
     with gzip.open(export) as file:
@@ -103,7 +103,7 @@ def _exported_ids(work: Work, export: Path) -> Iterator[int]:
     work.tally.notes += [f"{export.name}: {lines}; passed over" for lines in odd.lines()]
 
 
-def _export(work: Work, folder: Path) -> Path | None:
+def _export(work: FetchContext, folder: Path) -> Path | None:
     """The newest id export there is, fetched if it is not in `folder`; None, with a failure noted, if there is none."""
     failure = FetchError("404")
     for days in range(DAYS_OF_EXPORTS):
@@ -131,7 +131,7 @@ def _export_name(day: date) -> str:
     return f"movie_ids_{day:%m_%d_%Y}.json.gz"
 
 
-def _download(work: Work, url: str, target: Path) -> None:
+def _download(work: FetchContext, url: str, target: Path) -> None:
     def once() -> None:
         with work.web.opened(url, MOST_REDIRECTS) as answer, atomic_file(target) as file:
             for piece in pieces(answer, LARGEST_BYTES):  # as they come: the file stays packed, whatever the server says

@@ -15,7 +15,7 @@ from genre_dist.printable import printable
 from genre_dist.tmdb.api import Tmdb, genre_differences
 from genre_dist.tmdb.fetch_films import fetch_films
 from genre_dist.tmdb.fetch_posters import fetch_posters
-from genre_dist.tmdb.fetch_state import NO_POSTERS, FetchOptions, Refresh, State, Work, now
+from genre_dist.tmdb.fetch_state import NO_POSTERS, FetchContext, FetchOptions, Refresh, State, now
 from genre_dist.tmdb.fetch_undated import fetch_undated
 from genre_dist.tmdb.journal import Journal
 from genre_dist.tmdb.signals import stopping_on_signals
@@ -73,7 +73,7 @@ def _fetch(options: FetchOptions, web: Web) -> FetchReport:
             tally.notes.append(f"{journal.path}: {lines}, passed over; what they said is fetched again")
         _adopt(state, options)
         with ThreadPoolExecutor(options.concurrency) as pool:
-            work = Work(options, state, web, Tmdb(web, options.key, options.api_url), pool, tally)
+            work = FetchContext(options, state, web, Tmdb(web, options.key, options.api_url), pool, tally)
             try:
                 _fetch_all(work)
             except StoppedError:
@@ -85,7 +85,7 @@ def _fetch(options: FetchOptions, web: Web) -> FetchReport:
     return FetchReport(len(state.films), posters, tally, work.unknown_genres, stopped)
 
 
-def _fetch_all(work: Work) -> None:
+def _fetch_all(work: FetchContext) -> None:
     """Everything that needs the network. Raises StoppedError if it is to stop before the first answer."""
     options, state, tally = work.options, work.state, work.tally
     tally.notes += _check_genres(work.tmdb, options)

@@ -44,7 +44,7 @@ WindowKey = Annotated[str, StringConstraints(pattern=r"^\S+ [0-9]{4}-[0-9]{2}-[0
 Int32 = Annotated[int, Ge(-(2**31)), Le(2**31 - 1)]
 
 
-class Row(TypedDict):
+class FilmRow(TypedDict):
     """A film as the catalogue has it, less what concerns its poster."""
 
     tmdb_id: FilmId
@@ -63,7 +63,7 @@ class Row(TypedDict):
 class Line(TypedDict, total=False):
     """What a line may hold. What happened, its first key says, and what else belongs to that `State` knows."""
 
-    film: Row
+    film: FilmRow
     poster: FilmId
     path: str
     status: str

@@ -47,7 +47,7 @@ class Best(NamedTuple):
     value: Annotated[float, Ge(-1e30), Le(1e30)]
 
 
-class Saver:
+class CheckpointManager:
     """Saves the state of a training into a folder, all ranks together.
 
     `facts` are stored in every checkpoint. Every rank calls every method equally often, in the same order, unless it

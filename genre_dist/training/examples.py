@@ -6,13 +6,13 @@ from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.words import load_words
 from genre_dist.training.evaluation import Evaluation
-from genre_dist.training.views import Film
+from genre_dist.training.views import Example
 
 LIKELY = 0.2
 """Genres at least this probable are shown."""
 
 
-def example_films(evaluation: Evaluation, reader: ShardReader, count: int) -> list[Film]:
+def example_films(evaluation: Evaluation, reader: ShardReader, count: int) -> list[Example]:
     """The first films of the split: always the same ones, and as films are stored in hash order, a random draw."""
     sizes = reader.index.sizes
     rows = Rows(np.repeat(np.arange(len(sizes)), sizes)[:count], np.concatenate([np.arange(n) for n in sizes])[:count])
@@ -31,7 +31,7 @@ def example_films(evaluation: Evaluation, reader: ShardReader, count: int) -> li
         if batch.tokens is not None and batch.lengths is not None:
             overview = " ".join(words[token] for token in batch.tokens[n, : batch.lengths[n]])
         films.append(
-            Film(
+            Example(
                 id=film,
                 poster=None if batch.images is None else batch.images[n].copy(),
                 overview=overview,

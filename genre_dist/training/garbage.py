@@ -14,7 +14,7 @@ from typing import Self
 EVERY_STEPS = 50
 
 
-class Collector:
+class GarbageCollector:
     """Within it, cycles of objects that nobody refers to are collected after every 50th step and at no other time."""
 
     def __enter__(self) -> Self:

@@ -17,7 +17,7 @@ LONGEST_LINE = 10 << 20
 """In bytes; a row has a few hundred."""
 
 
-class Record:
+class MetricsLog:
     """Appends rows to metrics.jsonl, each at once on disk, and shows them in every view.
 
     A resumed run first drops the rows after the step it resumes from, so no step is there twice; resumed after its
@@ -78,9 +78,9 @@ class Record:
             raise OSError(error.errno, f"{error.strerror}: the next start goes on", str(self.path)) from None
 
 
-def open_record(config: Config, folder: Path, resume_step: int, total_steps: int) -> Record:
+def open_record(config: Config, folder: Path, resume_step: int, total_steps: int) -> MetricsLog:
     """The record of a run with the views its configuration asks for."""
-    record = Record(folder / RECORD, resume_step, total_steps, [Console(total_steps)])
+    record = MetricsLog(folder / RECORD, resume_step, total_steps, [Console(total_steps)])
     if config.tracking.tensorboard:
         record.views.append(TensorBoard(folder, resume_step))
     if config.tracking.wandb != "off":

@@ -13,12 +13,12 @@ from genre_dist.parallel.world import on_first
 from genre_dist.printable import printable
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.reader import ShardReader
-from genre_dist.training.checkpoint_manager import Saver
+from genre_dist.training.checkpoint_manager import CheckpointManager
 from genre_dist.training.early_stopping import why_stop
 from genre_dist.training.evaluation import Evaluation, print_evaluation, save_evaluation
 from genre_dist.training.examples import example_films
 from genre_dist.training.experiment import Experiment
-from genre_dist.training.metrics_log import Record, open_record
+from genre_dist.training.metrics_log import MetricsLog, open_record
 from genre_dist.training.model_files import save_model
 from genre_dist.training.ranks import say
 from genre_dist.training.start import CONFIG, Start
@@ -33,12 +33,12 @@ class RunFolder:
     def __init__(self, experiment: Experiment, folder: Path, start: Start) -> None:
         self.experiment, self.folder, self.world = experiment, folder, experiment.world
         self.settings = trained_with(start.config)
-        self.record: Record | None = on_first(self.world, partial(self._open_record, start))
+        self.record: MetricsLog | None = on_first(self.world, partial(self._open_record, start))
         facts = experiment.stream.identity() | {"settings": self.settings}
         checkpoints = experiment.config.checkpoint
-        self.saver = Saver(folder / "checkpoints", experiment.state, self.world, checkpoints, facts)
+        self.saver = CheckpointManager(folder / "checkpoints", experiment.state, self.world, checkpoints, facts)
 
-    def _open_record(self, start: Start) -> Record:
+    def _open_record(self, start: Start) -> MetricsLog:
         """The run's record, what has changed in it, and then in config.yaml."""
         record = open_record(self.experiment.config, self.folder, start.step, self.experiment.total_steps)
         if start.changes:

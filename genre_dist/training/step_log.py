@@ -10,7 +10,7 @@ import numpy as np
 from genre_dist.planner.throughput import peak_flops, peak_memory_bytes
 from genre_dist.stream.batch import Batch, Seconds
 from genre_dist.training.experiment import Experiment
-from genre_dist.training.metrics_log import Record
+from genre_dist.training.metrics_log import MetricsLog
 from genre_dist.training.ranks import Meter, gather_ranks
 from genre_dist.training.step import Figures
 
@@ -48,7 +48,7 @@ class StepLog:
     together since the numbers are sums over all ranks.
     """
 
-    def __init__(self, experiment: Experiment, record: Record | None) -> None:
+    def __init__(self, experiment: Experiment, record: MetricsLog | None) -> None:
         self.experiment, self.record, self._meter = experiment, record, Meter(experiment.world.device)
         self._pending: tuple[Step, float] | None = None
         self._ranks: dict[str, list[float]] = {}  # for the next row

@@ -24,7 +24,7 @@ from genre_dist.training.backoff import Backoff, may_split, planned_config
 from genre_dist.training.determinism import deterministic
 from genre_dist.training.encode_once import with_encodings
 from genre_dist.training.experiment import set_up
-from genre_dist.training.garbage import Collector
+from genre_dist.training.garbage import GarbageCollector
 from genre_dist.training.profiling import Profiler
 from genre_dist.training.ranks import say
 from genre_dist.training.run_folder import RunFolder
@@ -72,7 +72,7 @@ class Trainer:
                 experiment = with_encodings(experiment, self.stop)
                 self.run = exits.enter_context(RunFolder(experiment, folder, start))
                 self.step_log = StepLog(experiment, self.run.record)
-                self.profiler, self.collector = Profiler(config.train, folder, self.world), Collector()
+                self.profiler, self.collector = Profiler(config.train, folder, self.world), GarbageCollector()
                 self.backoff = Backoff(experiment, folder, partial(self.profiler.snapshot, "out-of-memory"))
                 exits.enter_context(deterministic(config.train.deterministic))
             self.experiment, self._exits = experiment, exits.pop_all()

@@ -22,7 +22,7 @@ SHOWN = ("train", "val", "test")
 GENRE_NUMBERS = ("f1", "average_precision", "auc")
 
 
-class Film(NamedTuple):
+class Example(NamedTuple):
     """One film of an evaluation, as people see it."""
 
     id: int
@@ -126,7 +126,7 @@ class WandB:
             shown["test/f1_by_genre"] = self.wandb.plot.bar(table, "genre", "F1", title="F1 by genre, test")
         self.run.log(shown)
 
-    def _table(self, films: list[Film]) -> Any:
+    def _table(self, films: list[Example]) -> Any:
         table = self.wandb.Table(["film", "poster", "overview", "genres", "predicted"])
         for film in films:
             poster = None if film.poster is None else self.wandb.Image(film.poster)

@@ -25,9 +25,9 @@ from genre_dist.parallel.world import World
 from genre_dist.sealed import write_sealed
 from genre_dist.training.backoff import _noted
 from genre_dist.training.checkpoint import COMPLETE, checkpoint_path, load_weights, newest_checkpoint, read_saved
-from genre_dist.training.checkpoint_manager import BEST, Best, Saver, read_best
+from genre_dist.training.checkpoint_manager import BEST, Best, CheckpointManager, read_best
 from genre_dist.training.early_stopping import why_stop
-from genre_dist.training.metrics_log import Record, read_rows
+from genre_dist.training.metrics_log import MetricsLog, read_rows
 from genre_dist.training.model_files import FACTS, WEIGHTS, WORDS, read_facts, read_weights, read_words
 from genre_dist.training.views import _run_id
 
@@ -132,7 +132,7 @@ def test_fuzz_metrics_jsonl(data: st.DataObject, folder: Path) -> None:
     def read() -> list[dict[str, Any]]:
         found = list(read_rows(path))
         why_stop(found, Config().train)
-        record = Record(path, 1, 9, [])
+        record = MetricsLog(path, 1, 9, [])
         record.write({"kind": "train", "step": 9, "loss": 0.5})
         record.close()
         return found
@@ -195,7 +195,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     strategy = Replicated(model, torch.optim.AdamW([{"params": list(model.parameters()), "lr": 0.1}]), ALONE)
-    saver = Saver(folder, strategy, ALONE, CheckpointConfig(asynchronous=False), {"seed": 1, "settings": {}})
+    saver = CheckpointManager(
+        folder, strategy, ALONE, CheckpointConfig(asynchronous=False), {"seed": 1, "settings": {}}
+    )
     saver.save(3)
     return checkpoint_path(folder, 3)
 

@@ -16,7 +16,7 @@ from sklearn.svm import LinearSVC
 
 from genre_dist.baselines import BASELINES, features
 from genre_dist.baselines import linear as models
-from genre_dist.baselines.texts import Text, Texts
+from genre_dist.baselines.texts import LabelledText, Texts
 from genre_dist.catalogue.sample_films import make_sample
 from genre_dist.cli import main
 from genre_dist.lock import FILE as LOCK
@@ -27,8 +27,8 @@ from genre_dist.stream.manifest import load_manifest
 WORDS = 40
 
 
-def text(tokens: list[int]) -> Text:
-    return Text(0, (), np.array(tokens, np.int32), "", None)
+def text(tokens: list[int]) -> LabelledText:
+    return LabelledText(0, (), np.array(tokens, np.int32), "", None)
 
 
 texts_of_tokens = st.lists(st.lists(st.integers(0, WORDS - 1), max_size=12), min_size=1, max_size=12)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from genre_dist.planner.gpu_specs import CARDS, Card, card_named, find_card
+from genre_dist.planner.gpu_specs import CARDS, GpuSpec, card_named, find_card
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_an_unknown_card_is_an_error_that_names_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("card", CARDS, ids=[card.name for card in CARDS])
-def test_figures_of_a_card_agree(card: Card) -> None:
+def test_figures_of_a_card_agree(card: GpuSpec) -> None:
     assert find_card(card.name) is card
     assert card.tf32 == 0 or card.half / card.tf32 == pytest.approx(2, rel=0.02)
     assert card.fp32 <= (card.tf32 or card.half)

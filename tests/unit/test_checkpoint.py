@@ -34,7 +34,7 @@ from genre_dist.training.checkpoint import (
     read_saved,
     write_checkpoint,
 )
-from genre_dist.training.checkpoint_manager import Saver, read_best
+from genre_dist.training.checkpoint_manager import CheckpointManager, read_best
 
 ALONE = World(0, 1, torch.device("cpu"))
 FACTS = {"seed": 3, "members": ["overview"]}
@@ -65,7 +65,7 @@ def train(strategy: Replicated, steps: int, seed: int = 0) -> list[float]:
 
 def save(folder: Path, step: int, strategy: Replicated, keep: int = 2, asynchronous: bool = False) -> Path:
     config = CheckpointConfig(keep=keep, asynchronous=asynchronous)
-    saver = Saver(folder, strategy, ALONE, config, FACTS)
+    saver = CheckpointManager(folder, strategy, ALONE, config, FACTS)
     saver.save(step)
     saver.wait()
     return checkpoint_path(folder, step)
@@ -286,7 +286,7 @@ def test_a_kill_while_saving_leaves_nothing_that_counts(
 
 def save_for_ever(folder: Path) -> None:
     strategy = make_strategy(width=200)
-    saver = Saver(folder, strategy, ALONE, CheckpointConfig(keep=3), FACTS)
+    saver = CheckpointManager(folder, strategy, ALONE, CheckpointConfig(keep=3), FACTS)
     for step in range(1, 10**6):
         train(strategy, 1, seed=step)
         saver.save(step)
@@ -331,7 +331,7 @@ def test_in_the_background_too_and_the_training_hears_of_it_when_it_saves_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     strategy = make_strategy()
-    saver = Saver(tmp_path, strategy, ALONE, CheckpointConfig(keep=2), FACTS)
+    saver = CheckpointManager(tmp_path, strategy, ALONE, CheckpointConfig(keep=2), FACTS)
     saver.save(1)
     saver.wait()
     with small_disk(1000):
@@ -351,7 +351,7 @@ def test_what_is_trained_while_a_checkpoint_is_written_is_not_in_it(
 
     strategy, expected = make_strategy(), make_strategy()
     assert train(strategy, 2) == train(expected, 2)
-    saver = Saver(tmp_path, strategy, ALONE, CheckpointConfig(), FACTS)
+    saver = CheckpointManager(tmp_path, strategy, ALONE, CheckpointConfig(), FACTS)
     trained, whole_save = threading.Event(), checkpoint.dcp.save
 
     def save_later(*arguments: object, **more: object) -> object:
@@ -372,7 +372,7 @@ def test_what_is_trained_while_a_checkpoint_is_written_is_not_in_it(
 def test_room_made_in_advance_holds_nothing_of_that_moment(tmp_path: Path) -> None:
     strategy = make_strategy()
     train(strategy, 1)
-    saver = Saver(tmp_path, strategy, ALONE, CheckpointConfig(), FACTS)
+    saver = CheckpointManager(tmp_path, strategy, ALONE, CheckpointConfig(), FACTS)
     saver.prepare()
     train(strategy, 2)
     for step in (3, 4):
@@ -387,7 +387,7 @@ def test_room_made_in_advance_holds_nothing_of_that_moment(tmp_path: Path) -> No
 
 def test_two_savers_of_one_step_leave_one_whole_checkpoint(tmp_path: Path) -> None:
     strategy = make_strategy()
-    savers = [Saver(tmp_path, strategy, ALONE, CheckpointConfig(), FACTS) for _ in range(4)]
+    savers = [CheckpointManager(tmp_path, strategy, ALONE, CheckpointConfig(), FACTS) for _ in range(4)]
     for step in (1, 2):
         for saver in savers:
             saver.save(step)
@@ -417,7 +417,7 @@ def test_a_checkpoint_may_take_any_time_to_be_written_as_long_as_it_grows(
 
     monkeypatch.setattr("genre_dist.training.checkpoint_manager.write_checkpoint", slowly)
     world = World(0, 1, torch.device("cpu"), SimpleNamespace(progress=noticed.set))  # type: ignore[arg-type]
-    saver = Saver(tmp_path, make_strategy(), world, CheckpointConfig(), FACTS)
+    saver = CheckpointManager(tmp_path, make_strategy(), world, CheckpointConfig(), FACTS)
     saver.save(1)
     saver.wait()
     assert growth == [True, True]
@@ -437,7 +437,7 @@ def test_a_checkpoint_may_take_any_time_to_be_written_as_long_as_it_grows(
 def test_every_so_many_steps_and_every_so_many_minutes(tmp_path: Path) -> None:
     now = [0.0]
     config = CheckpointConfig(every_steps=10, every_minutes=2)
-    saver = Saver(tmp_path, make_strategy(), ALONE, config, FACTS, clock=lambda: now[0])
+    saver = CheckpointManager(tmp_path, make_strategy(), ALONE, config, FACTS, clock=lambda: now[0])
     assert [step for step in range(1, 31) if saver.due(step)] == [10, 20, 30]
     now[0] = 119.0
     assert not saver.asks()
@@ -445,7 +445,9 @@ def test_every_so_many_steps_and_every_so_many_minutes(tmp_path: Path) -> None:
     assert saver.asks()
     saver.save(7)
     assert not saver.asks()
-    never = Saver(tmp_path, make_strategy(), ALONE, CheckpointConfig(every_steps=None), FACTS, clock=lambda: 1e9)
+    never = CheckpointManager(
+        tmp_path, make_strategy(), ALONE, CheckpointConfig(every_steps=None), FACTS, clock=lambda: 1e9
+    )
     assert not never.asks()
     assert not any(map(never.due, range(1, 1000)))
     saver.wait()
@@ -456,7 +458,9 @@ def test_every_so_many_steps_and_every_so_many_minutes(tmp_path: Path) -> None:
 )
 def test_the_best_stays_beside_the_newest(tmp_path: Path, metric: str, values: list[float | None], best: int) -> None:
     strategy = make_strategy()
-    saver = Saver(tmp_path, strategy, ALONE, CheckpointConfig(keep=1, every_steps=3, best_metric=metric), FACTS)
+    saver = CheckpointManager(
+        tmp_path, strategy, ALONE, CheckpointConfig(keep=1, every_steps=3, best_metric=metric), FACTS
+    )
     for step, value in enumerate(values, 1):
         saver.note_evaluation(step, {metric: value})
         if saver.due(step):
@@ -468,7 +472,7 @@ def test_the_best_stays_beside_the_newest(tmp_path: Path, metric: str, values: l
     assert kept is not None
     assert kept == (best, metric, 0.7 if metric == "micro_f1" else 0.2)
     # a run that is continued knows it, and a later evaluation of a step that is saved already can be the best as well
-    again = Saver(tmp_path, strategy, ALONE, CheckpointConfig(keep=1, best_metric=metric), FACTS)
+    again = CheckpointManager(tmp_path, strategy, ALONE, CheckpointConfig(keep=1, best_metric=metric), FACTS)
     again.note_evaluation(5, {metric: 0.5})
     assert read_best(tmp_path) == kept
     again.note_evaluation(5, {metric: 0.1 if metric == "loss" else 0.9})

@@ -10,7 +10,7 @@ from helpers import options
 
 from genre_dist.train import main
 from genre_dist.training import garbage as collecting
-from genre_dist.training.garbage import EVERY_STEPS, Collector
+from genre_dist.training.garbage import EVERY_STEPS, GarbageCollector
 
 
 class Knot:
@@ -25,7 +25,7 @@ def dropped_knot() -> "weakref.ref[Knot]":
 
 
 def test_cycles_go_after_every_so_many_steps_and_only_then() -> None:
-    with Collector() as collector:
+    with GarbageCollector() as collector:
         knot = dropped_knot()
         for number in range(1, EVERY_STEPS):
             [Knot() for _ in range(100)]  # by itself Python would have collected long ago
@@ -38,7 +38,7 @@ def test_cycles_go_after_every_so_many_steps_and_only_then() -> None:
 def test_what_was_there_before_is_looked_at_again_only_afterwards() -> None:
     kept = [Knot()]
     knot = weakref.ref(kept[0])
-    with Collector() as collector:
+    with GarbageCollector() as collector:
         kept.clear()
         collector.after_step(EVERY_STEPS)
         assert knot() is not None
@@ -47,7 +47,7 @@ def test_what_was_there_before_is_looked_at_again_only_afterwards() -> None:
 
 
 def test_an_evaluation_is_collected_as_usual_and_afterwards_all_is_as_before() -> None:
-    with Collector() as collector:
+    with GarbageCollector() as collector:
         with collector.as_usual():
             assert gc.isenabled()
         assert not gc.isenabled()
@@ -57,7 +57,7 @@ def test_an_evaluation_is_collected_as_usual_and_afterwards_all_is_as_before() -
     assert gc.isenabled()
     gc.disable()
     try:
-        with Collector():
+        with GarbageCollector():
             pass
         assert not gc.isenabled()
     finally:

@@ -25,7 +25,7 @@ from genre_dist.stream.device_feed import Inputs
 from genre_dist.training import checkpoint_manager as saving
 from genre_dist.training import profiling
 from genre_dist.training.backoff import NOTE, Backoff
-from genre_dist.training.checkpoint_manager import Saver
+from genre_dist.training.checkpoint_manager import CheckpointManager
 from genre_dist.training.determinism import deterministic
 from genre_dist.training.loss import loss_sum
 from genre_dist.training.out_of_memory import is_out_of_memory
@@ -56,7 +56,7 @@ def test_the_savers_threads_take_the_ranks_device_before_anything_else(
     monkeypatch.setattr(saving, "Staging", lambda device: SimpleNamespace(copy=note("copy"), close=lambda: None))
     monkeypatch.setattr(saving, "write_checkpoint", note("write"))
     strategy: Any = SimpleNamespace(state_dict=dict, sync_buffers=lambda: None)
-    saver = Saver(tmp_path, strategy, CUDA_WORLD, CheckpointConfig(), {})
+    saver = CheckpointManager(tmp_path, strategy, CUDA_WORLD, CheckpointConfig(), {})
     saver.prepare()
     saver.wait()
     saver.save(1)

@@ -13,7 +13,7 @@ from fake_cuda import CUDA_13, GB, FakeCuda, no_kernels
 
 from genre_dist.config import Config
 from genre_dist.parallel import gpu as devices
-from genre_dist.parallel.gpu import Card, exchange_cards, has_kernels, is_shared, ranks_on, take_device
+from genre_dist.parallel.gpu import RankGpu, exchange_cards, has_kernels, is_shared, ranks_on, take_device
 from genre_dist.parallel.world import World, _backend, start_world
 from genre_dist.planner.memory import CONTEXT_BYTES
 from genre_dist.training import backoff
@@ -34,7 +34,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 # --- one GPU for several ranks, or one each
 
 
-def card_of(cuda: FakeCuda, uuid: str, bus: int) -> Card:
+def card_of(cuda: FakeCuda, uuid: str, bus: int) -> RankGpu:
     cuda.uuid, cuda.bus = uuid, bus
     return take_device(GPU)
 
@@ -92,7 +92,7 @@ def test_a_rank_takes_the_gpu_of_its_number_as_far_as_there_are_any(
     assert devices.choose_device() == torch.device("cuda", index)
 
 
-def exchanged(cards: list[Card]) -> list[list[Card] | str]:
+def exchanged(cards: list[RankGpu]) -> list[list[RankGpu] | str]:
     """What each rank learns, or the error it gets."""
     store, told = dist.HashStore(), list[Any]([None] * len(cards))
 
@@ -112,25 +112,25 @@ def exchanged(cards: list[Card]) -> list[list[Card] | str]:
 
 
 def test_every_rank_learns_the_gpus_of_all() -> None:
-    cards = [Card("node1 1", "a"), Card("node1 2", "b"), Card("node2 1", "c")]
+    cards = [RankGpu("node1 1", "a"), RankGpu("node1 2", "b"), RankGpu("node2 1", "c")]
     assert exchanged(cards) == [cards] * 3
 
 
 def test_a_gpu_that_cannot_be_used_is_told_by_all_ranks_and_nobody_waits_for_it() -> None:
-    cards = [Card("node1 1", "a"), Card(problem="node1: cuda:1 is broken")]
+    cards = [RankGpu("node1 1", "a"), RankGpu(problem="node1: cuda:1 is broken")]
     assert exchanged(cards) == ["rank 1 on node1: cuda:1 is broken"] * 2
 
 
 def test_a_rank_without_a_gpu_among_ranks_that_have_one_is_named() -> None:
-    told = exchanged([Card(), Card("node1 1", "a")])
-    assert told[0] == [Card()]  # as on CPUs, where nothing is waited for
+    told = exchanged([RankGpu(), RankGpu("node1 1", "a")])
+    assert told[0] == [RankGpu()]  # as on CPUs, where nothing is waited for
     assert "rank 0 of 2 has no GPU" in told[1]
     assert "genre-dist doctor" in told[1]
 
 
 def test_ranks_on_cpus_do_not_ask_for_each_others_gpus() -> None:
-    assert exchange_cards(dist.HashStore(), Card(), 0, 2) == [Card()]
-    assert _backend([Card()]) == "gloo"
+    assert exchange_cards(dist.HashStore(), RankGpu(), 0, 2) == [RankGpu()]
+    assert _backend([RankGpu()]) == "gloo"
 
 
 # --- a GPU that cannot be used

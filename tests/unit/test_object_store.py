@@ -16,7 +16,7 @@ from genre_dist.packing import shard as shard_module
 from genre_dist.packing.pack import merge_parts, pack, pack_part
 from genre_dist.packing.vectors import read_vectors
 from genre_dist.packing.verification import verify
-from genre_dist.storage import place, sha256_of
+from genre_dist.storage import any_path, sha256_of
 from genre_dist.stream import ShardReader, TarReader, TrainStream, evaluation_stream, load_manifest, load_tars
 from genre_dist.train import main as train
 
@@ -54,9 +54,9 @@ def uploaded(bucket: str, sample_catalogue: Path) -> str:
 
 def contents(url: str) -> dict[str, bytes]:
     """Every file below a URL, by its path there."""
-    store = place(url).fs  # type: ignore[union-attr]
+    store = any_path(url).fs  # type: ignore[union-attr]
     store.invalidate_cache()
-    root = place(url).path.strip("/")  # type: ignore[union-attr]
+    root = any_path(url).path.strip("/")  # type: ignore[union-attr]
     return {path.strip("/").removeprefix(f"{root}/"): store.cat_file(path) for path in store.find(root)}
 
 
@@ -103,7 +103,7 @@ def test_training_and_evaluating_take_the_url_of_an_object_store_for_a_folder(
 def test_an_interrupted_pack_to_an_object_store_has_no_manifest_and_goes_on(
     sample_catalogue: Path, sample_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = place("memory://interrupted/shards")
+    out = any_path("memory://interrupted/shards")
     from genre_dist.packing import pack as packing
 
     packed: list[str] = []
@@ -135,18 +135,18 @@ def test_word_vectors_are_read_from_an_object_store(tmp_path: Path, kind: str) -
             archive.writestr("vectors.txt", text)
     else:
         file.write(gzip.compress(text) if kind == ".txt.gz" else text)
-    there = place(f"memory://vectors/glove{kind}")
+    there = any_path(f"memory://vectors/glove{kind}")
     there.fs.pipe_file(there.path, file.getvalue())
     (tmp_path / there.name).write_bytes(file.getvalue())
     found = read_vectors(there, {"woman"}).of
     assert {word: vector.tolist() for word, vector in found.items()} == {"woman": [4, 5, 6]}
     assert sha256_of(there) == sha256_of(tmp_path / there.name)
     with pytest.raises(ValueError, match="no such file of word vectors"):
-        read_vectors(place("memory://vectors/none.txt"), {"woman"})
+        read_vectors(any_path("memory://vectors/none.txt"), {"woman"})
 
 
 def test_parts_merge_on_an_object_store(sample_catalogue: Path, sample_shards: Path) -> None:
-    out = place("memory://parts/shards")
+    out = any_path("memory://parts/shards")
     pack_part(sample_catalogue, out, (0, 2), **OPTIONS)
     with pytest.raises(ValueError, match=r"not finished.*--part 1/2"):
         merge_parts(sample_catalogue, out, **OPTIONS)
@@ -166,7 +166,7 @@ def test_an_index_is_made_again_on_an_object_store_and_foreign_tars_are_listed_t
     store.invalidate_cache()
     assert store.cat_file(index) == (sample_shards / "train-000000.index.npy").read_bytes()
     store.rm_file(f"{bucket}/again/manifest.json")
-    place(bucket).fs.invalidate_cache()  # type: ignore[union-attr]
+    any_path(bucket).fs.invalidate_cache()  # type: ignore[union-attr]
     assert main(["index", f"{bucket}/again", "--workers", "1"]) == 0
     tars = load_tars(f"{bucket}/again")
     found = list(evaluation_stream(TarReader(tars, ("jpg",)), batch=100, workers=0))
@@ -176,4 +176,4 @@ def test_an_index_is_made_again_on_an_object_store_and_foreign_tars_are_listed_t
 
 def test_a_web_server_cannot_be_packed_to(sample_catalogue: Path) -> None:
     with pytest.raises(ValueError, match=r"can only be read; write to a folder or to s3"):
-        pack(sample_catalogue, place("http://127.0.0.1:9/shards"), overwrite=True, **OPTIONS)
+        pack(sample_catalogue, any_path("http://127.0.0.1:9/shards"), overwrite=True, **OPTIONS)

@@ -14,7 +14,7 @@ from genre_dist import atomic
 from genre_dist.cli import main
 from genre_dist.packing import pack as packing
 from genre_dist.packing.pack import pack
-from genre_dist.storage import place
+from genre_dist.storage import any_path
 
 VECTORS = "the 0.1 0.2 0.3\nwizard 0.4 0.5 0.6\n"
 WRITTEN = (
@@ -86,7 +86,7 @@ def test_a_full_folder_for_temporary_files_is_named_where_the_shards_are_remote(
 
     monkeypatch.setattr(packing, "lay_out", full)
     with pytest.raises(OSError, match=f"no space left to write {tempfile.gettempdir()}"):
-        pack(sample_catalogue, place("memory://full/shards"), size=16)
+        pack(sample_catalogue, any_path("memory://full/shards"), size=16)
 
 
 def test_a_file_in_the_place_of_the_folder_is_one_line(

@@ -12,7 +12,7 @@ from torch import nn
 from genre_dist import cli
 from genre_dist.config import Config, DataConfig, HeadsConfig, ModelConfig, PosterConfig, TextConfig, TrainConfig
 from genre_dist.planner import operations as ops
-from genre_dist.planner.gpu_specs import Card, card_named
+from genre_dist.planner.gpu_specs import GpuSpec, card_named
 from genre_dist.planner.operations import Operation, Recorder, trace_operations
 from genre_dist.planner.planned_model import find_vocabulary, meta_model
 from genre_dist.planner.roofline import (
@@ -51,7 +51,7 @@ def traced(config: Config, precision: str, samples: int = 4) -> list[Operation]:
 
 
 @cache
-def timed(config: Config, card: Card = H100, ranks: int = 1, micro: int | None = 16) -> Timing:
+def timed(config: Config, card: GpuSpec = H100, ranks: int = 1, micro: int | None = 16) -> Timing:
     return time_step(config, card, ranks, micro, 8 * GIB)
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import yaml
 from small_disk import small_disk
-from wandb.proto.wandb_internal_pb2 import Record as StoredRecord
+from wandb.proto.wandb_internal_pb2 import MetricsLog as StoredRecord
 
 from genre_dist.config import Config, ModelConfig, PosterConfig, RunConfig, TextConfig, TrackingConfig
 from genre_dist.config.files import parse_config
-from genre_dist.training.metrics_log import Record, open_record
-from genre_dist.training.views import Console, Film, _run_id, check_views, job_type, numbers
+from genre_dist.training.metrics_log import MetricsLog, open_record
+from genre_dist.training.views import Console, Example, _run_id, check_views, job_type, numbers
 from genre_dist.training.wandb_files import history, records
 
 SWEEPS = Path(__file__).parents[2] / "configs" / "sweeps"
@@ -58,7 +58,7 @@ def written(path: Path) -> list[tuple[str, int]]:
 def path(tmp_path: Path) -> Path:
     """A record of steps 1 to 4 with an evaluation after steps 2 and 4, and of a final one."""
     path = tmp_path / "metrics.jsonl"
-    record = Record(path, 0, 4, [])
+    record = MetricsLog(path, 0, 4, [])
     for row in (train_row(1), train_row(2), val_row(2), train_row(3), train_row(4), val_row(4), val_row(4, "test")):
         record.write(row)
     record.close()
@@ -67,7 +67,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_each_row_is_one_line_of_json_on_disk_at_once_and_shown_in_every_view(tmp_path: Path) -> None:
     views = [Seen(), Seen()]
-    record = Record(tmp_path / "metrics.jsonl", 0, 2, list(views))
+    record = MetricsLog(tmp_path / "metrics.jsonl", 0, 2, list(views))
     for step in (1, 2):
         record.write(train_row(step))
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -79,7 +79,7 @@ def test_each_row_is_one_line_of_json_on_disk_at_once_and_shown_in_every_view(tm
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
 def test_what_json_has_no_number_for_is_null(tmp_path: Path, number: float) -> None:
-    record = Record(tmp_path / "metrics.jsonl", 0, 1, [])
+    record = MetricsLog(tmp_path / "metrics.jsonl", 0, 1, [])
     record.write(train_row(1, loss=number))
     record.close()
     text = (tmp_path / "metrics.jsonl").read_text()
@@ -87,7 +87,7 @@ def test_what_json_has_no_number_for_is_null(tmp_path: Path, number: float) -> N
 
 
 def test_resuming_drops_the_rows_after_the_step_it_resumes_from(path: Path) -> None:
-    record = Record(path, 2, 4, [])
+    record = MetricsLog(path, 2, 4, [])
     record.write(train_row(3))
     record.close()
     assert written(path) == [("train", 1), ("train", 2), ("val", 2), ("train", 3)]
@@ -98,7 +98,7 @@ def test_resuming_from_the_last_step_makes_the_final_evaluations_again(path: Pat
         file.write(
             json.dumps({"kind": "settings", "step": 4, "epoch": 0, "changes": {"optim.heads_lr": [1, 2]}}) + "\n"
         )
-    Record(path, 4, 4, []).close()
+    MetricsLog(path, 4, 4, []).close()
     trained = [("train", 1), ("train", 2), ("val", 2), ("train", 3), ("train", 4)]
     assert written(path) == [*trained, ("settings", 4)]  # what has changed is not made again
 
@@ -108,7 +108,7 @@ def test_starting_from_nothing_keeps_what_was_there_in_files_of_its_own(
 ) -> None:
     before = path.read_bytes()
     for number in (1, 2):
-        record = Record(path, 0, 4, [])
+        record = MetricsLog(path, 0, 4, [])
         aside = path.with_name(f"metrics-lost-{number}.jsonl")
         assert f"rows of before are kept in {aside}" in capsys.readouterr().out
         assert written(path) == []
@@ -121,7 +121,7 @@ def test_starting_from_nothing_keeps_what_was_there_in_files_of_its_own(
 
 def test_a_record_of_which_nothing_is_dropped_is_not_written_again(path: Path) -> None:
     before, stat = path.read_bytes(), path.stat()
-    Record(path, 4, 8, []).close()
+    MetricsLog(path, 4, 8, []).close()
     assert path.read_bytes() == before
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
 
@@ -139,13 +139,13 @@ def test_a_line_that_is_no_row_is_told_with_its_number_and_nothing_is_dropped(pa
     path.write_text("\n".join([*lines[:2], line, *lines[2:]]) + "\n")
     before = path.read_bytes()
     with pytest.raises(ValueError, match=r"metrics\.jsonl: line 3 is no row") as caught:
-        Record(path, 4, 8, [])
+        MetricsLog(path, 4, 8, [])
     assert str(caught.value).isprintable()
     assert path.read_bytes() == before
 
 
 def test_on_a_full_disk_a_row_is_whole_or_absent_and_the_error_names_the_record(path: Path) -> None:
-    record = Record(path, 4, 8, [])
+    record = MetricsLog(path, 4, 8, [])
     before = path.read_bytes()
     with small_disk(len(before) + 20), pytest.raises(OSError, match=r"goes on.*metrics\.jsonl"):
         record.write(train_row(5))
@@ -158,13 +158,13 @@ def test_on_a_full_disk_a_row_is_whole_or_absent_and_the_error_names_the_record(
 def test_what_changes_on_the_way_is_a_row_that_every_view_can_show(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = Record(path, 3, 8, [Console(8)])
+    record = MetricsLog(path, 3, 8, [Console(8)])
     row = {"kind": "settings", "step": 4, "epoch": 0, "changes": {"optim.text_lr": (0.1, 0.2)}}
     record.write(row)
     record.close()
     assert "from step 4 on: optim.text_lr=0.2 (was 0.1)" in capsys.readouterr().out
     assert written(path)[-1] == ("settings", 4)
-    record = Record(path, 3, 8, [])  # nothing of it was saved
+    record = MetricsLog(path, 3, 8, [])  # nothing of it was saved
     assert written(path)[-1] == ("train", 3)
     record.close()
     views = open_record(Config(tracking=TrackingConfig(wandb="off", tensorboard=True)), path.parent, 3, 8)
@@ -175,7 +175,7 @@ def test_what_changes_on_the_way_is_a_row_that_every_view_can_show(
 @pytest.mark.parametrize("cut", [1, 5, 20])
 def test_a_last_line_cut_short_by_a_kill_is_dropped(path: Path, cut: int) -> None:
     path.write_bytes(path.read_bytes()[:-cut])
-    record = Record(path, 4, 8, [])
+    record = MetricsLog(path, 4, 8, [])
     record.write(train_row(5))
     record.close()
     found = written(path)
@@ -185,7 +185,7 @@ def test_a_last_line_cut_short_by_a_kill_is_dropped(path: Path, cut: int) -> Non
 
 
 def test_it_is_known_after_which_steps_the_split_was_evaluated(path: Path) -> None:
-    record = Record(path, 3, 8, [])
+    record = MetricsLog(path, 3, 8, [])
     assert record.validated == {2}
     record.close()
 
@@ -210,7 +210,7 @@ def test_without_wandb_nothing_of_it_is_written(tmp_path: Path) -> None:
 
 def test_a_row_that_is_there_is_not_written_again(path: Path) -> None:
     view = Seen()
-    record = Record(path, 3, 8, [view])
+    record = MetricsLog(path, 3, 8, [view])
     record.write(val_row(2))
     record.write(val_row(4), {"per_genre": {}})
     record.write(val_row(4))
@@ -224,7 +224,7 @@ def test_a_row_that_is_there_is_not_written_again(path: Path) -> None:
 
 
 PER_GENRE = {"Drama": {"films": 3, "f1": 0.5, "average_precision": 0.4, "auc": None}}
-FILM = Film(603, np.full((4, 4, 3), 99, np.uint8), "a hacker learns", "Action", "Action 90%")
+FILM = Example(603, np.full((4, 4, 3), 99, np.uint8), "a hacker learns", "Action", "Action 90%")
 
 
 def test_numbers_of_rows_ranks_and_genres_have_names_of_their_own() -> None:
@@ -304,7 +304,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     wandb.teardown()
 
 
-def ended(record: Record) -> None:
+def ended(record: MetricsLog) -> None:
     """Close a record, and W&B's process with it, which writes the last of its file then."""
     import wandb
 
