@@ -53,15 +53,15 @@ def regions(network: nn.Module, kind: Kind) -> list[nn.Module]:
     A block is a module made of others that lies in an `nn.Sequential`: a ResNet's bottlenecks, an EfficientNet's
     MBConvs, a ViT's encoder layers; the outermost counts.
     """
-    found = list(blocks(network))
-    if not found:
+    all_blocks = list(blocks(network))
+    if not all_blocks:
         raise ValueError(
             f"train.activation_checkpointing={kind} finds no blocks in the poster encoder (modules of several parts in "
             "an nn.Sequential, as ResNets, EfficientNets and ViTs have them); set it to none, or lower data.micro_batch"
         )
     if kind != "stages":
-        return found
-    inside = {id(block) for block in found}
+        return all_blocks
+    inside = {id(block) for block in all_blocks}
     holders = [m for m in network.modules() if type(m) is nn.Sequential and any(id(c) in inside for c in m.children())]
     return [
         holder for holder in holders if not any(other in set(holder.modules()) for other in holders if other != holder)

@@ -9,7 +9,7 @@ from genre_dist.config import Batches, Config
 REDUCE_BUCKET = 50_000_000
 """Gradients (numbers) that are added up over the ranks at a time, unless a JSON file says otherwise. DeepSpeed's own
 default of 5e8 would take 2 GB of every card, whatever the model; 200 MB keep a link of 400 Gb/s busy for 4 ms."""
-OURS = {
+FROM_CONFIG = {
     "train_batch_size": "data.global_batch",
     "train_micro_batch_size_per_gpu": "data.micro_batch",
     "gradient_accumulation_steps": "data.global_batch and data.micro_batch",
@@ -24,7 +24,7 @@ OURS = {
     "zero_optimization.offload_optimizer": "parallel.offload_optimizer",
 }
 """What DeepSpeed calls a setting -> what we call it. A JSON file may not say it a second time."""
-THEIRS = (
+DEEPSPEED_ONLY = (
     "zero_optimization",
     "communication_data_type",
     "seq_parallel_communication_data_type",
@@ -92,10 +92,10 @@ def read_overrides(config: Config) -> dict[str, Any]:
     if not isinstance(overrides, dict) or not isinstance(overrides.get("zero_optimization", {}), dict):
         raise ValueError(f"{where}: expected an object of DeepSpeed settings")
     for key in (*overrides, *(f"zero_optimization.{key}" for key in overrides.get("zero_optimization", {}))):
-        if key in OURS:
-            raise ValueError(f"{where}: {key} follows from {OURS[key]}; set that and leave it out of the file")
-        if key not in THEIRS and "." not in key:
+        if key in FROM_CONFIG:
+            raise ValueError(f"{where}: {key} follows from {FROM_CONFIG[key]}; set that and leave it out of the file")
+        if key not in DEEPSPEED_ONLY and "." not in key:
             raise ValueError(
-                f"{where}: {key} would change more than how the work is spread; allowed: {', '.join(THEIRS)}"
+                f"{where}: {key} would change more than how the work is spread; allowed: {', '.join(DEEPSPEED_ONLY)}"
             )
     return overrides

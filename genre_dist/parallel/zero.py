@@ -90,9 +90,9 @@ class Zero(Strategy):
                 if mine:
                     model[name] = parameter.detach().to("cpu", copy=True)
             if parameter.requires_grad:
-                found = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+                states = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
                 if mine:
-                    moments[name] = {key: value.to("cpu", copy=True) for key, value in found.items()}
+                    moments[name] = {key: value.to("cpu", copy=True) for key, value in states.items()}
                     moments[name]["step"] = torch.tensor(steps)
         if self.world.is_first:
             model |= {name: buffer.detach().to("cpu", copy=True) for name, buffer in self.model.named_buffers()}
