@@ -78,7 +78,7 @@ def entries(buffer: bytes | memoryview) -> Iterator[Member]:
     """
     view = memoryview(buffer)
     position, first = 0, 0
-    overrides: dict[str, str] = {}  # fields of the next member, from extension headers
+    fields: dict[str, str] = {}  # fields of the next member, from extension headers
     while position + BLOCK <= len(view):
         name, digits, kind, link, magic, prefix = _HEADER.unpack_from(
             view, position
@@ -87,21 +87,15 @@ def entries(buffer: bytes | memoryview) -> Iterator[Member]:
             position = first = behind_zeros(view, position)
             if view[position + 257 : position + 262] != b"ustar":
                 return
-            overrides = {}
+            fields = {}
             continue
         if magic[:5] != b"ustar":  # the same in USTAR, PAX and GNU headers
             raise ValueError(f"no tar header at byte {position}")
         size, start = _number(digits, position), position + BLOCK
         extension = _EXTENSIONS.get(kind)
-        is_plain = kind == b"0" and not overrides
+        is_plain = kind == b"0" and not fields
         if not is_plain and extension is None:
-            size = (
-                0
-                if kind in _WITHOUT_CONTENT
-                else _decimal(overrides["size"], position)
-                if "size" in overrides
-                else size
-            )
+            size = 0 if kind in _WITHOUT_CONTENT else _decimal(fields["size"], position) if "size" in fields else size
             start = _behind_sparse_map(view, position) if kind == b"S" else start
         if size < 0 or start + size > len(view):
             raise ValueError(f"the member at byte {position} should have {size} bytes, {len(view) - start} are there")
@@ -110,15 +104,15 @@ def entries(buffer: bytes | memoryview) -> Iterator[Member]:
         elif extension is not None:
             if size > LONGEST_EXTENSION:
                 raise ValueError(f"the extension at byte {position} has {size:,} bytes, over {LONGEST_EXTENSION:,}")
-            overrides |= extension(bytes(view[start : start + size]), position)
+            fields |= extension(bytes(view[start : start + size]), position)
             position = start + padded(size)
             continue
         else:
-            described = "sparse file" if "sparse" in overrides else KINDS.get(kind, "entry of an unknown kind")
+            described = "sparse file" if "sparse" in fields else KINDS.get(kind, "entry of an unknown kind")
             plain_name = _name(name, prefix if magic == b"ustar\0" else b"")
-            target = overrides.get("linkpath") or _text(link)
-            yield Member(overrides.get("path") or plain_name, start, size, first, described, target)
-            overrides = {}
+            target = fields.get("linkpath") or _text(link)
+            yield Member(fields.get("path") or plain_name, start, size, first, described, target)
+            fields = {}
         position = first = start + padded(size)
     if position < len(view) and any(view[position:]):
         raise ValueError(f"the tar header at byte {position} is cut short")
