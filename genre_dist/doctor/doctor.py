@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from genre_dist.doctor import gpus as cards
-from genre_dist.doctor import machine, software
+from genre_dist.doctor import gpus, machine, software
 from genre_dist.doctor.finding import Finding
 from genre_dist.parallel.processes import with_launcher
 from genre_dist.parallel.world import World, start_world, stop_world
@@ -56,7 +55,7 @@ def _look(shards: Path, runs: Path, world: World, nodes: int) -> list[Finding]:
         software.check_python(),
         software.check_torch(),
         software.check_cuda(),
-        *cards.check_cards(),
+        *gpus.check_gpus(),
         software.check_nccl(),
         software.check_deepspeed(),
         software.check_decoders(),

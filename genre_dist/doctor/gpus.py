@@ -8,21 +8,21 @@ from pathlib import Path
 import torch
 
 from genre_dist.doctor.finding import Finding
-from genre_dist.parallel.gpu import card_problem, choose_device, crowded, is_slice
+from genre_dist.parallel.gpu import choose_device, crowded, gpu_problem, is_slice
 
 
-def check_cards() -> list[Finding]:
+def check_gpus() -> list[Finding]:
     """Findings for each GPU that torch sees, and for their prerequisites; none without GPUs."""
     if not torch.cuda.is_available():
         return []
-    findings = [_check_card(number) for number in range(torch.cuda.device_count())]
-    card_problem(choose_device())  # restores the current one
+    findings = [_check_gpu(number) for number in range(torch.cuda.device_count())]
+    gpu_problem(choose_device())  # restores the current one
     return [*findings, _check_nvml(), _check_compiler()]
 
 
-def _check_card(number: int) -> Finding:
+def _check_gpu(number: int) -> Finding:
     device, name = torch.device("cuda", number), f"GPU {number}"
-    if problem := card_problem(device):
+    if problem := gpu_problem(device):
         return Finding(name, "wrong", problem)
     properties = torch.cuda.get_device_properties(device)
     free, total = torch.cuda.mem_get_info(device)

@@ -31,8 +31,8 @@ def check_torch() -> Finding:
 def check_cuda() -> Finding:
     """GPUs that torch can use, and GPUs that it should be able to use but cannot."""
     if torch.cuda.is_available():
-        cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-        return Finding("CUDA", "ok", ", ".join(f"{card.name} ({card.total_memory / 2**30:.0f} GiB)" for card in cards))
+        gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+        return Finding("CUDA", "ok", ", ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in gpus))
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not Path("/dev/nvidia0").exists() and not int(os.environ.get("SLURM_GPUS_ON_NODE") or 0):
         return Finding("CUDA", "note", "no GPU here: training runs on the CPU", "fine for a try; a GPU for real runs")

@@ -38,7 +38,7 @@ def take_device(device: torch.device) -> RankGpu:
     """Make a GPU the current one and check that it computes."""
     if device.type == "cpu":
         return RankGpu()
-    if problem := card_problem(device):
+    if problem := gpu_problem(device):
         return RankGpu(problem=f"{socket.gethostname()}: {problem}")
     properties = torch.cuda.get_device_properties(device)
     # CUDA shows a process one slice at most, the first that CUDA_VISIBLE_DEVICES names
@@ -59,7 +59,7 @@ def is_slice(name: str) -> bool:
     return " MIG " in name
 
 
-def card_problem(device: torch.device) -> str:
+def gpu_problem(device: torch.device) -> str:
     """The reason why a GPU cannot compute, else "". Makes it the current one and leaves a CUDA context on it."""
     try:
         torch.cuda.set_device(device)
@@ -119,40 +119,40 @@ def _version(kind: str) -> tuple[int, int]:
     return number // 10, number % 10
 
 
-def exchange_cards(store: dist.Store, card: RankGpu, rank: int, size: int) -> list[RankGpu]:
+def exchange_gpus(store: dist.Store, own: RankGpu, rank: int, size: int) -> list[RankGpu]:
     """Exchange the GPUs of all ranks, before the process group exists.
 
     A rank on the CPU needs none but its own. Raises ValueError on all ranks with a GPU if a rank's GPU is unusable, or
     if a rank has none.
     """
-    store.set(f"card {rank}", json.dumps(card))
-    if card == RankGpu():
-        return [card]
-    cards = [RankGpu(*json.loads(text)) for text in store.multi_get([f"card {each}" for each in range(size)])]
-    for each, other in enumerate(cards):
+    store.set(f"gpu {rank}", json.dumps(own))
+    if own == RankGpu():
+        return [own]
+    gpus = [RankGpu(*json.loads(text)) for text in store.multi_get([f"gpu {each}" for each in range(size)])]
+    for each, other in enumerate(gpus):
         if other.problem:
             raise ValueError(f"rank {each} on {other.problem}")
-    if RankGpu() in cards:
+    if RankGpu() in gpus:
         raise ValueError(
-            f"rank {cards.index(RankGpu())} of {size} has no GPU that torch can use, and others have one: `genre-dist "
+            f"rank {gpus.index(RankGpu())} of {size} has no GPU that torch can use, and others have one: `genre-dist "
             "doctor` on its machine says why; to train on CPUs, CUDA_VISIBLE_DEVICES= on all"
         )
-    return cards
+    return gpus
 
 
-def is_shared(cards: Sequence[RankGpu]) -> bool:
+def is_shared(gpus: Sequence[RankGpu]) -> bool:
     """Whether two ranks are on one GPU, or on slices of one, which NCCL refuses.
 
     NCCL compares machine and PCI address (`Duplicate GPU detected`), from 2.30 on the UUID; slices have the address of
     their GPU.
     """
-    gpus, memories = Counter(card.gpu for card in cards), Counter(card.memory for card in cards)
-    return max([*gpus.values(), *memories.values()]) > 1
+    addresses, memories = Counter(each.gpu for each in gpus), Counter(each.memory for each in gpus)
+    return max([*addresses.values(), *memories.values()]) > 1
 
 
-def ranks_on(card: RankGpu, cards: Sequence[RankGpu]) -> int:
+def ranks_on(own: RankGpu, gpus: Sequence[RankGpu]) -> int:
     """How many ranks share this rank's memory, itself included."""
-    return sum(other.memory == card.memory for other in cards)
+    return sum(other.memory == own.memory for other in gpus)
 
 
 def free_memory(device: torch.device, ranks_here: int = 1) -> int:

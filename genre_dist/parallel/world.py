@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from genre_dist.parallel.board import sign_in
-from genre_dist.parallel.gpu import RankGpu, choose_device, exchange_cards, is_shared, ranks_on, take_device
+from genre_dist.parallel.gpu import RankGpu, choose_device, exchange_gpus, is_shared, ranks_on, take_device
 from genre_dist.parallel.launcher import own_rank, world_size
 from genre_dist.parallel.watchdog import Watchdog
 
@@ -154,24 +154,24 @@ def start_world(timeout_seconds: int = 600, group: bool = False) -> World:
     """
     size, rank = world_size(), own_rank()
     device = choose_device()
-    card = take_device(device)
+    gpu = take_device(device)
     if size == 1:
-        if card.problem:
-            raise ValueError(card.problem)  # several ranks raise it together, after the rendezvous
+        if gpu.problem:
+            raise ValueError(gpu.problem)  # several ranks raise it together, after the rendezvous
         if group and not dist.is_initialized():
-            dist.init_process_group(_backend([card]), store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(_backend([gpu]), store=dist.HashStore(), rank=0, world_size=1)
         return World(rank, size, device)
     watchdog = Watchdog(rank, size, timeout_seconds)
     try:
-        cards, store = _meet(card, timeout_seconds + LONGEST_ALLOWED)
+        gpus, store = _meet(gpu, timeout_seconds + LONGEST_ALLOWED)
     except BaseException:
         watchdog.close()
         raise
     watchdog.join(store, None if _is_of_launcher() else 0)
-    return World(rank, size, device, watchdog, ranks_on(card, cards))
+    return World(rank, size, device, watchdog, ranks_on(gpu, gpus))
 
 
-def _meet(card: RankGpu, timeout_seconds: float) -> tuple[list[RankGpu], dist.Store]:
+def _meet(gpu: RankGpu, timeout_seconds: float) -> tuple[list[RankGpu], dist.Store]:
     """Make the process group.
 
     Returns the ranks' GPUs, which determine its backend and so are exchanged first, and a second connection to the
@@ -189,8 +189,8 @@ def _meet(card: RankGpu, timeout_seconds: float) -> tuple[list[RankGpu], dist.St
             server.set_timeout(timeout)
             prefix = "default_pg"
         store = dist.PrefixStore(prefix, server)
-        cards = exchange_cards(store, card, rank, size)
-        if rank == 0 and is_shared(cards):
+        gpus = exchange_gpus(store, gpu, rank, size)
+        if rank == 0 and is_shared(gpus):
             print("several ranks are on one GPU: they talk over gloo, slowly; for trying out only", file=sys.stderr)
         if rank == 0:
             store.set("board", os.urandom(8).hex())  # a restart must not read messages of the previous attempt
@@ -198,8 +198,8 @@ def _meet(card: RankGpu, timeout_seconds: float) -> tuple[list[RankGpu], dist.St
         board = dist.PrefixStore(f"board {store.get('board').decode()}", second)
         sign_in(board, rank)
         # the watchdog's timeout applies instead: it sees progress, and prints where the ranks wait
-        dist.init_process_group(_backend(cards), store=store, rank=rank, world_size=size, timeout=FOR_EVER)
-        return cards, board
+        dist.init_process_group(_backend(gpus), store=store, rank=rank, world_size=size, timeout=FOR_EVER)
+        return gpus, board
     except dist.DistError as error:
         raise OSError(
             f"the ranks could not meet at {host}:{port}: {str(error).splitlines()[0]} (another program may have the "
@@ -229,8 +229,8 @@ def stop_world(world: World) -> None:
         dist.destroy_process_group()
 
 
-def _backend(cards: Sequence[RankGpu]) -> str:
+def _backend(gpus: Sequence[RankGpu]) -> str:
     """The backend for ranks on these GPUs; a rank on the CPU needs to know none but its own."""
-    if RankGpu() in cards or is_shared(cards):  # NCCL refuses two ranks on one GPU
+    if RankGpu() in gpus or is_shared(gpus):  # NCCL refuses two ranks on one GPU
         return "gloo"
     return "cpu:gloo,cuda:nccl"
