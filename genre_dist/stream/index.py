@@ -54,8 +54,7 @@ class DamagedArrayError(ValueError):
 def load_array(path: AnyPath, most: int | None = None) -> NDArray[Any]:
     """An array that np.save wrote: a local file is mapped, a remote one of at most `most` bytes is read.
 
-    Raises OSError or ValueError if it cannot be read, and DamagedArrayError, before memory is allocated, if it is no
-    array.
+    Raises OSError or ValueError if it is unreadable, DamagedArrayError, before allocating memory, if it is no array.
     """
     if not isinstance(path, Path):
         return array_in(read_bytes(path, most))

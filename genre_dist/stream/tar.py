@@ -50,8 +50,7 @@ def padded(size: int) -> int:
 def header(name: str, size: int) -> bytes:
     """The 512-byte USTAR header of a regular file with mtime 0 and no owner, the same on every machine.
 
-    (A sample has three; tarfile takes 27 us for one, this function 4.) Raises ValueError if the name or size is too
-    long for such a header.
+    (A sample has three; tarfile takes 27 us for one, this function 4.) Raises ValueError if name or size do not fit.
     """
     encoded = name.encode()
     if len(encoded) > 100 or size >> 33:  # the name must be split, or nothing fits
@@ -78,7 +77,7 @@ def entries(buffer: bytes | memoryview) -> Iterator[Member]:
     """
     view = memoryview(buffer)
     position, first = 0, 0
-    fields: dict[str, str] = {}  # fields of the next member, from extension headers
+    fields: dict[str, str] = {}  # of the next member, from extension headers
     while position + BLOCK <= len(view):
         name, digits, kind, link, magic, prefix = _HEADER.unpack_from(
             view, position

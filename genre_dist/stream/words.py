@@ -39,8 +39,7 @@ def load_words(path: AnyPath, sha256: str = "") -> dict[str, int]:
 def load_vectors(folder: AnyPath, text: Text) -> NDArray[np.float32] | None:
     """The word vectors that a manifest's `text` describes, float32 [words, dim], mapped if they are local.
 
-    None if the shards have none. Raises ValueError, before memory is allocated, if the file is missing, damaged or a
-    different one.
+    None if the shards have none. Raises ValueError, before allocating memory, if the file is missing, damaged or wrong.
     """
     if text["vectors"] is None or text["dim"] is None:
         return None
