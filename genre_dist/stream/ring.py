@@ -258,7 +258,7 @@ def _start_worker(start: WorkerSetup) -> tuple[subprocess.Popen[bytes], Connecti
     Multiprocessing would import the user's main module again, and keep a tracker process and named semaphores. A fork
     is unsafe: the trainer has threads and perhaps a GPU.
     """
-    parent_end, child_end = Pipe()
+    parent, child = Pipe()
     by_main = threading.current_thread() is threading.main_thread()
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -268,12 +268,12 @@ def _start_worker(start: WorkerSetup) -> tuple[subprocess.Popen[bytes], Connecti
     }
     try:
         process = subprocess.Popen(
-            [sys.executable, "-c", f"from genre_dist.stream.worker import main; main({child_end.fileno()}, {by_main})"],
-            pass_fds=[child_end.fileno(), start.memory],
+            [sys.executable, "-c", f"from genre_dist.stream.worker import main; main({child.fileno()}, {by_main})"],
+            pass_fds=[child.fileno(), start.memory],
             stdin=subprocess.DEVNULL,
             env=environment,
         )
     finally:
-        child_end.close()
-    parent_end.send(start)
-    return process, parent_end
+        child.close()
+    parent.send(start)
+    return process, parent
