@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from genre_dist.config import Config
 
-Effect = Literal["fixed", "start", "told", "free"]
+Effect = Literal["fixed", "start", "recorded", "free"]
 
 EFFECTS: Mapping[Effect, tuple[str, ...]] = {
     # how the weights are to be read, what fits them, and the order of the samples: refused for a run that has steps
@@ -23,8 +23,8 @@ EFFECTS: Mapping[Effect, tuple[str, ...]] = {
     ),
     # where the weights began: a run that has steps keeps its own
     "start": ("model.text.weights", "model.poster.weights"),
-    # how the weights are trained on, and for how long: told, and in the record with the step from which it holds
-    "told": (
+    # how the weights are trained on, and for how long: printed, and in the record with the first step it applies to
+    "recorded": (
         *("data.micro_batch", "data.crop_scale", "data.crop_ratio", "data.flip", "data.decode"),
         *("model.text.dropout", "model.text.unfreeze_at", "model.poster.unfreeze_at", "loss"),
         *("optim.text_lr", "optim.poster_lr", "optim.heads_lr", "optim.weight_decay", "optim.betas", "optim.schedule"),

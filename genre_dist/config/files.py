@@ -17,14 +17,14 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsin
 from genre_dist.atomic import atomic_file
 from genre_dist.config import Config
 from genre_dist.config.rules import near
-from genre_dist.config.run import CONFIG, FACTS, RECORD, WEIGHTS
+from genre_dist.config.run import CONFIG, METADATA, RECORD, WEIGHTS
 from genre_dist.config.trust import refuse_foreign_code
 from genre_dist.printable import printable
 
 DEFAULT_FILE = "configs/end_to_end.yaml"
 MOST_BYTES, MOST_VALUES = 100_000, 10_000
 """A file of settings above these is none; one of a run has 2,000 bytes and 100 values."""
-_OF_A_RUN = ("checkpoints/step-*", RECORD, FACTS, WEIGHTS)
+_OF_A_RUN = ("checkpoints/step-*", RECORD, METADATA, WEIGHTS)
 """What lies beside the config.yaml of a run, at least one of them."""
 _SWITCHES = ("config", "dry_run", "trust_code", "help", "print_config")
 """Options that are no settings."""

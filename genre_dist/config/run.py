@@ -6,7 +6,7 @@ from typing import Literal
 from genre_dist.config.rules import require
 from genre_dist.config.training import Metric
 
-CONFIG, RECORD, FACTS, WEIGHTS = "config.yaml", "metrics.jsonl", "model.json", "model.safetensors"
+CONFIG, RECORD, METADATA, WEIGHTS = "config.yaml", "metrics.jsonl", "model.json", "model.safetensors"
 """Files of a run's folder: its configuration, its record, what its model was trained on, and the model."""
 
 

@@ -12,7 +12,7 @@ from genre_dist.config.run import CONFIG, WEIGHTS
 from genre_dist.config.trust import refuse_foreign_code
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.poster import load_state
-from genre_dist.training.model_files import read_facts, read_weights, read_words
+from genre_dist.training.model_files import read_metadata, read_weights, read_words
 
 
 class Run(NamedTuple):
@@ -39,7 +39,7 @@ def load_run(folder: Path, device: torch.device, trust_code: bool = False) -> Ru
     config = load_config(file)
     if not trust_code:
         refuse_foreign_code(config, file)
-    facts = read_facts(folder)
+    facts = read_metadata(folder)
     if changed := changes(facts.settings, trained_with(config), "fixed"):
         raise ValueError(f"{file}: the weights were not trained with {describe(changed)}; put that back")
     words, weights = read_words(folder, facts), read_weights(folder, facts)

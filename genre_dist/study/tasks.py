@@ -13,7 +13,7 @@ from genre_dist.compare.alike import differing
 from genre_dist.config import Config, derive_batches
 from genre_dist.config.continuing import settings as flat
 from genre_dist.config.files import load_config, parse_config
-from genre_dist.config.run import CONFIG, FACTS, WEIGHTS
+from genre_dist.config.run import CONFIG, METADATA, WEIGHTS
 from genre_dist.stream.manifest import FILE as MANIFEST
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.study.schema import StagePlan, Study
@@ -157,7 +157,7 @@ def _trained(stage: Stage, shards: Path) -> Callable[[], bool]:
                 "--out, or remove the folder"
             )
         same_length = (there.train.steps, there.train.epochs) == (stage.config.train.steps, stage.config.train.epochs)
-        return same_length and _says(stage.run / FACTS, "data_fingerprint", load_manifest(shards).fingerprint)
+        return same_length and _says(stage.run / METADATA, "data_fingerprint", load_manifest(shards).fingerprint)
 
     return done
 

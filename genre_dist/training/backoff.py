@@ -1,10 +1,10 @@
 """Micro-batches that fit: the planner's to begin with, halved on all ranks together when memory runs out.
 
-Ranks must run out of memory together, or those that did not wait for the others for ever. So in *careful* steps nothing
-is exchanged until every rank is through its micro-batches: then they agree, and a blank sample of weight 0 carries the
-exchange of gradients. A step that failed is taken again from its beginning with the same samples in smaller pieces.
-Careful steps give up computing beside communicating, so several ranks take them only at the start and after halving; a
-single rank is always careful, it costs nothing there.
+If one rank ran out of memory alone, the others would wait for its gradients for ever. So *deferred* steps exchange no
+gradients until every rank has computed all its micro-batches: then the ranks agree, and a blank sample of weight 0
+carries the exchange. A failed step is repeated with the same samples in smaller micro-batches. Deferred steps do not
+overlap computation and communication, so several ranks take them only at the start and after halving; for a single rank
+they cost nothing, and it takes no others.
 """
 
 import gc
@@ -25,7 +25,7 @@ from genre_dist.training.out_of_memory import is_out_of_memory
 from genre_dist.training.ranks import memory_to_plan
 from genre_dist.training.step import OutOfMemoryTogetherError, StepResult
 
-CAREFUL_STEPS = 20
+DEFERRED_STEPS = 20
 NOTE = "micro_batch"
 """File in a run's folder: the largest micro-batch that is still to be tried there."""
 
@@ -36,10 +36,10 @@ def may_split(config: Config, world: World) -> bool:
 
 
 def planned_config(config: Config, world: World) -> Config:
-    """On a GPU, `data.micro_batch: auto` as a number: the planner's, at most what an earlier start found to fit.
+    """On a GPU, `data.micro_batch: auto` becomes the planner's number, at most what an earlier start found to fit.
 
-    The same on all ranks. Elsewhere, and for a model the planner cannot follow, which it says, the configuration as it
-    is. Raises ValueError as `choose_precision` does.
+    All ranks get the same. Without a GPU, and for a model that the planner cannot trace (a message says so), the
+    configuration stays unchanged. Raises ValueError as `choose_precision` does.
     """
     if not may_split(config, world):
         return config
@@ -72,44 +72,42 @@ def _noted(note: Path) -> int | None:
 
 
 class Backoff:
-    """Takes steps, in smaller and smaller pieces if it must be.
+    """Takes steps, in smaller and smaller micro-batches if memory runs out.
 
-    `note` is called when memory has run out, while what filled it is still there.
+    `note` is called when memory has run out, before the tensors that filled it are freed.
     """
 
     def __init__(self, experiment: Experiment, folder: Path, note: Callable[[], None] = lambda: None) -> None:
         config, self.world = experiment.config, experiment.world
         self.experiment, self.folder, self._note = experiment, folder, note
-        self.piece = experiment.compute.micro_batch
+        self.micro_batch = experiment.compute.micro_batch
         self._kept: list[tuple[list[Tensor], list[Tensor]]] | None = None  # buffers and copies, by their type
         synchronised = config.model.poster.batch_norm == "sync" and config.model.uses_poster
         exchanges_inside = strategy_name(config, self.world.size) not in ("single", "ddp") or synchronised
         self.can_repeat = self.world.size == 1 or not exchanges_inside
-        self.careful_steps = CAREFUL_STEPS
+        self.deferred_steps = DEFERRED_STEPS
 
     def step(self, micro_batches: list[Batch], take: Callable[..., StepResult], seed: int) -> StepResult:
-        """Take a step, `take(micro_batches, piece, careful=..., failed=...)`, with this seed for dropout.
+        """Take a step, `take(micro_batches, size, deferred=..., failed=...)`, with this seed for dropout.
 
-        ValueError if not even single samples fit. MemoryError where ranks cannot agree to take it again: a new start
-        takes smaller pieces, and torchrun makes one."""
+        Raises ValueError if not even single samples fit; MemoryError where the ranks cannot agree to repeat the step:
+        torchrun restarts them, with smaller micro-batches.
+        """
         if not self.experiment.compute.splits:
             torch.manual_seed(seed)
-            return take(micro_batches, self.piece)
-        careful = self.can_repeat and (self.world.size == 1 or self.careful_steps > 0)
-        self.careful_steps -= 1
+            return take(micro_batches, self.micro_batch)
+        deferred = self.can_repeat and (self.world.size == 1 or self.deferred_steps > 0)
+        self.deferred_steps -= 1
         while True:
-            if careful:
+            if deferred:
                 self._keep_buffers()
-            pieces = [
-                piece
-                for batch in micro_batches
-                for piece in split(batch, self.experiment.compute.micro_batch, self.piece)
-            ]
+            whole = self.experiment.compute.micro_batch
+            parts = [part for batch in micro_batches for part in split(batch, whole, self.micro_batch)]
             problem = None
             try:
                 torch.manual_seed(seed)
-                result: StepResult | None = take(pieces, self.piece, careful=careful, failed=self._note)
-            except OutOfMemoryTogetherError:  # dealt with below: an exception's frames hold on to tensors
+                result: StepResult | None = take(parts, self.micro_batch, deferred=deferred, failed=self._note)
+            except OutOfMemoryTogetherError:  # handled below: an exception's frames hold on to tensors
                 result = None
             except RuntimeError as error:
                 if not is_out_of_memory(error):
@@ -117,20 +115,20 @@ class Backoff:
                 self._note()
                 result, problem = None, str(error).partition(". ")[0]
             if result is not None:
-                for batch in micro_batches:  # its memory is needed until the last piece is copied
-                    batch.copied = pieces[-1].copied
+                for batch in micro_batches:  # its memory is needed until the last part is copied
+                    batch.copied = parts[-1].copied
                 return result
             self._halve()
             if problem is not None:
                 raise MemoryError(
                     f"out of memory ({problem}); the other ranks could not be told. Start again: the run goes on from "
-                    f"its newest checkpoint with micro-batches of {self.piece}"
+                    f"its newest checkpoint with micro-batches of {self.micro_batch}"
                 )
             self._restore_buffers()
 
     @torch.no_grad()
     def _keep_buffers(self) -> None:
-        """Note the buffers, BatchNorm's statistics, as they are before a step that may fail."""
+        """Copy the buffers (BatchNorm's statistics) before a step that may fail."""
         if self._kept is None:
             by_type: dict[torch.dtype, list[Tensor]] = {}
             for buffer in self.experiment.model.buffers():
@@ -145,27 +143,27 @@ class Backoff:
             torch._foreach_copy_(own, copies)
 
     def _halve(self) -> None:
-        """The next smaller size of pieces, noted for the next start. ValueError if there is none."""
-        if self.piece == 1:
+        """Take the next smaller micro-batch and note it for the next start. Raises ValueError if there is none."""
+        if self.micro_batch == 1:
             raise ValueError(
                 "out of memory with micro-batches of one sample; `genre-dist plan` shows what fits: bf16, "
                 "train.activation_checkpointing, a sharding strategy, or a smaller data.image_size"
             )
         whole = self.experiment.compute.micro_batch
-        self.piece = max(n for n in range(1, self.piece // 2 + 1) if whole % n == 0)
-        self.careful_steps = CAREFUL_STEPS
+        self.micro_batch = max(n for n in range(1, self.micro_batch // 2 + 1) if whole % n == 0)
+        self.deferred_steps = DEFERRED_STEPS
         self.world.allow(LONGEST_ALLOWED)  # a compiled model is compiled anew for the smaller size
         if self.world.device.type == "cuda":
             gc.collect()  # what failed may still hold on to its tensors
             torch.cuda.empty_cache()
         with atomic_file(self.folder / NOTE, "w") as file:
-            file.write(str(self.piece))
+            file.write(str(self.micro_batch))
         if self.world.is_first:
-            print(f"out of memory: micro-batches of {self.piece} from now on", flush=True)
+            print(f"out of memory: micro-batches of {self.micro_batch} from now on", flush=True)
 
 
-def split(batch: Batch, whole: int, piece: int) -> list[Batch]:
-    """A micro-batch of up to `whole` samples in whole/piece parts, the last ones perhaps empty, as views."""
-    if piece == whole:
+def split(batch: Batch, whole: int, size: int) -> list[Batch]:
+    """A micro-batch of up to `whole` samples in whole/size parts, the last ones perhaps empty, as views."""
+    if size == whole:
         return [batch]
-    return [part_of(batch, slice(first, first + piece)) for first in range(0, whole, piece)]
+    return [part_of(batch, slice(first, first + size)) for first in range(0, whole, size)]

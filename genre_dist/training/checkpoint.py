@@ -1,10 +1,10 @@
 """Checkpoints that are whole or absent: written aside, marked complete, renamed; resume takes the newest whole one.
 
-The mark of completeness notes size and checksum of every file; what has other bytes when it is read is damaged.
-The tensors are stored by torch.distributed.checkpoint under the parameters' names, so they load at any world size and
-with any strategy. Learning rates and the like follow from the configuration and the step. torch keeps its table of
-contents as a pickle; that is read here with an unpickler that knows the few harmless classes such a table consists of,
-and only tensors are stored, so nothing in a checkpoint can run code.
+The file COMPLETE notes size and checksum of every file; a file with other bytes is damaged.
+torch.distributed.checkpoint stores the tensors under the parameters' names, so they load at any world size and with any
+strategy. Learning rates and the like follow from the configuration and the step. torch keeps its table of contents as a
+pickle; an unpickler reads it that knows only the few harmless classes of such a table, and only tensors are stored, so
+nothing in a checkpoint can run code.
 """
 
 import io
@@ -37,7 +37,7 @@ from genre_dist.printable import printable
 from genre_dist.training.ema import TrainState
 from genre_dist.validation import Count, FileName, is_file_name, read_json
 
-COMPLETE, FACTS = "COMPLETE", "facts.json"
+COMPLETE, METADATA = "COMPLETE", "facts.json"
 _DAMAGED = "the checkpoint is damaged: copy it again, or remove it to go on from the one before"
 _HARMLESS = {
     "torch.distributed.checkpoint.metadata": {
@@ -66,7 +66,7 @@ _HARMLESS = {
 
 @dataclass(frozen=True)
 class _Noted:
-    """A file of a checkpoint as it was written."""
+    """Size and checksum of a checkpoint's file when it was written."""
 
     bytes: Count
     crc32: Count | None = None
@@ -78,17 +78,23 @@ class Saved(NamedTuple):
     path: Path
     step: int
     """Optimizer steps done when it was written."""
-    facts: dict[str, Any]
-    """What was saved beside the tensors."""
+    metadata: dict[str, Any]
+    """Saved beside the tensors: identity of data and order, settings, step, world size."""
 
 
 def write_checkpoint(
-    folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any], world: World, token: str, group: Any = None
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    metadata: dict[str, Any],
+    world: World,
+    token: str,
+    group: Any = None,
 ) -> None:
     """Write `folder/step-NNNNNNNN`, all ranks together, each its share of the state (see `Strategy.state_dict`).
 
-    The ranks talk over `group` (the default one without), so that this may happen beside the training. `token` makes
-    the name under which it is written aside unique. Raises OSError if it cannot be written.
+    The ranks communicate over `group` (by default the training's), so that a save can run beside the training. `token`
+    makes the temporary name unique. Raises OSError if the checkpoint cannot be written.
     """
     final = checkpoint_path(folder, step)
     partial = final.with_name(f"{final.name}.{token}.partial")
@@ -97,7 +103,7 @@ def write_checkpoint(
             writer = FileSystemWriter(partial)
             dcp.save(state, storage_writer=writer, no_dist=world.size == 1, process_group=group)
         if world.is_first:
-            _complete(partial, final, facts | {"step": step, "world": world.size}, world.progress)
+            _complete(partial, final, metadata | {"step": step, "world": world.size}, world.progress)
     except (dcp.CheckpointException, OSError) as error:  # the first is no Exception by inheritance; on all ranks
         if world.is_first:
             shutil.rmtree(partial, ignore_errors=True)
@@ -107,10 +113,10 @@ def write_checkpoint(
         ) from None
 
 
-def _complete(partial: Path, final: Path, facts: dict[str, Any], progress: Callable[[], None]) -> None:
-    """Mark what was written aside as whole and give it its name."""
-    with atomic_file(partial / FACTS, "w") as file:
-        json.dump(facts, file, indent=1)
+def _complete(partial: Path, final: Path, metadata: dict[str, Any], progress: Callable[[], None]) -> None:
+    """Mark a checkpoint under its temporary name as complete and rename it."""
+    with atomic_file(partial / METADATA, "w") as file:
+        json.dump(metadata, file, indent=1)
     noted = {
         path.name: asdict(_Noted(path.stat().st_size, checksum(path, progress))) for path in sorted(partial.iterdir())
     }
@@ -128,14 +134,14 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def new_token() -> str:
-    """A name for what this process writes aside: `<host>-<pid>-<random>`, see `remove_leftovers`."""
+    """Part of this process's temporary names: `<host>-<pid>-<random>`, see `remove_leftovers`."""
     return f"{platform.node()[:64] or 'host'}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what savers that were killed left lying about.
+    """Delete the unfinished checkpoints of processes that were killed.
 
-    Those of this host are known by their process; those of others are given an hour, as they may still be written.
+    On this host a process id tells; checkpoints of other hosts are deleted after an hour without a write.
     """
     for partial in folder.glob("step-*.partial"):
         host, _, pid = partial.suffixes and partial.name.split(".", 1)[1].rpartition("-")[0].rpartition("-")
@@ -151,9 +157,9 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_old(folder: Path, step: int, keep: int, spared: int | None) -> None:
-    """Once a step's checkpoint is whole: delete all before it but the newest `keep`, it included, and that of `spared`.
+    """Once a step's checkpoint is whole, delete older ones except the newest `keep` (with this one) and step `spared`.
 
-    Those of later steps were passed over as damaged: they stay until the run gets there again, and count for nothing.
+    Checkpoints of later steps were skipped as damaged: they do not count, and stay until the run gets there again.
     """
     last = checkpoint_path(folder, step)
     named = sorted(path for path in folder.glob("step-*") if path.suffix != ".partial" and path <= last)
@@ -166,7 +172,7 @@ def remove_old(folder: Path, step: int, keep: int, spared: int | None) -> None:
 def newest_checkpoint(folder: Path, progress: Callable[[], None] = lambda: None) -> tuple[Saved | None, list[str]]:
     """The newest whole checkpoint, if any, and the names of newer ones that are damaged.
 
-    It reads all their bytes; `progress` is called on the way.
+    This reads all their bytes and calls `progress` on the way.
     """
     damaged: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
@@ -178,9 +184,9 @@ def newest_checkpoint(folder: Path, progress: Callable[[], None] = lambda: None)
 
 
 def read_saved(path: Path, progress: Callable[[], None] = lambda: None) -> Saved:
-    """A checkpoint that is marked complete, its files as they were written (before checksums: of the same sizes).
+    """A complete checkpoint whose files have the noted sizes and checksums (older ones have sizes only).
 
-    Raises ValueError if it is not, OSError if it cannot be read.
+    Raises ValueError if it is damaged or incomplete, OSError if it cannot be read.
     """
     for name, noted in _read_mark(path).items():
         file = path / name
@@ -190,15 +196,15 @@ def read_saved(path: Path, progress: Callable[[], None] = lambda: None) -> Saved
             or (noted.crc32 is not None and checksum(file, progress) != noted.crc32)
         ):
             raise ValueError(f"{file}: other bytes than were written; {_DAMAGED}")
-    facts = read_json(dict[str, Any], path / FACTS, _DAMAGED)
-    step = facts.get("step")
+    metadata = read_json(dict[str, Any], path / METADATA, _DAMAGED)
+    step = metadata.get("step")
     if not isinstance(step, int) or checkpoint_path(path.parent, step) != path:
-        raise ValueError(f"{path / FACTS}: not of the step that the folder is named for; {_DAMAGED}")
-    return Saved(path, step, facts)
+        raise ValueError(f"{path / METADATA}: not of the step that the folder is named for; {_DAMAGED}")
+    return Saved(path, step, metadata)
 
 
 def is_as_written(path: Path) -> bool:
-    """Whether a checkpoint can be read as it was written; a look at all its bytes."""
+    """Whether a checkpoint is complete and undamaged; reads all its bytes."""
     try:
         return read_saved(path) is not None
     except (OSError, ValueError):
@@ -206,7 +212,7 @@ def is_as_written(path: Path) -> bool:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint is marked complete and all its files have the sizes noted then; a quick look."""
+    """Whether a checkpoint is marked complete and all its files have the noted sizes; reads no tensors."""
     try:
         return all((path / name).stat().st_size == noted.bytes for name, noted in _read_mark(path).items())
     except (OSError, ValueError):
@@ -214,23 +220,23 @@ def is_whole(path: Path) -> bool:
 
 
 def checksum(path: Path, progress: Callable[[], None] = lambda: None) -> int:
-    """CRC-32 of a file: as fast as it is read, and no accident goes unnoticed. `progress` is called every MB."""
+    """CRC-32 of a file, as fast as reading it; calls `progress` every MB."""
     value = 0
     with open(path, "rb", buffering=0) as file:
-        while piece := file.read(1 << 20):
-            value = zlib.crc32(piece, value)
+        while chunk := file.read(1 << 20):
+            value = zlib.crc32(chunk, value)
             progress()
     return value
 
 
 def _read_mark(path: Path) -> dict[str, _Noted]:
-    """The files of a checkpoint that is marked complete; older ones noted the sizes only."""
+    """The noted files of a complete checkpoint; older checkpoints noted sizes only."""
     mark = read_json(dict[FileName, Count | _Noted], path / COMPLETE, _DAMAGED)
     return {name: _Noted(noted) if isinstance(noted, int) else noted for name, noted in mark.items()}
 
 
 def load_weights(saved: Saved) -> dict[str, torch.Tensor]:
-    """The model's tensors of a checkpoint, averaged ones if it has them, read by this process alone.
+    """The model's tensors of a checkpoint, averaged if it has averages; this process alone reads them.
 
     Raises ValueError if it is damaged.
     """
@@ -272,14 +278,14 @@ def load_checkpoint(saved: Saved, state: Strategy | TrainState, world: World) ->
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """That a single process saves or loads by itself is no news."""
+    """Silence torch's warning that a single process saves or loads by itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
 
 
 def _refuse_leftovers(tensors: dict[str, Any], metadata: Metadata) -> None:
-    """torch reads what it is asked for; a checkpoint with more in it than that is one of another model."""
+    """Raise ValueError for a checkpoint with more tensors than the model has: torch would ignore them."""
     own = flatten_state_dict(tensors)[0]
     if left := sorted(set(metadata.state_dict_metadata) - set(own)):
         raise ValueError(f"it also holds {', '.join(left[:3])}{' ...' if len(left) > 3 else ''}")
@@ -291,7 +297,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _enum_member(enum: Any, name: Any) -> Enum:
-    """What `getattr` may do in a table of contents: Python 3.11.2, Debian's, pickles members of enums with it."""
+    """The one allowed use of `getattr` in a pickle: Python 3.11.2 (Debian's) pickles members of enums with it."""
     if not (isinstance(enum, type) and issubclass(enum, Enum)):
         raise pickle.UnpicklingError("its table of contents asks for an attribute, which is not to be trusted")
     return enum[name]
@@ -310,7 +316,7 @@ class _TensorReader(FileSystemReader):
     """torch's reader with the safe unpickler in place of the plain one."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        written = (Path(self.path) / ".metadata").read_bytes()  # a stream over them gives no more than there is
+        written = (Path(self.path) / ".metadata").read_bytes()  # a stream over bytes gives no more than the file has
         metadata = _MetadataUnpickler(io.BytesIO(written)).load()
         if not all(is_file_name(stored.relative_path) for stored in metadata.storage_data.values()):
             raise pickle.UnpicklingError("its table of contents names files elsewhere")

@@ -1,7 +1,7 @@
-"""When a run saves and what it keeps: every so many steps and minutes, in the background, the newest and the best.
+"""Saving at intervals of steps and minutes, in the background; the newest and the best checkpoints are kept.
 
-A save stops the training only while the state is copied to the host's memory; a thread writes the copy, the ranks
-talking over a process group of their own. The next save, and the end of the run, wait for it.
+A save stops the training only while the state is copied to the host's memory; a thread writes the copy, and the ranks
+communicate over a process group of its own. The next save, and the end of the run, wait for it.
 """
 
 import math
@@ -50,7 +50,7 @@ class Best(NamedTuple):
 class CheckpointManager:
     """Saves the state of a training into a folder, all ranks together.
 
-    `facts` are stored in every checkpoint. Every rank calls every method equally often, in the same order, unless it
+    Every checkpoint stores `metadata`. All ranks call every method equally often, in the same order, unless the method
     says otherwise.
     """
 
@@ -60,10 +60,10 @@ class CheckpointManager:
         state: Strategy | TrainState,
         world: World,
         config: CheckpointConfig,
-        facts: dict[str, Any],
+        metadata: dict[str, Any],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.folder, self.state, self.world, self.config, self.facts = folder, state, world, config, facts
+        self.folder, self.state, self.world, self.config, self.metadata = folder, state, world, config, metadata
         self.best = read_best(folder) if world.is_first else None
         if self.best is not None and self.best.metric != config.best_metric:
             self.best = None
@@ -80,22 +80,22 @@ class CheckpointManager:
         return minutes is not None and self.world.is_first and self._clock() - self._last >= 60 * minutes
 
     def due(self, step: int) -> bool:
-        """Whether to save after this step: its number says so, or it is the best so far. Any rank at any time."""
+        """Whether to save after this step: by `every_steps`, or as the best so far. Any rank may call it any time."""
         every = self.config.every_steps
         return self._best_step == step or (every is not None and step % every == 0)
 
     def prepare(self) -> None:
-        """Make the room for copies, in the background: taken in the first save it would keep training waiting.
+        """Allocate the buffers for copies in the background: in the first save, training would wait for that.
 
-        What is copied meanwhile may be of two steps at once; it is never written.
+        This copy may mix two steps; it is never written.
         """
         if self._staging is not None and self._thread is None:
             self._start(self._staging.copy, self.state.state_dict())
 
     def save(self, step: int) -> None:
-        """Save the state after `step`; returns when it is copied, or, not asynchronous, when it is whole.
+        """Save the state after `step`; returns once it is copied, or, if not asynchronous, once it is written.
 
-        Raises OSError if this checkpoint or, asynchronous, the one before could not be written.
+        Raises OSError if this checkpoint or, if asynchronous, the previous one could not be written.
         """
         self.wait()
         self._last = self._clock()
@@ -114,7 +114,7 @@ class CheckpointManager:
             self.wait()
 
     def wait(self) -> None:
-        """Wait for what is under way, if anything. Raises OSError on all ranks if a save could not be written."""
+        """Wait for a save in progress. Raises OSError on all ranks if it could not be written."""
         if self._thread is None:
             return
         written = -1
@@ -126,13 +126,13 @@ class CheckpointManager:
         if self.world.any(error is not None):
             raise error or OSError("the checkpoint could not be written on another rank")
 
-    def note_evaluation(self, step: int, told: dict[str, Any] | None) -> None:
-        """Note an evaluation (known to rank 0) after `step`: if it is the best so far, that step is kept, or due."""
+    def note_evaluation(self, step: int, metrics: dict[str, Any] | None) -> None:
+        """Note the metrics (of rank 0) after `step`: the best step so far is kept, or due if it is not saved yet."""
         metric, better = self.config.best_metric, False
         if metric is None:
             return
-        if told is not None and told.get(metric) is not None:
-            value, sign = float(told[metric]), -1 if metric == "loss" else 1
+        if metrics is not None and metrics.get(metric) is not None:
+            value, sign = float(metrics[metric]), -1 if metric == "loss" else 1
             better = math.isfinite(value) and (self.best is None or sign * value > sign * self.best.value)
             if better:
                 self.best = Best(step, metric, value)
@@ -143,16 +143,16 @@ class CheckpointManager:
                 self._tidy(step)
 
     def close(self) -> None:
-        """Let a save under way come to its end, if it does so soon. Any rank may call it at any time."""
+        """Wait up to a minute for a save in progress. Any rank may call it at any time."""
         if self._thread is not None:
             self._thread.join(WAIT_AT_THE_END_SECONDS)
         if self._staging is not None:
             self._staging.close()
 
     def _bytes_written(self) -> int:
-        """Of checkpoints that are not whole yet, by all ranks."""
+        """Bytes of unfinished checkpoints, of all ranks."""
         total = 0
-        with suppress(OSError):  # renamed meanwhile: whole
+        with suppress(OSError):  # a finished checkpoint was renamed meanwhile
             for path in self.folder.glob("step-*.partial/*"):
                 total += path.stat().st_size
         return total
@@ -161,7 +161,7 @@ class CheckpointManager:
         return self.world.any(self.world.is_first and is_as_written(checkpoint_path(self.folder, step)))
 
     def _start(self, act: Callable[..., Any], *arguments: Any) -> None:
-        """Act in a thread, on this rank's device: each thread begins on GPU 0, and would take memory of it."""
+        """Run in a thread, on this rank's device: a new thread is on GPU 0 and would take memory there."""
 
         def run() -> None:
             if self.world.device.type == "cuda":
@@ -173,15 +173,15 @@ class CheckpointManager:
 
     def _write(self, step: int, state: dict[str, Any], token: str) -> None:
         try:
-            write_checkpoint(self.folder, step, state, self.facts, self.world, token, self._group)
+            write_checkpoint(self.folder, step, state, self.metadata, self.world, token, self._group)
             self._tidy(step)
-        except Exception as error:  # whatever it is belongs to the training's thread
+        except Exception as error:  # the training's thread raises it in `wait`
             self._error = error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}")
-            if self.world.is_first and self._staging is not None:  # it is raised only when the next one is due
+            if self.world.is_first and self._staging is not None:  # `wait` raises it only at the next save
                 print(f"warning: {printable(error)}", file=sys.stderr, flush=True)
 
     def _tidy(self, step: int) -> None:
-        """On rank 0, once the step's checkpoint is whole: note it if it is the best, and delete old ones."""
+        """On rank 0, after a step's checkpoint is written: note it if it is the best, and delete old ones."""
         if self.world.is_first:
             if self.best is not None and self.best.step == step:
                 write_sealed(self.folder / BEST, self.best._asdict())
@@ -190,9 +190,9 @@ class CheckpointManager:
 
 
 def read_best(folder: Path) -> Best | None:
-    """Which checkpoint of a folder is the best, if one is kept as such and is whole.
+    """The best checkpoint of a folder, if one is noted and whole.
 
-    Raises ValueError if the note of it is damaged.
+    Raises ValueError if the note is damaged.
     """
     if not (folder / BEST).is_file():
         return None

@@ -1,4 +1,4 @@
-"""Only algorithms that give the same bits every time, or else the fastest."""
+"""Deterministic algorithms, or the fastest ones."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Within it, torch takes deterministic algorithms, and raises RuntimeError where it has none.
+    """If wanted, torch takes deterministic algorithms in this context, and raises RuntimeError where it has none.
 
     Otherwise cuDNN tries out which algorithm is fastest, once for every shape.
     """

@@ -1,7 +1,7 @@
-"""An exponential moving average of the weights, kept beside the ones that are trained.
+"""An exponential moving average (EMA) of the weights, kept beside the trained ones.
 
-What is averaged is a set of tensors under the parameters' names, each laid out as the strategy lays out the parameter
-itself (whole, or this rank's part), so any strategy whose model shows its weights can have it.
+The averages are tensors under the parameters' names, each laid out as the strategy lays out the parameter itself
+(whole, or this rank's shard), so any strategy whose model exposes its weights can have them.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ STEPS = "steps"
 class Average:
     """The average of a model's weights and of BatchNorm's running statistics.
 
-    Everything that is trained, now or later, has to have its gradient turned on when this is made.
+    Parameters that train now or later must require gradients when this is constructed.
     """
 
     def __init__(self, model: nn.Module, decay: float, world: World) -> None:
@@ -34,7 +34,7 @@ class Average:
         self._live = live
         self.tensors = {name: tensor.detach().clone() for name, tensor in live.items()}
         spread = {name for name, tensor in live.items() if isinstance(tensor, DTensor)}
-        self._lists = [  # averages and what they follow, of one kind each; kept, as there are some thousand tensors
+        self._lists = [  # averages and weights, plain tensors and DTensors apart; built once, as there are thousands
             ([self.tensors[name] for name in names], [live[name] for name in names])
             for names in ([name for name in live if name not in spread], [name for name in live if name in spread])
             if names
@@ -43,7 +43,7 @@ class Average:
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Move the average towards the weights, after a step: by little, at the start of a run by more."""
+        """Move the average towards the weights after a step; the decay is smaller at the start of a run."""
         done = int(self.steps)
         share = 1 - min(self.decay, (1 + done) / (10 + done))
         self.steps += 1
@@ -52,7 +52,7 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within it, the model has the averaged weights; after it, bit for bit those it had."""
+        """A context in which the model has the averaged weights; afterwards it has its own again, bit for bit."""
         self._swap()
         try:
             yield
@@ -86,18 +86,18 @@ class Average:
 
 
 class TrainState:
-    """What a run saves and exports: a strategy's weights and moments and, where it is kept, the weights' average."""
+    """The state that a run saves and exports: weights, optimizer states and, if there is one, the weights' average."""
 
     def __init__(self, strategy: Strategy, average: Average | None = None) -> None:
         self.strategy, self.average = strategy, average
 
     def follow(self) -> None:
-        """Called after every step."""
+        """Update the average; called after every step."""
         if self.average is not None:
             self.average.follow()
 
     def evaluated(self) -> AbstractContextManager[None]:
-        """Within it, the model has the weights that are evaluated and exported."""
+        """A context in which the model has the weights that are evaluated and exported."""
         return nullcontext() if self.average is None else self.average.in_place()
 
     def sync_buffers(self) -> None:
@@ -112,18 +112,18 @@ class TrainState:
         return self.strategy.state_dict() | ema
 
     def blank_state(self) -> dict[str, Any]:
-        """Tensors to read a whole checkpoint into: the average's are its own."""
+        """Tensors to load a checkpoint into; the averages are loaded in place."""
         if self.average is None:
             return self.strategy.blank_state()
         return self.strategy.blank_state() | {"ema": self.average.tensors | {STEPS: self.average.steps}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what was read into `blank_state()`."""
+        """Take over the tensors that were loaded into `blank_state()`."""
         self.strategy.load_state_dict({part: tensors for part, tensors in state.items() if part != "ema"})
 
     def weights(self) -> dict[str, Tensor]:
         """The weights to export, whole and on the host, on rank 0."""
         if self.average is None:
             return self.strategy.weights()
-        with self.average.in_place():  # copies: a weight on the host is the very tensor that is swapped back
+        with self.average.in_place():  # copies: on a CPU these are the model's own tensors, which are swapped back
             return {name: tensor.clone() for name, tensor in self.strategy.weights().items()}

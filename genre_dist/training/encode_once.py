@@ -1,9 +1,9 @@
-"""Frozen encoders compute every film once; the heads train on what they made of it.
+"""Frozen encoders encode every sample once; the heads train on the encodings.
 
-The encodings lie beside the run's folder, in `encodings/KEY`: KEY is a hash of all that decides them, so another
-network, other weights or other shards never meet an old cache, and runs that differ in their heads share one. Each rank
-makes its share of the shards. A shard is whole or absent, and a whole one is not made again. One run encodes at a time;
-others that need the same wait and use what it has made.
+The encodings are stored beside the run's folder, in `encodings/KEY`. KEY is a hash of everything that decides them, so
+another network, other weights or other shards get another cache, and runs that differ only in their heads share one.
+Each rank encodes its share of the shards. A shard is whole or absent; whole ones are not encoded again. One run encodes
+at a time; other runs that need the same encodings wait for it.
 """
 
 import hashlib
@@ -42,20 +42,21 @@ from genre_dist.training.stopping import Stopped, StopRequest, heed_while_waitin
 from genre_dist.validation import read_json
 
 VERSION = 1
-"""Part of the key; another one when the same weights and posters give other encodings."""
+"""Part of the key; raise it when the same weights and images give other encodings."""
 
 
 class _Report(TypedDict):
-    """What is written when a shard is whole, and read by later starts."""
+    """Written after a shard; later starts know by it that the shard is whole."""
 
     key: str
     shard: Shard
 
 
 def with_encodings(experiment: Experiment, stop: StopRequest) -> Experiment:
-    """The experiment on encodings in place of media, which is said; unchanged where that cannot or need not be.
+    """The experiment on encodings instead of images and texts; unchanged where encodings are off or impossible.
 
-    Raises Stopped if asked to stop on the way (what is whole is kept), ValueError on all ranks if one cannot write.
+    A message says which. Raises Stopped if asked to stop (whole shards stay), ValueError on all ranks if one cannot
+    write.
     """
     config, world = experiment.config, experiment.world
     reason = config.why_not_encoded_once
@@ -75,13 +76,13 @@ def with_encodings(experiment: Experiment, stop: StopRequest) -> Experiment:
 
 @contextmanager
 def _held(folder: Path, world: World, stop: StopRequest) -> Iterator[None]:
-    """Hold the folder on all ranks, once no other run encodes there; what killed ones left in it is removed.
+    """Wait until no other run encodes in the folder and hold it on all ranks; leftovers of killed runs are removed.
 
     Raises Stopped if asked to stop meanwhile, ValueError on all ranks if the folder cannot be used.
     """
-    held, told = _try_to_hold(folder, world)
-    if told:
-        print(f"{told}: waiting for it", flush=True)
+    held, busy = _try_to_hold(folder, world)
+    if busy:
+        print(f"{busy}: waiting for it", flush=True)
     while held is None:
         if world.any(stop.requested()):
             raise Stopped
@@ -94,7 +95,7 @@ def _held(folder: Path, world: World, stop: StopRequest) -> Iterator[None]:
 
 
 def _try_to_hold(folder: Path, world: World) -> tuple[Held | None, str]:
-    """Hold the folder unless another run does; then None, on rank 0 with who that is."""
+    """Hold the folder; None if another run does, with a description of that run on rank 0."""
     lock, busy, problem = None, "", ""
     if world.is_first:
         try:
@@ -111,7 +112,7 @@ def _try_to_hold(folder: Path, world: World) -> tuple[Held | None, str]:
 
 
 def _encode(experiment: Experiment, folder: Path, key: str, stop: StopRequest) -> int:
-    """Make what is not there yet, each rank its share; returns how many films all ranks have encoded."""
+    """Encode the missing shards, each rank its share; returns how many samples all ranks have encoded."""
     world, problem = experiment.world, None
     made, shards = 0, list[Shard]()
     try:
@@ -131,7 +132,7 @@ def _encode(experiment: Experiment, folder: Path, key: str, stop: StopRequest) -
 
 
 def cache_key(experiment: Experiment) -> str:
-    """Identifies the encodings: encoders, their weights, what they are shown, and the type they compute in."""
+    """Hash of the encoders, their weights, their inputs and their precision."""
     config = experiment.config
     about = [
         VERSION,
@@ -152,10 +153,10 @@ def cache_key(experiment: Experiment) -> str:
 
 
 def _encode_share(experiment: Experiment, folder: Path, key: str, stop: StopRequest) -> tuple[int, list[Shard]]:
-    """Make this rank's shards that are not there yet; returns the films encoded and its shards."""
+    """Encode this rank's missing shards; returns the number of samples encoded and all its shards."""
     world, manifest, config = experiment.world, experiment.manifest, experiment.config
     mine = manifest.shards[world.rank :: world.size]
-    films = 0
+    samples = 0
     shards: list[Shard] = []
     with progress_bar() as bar:
         task = bar.add_task("encoding", total=sum(shard.count(config.model.members) for shard in mine))
@@ -172,16 +173,16 @@ def _encode_share(experiment: Experiment, folder: Path, key: str, stop: StopRequ
             for number in pending:
                 if stop.requested():
                     batches.close()
-                    return films, shards
+                    return samples, shards
                 try:
                     reports[number] = _write(experiment, reader, number, batches, folder, key)
                 except Stopped:
-                    return films, shards
-                films += reader.index.sizes[number]
+                    return samples, shards
+                samples += reader.index.sizes[number]
                 bar.advance(task, reader.index.sizes[number])
             batches.close()
             shards += [report for report in reports.values() if report is not None]
-    return films, shards
+    return samples, shards
 
 
 def _chunks(size: int, most: int) -> list[NDArray[np.int64]]:
@@ -189,7 +190,7 @@ def _chunks(size: int, most: int) -> list[NDArray[np.int64]]:
 
 
 def _batches(experiment: Experiment, reader: ShardReader, numbers: list[int], stop: StopRequest) -> Any:
-    """The samples of some shards in stored order, read ahead; no batch reaches over the end of a shard."""
+    """The samples of some shards in stored order, read ahead; no batch spans two shards."""
     most, data = experiment.compute.micro_batch, experiment.config.data
 
     def refs() -> Iterator[SampleRefs]:
@@ -198,14 +199,14 @@ def _batches(experiment: Experiment, reader: ShardReader, numbers: list[int], st
                 yield reader.refs(Rows(np.full(len(rows), number), rows))
 
     workers = data.workers if numbers else 0
-    waiting = partial(heed_while_waiting, stop.requested, True)  # the ranks do not meet before they are through
+    waiting = partial(heed_while_waiting, stop.requested, True)  # ranks do not communicate before all have finished
     return ring.batches(reader, refs(), samples=most, workers=workers, prefetch=data.prefetch, waiting=waiting)
 
 
 def _write(
     experiment: Experiment, reader: ShardReader, number: int, batches: Iterator[Batch], folder: Path, key: str
 ) -> Shard:
-    """Encode one shard: tar, index, then its report, which makes it whole."""
+    """Encode one shard: tar, index, and last the report, which marks it whole."""
     source = reader.manifest.shards_of(reader.split)[number]
     path, size = folder / source.file, reader.index.sizes[number]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -217,15 +218,15 @@ def _write(
         for rows in _chunks(size, experiment.compute.micro_batch):
             lengths = reader.index.records(Rows(np.full(len(rows), number), rows))["tokens"].tolist()
             batch = next(batches)
-            for film, data, length in zip(batch.ids.tolist(), _pieces(experiment, batch), lengths, strict=True):
-                records.append((film, offset, len(data), length, POSTER | OVERVIEW))
+            for sample, data, length in zip(batch.ids.tolist(), _encoded(experiment, batch), lengths, strict=True):
+                records.append((sample, offset, len(data), length, POSTER | OVERVIEW))
                 offset += len(data)
                 file.write(data)
                 digest.update(data)
             experiment.world.progress()
         file.write(tar.END)
         digest.update(tar.END)
-    left_out = [(0, 0, 0, 0, 0)] * (source.samples - size)  # films without what the model needs keep their number
+    left_out = [(0, 0, 0, 0, 0)] * (source.samples - size)  # samples without the model's inputs keep their position
     with atomic_file(index_path(path)) as file:
         save_array(np.array(records + left_out, RECORD), file)
     shard = replace(
@@ -236,8 +237,8 @@ def _write(
     return shard
 
 
-def _pieces(experiment: Experiment, batch: Batch) -> Iterator[bytes]:
-    """Each film of a batch as a piece of a tar of encodings."""
+def _encoded(experiment: Experiment, batch: Batch) -> Iterator[bytes]:
+    """Each sample of a batch as bytes of a tar of encodings."""
     genres = [genre.id for genre in experiment.manifest.genres]
     inputs = to_device(batch, experiment.world.device, whole_pixels(experiment.config.data))
     model = experiment.strategy.model
@@ -245,18 +246,19 @@ def _pieces(experiment: Experiment, batch: Batch) -> Iterator[bytes]:
     with torch.inference_mode(), experiment.train_step.autocast():
         encodings = model.encode(inputs.images, inputs.tokens, inputs.lengths).float().cpu().numpy()  # [n, E]
     faults = iter(batch.faults)
-    for film, encoding, labels, weight in zip(batch.ids.tolist(), encodings, batch.labels, batch.weights, strict=True):
+    samples = zip(batch.ids.tolist(), encodings, batch.labels, batch.weights, strict=True)
+    for sample, encoding, labels, weight in samples:
         chosen = [genres[position] for position in np.flatnonzero(labels)]
-        yield encoded_sample(film, chosen, encoding, None if weight else next(faults))
+        yield encoded_sample(sample, chosen, encoding, None if weight else next(faults))
 
 
-def encoded_sample(film: int, genre_ids: list[int], encoding: NDArray[np.float32], fault: str | None) -> bytes:
-    """The members of one film as a piece of a tar: json, encoding.npy. encoding: float32 [E]."""
-    about = {"tmdb_id": film, "genre_ids": genre_ids} | ({"fault": fault} if fault else {})
-    pieces = []
+def encoded_sample(sample: int, genre_ids: list[int], encoding: NDArray[np.float32], fault: str | None) -> bytes:
+    """The members of one sample as bytes of a tar: json, encoding.npy. encoding: float32 [E]."""
+    about = {"tmdb_id": sample, "genre_ids": genre_ids} | ({"fault": fault} if fault else {})
+    parts = []
     for extension, data in (("json", json.dumps(about).encode()), (ENCODING, array_bytes(encoding))):
-        pieces += [tar.header(f"{film}.{extension}", len(data)), data, bytes(tar.padded(len(data)) - len(data))]
-    return b"".join(pieces)
+        parts += [tar.header(f"{sample}.{extension}", len(data)), data, bytes(tar.padded(len(data)) - len(data))]
+    return b"".join(parts)
 
 
 def _report_path(path: Path) -> Path:
@@ -264,7 +266,7 @@ def _report_path(path: Path) -> Path:
 
 
 def _finished(folder: Path, source: Shard, key: str) -> Shard | None:
-    """A shard that is whole already, else None: then it is made, again if what tells of it is damaged."""
+    """The encoded shard if it is whole, else None: a missing or damaged one is encoded again."""
     path = folder / source.file
     try:
         report = read_json(_Report, _report_path(path), "it is made again")
@@ -277,7 +279,7 @@ def _finished(folder: Path, source: Shard, key: str) -> Shard | None:
 
 
 def _save(experiment: Experiment, folder: Path, key: str, made: dict[str, Shard]) -> None:
-    """The manifest of the encodings, in the order of the shards they are made of, unless it is there already."""
+    """Save the manifest of the encodings, in the order of their source shards, unless it exists already."""
     manifest, model = experiment.manifest, experiment.model
     size = sum(part.encoding_size for part in (model.text, model.poster) if part is not None)
     encodings = replace(

@@ -1,4 +1,4 @@
-"""What a run would cost, without starting it: steps, batches, parameters, memory."""
+"""The cost of a run without starting it: steps, batches, parameters, memory."""
 
 import torch
 
@@ -51,21 +51,21 @@ def estimate(config: Config, world_size: int) -> str:
 
 
 def _gpu_lines(config: Config, batches: Batches, planned: PlannedModel, peak: float) -> list[str]:
-    """What is wrong with this machine's GPU for this run: others fill it, or the ranks' shares are too small for it.
+    """Warnings about this machine's GPU: other processes fill its memory, or the ranks' shares are too small for it.
 
-    `peak` is the GPU's in flops a second; 0 where it is unknown or says nothing, as for compiled networks.
+    `peak` is the GPU's in FLOP/s; 0 where it is unknown or does not apply, as for compiled networks.
     """
-    told = crowded(torch.device("cuda", torch.cuda.current_device()))
-    lines = [f"GPU memory        {told}"] if told else []
+    problem = crowded(torch.device("cuda", torch.cuda.current_device()))
+    lines = [f"GPU memory        {problem}"] if problem else []
     read_from_disk = config.train.cache_encodings != "off" and config.why_not_encoded_once is None
     if peak == 0 or not config.model.uses_poster or read_from_disk:
-        return lines  # such steps are not a convolutional network in eager mode, of which the figures are
+        return lines  # host_bound's figures are for a convolutional network in eager mode
     samples = batches.per_rank if config.data.micro_batch == "auto" else batches.micro
     model = meta_model(config, planned.vocabulary, on_gpu=True)
     flops = training_flops(model, config, torch.device("meta"))
     operations = len(planned.traces[config.train.activation_checkpointing].computed)
-    if told := host_bound(samples, operations, flops, peak):
+    if problem := host_bound(samples, operations, flops, peak):
         larger = "a larger data.global_batch" if samples == batches.per_rank else "a larger data.micro_batch"
         fewer = ", fewer ranks" if config.data.global_batch > batches.per_rank else ""
-        lines.append(f"too few samples   {told}. What helps: {larger}{fewer}, train.compile")
+        lines.append(f"too few samples   {problem}. What helps: {larger}{fewer}, train.compile")
     return lines

@@ -1,4 +1,4 @@
-"""Evaluating a split exactly once per sample on any number of ranks, and what it leaves on disk."""
+"""Evaluating a split exactly once per sample on any number of ranks, and the files of an evaluation."""
 
 import math
 import sys
@@ -40,7 +40,7 @@ class Evaluation(NamedTuple):
 
 
 class _Predicted(NamedTuple):
-    """What one rank has predicted."""
+    """One rank's predictions."""
 
     parts: list[tuple[NDArray[np.int64], Tensor, NDArray[np.bool_]]]  # ids, logits on their way to the host, labels
     faults: list[str]
@@ -48,7 +48,7 @@ class _Predicted(NamedTuple):
 
 
 class Evaluator(NamedTuple):
-    """A model, and how its predictions are computed on all ranks."""
+    """Computes a model's predictions on all ranks."""
 
     model: nn.Module
     config: Config
@@ -56,13 +56,13 @@ class Evaluator(NamedTuple):
     autocast: Callable[[], AbstractContextManager[Any]]
     micro_batch: int
     size: Size | None = None
-    """The one size of batch that a compiled model takes."""
+    """The only batch size that a compiled model takes."""
 
     def evaluate(self, manifest: Manifest, split: str, stop: Callable[[], bool] = lambda: False) -> Evaluation | None:
-        """Predict every sample of a split that has what the model needs, once over all ranks; the result is on rank 0.
+        """Predict every sample of a split that has the model's inputs, once over all ranks; rank 0 gets the result.
 
         No batch waits for the device; predictions are read at the end. Raises ValueError if there is no such sample,
-        Stopped if `stop` says so on any rank.
+        Stopped if `stop` returns True on any rank.
         """
         began, data, members = time.monotonic(), self.config.data, self.config.model.members
         feed = device_feed(self.world.device, data.decode if self.world.device.type == "cuda" else "auto")
@@ -106,11 +106,11 @@ class Evaluator(NamedTuple):
             if self.world.any(stop()):
                 raise Stopped
             inputs = to_device(batch, self.world.device, pixels, self.size)
-            # not inference_mode: weights that a strategy gathers here may be used again in training
+            # not inference_mode: training may reuse weights that a strategy gathers here
             with torch.no_grad(), self.autocast():
                 logits = self.model(*inputs.for_model)
             if n := len(batch.ids):
-                # a sample that could not be read keeps its row: it is predicted from blanks, and counted
+                # an unreadable sample keeps its row, predicted from blank inputs and counted
                 predicted.loss.add_(loss_sum(logits[:n], inputs.labels[:n], torch.ones_like(inputs.weights[:n])))
                 on_host = logits[:n].float().to("cpu", non_blocking=True)  # on its way, into pinned memory
                 predicted.parts.append((batch.ids.copy(), on_host, batch.labels > 0))
@@ -118,13 +118,16 @@ class Evaluator(NamedTuple):
         return predicted
 
     def _gather(self, predicted: _Predicted, reader: ShardReader) -> tuple[list[Any] | None, float]:
-        """Every rank's (parts, faults) on rank 0, and the sum of all losses. Raises ValueError if they mean little."""
+        """Every rank's (parts, faults) on rank 0, and the sum of all losses.
+
+        Raises ValueError if the loss is not finite, or if too many samples could not be read.
+        """
         bad_here = sent(torch.tensor([float(len(predicted.faults))]), self.world.device)
-        # what the ranks wait for the device for
+        # the only wait for the device
         total_loss, bad = self.world.sum(torch.cat([predicted.loss, bad_here])).tolist()
         if not math.isfinite(total_loss):
             raise ValueError(f"the loss on the {reader.split} split is {total_loss}: the model's weights have run away")
-        # the logits are there: the loss came after them
+        # the logits have arrived: the loss was queued after them
         parts = [(ids, logits.numpy(), labels) for ids, logits, labels in predicted.parts]
         gathered = self.world.gather((parts, predicted.faults))
         for fault in (fault for _, rank_faults in gathered or () for fault in rank_faults):
@@ -142,7 +145,7 @@ class Evaluator(NamedTuple):
 def evaluation_of(
     manifest: Manifest, split: str, predictions: Predictions, loss: float, bad: int, seconds: float
 ) -> Evaluation:
-    """Predictions with all their figures; `bad` of the samples could not be read."""
+    """Predictions with their metrics; `bad` is the number of samples that could not be read."""
     ids, logits, labels = predictions
     figures = {
         "split": split,
@@ -158,8 +161,8 @@ def evaluation_of(
 def save_evaluation(evaluation: Evaluation, run: Path) -> dict[str, Any]:
     """Write `predictions-<split>.parquet` and `metrics-<split>.json` into a run's folder; returns the metrics.
 
-    On val it fits the thresholds first and writes `thresholds.json`. Once there are some, every split's metrics have
-    the figures at fitted thresholds beside those at 0.5, under `fitted`.
+    On val it first fits the thresholds and writes `thresholds.json`. Once that exists, the metrics of every split also
+    have the values at fitted thresholds, under `fitted`.
     """
     labels = list(evaluation.metrics["per_genre"])
     if evaluation.split == "val":
@@ -177,8 +180,8 @@ def save_evaluation(evaluation: Evaluation, run: Path) -> dict[str, Any]:
 
 
 def print_evaluation(figures: dict[str, Any]) -> None:
-    """The evaluation as tables for people."""
-    from rich.table import Table  # not above: whoever trains without printing any may lack it
+    """Print an evaluation as tables."""
+    from rich.table import Table  # only printing needs rich
 
     console = terminal()
     left_out = f", {figures['left_out']:,} without what the model needs left out" if figures["left_out"] else ""

@@ -1,4 +1,4 @@
-"""A few films of an evaluated split as people see them: poster, text, genres, prediction."""
+"""A few films of an evaluated split for W&B and TensorBoard: poster, text, genres, prediction."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ LIKELY = 0.2
 
 
 def example_films(evaluation: Evaluation, reader: ShardReader, count: int) -> list[Example]:
-    """The first films of the split: always the same ones, and as films are stored in hash order, a random draw."""
+    """The first films of the split: always the same ones, and a random draw as films are stored in hash order."""
     sizes = reader.index.sizes
     rows = Rows(np.repeat(np.arange(len(sizes)), sizes)[:count], np.concatenate([np.arange(n) for n in sizes])[:count])
     batch = reader.read(rows)

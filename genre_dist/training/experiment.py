@@ -1,4 +1,4 @@
-"""What a configuration means for this world: the data, the model and how long. Everything before the first step."""
+"""From a configuration and the ranks to an experiment: data, model, strategy and length, before the first step."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -28,7 +28,7 @@ from genre_dist.training.ema import Average, TrainState
 from genre_dist.training.evaluation import Evaluator
 from genre_dist.training.freezing import freeze, frozen_at, thaw_all_that_ever_trains
 from genre_dist.training.loss import training_loss
-from genre_dist.training.model_files import FACTS, WEIGHTS, check_weights, read_facts, read_vocabulary
+from genre_dist.training.model_files import METADATA, WEIGHTS, check_weights, read_metadata, read_vocabulary
 from genre_dist.training.optimizer import make_optimizer
 from genre_dist.training.ranks import say
 from genre_dist.training.step import StepResult, TrainStep
@@ -36,21 +36,21 @@ from genre_dist.training.views import check_views
 
 
 class Compute(NamedTuple):
-    """How a configuration is computed on these ranks."""
+    """Precision, micro-batch and compilation of an experiment on these ranks."""
 
     precision: str
     """fp32 or bf16."""
     micro_batch: int
     """Samples of a rank that are computed together."""
     splits: bool = False
-    """Micro-batches may be cut smaller on the way."""
+    """Whether micro-batches may be halved during training."""
     compiling: Compiling = Compiling(False)
     flops_per_sample: float = 0.0
-    """Of a training step; 0 where the device's peak is unknown, to which they would be compared."""
+    """Of a training step; 0 where the device's peak is unknown."""
 
 
 class Experiment(NamedTuple):
-    """What a configuration means on these ranks: data, model and how it is trained."""
+    """A configuration's data, model and training on these ranks."""
 
     config: Config
     world: World
@@ -62,7 +62,7 @@ class Experiment(NamedTuple):
     train_step: TrainStep
     compute: Compute
     encodings: Manifest | None = None
-    """Shards of encodings to read in place of the manifest's, where the encoders are frozen."""
+    """Shards of encodings, read instead of the manifest's where the encoders are frozen."""
 
     @property
     def total_steps(self) -> int:
@@ -73,7 +73,7 @@ class Experiment(NamedTuple):
         return TrainState(self.strategy, self.average)
 
     def training_size(self, samples: int) -> Size | None:
-        """The one size of micro-batches in training, if the model is compiled for one."""
+        """The only size of micro-batches in training, if the model is compiled."""
         poster = self.config.model.poster
         return Size(samples, poster.frozen or poster.batch_norm == "eval") if self.compute.compiling.wanted else None
 
@@ -81,20 +81,20 @@ class Experiment(NamedTuple):
         """The epoch of a step, counted from 0."""
         return step // self.stream.steps_per_epoch
 
-    def take(self, counts: Tensor, step: int, micro_batches: list[Batch], samples: int, **careful: Any) -> StepResult:
+    def take(self, counts: Tensor, step: int, micro_batches: list[Batch], samples: int, **options: Any) -> StepResult:
         """Take a step of micro-batches of up to so many samples; see `TrainStep.take`."""
         pixels = training_pixels(self.config.data, self.config.run.seed, self.epoch(step))
         prepare = partial(to_device, device=self.world.device, pixels=pixels, size=self.training_size(samples))
-        return self.train_step.take(micro_batches, prepare, counts, **careful)
+        return self.train_step.take(micro_batches, prepare, counts, **options)
 
     def freeze(self, step: int) -> None:
-        """Freeze what is frozen in a step, counted from 0."""
+        """Freeze the parts of the model that are frozen in a step, counted from 0."""
         config = self.config.model
         if config.unfreezes and freeze(self.model, frozen_at(config, step, self.stream.steps_per_epoch)):
             self.strategy.trained_changed()
 
     def allow_compiling(self, message: str = "") -> None:
-        """Give the ranks time to compile, if they do, before one counts as hanging, and say so."""
+        """If the model is compiled, give the ranks time for it before one counts as hanging, and print the message."""
         if self.compute.compiling.wanted:
             if message:
                 say(self.world, message)
@@ -102,7 +102,7 @@ class Experiment(NamedTuple):
 
     @property
     def evaluator(self) -> Evaluator:
-        """In evaluation no sample sees another one, so a compiled model's batches may always be filled up."""
+        """In evaluation samples do not affect each other, so a compiled model's batches may be filled up."""
         size = Size(self.compute.micro_batch, fill=True) if self.compute.compiling.wanted else None
         return Evaluator(self.model, self.config, self.world, self.train_step.autocast, self.compute.micro_batch, size)
 
@@ -133,11 +133,11 @@ def open_stream(
 
 
 def build_model(config: Config, manifest: Manifest, load_weights: bool = True) -> GenreClassifier:
-    """The model a configuration describes, for the genres and words of these shards, the same for the same seed.
+    """The configuration's model for the labels and words of these shards; the same seed gives the same model.
 
     Raises ValueError for weights that do not fit, and for a vocabulary that is not the shards' own.
     """
-    if load_weights:  # on one rank, before anything is trained on words that mean others
+    if load_weights:  # on one rank; another vocabulary would give the token ids other words
         read_vocabulary(manifest)
         _check_starting_weights(config, manifest)
     torch.manual_seed(config.run.seed)
@@ -152,32 +152,33 @@ def build_model(config: Config, manifest: Manifest, load_weights: bool = True) -
 
 
 def _check_starting_weights(config: Config, manifest: Manifest) -> None:
-    """Raise ValueError for weights of another run that are damaged, or would fit and mean little: a text encoder of
-    another pooling, or of other words."""
-    from genre_dist.config.files import load_config  # not needed without weights, nor is what it imports
+    """Raise ValueError for weights of another run that are damaged, and for a text encoder's that fit by shape but had
+    another pooling or other words."""
+    from genre_dist.config.files import load_config  # only needed with weights, and slow to import
 
     text, poster = config.model.text, config.model.poster
     runs = {file: Path(file).parent for file in (text.weights, poster.weights) if file and Path(file).name == WEIGHTS}
-    facts = {file: read_facts(run) for file, run in runs.items() if (run / FACTS).is_file()}
-    for file, of in facts.items():
-        check_weights(runs[file], of)
-    if text.weights in facts and facts[text.weights].text["vocabulary_sha256"] != manifest.text["vocabulary_sha256"]:
+    metadata = {file: read_metadata(run) for file, run in runs.items() if (run / METADATA).is_file()}
+    for file, one in metadata.items():
+        check_weights(runs[file], one)
+    source, words = metadata.get(text.weights or ""), manifest.text["vocabulary_sha256"]
+    if source is not None and source.text["vocabulary_sha256"] != words:
         raise ValueError(
             f"model.text.weights={text.weights} was trained with another vocabulary than that of {manifest.folder}: "
             "its words would be others; pack those shards with the same catalogue and options"
         )
     beside = Path(text.weights).with_name("config.yaml") if text.weights else None
-    if beside and beside.is_file() and (theirs := load_config(beside).model.text.pooling) != text.pooling:
+    if beside and beside.is_file() and (pooling := load_config(beside).model.text.pooling) != text.pooling:
         raise ValueError(
-            f"model.text.weights={text.weights} was trained with model.text.pooling={theirs}, not {text.pooling}: pass "
-            f"--model.text.pooling {theirs}"
+            f"model.text.weights={text.weights} was trained with model.text.pooling={pooling}, not {text.pooling}: "
+            f"pass --model.text.pooling {pooling}"
         )
 
 
 def _build_on_all(config: Config, manifest: Manifest, world: World) -> GenreClassifier:
-    """Build the model on every rank; only rank 0 reads weights, the others are sent them when training starts.
+    """Build the model on every rank; only rank 0 reads weights, and sends them to the others when training starts.
 
-    A file only rank 0 could not read must not leave the others waiting, so all ranks fail together.
+    If rank 0 cannot read its file, all ranks fail together: none may wait for the others.
     """
     model, problem = None, None
     try:
@@ -197,7 +198,7 @@ def total_steps(config: Config, steps_per_epoch: int) -> int:
 def choose_precision(config: Config, device: torch.device, trained_elsewhere: bool = False) -> str:
     """fp32 or bf16, with `auto` resolved for the device.
 
-    Raises ValueError for bf16 on a GPU without it; a run that was trained elsewhere is evaluated in fp32 there.
+    Raises ValueError for bf16 on a GPU without it; there a run that was trained elsewhere is evaluated in fp32.
     """
     asked, on_gpu = config.train.precision, device.type == "cuda"
     has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -219,14 +220,14 @@ def agreed_precision(config: Config, world: World) -> str:
 
 
 def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    """What surrounds every forward pass: bf16 autocast, or nothing for fp32."""
+    """The context of every forward pass: bf16 autocast, or nothing for fp32."""
     return partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
-    """Everything before the first step. Raises ValueError for what does not fit together.
+    """Make the experiment of a configuration. Raises ValueError for settings that do not fit together.
 
-    `splits`: micro-batches may be cut smaller on the way.
+    `splits`: micro-batches may be halved during training.
     """
     check_strategy(config, world.size)
     check_views(config)
@@ -235,7 +236,7 @@ def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
     stream = open_stream(config, manifest, world.size, world.rank, device_feed(world.device, config.data.decode))
     model = _build_on_all(config, manifest, world).to(world.device)
     precision = agreed_precision(config, world)
-    # counted before the model is spread: a forward pass on one rank would wait for the others for ever
+    # counted before the model is sharded: a forward pass on one rank would wait for the others for ever
     known = peak_flops(world.device, precision) > 0
     flops = training_flops(model, config, world.device) if known else 0.0
     steps = total_steps(config, stream.steps_per_epoch)
@@ -271,7 +272,7 @@ def summary(experiment: Experiment) -> str:
 
 
 def _computed_in(experiment: Experiment) -> str:
-    """What each part computes in; weights, their updates and the loss are fp32 everywhere."""
+    """The precision of each part's computation; weights, their updates and the loss are always fp32."""
     tf32 = experiment.world.device.type == "cuda" and torch.backends.cudnn.allow_tf32
     plain = "TF32" if tf32 else "fp32"  # torch's default for convolutions and recurrent kernels
     precision = experiment.compute.precision
@@ -280,5 +281,5 @@ def _computed_in(experiment: Experiment) -> str:
         "posters": (experiment.model.poster, precision if precision == "bf16" else plain),
         "heads": (experiment.model.heads, precision),
     }
-    told = ", ".join(f"{name} in {kind}" for name, (part, kind) in parts.items() if part is not None)
-    return f"computes {told}; weights, statistics and loss in fp32"
+    listed = ", ".join(f"{name} in {kind}" for name, (part, kind) in parts.items() if part is not None)
+    return f"computes {listed}; weights, statistics and loss in fp32"

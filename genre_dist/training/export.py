@@ -12,7 +12,7 @@ from genre_dist.stream.manifest import load_manifest
 from genre_dist.training.checkpoint import Saved, checkpoint_path, load_weights, newest_checkpoint, read_saved
 from genre_dist.training.checkpoint_manager import read_best
 from genre_dist.training.model_files import (
-    FACTS,
+    METADATA,
     WEIGHTS,
     WORDS,
     check_model,
@@ -25,10 +25,10 @@ THRESHOLDS = "thresholds.json"
 def export_run(run: Path, out: Path, which: str | None = None, shards: Path | None = None) -> int:
     """Write what `predict` needs of a run into the new folder `out`; returns the step of the model.
 
-    `which` is `last` (the newest checkpoint) or `best` (see `checkpoint.best_metric`); by default the finished model,
-    or, of a run that is not finished, the newest checkpoint. Facts about the data come from the shards of the run's
-    configuration, or from `shards`, if they are those it was trained on. model.json is written last: an export that
-    was cut short is done again. The caller holds the lock of `out`. Raises ValueError for what is missing or damaged,
+    `which` is `last` (the newest checkpoint) or `best` (see `checkpoint.best_metric`); the default is the finished
+    model, or the newest checkpoint of an unfinished run. Metadata of the data comes from the shards of the run's
+    configuration, or from `shards` if those have the same data. model.json is written last, so an export that was cut
+    short can be repeated. The caller holds the lock of `out`. Raises ValueError for files that are missing or damaged,
     OSError for a full disk.
     """
     if not (run / CONFIG).is_file():
@@ -37,27 +37,28 @@ def export_run(run: Path, out: Path, which: str | None = None, shards: Path | No
         raise ValueError(f"--out {out} is not empty; name a new folder")
     config = load_config(run / CONFIG)
     if which is None and (run / WEIGHTS).is_file():
-        facts = check_model(run)
-        for name in (CONFIG, THRESHOLDS, WEIGHTS, WORDS, FACTS):
+        metadata = check_model(run)
+        for name in (CONFIG, THRESHOLDS, WEIGHTS, WORDS, METADATA):
             if (run / name).is_file():
                 _copy(run / name, out / name)
-        return facts.step
+        return metadata.step
     saved = _chosen(run, which)
     manifest = load_manifest(shards or config.data.shards)
-    if manifest.fingerprint != saved.facts.get("data_fingerprint"):
+    if manifest.fingerprint != saved.metadata.get("data_fingerprint"):
         raise ValueError(f"{manifest.folder} holds other data than {run} was trained on; name its --shards")
     weights = load_weights(saved)
     _copy(run / CONFIG, out / CONFIG)
-    save_model(out, weights, manifest, saved.step, saved.facts.get("settings", trained_with(config)))
+    save_model(out, weights, manifest, saved.step, saved.metadata.get("settings", trained_with(config)))
     return saved.step
 
 
 def _may_write(out: Path) -> bool:
-    """Whether a folder is empty, or holds what an export that was cut short has left."""
+    """Whether a folder is empty, or holds only files of an export that was cut short."""
     names = {path.name for path in out.iterdir()}
-    ours = (CONFIG, THRESHOLDS, WEIGHTS, WORDS)
-    return FACTS not in names and all(
-        name in (LOCK, *ours) or (name.endswith(".tmp") and name.startswith((*ours, FACTS))) for name in names
+    exported = (CONFIG, THRESHOLDS, WEIGHTS, WORDS)
+    return METADATA not in names and all(
+        name in (LOCK, *exported) or (name.endswith(".tmp") and name.startswith((*exported, METADATA)))
+        for name in names
     )
 
 

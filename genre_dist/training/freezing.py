@@ -1,4 +1,4 @@
-"""What is frozen when: a pure function of the step, so that a resumed run freezes as one never stopped."""
+"""The frozen parts of a model as a pure function of the step, so that a resumed run freezes as one never stopped."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from genre_dist.models.classifier import GenreClassifier
 
 
 class Frozen(NamedTuple):
-    """What of a model is frozen: the text encoder, the poster encoder, or that up to and including a module."""
+    """Frozen parts of a model: the text encoder, the poster encoder, or the latter up to and including a module."""
 
     text: bool
     poster: bool
@@ -16,7 +16,7 @@ class Frozen(NamedTuple):
 
 
 def frozen_at(config: ModelConfig, step: int, steps_per_epoch: int) -> Frozen:
-    """What is frozen in a step, counted from 0."""
+    """The frozen parts in a step, counted from 0."""
     text, poster, through = config.text.frozen, config.poster.frozen, config.poster.frozen_through
     if config.text.unfreeze_at is not None:
         text = step < in_steps(config.text.unfreeze_at, steps_per_epoch)
@@ -32,18 +32,18 @@ def frozen_at(config: ModelConfig, step: int, steps_per_epoch: int) -> Frozen:
 
 
 def freeze(model: GenreClassifier, frozen: Frozen) -> bool:
-    """Freeze a model so; returns whether that changed anything. Raises ValueError for a module that does not exist."""
+    """Freeze these parts; returns whether that changed anything. Raises ValueError for a module that does not exist."""
     before = [parameter.requires_grad for parameter in model.parameters()]
     if model.text is not None:
         model.text.freeze(frozen.text)
     if model.poster is not None:
         model.poster.freeze(frozen.poster, frozen.poster_through)
-    model.train(model.training)  # what thaws goes with the rest
+    model.train(model.training)  # unfrozen modules take the model's mode
     return before != [parameter.requires_grad for parameter in model.parameters()]
 
 
 def thaw_all_that_ever_trains(model: GenreClassifier, config: ModelConfig) -> None:
-    """Freeze only what stays frozen for good: the optimizer is made for the rest.
+    """Freeze only the parts that never train: the optimizer is made for the others.
 
     Raises ValueError if the poster encoder lacks a module that `unfreeze_at` names.
     """

@@ -1,8 +1,8 @@
-"""Python's garbage collector, out of the way of the steps.
+"""Python's garbage collector, run between steps on all ranks together.
 
-Left to itself it stops each rank at another moment, for as long as looking at every object takes (0.2 s once torch is
-imported), and all others wait in the next exchange of gradients. So what is there when the steps begin is left out for
-good, and the ranks look at the rest together, after the same steps.
+By default it stops each rank at another moment, for as long as scanning every object takes (0.2 s once torch is
+imported), and all others wait in the next exchange of gradients. So objects that exist before the first step are
+exempted (gc.freeze), and the ranks collect the others together, after the same steps.
 """
 
 import gc
@@ -15,7 +15,7 @@ EVERY_STEPS = 50
 
 
 class GarbageCollector:
-    """Within it, cycles of objects that nobody refers to are collected after every 50th step and at no other time."""
+    """A context in which garbage is collected after every 50th step and at no other time."""
 
     def __enter__(self) -> Self:
         self._was_enabled = gc.isenabled()
@@ -30,7 +30,7 @@ class GarbageCollector:
 
     @contextmanager
     def as_usual(self) -> Iterator[None]:
-        """For work that is not done in steps, an evaluation: here Python collects when it sees fit."""
+        """A context with Python's own collection, for work without steps such as an evaluation."""
         gc.enable()
         try:
             yield

@@ -6,21 +6,20 @@ All figures are for PyTorch in eager mode and assumed, not measured: they tell a
 import math
 
 LAUNCH_SECONDS = 8e-6
-"""Of the CPU, for an operation in eager mode: Python, autograd and the launch of its kernel."""
+"""CPU time of an operation in eager mode: Python, autograd and the launch of its kernel."""
 LAUNCHES = 1.4
 """Kernels for each operation of the planner's trace, which is in fp32 and without an optimizer: autocast copies the
 weights to bf16 and the gradients back. A ResNet152 with its text encoder has about 2,500 operations: 3,500 launches, 28
 ms."""
 USED = 0.1
-"""Of the GPU's peak that a convolutional network uses in eager mode, where it waits for memory most of the time: on an
-H100 at 989 TFLOP/s it is 1,330 samples a second of 74.4 GFLOP each."""
+"""Share of the GPU's peak that a convolutional network uses in eager mode, where it mostly waits for memory: on an H100
+at 989 TFLOP/s that is 1,330 samples a second of 74.4 GFLOP each."""
 
 
 def host_bound(samples: int, operations: int, flops: float, peak: float) -> str | None:
-    """What to say where micro-batches are too small to keep a GPU busy; None where they are not or nothing is known.
+    """A message if micro-batches are too small to keep a GPU busy; None if they are large enough or nothing is known.
 
-    `operations` of a forward and a backward pass, `flops` of one sample, `peak` of the GPU in flops a second (0:
-    unknown).
+    `operations` of a forward and a backward pass, `flops` of one sample, `peak` of the GPU in FLOP/s (0: unknown).
     """
     if peak == 0 or flops == 0:
         return None

@@ -1,4 +1,4 @@
-"""The loss: a sum over samples, to be divided once by the true global count."""
+"""The loss: a sum over samples, which the step divides once by the global number of samples."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,15 +11,15 @@ from genre_dist.config import LossConfig
 from genre_dist.stream.manifest import Manifest
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(logits [n, genres], labels [n, genres], weights [n]) -> the sum over samples of the mean over genres, fp32."""
+"""(logits [n, labels], labels [n, labels], weights [n]) -> the sum over samples of the mean over labels, fp32."""
 
 
 def loss_sum(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Binary cross-entropy, averaged over genres and summed over samples, in fp32 whatever the logits' type.
+    """Binary cross-entropy, averaged over labels and summed over samples, in fp32 whatever the logits' type.
 
-    logits, labels [n, genres]; weights [n], 0 leaves a sample out.
+    logits, labels [n, labels]; weights [n], 0 leaves a sample out.
     """
-    each = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")  # [n, genres]
+    each = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")  # [n, labels]
     return (each.mean(dim=1) * weights).sum()
 
 
@@ -33,14 +33,14 @@ def training_loss(config: LossConfig, manifest: Manifest, device: torch.device) 
     return partial(_configured_sum, config=config, positive_weights=positive_weights)
 
 
-def class_weights(kind: str, counts: list[int], films: int) -> Tensor:
-    """Weights of the positives, float32 [genres]: films without the genre over films with it, its root, or 1.
+def class_weights(kind: str, counts: list[int], samples: int) -> Tensor:
+    """Weights of the positives, float32 [labels]: samples without the label over samples with it, its root, or 1.
 
-    `counts` has the films of each genre among all `films`. A genre that no film (or every film) has weighs 1: there is
-    nothing to balance.
+    `counts` has the samples of each label among all `samples`. A label that no sample (or every sample) has weighs 1:
+    there is nothing to balance.
     """
     having = torch.tensor(counts, dtype=torch.float64)
-    ratio = torch.where((having > 0) & (having < films), (films - having) / having.clamp(min=1), 1.0)
+    ratio = torch.where((having > 0) & (having < samples), (samples - having) / having.clamp(min=1), 1.0)
     exponent = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}[kind]
     return ratio.pow(exponent).float()
 
@@ -49,13 +49,13 @@ def _configured_sum(
     logits: Tensor, labels: Tensor, weights: Tensor, config: LossConfig, positive_weights: Tensor
 ) -> Tensor:
     labels = labels * (1 - config.label_smoothing) + config.label_smoothing / 2
-    positive, negative = _TERMS[config.kind](logits.float(), config)  # [n, genres] each
+    positive, negative = _TERMS[config.kind](logits.float(), config)  # [n, labels] each
     each = labels * positive * positive_weights + (1 - labels) * negative
     return (each.mean(dim=1) * weights).sum()
 
 
 def _bce(logits: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
-    """-log p and -log(1 - p): what a positive and a negative cost."""
+    """-log p and -log(1 - p): the losses of a positive and a negative."""
     return F.softplus(-logits), F.softplus(logits)
 
 

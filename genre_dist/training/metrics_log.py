@@ -20,9 +20,9 @@ LONGEST_LINE = 10 << 20
 class MetricsLog:
     """Appends rows to metrics.jsonl, each at once on disk, and shows them in every view.
 
-    A resumed run first drops the rows after the step it resumes from, so no step is there twice; resumed after its
-    last step, also the final evaluations, which are made again. What a run that has to start at step 0 recorded before
-    is kept in a file of its own, and told. Raises ValueError for a record that is damaged.
+    A resumed run first drops the rows after the step it resumes from, so no step has two rows; a run resumed after its
+    last step also drops the final evaluations, which are repeated. If a run has to start at step 0, its earlier record
+    is moved to a file of its own, with a message. Raises ValueError for a damaged record.
     """
 
     def __init__(self, path: Path, resume_step: int, total_steps: int, views: list[View]) -> None:
@@ -36,7 +36,7 @@ class MetricsLog:
                 row["kind"] != "end" and row["step"] <= resume_step - (finished and row["kind"] in ("val", "test"))
             ),
         )
-        """The rows that are no steps: evaluations, and what has changed."""
+        """The rows that are no steps: evaluations and changed settings."""
         self.written = {(row["kind"], row["step"]) for row in self.kept}
         self._trained = resume_step
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed in close)
@@ -46,10 +46,10 @@ class MetricsLog:
         """Steps after which the val split was evaluated."""
         return {step for kind, step in self.written if kind == "val"}
 
-    def write(self, row: dict[str, Any], told: dict[str, Any] | None = None) -> None:
-        """Append a row, unless it is there; `told` is the rest of an evaluation, for the views.
+    def write(self, row: dict[str, Any], details: dict[str, Any] | None = None) -> None:
+        """Append a row, unless the record has it; `details` is the rest of an evaluation, for the views.
 
-        Raises OSError, the record as it was, if the disk is full.
+        Raises OSError, and leaves the record unchanged, if the disk is full.
         """
         kind, step = row["kind"], row["step"]
         if (kind, step) in self.written or (kind == "train" and step <= self._trained):
@@ -61,7 +61,7 @@ class MetricsLog:
             self.written.add((kind, step))
             self.kept.append(row)
         for view in self.views:
-            view.show(row, told or {})
+            view.show(row, details or {})
 
     def close(self) -> None:
         self._file.close()
@@ -85,14 +85,14 @@ def open_record(config: Config, folder: Path, resume_step: int, total_steps: int
         record.views.append(TensorBoard(folder, resume_step))
     if config.tracking.wandb != "off":
         wandb = WandB(config, folder)
-        for row in read_rows(folder / RECORD):  # what a kill kept from getting there
+        for row in read_rows(folder / RECORD):  # rows that a kill kept from W&B
             wandb.show(row, {})
         record.views.append(wandb)
     return record
 
 
 def _set_aside(path: Path) -> None:
-    """Keep the record of steps that are about to be taken again from the first on, and say so."""
+    """Move the record of a run that starts at step 0 again to another file, and print a message."""
     rows = sum(1 for _ in read_rows(path))
     if rows == 0:
         return
@@ -104,9 +104,9 @@ def _set_aside(path: Path) -> None:
 
 
 def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-    """Drop the other rows, said how many, and a last line cut short by a kill; return what is no step.
+    """Drop unwanted rows (a message says how many) and a last line cut short by a kill; return rows that are no steps.
 
-    Unchanged it is not written.
+    A record that stays the same is not rewritten.
     """
     kept, size, dropped = [], 0, 0
     for line, row in lines_of(path):
@@ -125,9 +125,9 @@ def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a record, without a last one that a kill cut short; none if it does not exist.
+    """The rows of a record, without a last one that a kill cut short; none if the file does not exist.
 
-    Raises ValueError, naming file and line, for anything else that is no row.
+    Raises ValueError, naming file and line, for any other line that is no row.
     """
     return (row for _, row in lines_of(path))
 
@@ -162,5 +162,5 @@ def _parsed(line: bytes) -> tuple[dict[str, Any] | None, str]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity; they are written as null."""
+    """JSON has no NaN and no infinity: null stands for both."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""The files of a model, in a run's folder or an exported one: written whole, checked against each other when read."""
+"""The files of a model, in a run's folder or an exported one: written atomically, checked against each other."""
 
 import hashlib
 from dataclasses import asdict, dataclass, field
@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from genre_dist.atomic import atomic_file
-from genre_dist.config.run import FACTS, WEIGHTS
+from genre_dist.config.run import METADATA, WEIGHTS
 from genre_dist.genres import Genre
 from genre_dist.sealed import read_sealed, write_sealed
 from genre_dist.storage import read_bytes, sha256_of
@@ -24,10 +24,10 @@ _REMEDY = "copy the whole folder again; training's command writes the model anew
 
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """What `model.json` says: labels, text and picture as the model was trained on them, and with which settings.
+class ModelMetadata:
+    """The content of `model.json`: labels, text and image formats of the training data, and the settings.
 
-    Raises ValueError for genres that cannot be.
+    Raises ValueError for impossible genres.
     """
 
     genres: Annotated[list[Genre], MinLen(1)]
@@ -58,11 +58,11 @@ def save_model(run: Path, weights: dict[str, Tensor], manifest: Manifest, step: 
     """
     words = read_vocabulary(manifest)
     written = save({name: tensor.contiguous() for name, tensor in weights.items()}, {"format": "pt"})
-    with atomic_file(run / WEIGHTS) as file:  # safetensors' own file would be another one, not synced
+    with atomic_file(run / WEIGHTS) as file:  # safetensors' own writer neither syncs nor renames
         file.write(written)
     with atomic_file(run / WORDS) as file:
         file.write(words)
-    facts = {
+    metadata = {
         "genres": [genre._asdict() for genre in manifest.genres],
         "image": manifest.image,
         "text": manifest.text,
@@ -71,35 +71,35 @@ def save_model(run: Path, weights: dict[str, Tensor], manifest: Manifest, step: 
         "settings": settings,
         "weights_sha256": hashlib.sha256(written).hexdigest(),
     }
-    write_sealed(run / FACTS, facts)
+    write_sealed(run / METADATA, metadata)
 
 
-def read_facts(run: Path) -> ModelFacts:
-    """What model.json says. Raises ValueError if it is missing or damaged."""
-    if not (run / FACTS).is_file():
-        raise ValueError(f"{run / FACTS}: missing; {_REMEDY}")
-    return read_sealed(ModelFacts, run / FACTS, _REMEDY)
+def read_metadata(run: Path) -> ModelMetadata:
+    """The content of model.json. Raises ValueError if it is missing or damaged."""
+    if not (run / METADATA).is_file():
+        raise ValueError(f"{run / METADATA}: missing; {_REMEDY}")
+    return read_sealed(ModelMetadata, run / METADATA, _REMEDY)
 
 
-def check_model(run: Path) -> ModelFacts:
-    """What model.json says. Raises ValueError unless it, the weights and the vocabulary are those of one model."""
-    facts = read_facts(run)
-    check_weights(run, facts)
-    read_words(run, facts)
-    return facts
+def check_model(run: Path) -> ModelMetadata:
+    """The content of model.json. Raises ValueError unless weights and vocabulary belong to it."""
+    metadata = read_metadata(run)
+    check_weights(run, metadata)
+    read_words(run, metadata)
+    return metadata
 
 
-def check_weights(run: Path, facts: ModelFacts) -> None:
-    """Raise ValueError if model.safetensors is not there, or not the file that model.json is about."""
+def check_weights(run: Path, metadata: ModelMetadata) -> None:
+    """Raise ValueError if model.safetensors is missing, or has another checksum than model.json notes."""
     if not (run / WEIGHTS).is_file():
         raise ValueError(f"{run / WEIGHTS}: missing; {_REMEDY}")
-    if facts.weights_sha256 not in (None, sha256_of(run / WEIGHTS)):
-        raise ValueError(f"{run / WEIGHTS}: not the weights that {FACTS} was written with; {_REMEDY}")
+    if metadata.weights_sha256 not in (None, sha256_of(run / WEIGHTS)):
+        raise ValueError(f"{run / WEIGHTS}: not the weights that {METADATA} was written with; {_REMEDY}")
 
 
-def read_weights(run: Path, facts: ModelFacts) -> dict[str, Tensor]:
-    """The tensors of model.safetensors. Raises ValueError if they are not those that model.json is about."""
-    check_weights(run, facts)
+def read_weights(run: Path, metadata: ModelMetadata) -> dict[str, Tensor]:
+    """The tensors of model.safetensors. Raises ValueError if they do not belong to model.json."""
+    check_weights(run, metadata)
     path = run / WEIGHTS
     try:
         return load_file(path)
@@ -107,13 +107,13 @@ def read_weights(run: Path, facts: ModelFacts) -> dict[str, Tensor]:
         raise ValueError(f"{path}: damaged ({error}); {_REMEDY}") from None
 
 
-def read_words(run: Path, facts: ModelFacts) -> dict[str, int]:
-    """The ids of the model's words. Raises ValueError if they are not those that it was trained with."""
-    return load_words(run / WORDS, facts.text["vocabulary_sha256"])
+def read_words(run: Path, metadata: ModelMetadata) -> dict[str, int]:
+    """The ids of the model's words. Raises ValueError if the model was trained with others."""
+    return load_words(run / WORDS, metadata.text["vocabulary_sha256"])
 
 
 def read_vocabulary(manifest: Manifest) -> bytes:
-    """The vocabulary of some shards as it is written. Raises ValueError if it is not the one they were packed with."""
+    """The bytes of the shards' vocabulary file. Raises ValueError if it is not the one they were packed with."""
     path = manifest.folder / manifest.text["vocabulary"]
     load_words(path, manifest.text["vocabulary_sha256"])
     return read_bytes(path)

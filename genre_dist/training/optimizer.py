@@ -1,4 +1,4 @@
-"""The optimizer: AdamW over what is trained, with averages in 32 or 8 bits."""
+"""The optimizer: AdamW over the trained parameters, with moments in 32 or 8 bits."""
 
 import importlib.util
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from genre_dist.models.classifier import parameter_groups
 
 
 def make_optimizer(model: nn.Module, config: Config) -> Optimizer:
-    """AdamW over what is trained, each group with its peak learning rate. Raises ValueError if nothing is."""
+    """AdamW over the trained parameters, each group with its peak rate. Raises ValueError if there are none."""
     groups = parameter_groups(model, config.optim)
     if not groups:
         raise ValueError("nothing to train: every part of the model is frozen")
@@ -24,7 +24,7 @@ def make_optimizer(model: nn.Module, config: Config) -> Optimizer:
 
 
 def adamw(groups: list[dict[str, Any]], optim: OptimConfig) -> Optimizer:
-    """AdamW, with averages in 32 or 8 bits. Raises ValueError if the library for 8 bits is missing."""
+    """AdamW, with moments in 32 or 8 bits. Raises ValueError if the library for 8 bits is missing."""
     if optim.optimizer == "adamw":
         return torch.optim.AdamW(groups, betas=optim.betas, fused=True)
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -35,9 +35,9 @@ def adamw(groups: list[dict[str, Any]], optim: OptimConfig) -> Optimizer:
     from bitsandbytes.optim import AdamW8bit
 
     optimizer = AdamW8bit(groups, betas=optim.betas)
-    # its own version hides the 8-bit averages in a dict inside the dict, which checkpoints do not look into
+    # bitsandbytes' own version nests the 8-bit moments one dict deeper, where checkpoints do not look
     optimizer.state_dict = partial(torch.optim.Optimizer.state_dict, optimizer)
-    # it counts steps as plain numbers, and checkpoints hold tensors only
+    # bitsandbytes counts steps as plain numbers, and checkpoints hold tensors only
     optimizer.register_state_dict_post_hook(partial(_convert_steps, to=torch.tensor))
     optimizer.register_load_state_dict_pre_hook(partial(_convert_steps, to=int))
     return optimizer

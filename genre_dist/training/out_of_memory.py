@@ -1,4 +1,4 @@
-"""How a GPU says that its memory is full."""
+"""Recognising a GPU's out-of-memory errors."""
 
 import torch
 
@@ -9,7 +9,7 @@ TEXTS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUSOLVER_STATUS_ALLOC_FAILED",
 )
-"""What libraries below torch say when they get no memory: plain RuntimeErrors (texts of libtorch_cuda)."""
+"""Messages of libraries below torch that get no memory: plain RuntimeErrors (texts of libtorch_cuda)."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

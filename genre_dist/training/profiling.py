@@ -1,4 +1,4 @@
-"""Looking into steps on demand: a Chrome trace, and on a GPU a snapshot of its memory, also when it runs out."""
+"""Profiling on demand: a Chrome trace of some steps, and on a GPU memory snapshots, also when memory runs out."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from genre_dist.parallel.world import World
 from genre_dist.training.out_of_memory import is_out_of_memory
 
 MOST_EVENTS = 200_000
-"""Allocations and frees that a memory snapshot goes back."""
+"""Length of a memory snapshot's history, in allocations and frees."""
 
 
 class Profiler:
@@ -30,9 +30,9 @@ class Profiler:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Surrounds the training; if the GPU runs out of memory in it, what filled it is written first.
+        """A context for the training that writes a snapshot if the GPU runs out of memory.
 
-        (Where micro-batches may be halved then, `Backoff` has it written.)
+        (Where micro-batches may be halved, `Backoff` asks for that snapshot.)
         """
         if self.snapshots:
             torch.cuda.memory._record_memory_history(max_entries=MOST_EVENTS, stacks="python")
@@ -61,7 +61,7 @@ class Profiler:
             self.snapshot(f"steps-{self.first}-{self.last}")
 
     def snapshot(self, what: str) -> None:
-        """Write what is in the GPU's memory and what put it there."""
+        """Write the GPU memory's contents and the history of its allocations."""
         if self.snapshots:
             self.folder.mkdir(parents=True, exist_ok=True)
             torch.cuda.memory._dump_snapshot(str(self.folder / f"memory-{what}-rank-{self.world.rank}.pickle"))

@@ -1,4 +1,4 @@
-"""What every rank uses, memory and utilisation, gathered every so many steps; and what one of them says for all."""
+"""Memory and utilisation of every rank, gathered at intervals, and messages from rank 0."""
 
 import resource
 import time
@@ -22,18 +22,18 @@ class Meter:
     def read(self) -> dict[str, float]:
         """CPU in percent of one core, resident memory; on a GPU also its memory and utilisation in percent."""
         clock, cpu = time.monotonic(), time.process_time()
-        told = {
+        usage = {
             "rank_cpu_percent": 100 * (cpu - self._cpu) / max(1e-9, clock - self._clock),
             "rank_memory_bytes": float(_resident_bytes()),
         }
         self._clock, self._cpu = clock, cpu
         if self.device.type == "cuda":
-            told["rank_gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated(self.device))
-            # utilisation is NVIDIA's library's to tell. It may be missing, or refuse (a slice of a GPU, a virtual one):
-            # its NVMLError derives from Exception alone, torch's own errors are of several kinds
+            usage["rank_gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated(self.device))
+            # NVIDIA's library reports utilisation. It may be missing, or refuse (a slice of a GPU, a virtual one): its
+            # NVMLError derives from Exception alone, torch's own errors are of several kinds
             with suppress(Exception):
-                told["rank_gpu_percent"] = float(torch.cuda.utilization(self.device))
-        return told
+                usage["rank_gpu_percent"] = float(torch.cuda.utilization(self.device))
+        return usage
 
 
 def gather_ranks(meter: Meter, world: World) -> dict[str, list[float]] | None:
@@ -41,23 +41,23 @@ def gather_ranks(meter: Meter, world: World) -> dict[str, list[float]] | None:
     gathered = world.gather(meter.read())
     if gathered is None:
         return None
-    return {key: [told[key] for told in gathered] for key in gathered[0] if all(key in told for told in gathered)}
+    return {key: [usage[key] for usage in gathered] for key in gathered[0] if all(key in usage for usage in gathered)}
 
 
 def say(world: World, message: str) -> None:
-    """A line for people, from rank 0."""
+    """Print a message on rank 0."""
     if world.is_first:
         print(message, flush=True)
 
 
 def memory_to_plan(world: World) -> int:
-    """Bytes of its GPU that a rank's plan may use, counted as the planner counts: with the CUDA context.
+    """Bytes of its GPU that a rank's plan may use, with the CUDA context as the planner counts it.
 
-    That exists by now and is not free, so it is added. Says so if other processes hold a good part of the card.
+    The context exists by now and is not free, so it is added. A message warns if other processes fill the card.
     """
-    if told := crowded(world.device):
+    if problem := crowded(world.device):
         print(
-            f"rank {world.rank}: {told}. Micro-batches are planned for what is free, of one sample if nothing fits; "
+            f"rank {world.rank}: {problem}. Micro-batches are planned for what is free, of one sample if nothing fits; "
             "end those processes, or choose other cards with CUDA_VISIBLE_DEVICES",
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: rows of its record, checkpoints, faults, evaluations and, at the end, the model."""
+"""The files of a run's folder: record, checkpoints, faults, evaluations and, at the end, the model."""
 
 import sys
 from collections.abc import Callable
@@ -25,21 +25,18 @@ from genre_dist.training.start import CONFIG, Start
 
 
 class RunFolder:
-    """The folder of a run that is trained; open until the run has come to its end, or is stopped.
-
-    Every rank has one. The record is rank 0's.
-    """
+    """The folder of a run in training, open until the run ends or stops. Every rank has one; rank 0 has the record."""
 
     def __init__(self, experiment: Experiment, folder: Path, start: Start) -> None:
         self.experiment, self.folder, self.world = experiment, folder, experiment.world
         self.settings = trained_with(start.config)
         self.record: MetricsLog | None = on_first(self.world, partial(self._open_record, start))
-        facts = experiment.stream.identity() | {"settings": self.settings}
+        metadata = experiment.stream.identity() | {"settings": self.settings}
         checkpoints = experiment.config.checkpoint
-        self.saver = CheckpointManager(folder / "checkpoints", experiment.state, self.world, checkpoints, facts)
+        self.saver = CheckpointManager(folder / "checkpoints", experiment.state, self.world, checkpoints, metadata)
 
     def _open_record(self, start: Start) -> MetricsLog:
-        """The run's record, what has changed in it, and then in config.yaml."""
+        """Open the record and write the changed settings into it, then into config.yaml."""
         record = open_record(self.experiment.config, self.folder, start.step, self.experiment.total_steps)
         if start.changes:
             record.write(
@@ -66,14 +63,14 @@ class RunFolder:
         return step % (self.experiment.config.train.eval_every_steps or self.experiment.stream.steps_per_epoch) == 0
 
     def lacks_evaluation(self, step: int) -> bool:
-        """Whether the val split should have been evaluated after a step and was not, on all ranks."""
+        """Whether the val split should have been evaluated after a step and was not; all ranks get the same answer."""
         due = self.record is not None and self.evaluates_after(step) and step not in self.record.validated
         return self.world.any(due)
 
     def evaluate(self, split: str, step: int, stop: Callable[[], bool], final: bool = False) -> None:
         """Evaluate a split after a step, with the weights that are exported, into the record and, if final, into files.
 
-        Raises Stopped if `stop` says so on any rank. A split without samples that the model can use is passed over.
+        Raises Stopped if `stop` returns True on any rank. A split without samples for the model is skipped.
         """
         experiment = self.experiment
         if experiment.manifest.samples(split, experiment.config.model.members) == 0:
@@ -89,29 +86,29 @@ class RunFolder:
             if final:
                 print_evaluation(save_evaluation(evaluation, self.folder))
         if self.record is not None and metrics is not None:
-            left_out = ("per_genre", "films_shown", "split", "threshold")
+            left_out = ("per_genre", "examples", "split", "threshold")
             row = {"kind": split, "step": step, "epoch": self.experiment.epoch(step - 1), "data_wait": 0.0}
             self.record.write(row | {key: value for key, value in metrics.items() if key not in left_out}, metrics)
         if split == "val":
             self.saver.note_evaluation(step, metrics)
 
     def _examples(self, evaluation: Evaluation) -> dict[str, Any]:
-        """A few samples of an evaluation as people see them, if W&B or TensorBoard are to show some."""
+        """A few samples of an evaluation with image and text, if W&B or TensorBoard are to show some."""
         tracking, config = self.experiment.config.tracking, self.experiment.config
         if tracking.films == 0 or (tracking.wandb == "off" and not tracking.tensorboard):
             return {}
         reader = ShardReader(self.experiment.manifest, evaluation.split, config.model.members, config.data.max_tokens)
-        return {"films_shown": example_films(evaluation, reader, tracking.films)}
+        return {"examples": example_films(evaluation, reader, tracking.films)}
 
     def why_end(self) -> str | None:
-        """Why the run should end early, if it should: rank 0's word, on every rank."""
+        """Why the run should end early, or None; rank 0 decides for every rank."""
         train = self.experiment.config.train
         if train.stop_metric is None:
             return None
         return self.world.broadcast(None if self.record is None else why_stop(self.record.kept, train))
 
     def save(self, step: int, wait: bool) -> None:
-        """Save a checkpoint, if asked to until it is whole.
+        """Save a checkpoint; with `wait`, return only when it is whole.
 
         Raises ValueError, and writes nothing, if a weight is not finite: such a run could not be continued.
         """
@@ -145,5 +142,5 @@ class RunFolder:
             try:
                 with open(log, "a", encoding="utf-8") as file:
                     file.writelines(f"{line}\n" for line in lines)
-            except OSError as error:  # they are told above: no reason to stop
+            except OSError as error:  # stderr has them: no reason to stop
                 print(f"warning: {log} lacks them: {error.strerror}", file=sys.stderr, flush=True)

@@ -29,7 +29,7 @@ def lr_factor(step: int, total_steps: int, optim: OptimConfig) -> float:
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """What torch's generator starts from in a step (counted from 0) of a rank."""
+    """Seed of torch's generator for a step (counted from 0) on a rank."""
     return int(hash64(seed, step, rank)[0] >> np.uint64(1))
 
 

@@ -1,7 +1,7 @@
-"""A state's copy in host memory, in buffers that are made once: pinned beside a GPU, so that copies run at full speed.
+"""A copy of the state in host memory, in buffers that are allocated once; with a GPU, pinned for full copy speed.
 
-torch's stager makes the buffers and knows them by the storages they were made for. A strategy that gathers its state
-anew for every save (ZeRO) shows new storages each time, so here they are known by their names in the state.
+torch's stager allocates the buffers and caches them by storage. A strategy that gathers its state for every save (ZeRO)
+has new storages each time, so this module caches the buffers by the tensors' names in the state.
 """
 
 from typing import Any, cast
@@ -25,7 +25,7 @@ class Staging:
 
     @torch.no_grad()
     def copy(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The state's copy, complete when this returns; the next call writes over it."""
+        """A copy of the state, complete when this returns; the next call overwrites it."""
         tensors = _tensors(state)
         layout = {name: (tensor.shape, tensor.stride(), tensor.dtype) for name, tensor in tensors.items()}
         if layout != self._layout:
@@ -42,6 +42,6 @@ class Staging:
 
 
 def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
-    """What this rank holds of a state: name -> tensor, of spread ones its part."""
+    """This rank's tensors of a state by name; of a sharded tensor, its local shard."""
     flat = flatten_state_dict(state)[0]
     return {name: value.to_local() if isinstance(value, DTensor) else value for name, value in flat.items()}

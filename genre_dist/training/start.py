@@ -1,7 +1,7 @@
-"""What a start finds in a run's folder: nothing yet, a checkpoint to go on from, or a run that is finished.
+"""Starting in a run's folder: it is empty, holds a checkpoint to resume, or holds a finished run.
 
-A run goes on as what it was: what decides how its weights are to be read is refused if it is asked for otherwise now,
-other settings are told. What a run has cost, its record and its model, is never dropped without `run.overwrite`.
+A resumed run refuses changed settings that decide how its weights are read; other changes are recorded. The record and
+the model of a run are never deleted without `run.overwrite`.
 """
 
 import shutil
@@ -27,7 +27,7 @@ from genre_dist.training.checkpoint_manager import read_best
 from genre_dist.training.early_stopping import why_stop
 from genre_dist.training.experiment import Experiment, summary
 from genre_dist.training.metrics_log import RECORD, read_rows
-from genre_dist.training.model_files import FACTS, WEIGHTS, ModelFacts, check_model
+from genre_dist.training.model_files import METADATA, WEIGHTS, ModelMetadata, check_model
 from genre_dist.training.ranks import say
 from genre_dist.training.stopping import StopRequest
 
@@ -35,18 +35,18 @@ _WAYS_OUT = "choose another run.dir, or pass --run.overwrite true"
 
 
 class Start(NamedTuple):
-    """From where, and as what, a run starts or goes on."""
+    """The step and the configuration from which a run starts or resumes."""
 
     step: int
     """Steps already done."""
     config: Config
-    """What config.yaml is to say."""
+    """The content for config.yaml."""
     changes: Changes
-    """What is otherwise from here on."""
+    """Settings that differ from here on."""
 
 
-class _Found(NamedTuple):
-    """What a run's folder holds."""
+class _Contents(NamedTuple):
+    """The contents of a run's folder."""
 
     config: Config
     saved: Saved | None = None
@@ -57,74 +57,74 @@ class _Found(NamedTuple):
 
 
 def resume(experiment: Experiment, folder: Path, stop: StopRequest) -> Start | None:
-    """Prepare the run's folder and load its newest whole checkpoint; None if the run is finished, and nothing changed.
+    """Prepare the run's folder and load its newest whole checkpoint; return None for a finished run, left untouched.
 
-    Raises ValueError, on all ranks, if what is there cannot be continued as this experiment.
+    Raises ValueError, on all ranks, if the run in the folder cannot be continued as this experiment.
     """
     world, total = experiment.world, experiment.total_steps
-    found: _Found = world.broadcast(on_first(world, partial(_find, experiment, folder)))
-    for name in found.damaged:
+    contents: _Contents = world.broadcast(on_first(world, partial(_inspect, experiment, folder)))
+    for name in contents.damaged:
         say(world, f"{folder / 'checkpoints' / name} is damaged or incomplete and is passed over")
-    if found.finished_after is not None:
-        without = found.changes | found.without_effect
+    if contents.finished_after is not None:
+        without = contents.changes | contents.without_effect
         say(
             world,
-            f"{folder} is finished: all {found.finished_after} steps are done (--run.overwrite true starts it again)"
+            f"{folder} is finished: all {contents.finished_after} steps are done (--run.overwrite true starts it again)"
             + (f"; asked for now, without effect: {describe(without)}" if without else ""),
         )
         return None
-    if found.saved is None:
+    if contents.saved is None:
         say(world, summary(experiment))
     else:
-        # the optimizer's states are those of what the last step trained
-        experiment.freeze(max(0, found.saved.step - 1))
-        load_checkpoint(found.saved, experiment.state, world)
-        say(world, f"continuing {folder} after step {found.saved.step} of {total} ({found.saved.path.name})")
-        if found.without_effect:
-            say(world, f"without effect, the weights are those of the run: {describe(found.without_effect)}")
-    on_first(world, partial(_begin, found, folder, stop))  # now: a run that is refused leaves the folder as it was
-    return Start(0 if found.saved is None else found.saved.step, found.config, found.changes)
+        # the checkpoint has optimizer states only for the parameters that its last step trained
+        experiment.freeze(max(0, contents.saved.step - 1))
+        load_checkpoint(contents.saved, experiment.state, world)
+        say(world, f"continuing {folder} after step {contents.saved.step} of {total} ({contents.saved.path.name})")
+        if contents.without_effect:
+            say(world, f"without effect, the weights are those of the run: {describe(contents.without_effect)}")
+    on_first(world, partial(_begin, contents, folder, stop))  # only now: a refused run leaves the folder untouched
+    return Start(0 if contents.saved is None else contents.saved.step, contents.config, contents.changes)
 
 
-def _begin(found: _Found, folder: Path, stop: StopRequest) -> None:
-    for place in (folder, folder / "checkpoints"):
-        remove_leftovers(place)
-    trust_code_of(found.config)
-    if found.saved is None:  # of a run that goes on, it is written after the record of what has changed
-        save_config(found.config, folder / CONFIG)
+def _begin(contents: _Contents, folder: Path, stop: StopRequest) -> None:
+    for directory in (folder, folder / "checkpoints"):
+        remove_leftovers(directory)
+    trust_code_of(contents.config)
+    if contents.saved is None:  # a resumed run writes it after the record of the changes
+        save_config(contents.config, folder / CONFIG)
     stop.forget_left_over()
 
 
-def _find(experiment: Experiment, folder: Path) -> _Found:
-    """Look into the folder, made and emptied if asked to. Raises ValueError for what stands in the way."""
+def _inspect(experiment: Experiment, folder: Path) -> _Contents:
+    """Make the folder (or empty it if asked to) and read it. Raises ValueError if the run cannot go on there."""
     _prepare_folder(folder, experiment.config.run.overwrite)
     saved, damaged = newest_checkpoint(folder / "checkpoints", experiment.world.progress)
-    read_best(folder / "checkpoints")  # a damaged note is told here, to all ranks
+    read_best(folder / "checkpoints")  # raises for a damaged note, here on all ranks
     model = _model_of(folder, saved)
     if saved is None and model is None:
         _refuse_all_damaged(folder, damaged)
-        return _Found(_config_to_keep(experiment, {}), damaged=damaged)
+        return _Contents(_config_to_keep(experiment, {}), damaged=damaged)
     before = _trained_before(folder, saved, model)
     config = _config_to_keep(experiment, before)
     _refuse_another_run(experiment, folder, saved, model, before)
-    told = changes(before, trained_with(config), "told")
-    found = _Found(config, saved, damaged, told, changes(before, trained_with(experiment.config), "start"))
+    recorded = changes(before, trained_with(config), "recorded")
+    contents = _Contents(config, saved, damaged, recorded, changes(before, trained_with(experiment.config), "start"))
     if _is_finished(experiment, folder, saved, model):
-        return found._replace(finished_after=model.step if model else None)
+        return contents._replace(finished_after=model.step if model else None)
     if saved is None:
         raise ValueError(
             f"{folder} has a model of {model.step if model else 0} steps and no checkpoint to go on from: bring its "
             f"checkpoints back, start another run from its {WEIGHTS}, {_WAYS_OUT}"
         )
-    return found
+    return contents
 
 
-def _model_of(folder: Path, saved: Saved | None) -> ModelFacts | None:
-    """The model of a finished run. None if there is none, or it is damaged and can be written anew from a checkpoint.
+def _model_of(folder: Path, saved: Saved | None) -> ModelMetadata | None:
+    """The model of a finished run; None without one, or if a checkpoint can replace a damaged one.
 
-    Raises ValueError if it is damaged and cannot.
+    Raises ValueError if the model is damaged and there is no checkpoint.
     """
-    if not (folder / FACTS).is_file():
+    if not (folder / METADATA).is_file():
         return None
     try:
         return check_model(folder)
@@ -136,9 +136,9 @@ def _model_of(folder: Path, saved: Saved | None) -> ModelFacts | None:
 
 
 def _prepare_folder(folder: Path, overwrite: bool) -> None:
-    """Make the run's folder, an earlier run in it deleted if asked to, but for the lock that this start holds.
+    """Make the run's folder; if asked to, delete an earlier run in it, except the lock that this start holds.
 
-    Its config.yaml goes last: a deletion that was cut short is one of a run still.
+    Its config.yaml is deleted last: after a deletion that was cut short the folder still counts as a run.
     """
     try:
         if overwrite and holds_files(folder, beside=(EXIT_CODE,)):
@@ -155,9 +155,9 @@ def _prepare_folder(folder: Path, overwrite: bool) -> None:
 
 
 def _refuse_all_damaged(folder: Path, damaged: list[str]) -> None:
-    """Raise ValueError if there are checkpoints and none is whole: to begin again would cost all that was done.
+    """Raise ValueError if there are checkpoints and none is whole: starting again would lose all steps.
 
-    What a kill left while it was written does not count: it was never one.
+    Files of a save that was killed do not count.
     """
     if lost := [name for name in damaged if not name.endswith(".partial")]:
         raise ValueError(
@@ -166,9 +166,9 @@ def _refuse_all_damaged(folder: Path, damaged: list[str]) -> None:
         )
 
 
-def _trained_before(folder: Path, saved: Saved | None, model: ModelFacts | None) -> dict[str, Any]:
-    """The settings that a run was trained with so far. What older versions wrote has only its config.yaml to tell."""
-    noted = saved.facts.get("settings") if saved is not None else None
+def _trained_before(folder: Path, saved: Saved | None, model: ModelMetadata | None) -> dict[str, Any]:
+    """The settings that a run was trained with so far; runs of older versions have them in config.yaml only."""
+    noted = saved.metadata.get("settings") if saved is not None else None
     if isinstance(noted, dict):
         return noted
     if model is not None and model.settings:
@@ -177,9 +177,10 @@ def _trained_before(folder: Path, saved: Saved | None, model: ModelFacts | None)
 
 
 def _config_to_keep(experiment: Experiment, before: dict[str, Any]) -> Config:
-    """The configuration as config.yaml is to hold it: with the weights that the run began with.
+    """The configuration for config.yaml, with the weights that the run began with.
 
-    A copy that deletes the run it belongs to would be a trap; another GPU may take other micro-batches.
+    `run.overwrite` is reset, so that training from the copy does not delete its own run; micro-batches that were
+    planned for this GPU are `auto` again, as another GPU may fit others.
     """
     config = experiment.config
     text, poster = config.model.text, config.model.poster
@@ -196,16 +197,16 @@ def _config_to_keep(experiment: Experiment, before: dict[str, Any]) -> Config:
 
 
 def _refuse_another_run(
-    experiment: Experiment, folder: Path, saved: Saved | None, model: ModelFacts | None, before: dict[str, Any]
+    experiment: Experiment, folder: Path, saved: Saved | None, model: ModelMetadata | None, before: dict[str, Any]
 ) -> None:
-    """Raise ValueError if what is in the folder cannot be continued as this experiment."""
-    facts: dict[str, Any] = {} if model is None else {"data_fingerprint": model.data_fingerprint}
+    """Raise ValueError if the run in the folder cannot be continued as this experiment."""
+    metadata: dict[str, Any] = {} if model is None else {"data_fingerprint": model.data_fingerprint}
     if saved is not None:
-        facts = saved.facts
+        metadata = saved.metadata
     for key, value in experiment.stream.identity().items():
-        if (saved is not None or key in facts) and facts.get(key) != value:
+        if (saved is not None or key in metadata) and metadata.get(key) != value:
             raise ValueError(
-                f"{folder} was trained with {key}={facts.get(key)}, now it is {value}: continue with the same "
+                f"{folder} was trained with {key}={metadata.get(key)}, now it is {value}: continue with the same "
                 f"data and order, {_WAYS_OUT}"
             )
     if changed := changes(before, trained_with(experiment.config), "fixed"):
@@ -222,8 +223,8 @@ def _refuse_another_run(
         )
 
 
-def _is_finished(experiment: Experiment, folder: Path, saved: Saved | None, model: ModelFacts | None) -> bool:
-    """Whether the run has come to its end, by its number of steps or early: its model tells, whatever lies beside."""
+def _is_finished(experiment: Experiment, folder: Path, saved: Saved | None, model: ModelMetadata | None) -> bool:
+    """Whether the run's model is that of its last step, by number of steps or by early stopping."""
     if model is None or (saved is not None and saved.step > model.step):
         return False
     train = experiment.config.train

@@ -17,14 +17,14 @@ from genre_dist.training.out_of_memory import is_out_of_memory
 
 
 class StepResult(NamedTuple):
-    """What a step knows of itself over all ranks; tensors, so that nobody waits for the device before they are read."""
+    """A step's totals over all ranks; they are tensors, so that only reading them waits for the device."""
 
     totals: Tensor  # [sum of losses, samples, bad samples, ranks asked to stop, ranks that ask to save]
     grad_norm: Tensor
 
 
 class Figures:
-    """A step's figures on their way to the host, behind the step itself; the next step can be queued meanwhile."""
+    """A step's figures on their way to the host; the next step can be queued before they arrive."""
 
     def __init__(self, result: StepResult) -> None:
         figures = torch.cat([result.totals, result.grad_norm.reshape(1)])
@@ -32,18 +32,18 @@ class Figures:
         self._arrived = torch.cuda.current_stream(figures.device).record_event() if figures.is_cuda else None
 
     def read(self) -> list[float]:
-        """The totals and the gradient's norm; waits for the end of the step they are of."""
+        """The totals and the gradient's norm; waits for the end of their step."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._host.tolist()
 
 
 class OutOfMemoryTogetherError(Exception):
-    """Some rank ran out of memory in a careful step; gradients are dropped, weights as they were, on all ranks."""
+    """A rank ran out of memory in a deferred step; all ranks have dropped their gradients and kept their weights."""
 
 
 def agree(world: World, micro_batches: list[Batch], stop: bool, save: bool) -> Tensor:
-    """What all ranks need to know before a step, in one collective: float32 [4] on the device.
+    """Counts over all ranks before a step, in one collective: float32 [4] on the device.
 
     [samples, samples that could not be read, ranks asked to stop, ranks that ask for a checkpoint].
     """
@@ -56,7 +56,7 @@ class TrainStep:
     """Forward and backward over a rank's micro-batches, then one update of the weights.
 
     The gradient is that of (sum of all samples' losses over all ranks) / (number of samples over all ranks). On a GPU
-    nothing here waits for the device: what goes there comes from pinned memory, what comes back is read later.
+    the host never waits for the device: inputs come from pinned memory, results are read later.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class TrainStep:
         micro_batches: list[Batch],
         prepare: Callable[[Batch], Inputs],
         counts: Tensor,
-        careful: bool = False,
+        deferred: bool = False,
         failed: Callable[[], None] = lambda: None,
     ) -> StepResult:
-        """Take the step; `prepare` moves a micro-batch to the device, `counts` are what `agree` gave.
+        """Take the step; `prepare` moves a micro-batch to the device, `counts` is the result of `agree`.
 
-        A `careful` step exchanges nothing before all ranks are through their micro-batches; it raises
-        OutOfMemoryTogetherError on all of them if one of them ran out of memory, after a call of `failed` on that rank.
+        A `deferred` step exchanges gradients only after all ranks have computed all their micro-batches; if one ran out
+        of memory, that rank calls `failed` and all ranks raise OutOfMemoryTogetherError.
         """
         count = counts[0].clamp(min=1)
         losses = torch.zeros(1, device=self.world.device)
@@ -88,7 +88,7 @@ class TrainStep:
         def passes(batch: Batch, last: bool) -> None:
             losses.add_(self._passes(prepare(batch), count, last))
 
-        if careful:
+        if deferred:
             full = False
             try:
                 for batch in micro_batches:
@@ -102,7 +102,7 @@ class TrainStep:
                 self.strategy.optimizer.zero_grad(set_to_none=True)
                 raise OutOfMemoryTogetherError
             if self.world.size > 1:
-                passes(part_of(micro_batches[0], slice(0, 0)), last=True)  # a blank sample, which carries the exchange
+                passes(part_of(micro_batches[0], slice(0, 0)), last=True)  # a blank sample carries the exchange
         else:
             for number, batch in enumerate(micro_batches, 1):
                 passes(batch, last=number == len(micro_batches))
@@ -120,5 +120,5 @@ class TrainStep:
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
-    """Within it, what is compiled runs as it was written, and nothing is compiled for a size that comes once."""
+    """A context in which compiled modules run eagerly: a size that comes once is not worth compiling."""
     return torch.compiler.set_stance("force_eager")

@@ -1,4 +1,4 @@
-"""Steps become rows of the record, and what must stop a run is found in their figures."""
+"""Steps become rows of the record; a loss that is not finite or too many bad samples stop the run."""
 
 import time
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ class Step(NamedTuple):
     """A step that is queued on the device."""
 
     number: int
-    """Of steps done with it."""
+    """Counted from 1."""
     figures: Figures
     waited: float
     """Seconds that training waited for its samples."""
@@ -32,7 +32,7 @@ class Step(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What ranks have asked of all, known when the figures of the step are read in which they agreed."""
+    """Requests of any rank to stop or save; all ranks know them once they read the figures of the step."""
 
     stop: bool = False
     save: bool = False
@@ -42,10 +42,10 @@ class Asked(NamedTuple):
 
 
 class StepLog:
-    """Turns steps into rows of the record, on a GPU one step late so that the device never has to be waited for.
+    """Turns steps into rows of the record, on a GPU one step late so that the host never waits for the device.
 
-    What must stop the run (a loss that is not finite, too many bad samples) is raised here as ValueError, on all ranks
-    together since the numbers are sums over all ranks.
+    Raises ValueError for a loss that is not finite and for too many bad samples, on all ranks together since the
+    numbers are sums over all ranks.
     """
 
     def __init__(self, experiment: Experiment, record: MetricsLog | None) -> None:
@@ -61,9 +61,9 @@ class StepLog:
         self._began = time.monotonic()
 
     def add(self, step: Step) -> Asked:
-        """Note a step, and write the one before it; where nothing runs ahead (a CPU), the step itself.
+        """Note a step and write the previous one; on a CPU, where nothing runs ahead, write the step itself.
 
-        Reading the step before waits until it is done, and the device goes on with this one.
+        Reading the previous step waits until it is done, while the device computes this one.
         """
         if step.number % self.experiment.config.tracking.ranks_every_steps == 0:
             self._ranks = gather_ranks(self._meter, self.experiment.world) or {}
@@ -73,7 +73,7 @@ class StepLog:
         return self.flush() if self.experiment.world.device.type == "cpu" else asked
 
     def flush(self) -> Asked:
-        """Write what is pending."""
+        """Write the pending step."""
         if self._pending is None:
             return Asked()
         (step, seconds), self._pending = self._pending, None
@@ -81,7 +81,7 @@ class StepLog:
 
     @contextmanager
     def standing_still(self) -> Iterator[None]:
-        """Within it, training waits for a checkpoint."""
+        """A context in which training waits for a checkpoint."""
         began = time.monotonic()
         yield
         self._stood_still += time.monotonic() - began
@@ -144,5 +144,5 @@ class StepLog:
         )
 
     def _mfu(self, samples_per_second: float) -> float:
-        """Share of the devices' peak that is used; 0 where the peak is unknown, never a guess."""
+        """The used share of the devices' peak; 0 where the peak is unknown."""
         return samples_per_second * self.experiment.compute.flops_per_sample / self._peak if self._peak else 0.0

@@ -1,8 +1,8 @@
 """Asking a run to stop: SIGTERM, SIGUSR1 (SLURM's warning), SIGINT, a STOP file in the run's folder, a time budget.
 
-A request is only noted here. The loop asks at every step and every evaluation batch, all ranks agree, a checkpoint is
-written, and the process exits with `PREEMPTED`, which a SLURM script turns into a requeue. A time budget is asked for
-between steps only: an evaluation longer than the budget would otherwise be begun at every start and never finished.
+This module only notes a request. The training loop checks for one at every step and every evaluation batch; then all
+ranks agree, save a checkpoint and exit with `PREEMPTED`, which a SLURM script turns into a requeue. A time budget is
+checked between steps only: an evaluation longer than the budget would otherwise start over and over and never finish.
 """
 
 import signal
@@ -17,19 +17,19 @@ from genre_dist.parallel.launcher import PREEMPTED, is_launched
 
 BUDGET = "run.max_minutes"
 HEEDED_SECONDS = 5
-"""A reader process that gives nothing for so long while this one is asked to stop is waited for no longer."""
+"""Time after which a process that is asked to stop no longer waits for a silent reader process."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(Exception):  # noqa: N818 (no error: somebody asked)
-    """Work was given up on all ranks because one was asked to stop."""
+    """All ranks gave up work because one was asked to stop."""
 
 
 def heed_while_waiting(asked: Callable[[], bool], alone: bool, seconds: int) -> None:
-    """For one rank's wait of so many `seconds` for a reader process, in which the ranks cannot agree to stop.
+    """End a rank's wait of `seconds` for a reader process if it is asked to stop: the ranks cannot agree meanwhile.
 
-    Asked to stop, raises Stopped on a rank that is alone, else SystemExit with PREEMPTED: those that wait for this one
-    end with that, too, and what was done since the last checkpoint is lost.
+    Raises Stopped on a single rank, else SystemExit with PREEMPTED: the ranks that wait for this one end too, and steps
+    since the last checkpoint are lost.
     """
     if seconds >= HEEDED_SECONDS and asked():
         if alone:
@@ -39,7 +39,7 @@ def heed_while_waiting(asked: Callable[[], bool], alone: bool, seconds: int) -> 
 
 
 class StopRequest:
-    """Notes, within it, that somebody wants this process to stop. A second SIGINT interrupts at once."""
+    """A context that notes requests to stop this process. A second SIGINT interrupts at once."""
 
     def __init__(
         self, run: Path, max_minutes: float | None = None, clock: Callable[[], float] = time.monotonic
@@ -58,7 +58,7 @@ class StopRequest:
         return self.interrupted() or self.reason is not None
 
     def interrupted(self) -> bool:
-        """Whether it was asked to stop whatever it is doing, an evaluation too."""
+        """Whether a signal or the STOP file (not the time budget) asks to stop, even during an evaluation."""
         if self.reason in (None, BUDGET) and self._file.exists():
             self.reason = f"the file {self._file}"
         return self.reason not in (None, BUDGET)
@@ -72,9 +72,9 @@ class StopRequest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Give the signals back to whoever had them, unless a launcher's rank is about to exit with PREEMPTED.
+        """Restore the signals' handlers, unless a launcher's rank is about to exit with PREEMPTED.
 
-        A launcher asks again when another rank has exited, which would end the exit.
+        A launcher signals again once another rank has exited, which would interrupt this rank's exit.
         """
         is_heeded = kind is not None and issubclass(kind, Stopped) and is_launched()
         for number, handler in self._previous.items() if not is_heeded else ():

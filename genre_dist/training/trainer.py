@@ -36,17 +36,17 @@ from genre_dist.training.stopping import Stopped, StopRequest, heed_while_waitin
 
 
 class Trainer:
-    """Trains the run of a configuration, or goes on with it. Every rank has one and calls its methods in one order.
+    """Trains the run of a configuration, or resumes it. Every rank has one and calls its methods in the same order.
 
-    Raises ValueError for what the user has to change; Stopped, once all is saved, if somebody asks for that.
+    Raises ValueError for what the user has to change; Stopped, after a checkpoint, if somebody asks to stop.
     """
 
     def __init__(self, config: Config, world: World | None = None) -> None:
         self.config, self._world = config, world
-        self.done, self.asked, self.ends_early = 0, Asked(), False  # steps done; what ranks have asked of all
+        self.done, self.asked, self.ends_early = 0, Asked(), False  # steps done; requests of any rank
 
     def fit(self) -> int:
-        """Train to the end and evaluate; returns 0, or PREEMPTED if asked to stop. Joins the other ranks if need be."""
+        """Join the other ranks if need be, train and evaluate; return 0, or PREEMPTED if somebody asked to stop."""
         with joined(self.config) if self._world is None else nullcontext(self._world) as self._world:
             code = PREEMPTED
             with suppress(Stopped), self:
@@ -54,14 +54,14 @@ class Trainer:
                     self.train()
                     self.finish()
                 code = 0
-            note_end(Path(self.config.run.dir), code)  # before any rank goes: torchrun ends the others then
+            note_end(Path(self.config.run.dir), code)  # now: torchrun ends all ranks once one exits
         return code
 
     def __enter__(self) -> Self:
-        """Everything before the first step, up to the weights and the record of what was trained so far."""
+        """Set up everything before the first step; a resumed run gets its weights and its record back."""
         assert self._world is not None, "the ranks have not met: see genre_dist.parallel.one_run.joined"
         self.world, folder = self._world, Path(self.config.run.dir)
-        with ExitStack() as exits:  # setting up may take minutes: a request to stop is noted from here on
+        with ExitStack() as exits:  # set-up may take minutes: requests to stop count from here on
             self.stop = exits.enter_context(StopRequest(folder, self.config.run.max_minutes))
             config = planned_config(self.config, self.world)
             experiment = set_up(config, self.world, may_split(config, self.world))
@@ -102,15 +102,15 @@ class Trainer:
         heeding = partial(heed_while_waiting, self.stop.requested, self.world.size == 1)
         with closing(self.experiment.stream.batches(self.done, heeding)) as batches:
             while not self.is_over:
-                asked = time.monotonic()
+                began = time.monotonic()
                 try:
                     micro_batches = next(batches)
-                except Stopped:  # a rank that is alone, and whose readers are silent
+                except Stopped:  # a single rank was asked to stop while its readers are silent
                     self.asked |= Asked(stop=True)
                     if self.done > self.began:
                         self.save()
                     self.stop_if_asked()
-                self.waited = time.monotonic() - asked
+                self.waited = time.monotonic() - began
                 yield micro_batches
 
     def step(self, micro_batches: list[Batch]) -> Step:
@@ -129,16 +129,16 @@ class Trainer:
         self.profiler.after_step(self.done)
         self.collector.after_step(self.done)
         if is_first:
-            self.run.saver.prepare()  # the optimizer's states are there from now on
+            self.run.saver.prepare()  # the optimizer's states exist after the first step
         return Step(self.done, Figures(result), self.waited, micro_batches)
 
     def log(self, step: Step) -> None:
-        """Write a row of the record; on a GPU that of the step before, whose figures have arrived."""
+        """Write a step's row into the record; on a GPU the previous step's, whose figures have arrived."""
         self.run.note_faults(step.micro_batches)
         self.asked |= self.step_log.add(step)
 
     def validate_if_missed(self) -> None:
-        """Evaluate after the last step of an earlier start, if that was stopped before it did, or meanwhile."""
+        """Make up for an evaluation that an earlier start was stopped before or during."""
         if self.done > 0 and not self.is_over:
             if self.run.lacks_evaluation(self.done):
                 self.validate()
@@ -154,7 +154,7 @@ class Trainer:
             self.step_log.restart_clock()
 
     def validate(self) -> None:
-        """Evaluate the val split into the record, unless somebody asks to stop meanwhile."""
+        """Evaluate the val split into the record; a request to stop ends the evaluation."""
         self.experiment.state.sync_buffers()
         try:
             self.run.evaluate("val", self.done, self.stop.interrupted)
@@ -162,7 +162,7 @@ class Trainer:
             self.asked |= Asked(stop=True)
 
     def save_if_due(self) -> None:
-        """Save after the last step, every so often, and where somebody asks for it or to stop."""
+        """Save after the last step, at the configured intervals, and if a rank asks to save or to stop."""
         if self.is_over or self.asked.stop or self.asked.save or self.run.saver.due(self.done):
             self.save()
 
@@ -179,7 +179,7 @@ class Trainer:
             raise Stopped
 
     def finish(self) -> None:
-        """Evaluate val and test, and write their files, the weights and what is needed to use them."""
+        """Evaluate val and test and write their files, then export the model."""
         self.experiment.state.sync_buffers()
         for split in ("val", "test"):
             self.run.evaluate(split, self.done, self.stop.interrupted, final=True)

@@ -1,4 +1,4 @@
-"""The console verb that takes a model out of a run: export."""
+"""The console verb `export`, which takes a model out of a run."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -8,7 +8,7 @@ from genre_dist.verb_options import Verbs
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add this room's verbs to the console command."""
+    """Add this package's verb to the console command."""
     verb = verbs.add_parser("export", help="take a model out of a run, finished or not, for predict and evaluate")
     verb.add_argument("folder", metavar="RUN", type=Path)
     verb.add_argument("--out", type=Path, required=True, help="a new folder")

@@ -17,13 +17,13 @@ from genre_dist.config.continuing import describe
 from genre_dist.training.wandb_files import history
 
 Row = dict[str, Any]
-SHOWN = ("train", "val", "test")
-"""Kinds of rows with numbers to draw."""
-GENRE_NUMBERS = ("f1", "average_precision", "auc")
+SCALAR_KINDS = ("train", "val", "test")
+"""Kinds of rows whose numbers are drawn as curves."""
+GENRE_SCALARS = ("f1", "average_precision", "auc")
 
 
 class Example(NamedTuple):
-    """One film of an evaluation, as people see it."""
+    """One film of an evaluation with poster, text, genres and prediction."""
 
     id: int
     poster: NDArray[np.uint8] | None  # [size, size, 3]
@@ -33,10 +33,10 @@ class Example(NamedTuple):
 
 
 class View(Protocol):
-    """Somewhere the record is shown."""
+    """A display of the record."""
 
-    def show(self, row: Row, told: Row) -> None:
-        """Show a row; `told` has the rest of an evaluation: `per_genre` and `films_shown`, or nothing."""
+    def show(self, row: Row, details: Row) -> None:
+        """Show a row; `details` has the rest of an evaluation: `per_genre` and `examples`, or nothing."""
 
     def close(self) -> None: ...
 
@@ -47,7 +47,7 @@ class Console:
     def __init__(self, total_steps: int) -> None:
         self.total_steps = total_steps
 
-    def show(self, row: Row, told: Row) -> None:
+    def show(self, row: Row, details: Row) -> None:
         if row["kind"] == "train":
             left = (self.total_steps - row["step"]) * row["step_seconds"]
             print(
@@ -74,8 +74,8 @@ class Console:
 class WandB:
     """The record in Weights & Biases.
 
-    A resumed run goes on in the same W&B run, whose id is kept in the run's folder, and shows no step twice: what W&B
-    has of it is read back first. Under a sweep the agent's id is taken.
+    A resumed run continues the same W&B run, whose id is kept in the run's folder. It logs no step twice: the last
+    logged steps are read back first. A sweep's run has the id of its agent.
     """
 
     def __init__(self, config: Config, folder: Path) -> None:
@@ -99,32 +99,32 @@ class WandB:
         self.run.define_metric("*", step_metric="global_step")
         self.seen: dict[str, int] = {}  # kind of row -> last step that W&B has
         if online:
-            self.seen = {kind: self.run.summary.get(f"{kind}/step", -1) for kind in SHOWN}
+            self.seen = {kind: self.run.summary.get(f"{kind}/step", -1) for kind in SCALAR_KINDS}
         else:
             for logged in history(folder, run_id):
-                for kind in SHOWN:
+                for kind in SCALAR_KINDS:
                     self.seen[kind] = max(self.seen.get(kind, -1), logged.get(f"{kind}/step", -1))
 
-    def show(self, row: Row, told: Row) -> None:
+    def show(self, row: Row, details: Row) -> None:
         kind = row["kind"]
         if kind == "end":
             self.run.summary["ended"] = row["reason"]
-        if kind not in SHOWN:  # a run's settings are W&B's own to show
+        if kind not in SCALAR_KINDS:  # W&B shows a run's settings itself
             return
         if row["step"] <= self.seen.get(kind, -1):
             return
-        shown: Row = dict(numbers(row, told)) | {"global_step": row["step"], "epoch": row.get("epoch")}
-        if told.get("films_shown"):
-            shown[f"{kind}/films"] = self._table(told["films_shown"])
-            shown[f"{kind}/posters"] = [
+        payload: Row = dict(numbers(row, details)) | {"global_step": row["step"], "epoch": row.get("epoch")}
+        if details.get("examples"):
+            payload[f"{kind}/films"] = self._table(details["examples"])
+            payload[f"{kind}/posters"] = [
                 self.wandb.Image(film.poster, caption=f"{film.genres} | predicted: {film.predicted}")
-                for film in told["films_shown"]
+                for film in details["examples"]
                 if film.poster is not None
             ]
-        if kind == "test" and told.get("per_genre"):
-            table = self.wandb.Table(["genre", "F1"], [[name, its["f1"]] for name, its in told["per_genre"].items()])
-            shown["test/f1_by_genre"] = self.wandb.plot.bar(table, "genre", "F1", title="F1 by genre, test")
-        self.run.log(shown)
+        if kind == "test" and details.get("per_genre"):
+            table = self.wandb.Table(["genre", "F1"], [[name, its["f1"]] for name, its in details["per_genre"].items()])
+            payload["test/f1_by_genre"] = self.wandb.plot.bar(table, "genre", "F1", title="F1 by genre, test")
+        self.run.log(payload)
 
     def _table(self, films: list[Example]) -> Any:
         table = self.wandb.Table(["film", "poster", "overview", "genres", "predicted"])
@@ -138,23 +138,23 @@ class WandB:
 
 
 class TensorBoard:
-    """The record in TensorBoard. What was written beyond the step that a run resumes from is hidden."""
+    """The record in TensorBoard, which hides rows after the step that a run resumes from."""
 
     def __init__(self, folder: Path, resume_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1, flush_secs=10)
 
-    def show(self, row: Row, told: Row) -> None:
+    def show(self, row: Row, details: Row) -> None:
         if row["kind"] == "end":
             self.writer.add_text("ended", row["reason"], row["step"])
         if row["kind"] == "settings":
             self.writer.add_text("settings", describe(row["changes"]), row["step"])
-        if row["kind"] not in SHOWN:
+        if row["kind"] not in SCALAR_KINDS:
             return
-        for name, value in numbers(row, told).items():
+        for name, value in numbers(row, details).items():
             self.writer.add_scalar(name, value, row["step"])
-        for film in told.get("films_shown") or ():
+        for film in details.get("examples") or ():
             text = f"{film.genres} | predicted: {film.predicted} | {film.overview or ''}"
             self.writer.add_text(f"{row['kind']}_films/{film.id}", text, row["step"])
             if film.poster is not None:
@@ -165,34 +165,34 @@ class TensorBoard:
 
 
 def check_views(config: Config) -> None:
-    """Raise ValueError if a view that is asked for cannot be had."""
+    """Raise ValueError if a configured view is not installed."""
     if config.tracking.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ValueError(
             "tracking.tensorboard needs tensorboard, which is not installed: pip install 'genre_dist[tensorboard]'"
         )
 
 
-def numbers(row: Row, told: Row) -> dict[str, float]:
-    """What of a row (and its evaluation's genres) can be drawn as a curve: name -> number."""
+def numbers(row: Row, details: Row) -> dict[str, float]:
+    """The scalars of a row and of its evaluation's genres, by the names of their curves."""
     kind = row["kind"]
-    found = {f"{kind}/{key}": value for key, value in row.items() if isinstance(value, (int, float)) and key != "epoch"}
+    scalars = {f"{kind}/{key}": value for key, value in row.items() if isinstance(value, int | float) if key != "epoch"}
     for key, values in row.items():
         if key.startswith("rank_"):
-            found |= {f"ranks/{rank}/{key.removeprefix('rank_')}": value for rank, value in enumerate(values)}
-    for genre, its in (told.get("per_genre") or {}).items():
-        found |= {f"{kind}_genres/{name}/{genre}": its[name] for name in GENRE_NUMBERS if its.get(name) is not None}
-    return found
+            scalars |= {f"ranks/{rank}/{key.removeprefix('rank_')}": value for rank, value in enumerate(values)}
+    for genre, its in (details.get("per_genre") or {}).items():
+        scalars |= {f"{kind}_genres/{name}/{genre}": its[name] for name in GENRE_SCALARS if its.get(name) is not None}
+    return scalars
 
 
 def job_type(model: ModelConfig) -> str:
-    """What a run is among those it is compared with: text, poster, frozen or end_to_end, whole or in part."""
+    """W&B's job type of a run: text, poster, frozen, or end_to_end (also if it is partly frozen)."""
     return model.kind if model.kind in ("text", "poster", "frozen") else "end_to_end"
 
 
 def _run_id(folder: Path) -> str:
-    """The run's id in W&B, kept in its folder, beside it the folder that it is of: a copy is a run of its own.
+    """The run's id in W&B, kept in its folder together with the folder's path: a copy gets an id of its own.
 
-    Raises ValueError if what is kept is no id.
+    Raises ValueError if the kept id is none.
     """
     file, home = folder / "wandb_id", folder / "wandb_id_of"
     here, kept, of = str(folder.resolve()), _kept(file), _kept(home)
@@ -211,14 +211,14 @@ def _run_id(folder: Path) -> str:
 
 
 def _is_another(other: Path, file: Path, kept: str) -> bool:
-    """Whether the same id is kept elsewhere too; a folder may be seen under two paths."""
+    """Whether the same id is kept in another folder; one folder may have two paths."""
     with suppress(OSError):
         return _kept(other) == kept and not other.samefile(file)
     return False
 
 
 def _kept(file: Path) -> str:
-    """What a small file says, nothing if there is none."""
+    """The text of a small file; "" if there is none."""
     with suppress(OSError, ValueError):
         return file.read_bytes()[:8192].replace(b"\0", b"").decode(errors="replace").strip()
     return ""

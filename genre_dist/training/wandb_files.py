@@ -1,7 +1,7 @@
-"""What an offline run of Weights & Biases has stored so far, read back from its files.
+"""The rows of an offline run of Weights & Biases, read back from its files.
 
-A `.wandb` file is 7 bytes of header and a LevelDB log: blocks of 32 KiB, in them pieces with a checksum, a length and
-the place of the piece in its record (whole, first, middle, last). Records are protobuf messages of wandb.
+A `.wandb` file is 7 bytes of header and a LevelDB log: blocks of 32 KiB of fragments, each with a checksum, a length
+and its type (full record, first, middle, last). Records are protobuf messages of wandb.
 """
 
 import json
@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-HEADER, BLOCK, PIECE = 7, 32768, 7
+HEADER, BLOCK, FRAGMENT_HEADER = 7, 32768, 7
 WHOLE, FIRST, _, LAST = 1, 2, 3, 4
 
 
 def history(folder: Path, run_id: str = "*") -> Iterator[dict[str, Any]]:
     """The logged rows of all offline segments of a run in `folder`/wandb, oldest segment first.
 
-    A segment whose process was killed may end anywhere; it is read up to there.
+    A segment whose process was killed may end anywhere; it is read as far as it goes.
     """
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
@@ -32,18 +32,18 @@ def history(folder: Path, run_id: str = "*") -> Iterator[dict[str, Any]]:
 
 
 def records(data: bytes) -> Iterator[bytes]:
-    """The whole records of a `.wandb` file, up to the first that is cut short or damaged."""
+    """The records of a `.wandb` file, up to the first that is cut short or damaged."""
     position, parts = HEADER, b""
-    while position + PIECE <= len(data):
+    while position + FRAGMENT_HEADER <= len(data):
         left = BLOCK - position % BLOCK
-        if left < PIECE:  # too little for a piece: padding
+        if left < FRAGMENT_HEADER:  # padding: no fragment fits
             position += left
             continue
         checksum, length, kind = struct.unpack_from("<IHB", data, position)
-        piece = data[position + PIECE : position + PIECE + length]
-        if len(piece) < length or checksum != zlib.crc32(piece, zlib.crc32(bytes([kind]))):
+        fragment = data[position + FRAGMENT_HEADER : position + FRAGMENT_HEADER + length]
+        if len(fragment) < length or checksum != zlib.crc32(fragment, zlib.crc32(bytes([kind]))):
             return
-        parts = piece if kind in (WHOLE, FIRST) else parts + piece
+        parts = fragment if kind in (WHOLE, FIRST) else parts + fragment
         if kind in (WHOLE, LAST):
             yield parts
-        position += PIECE + length
+        position += FRAGMENT_HEADER + length

@@ -90,7 +90,7 @@ def test_statistics_that_a_failed_attempt_has_moved_are_put_back(sample_shards: 
     experiment: Any = SimpleNamespace(config=Config(), world=world, compute=compute, model=norm)
     seen: list[dict[str, torch.Tensor]] = []
 
-    def take(pieces: list[Batch], samples: int, **careful: Any) -> StepResult:
+    def take(pieces: list[Batch], samples: int, **deferred: Any) -> StepResult:
         seen.append({name: buffer.clone() for name, buffer in norm.named_buffers()})
         norm(torch.randn(6, 3) + 5)
         if len(seen) < 3:

@@ -28,7 +28,7 @@ from genre_dist.training.checkpoint import COMPLETE, checkpoint_path, load_weigh
 from genre_dist.training.checkpoint_manager import BEST, Best, CheckpointManager, read_best
 from genre_dist.training.early_stopping import why_stop
 from genre_dist.training.metrics_log import MetricsLog, read_rows
-from genre_dist.training.model_files import FACTS, WEIGHTS, WORDS, read_facts, read_weights, read_words
+from genre_dist.training.model_files import METADATA, WEIGHTS, WORDS, read_metadata, read_weights, read_words
 from genre_dist.training.views import _run_id
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -70,20 +70,20 @@ def read_with(path: Path, content: bytes, read: Callable[[], Any]) -> Any:
 
 @given(content=odd_json(MODEL))
 def test_fuzz_model_json(content: bytes, folder: Path) -> None:
-    facts = read_with(folder / FACTS, content, lambda: read_facts(folder))
-    if facts is not None:
-        assert all(genre.name for genre in facts.genres)
-        assert facts.image["size"] >= 1
-        assert 0 <= facts.step <= 2**62
+    metadata = read_with(folder / METADATA, content, lambda: read_metadata(folder))
+    if metadata is not None:
+        assert all(genre.name for genre in metadata.genres)
+        assert metadata.image["size"] >= 1
+        assert 0 <= metadata.step <= 2**62
 
 
 @given(data=st.data())
 def test_fuzz_damaged_model_json_is_what_it_was_or_told(data: st.DataObject, folder: Path) -> None:
-    write_sealed(folder / FACTS, MODEL)
-    content = data.draw(damaged((folder / FACTS).read_bytes()))
-    facts = read_with(folder / FACTS, content, lambda: read_facts(folder))
-    if facts is not None and b'"sha256"' in content:
-        assert facts.to_dict() | {"genres": [genre._asdict() for genre in facts.genres]} == MODEL
+    write_sealed(folder / METADATA, MODEL)
+    content = data.draw(damaged((folder / METADATA).read_bytes()))
+    metadata = read_with(folder / METADATA, content, lambda: read_metadata(folder))
+    if metadata is not None and b'"sha256"' in content:
+        assert metadata.to_dict() | {"genres": [genre._asdict() for genre in metadata.genres]} == MODEL
 
 
 @given(content=odd_json({"rule": "", "split": "val", "films": 7, "logits": {"a": -1.5, "b": 2}}))
@@ -166,9 +166,9 @@ def test_fuzz_config_yaml(data: st.DataObject, folder: Path, config_yaml: bytes)
 def test_fuzz_a_damaged_vocabulary_is_told(data: st.DataObject, folder: Path) -> None:
     words = b"<pad>\n<unk>\nheat\nalien\n"
     text = dict(MODEL["text"], vocabulary_sha256=hashlib.sha256(words).hexdigest())  # type: ignore[call-overload]
-    write_sealed(folder / FACTS, MODEL | {"text": text})
+    write_sealed(folder / METADATA, MODEL | {"text": text})
     content = data.draw(damaged(words) | st.just(b"<pad>\n<unk>\nalien\nheat\n"))
-    found = read_with(folder / WORDS, content, lambda: read_words(folder, read_facts(folder)))
+    found = read_with(folder / WORDS, content, lambda: read_words(folder, read_metadata(folder)))
     assert (found == {"<pad>": 0, "<unk>": 1, "heat": 2, "alien": 3}) == (content == words)
 
 
@@ -178,9 +178,9 @@ def test_fuzz_damaged_weights_are_told_where_a_checksum_was_noted(
 ) -> None:
     save_file({"a": torch.arange(12.0).reshape(3, 4), "b": torch.ones(2)}, folder / WEIGHTS)
     whole = (folder / WEIGHTS).read_bytes()
-    write_sealed(folder / FACTS, MODEL | {"weights_sha256": hashlib.sha256(whole).hexdigest() if noted else None})
+    write_sealed(folder / METADATA, MODEL | {"weights_sha256": hashlib.sha256(whole).hexdigest() if noted else None})
     content = data.draw(damaged(whole))
-    found = read_with(folder / WEIGHTS, content, lambda: read_weights(folder, read_facts(folder)))
+    found = read_with(folder / WEIGHTS, content, lambda: read_weights(folder, read_metadata(folder)))
     if noted:
         assert (found is not None) == (content == whole)
 

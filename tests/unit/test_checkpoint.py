@@ -85,7 +85,7 @@ def test_what_is_loaded_is_exactly_what_was_saved_and_trains_on_alike(tmp_path: 
     assert saved is not None
     assert damaged == []
     assert saved.step == 3
-    assert saved.facts | FACTS == saved.facts
+    assert saved.metadata | FACTS == saved.metadata
     load_checkpoint(saved, second, ALONE)
     for (name, ours), theirs in zip(first.model.state_dict().items(), second.model.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), name

@@ -21,7 +21,7 @@ def test_nothing_is_decided_that_is_no_setting() -> None:
 def test_what_decides_the_weights_meaning_and_the_order_is_fixed() -> None:
     for name in ("model.text.pooling", "data.image_size", "data.max_tokens", "model.poster.batch_norm", "run.seed"):
         assert effect_of(name) == "fixed"
-    assert {effect_of(name) for name in ALL if name.startswith("optim.") and name != "optim.optimizer"} == {"told"}
+    assert {effect_of(name) for name in ALL if name.startswith("optim.") and name != "optim.optimizer"} == {"recorded"}
     assert {effect_of(name) for name in ALL if name.startswith(("tracking.", "checkpoint."))} == {"free"}
 
 
@@ -35,7 +35,7 @@ def test_two_configurations_differ_by_kind() -> None:
     )
     before, now = trained_with(config), trained_with(other)
     assert changes(before, now, "fixed") == {"data.image_size": (224, 160)}
-    assert changes(before, now, "told") == {"data.crop_scale": ([0.6, 1.0], [1, 1]), "optim.text_lr": (1e-3, 0.5)}
+    assert changes(before, now, "recorded") == {"data.crop_scale": ([0.6, 1.0], [1, 1]), "optim.text_lr": (1e-3, 0.5)}
     assert changes(before, now, "start") == {}
     assert describe(changes(before, now, "fixed")) == "data.image_size=160 (was 224)"
 

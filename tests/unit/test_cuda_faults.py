@@ -146,14 +146,14 @@ def steps_of(error: Exception, world: World, folder: Path, note: Callable[[], No
     )
     train_step = TrainStep(strategy, world, loss_sum, torch.no_grad, None)
 
-    def take(pieces: list[Batch], samples: int, **careful: Any) -> StepResult:
+    def take(pieces: list[Batch], samples: int, **deferred: Any) -> StepResult:
         def prepare(piece: Batch) -> Any:
             labels = torch.as_tensor(piece.labels)
             return SimpleNamespace(
                 for_model=(labels,), labels=labels, weights=torch.as_tensor(piece.weights), blank=False, odd=False
             )
 
-        return train_step.take(pieces, prepare, agree(world, pieces, False, False), **careful)
+        return train_step.take(pieces, prepare, agree(world, pieces, False, False), **deferred)
 
     return Backoff(experiment, folder, note).step([batch(8)], take, seed=0)
 

@@ -179,7 +179,7 @@ def test_nor_with_ddp_where_batch_norm_may_be_synchronised(
     settings = config(batch_norm=norm)
     settings = replace(settings, data=replace(settings.data, global_batch=2 * SAMPLES))
     run = Run(settings, two_ranks, noted, tmp_path)
-    run.backoff.careful_steps = 1  # the first steps agree, on the hosts, whether memory was enough
+    run.backoff.deferred_steps = 1  # the first steps agree, on the hosts, whether memory was enough
     run.steps(2)
     noted.blocking.clear()
     before = noted.collectives

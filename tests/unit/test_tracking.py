@@ -260,7 +260,7 @@ def test_tensorboard_holds_the_same_and_hides_what_a_resumed_run_does_again(tmp_
         record = open_record(config, tmp_path, start, 6)
         for step in range(start + 1, end + 1):
             record.write(train_row(step, loss=step / 10 + start))
-        record.write(val_row(end), {"per_genre": PER_GENRE, "films_shown": [FILM]})
+        record.write(val_row(end), {"per_genre": PER_GENRE, "examples": [FILM]})
         record.close()
     told = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     losses = {event.step: event.value for event in told.Scalars("train/loss")}
@@ -322,7 +322,7 @@ def test_an_offline_run_of_wandb_holds_the_same_losses_at_the_same_steps_after_a
     record = open_record(config, offline, 0, 400)
     for step in range(1, 301):
         record.write(train_row(step, loss=1 / step))
-    record.write(val_row(300), {"per_genre": PER_GENRE, "films_shown": [FILM]})
+    record.write(val_row(300), {"per_genre": PER_GENRE, "examples": [FILM]})
     ended(record)
     assert steps_of(offline, "train") == list(range(1, 301))
 
@@ -334,7 +334,7 @@ def test_an_offline_run_of_wandb_holds_the_same_losses_at_the_same_steps_after_a
     record = open_record(config, offline, 250, 400)
     for step in range(251, 401):
         record.write(train_row(step, loss=1 / step))
-    record.write(val_row(300), {"per_genre": PER_GENRE, "films_shown": [FILM]})
+    record.write(val_row(300), {"per_genre": PER_GENRE, "examples": [FILM]})
     record.write(val_row(400), {"per_genre": PER_GENRE})
     record.write(val_row(400, "test"), {"per_genre": PER_GENRE})
     ended(record)
