@@ -40,7 +40,7 @@ class Result(NamedTuple):
     config: Config | None
     """None for baselines, which the training loop does not make."""
     val_micro_f1: float | None
-    """On val, at the thresholds fitted there (at 0.5 if there are none)."""
+    """On val, at the thresholds fitted there, or at 0.5 without thresholds."""
     baseline: Description
     """The content of baseline.json; empty for other runs."""
 

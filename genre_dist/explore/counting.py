@@ -40,9 +40,9 @@ class Counts:
         n = len(self.genres)
         self.films = np.zeros(len(SPLITS), np.int64)  # [splits]
         self.by_genre = np.zeros((n, len(SPLITS)), np.int64)  # [genres, splits]
-        self.labels = np.zeros(n + 1, np.int64)  # [genres + 1] films with so many genres
+        self.labels = np.zeros(n + 1, np.int64)  # [genres + 1] films by number of genres
         self.together = np.zeros((n, n), np.int64)  # [genres, genres] films with both; on the diagonal, with the genre
-        self.lengths = np.zeros(LONGEST + 1, np.int64)  # [words] texts of so many words
+        self.lengths = np.zeros(LONGEST + 1, np.int64)  # [words] texts by number of words
         self.months = np.zeros(12, np.int64)  # [months] films
         self.genre_months = np.zeros((n, 12), np.int64)  # [genres, months]
         self.words: list[Counter[str]] = [Counter() for _ in self.genres]
