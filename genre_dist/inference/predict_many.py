@@ -1,7 +1,7 @@
 """Predictions for many films, from a catalogue or a table with posters, to a folder of Parquet parts.
 
 The films, in the order of their table, form parts of PART films; part i belongs to rank i modulo the number of ranks.
-Parts are written atomically and never twice, so an interrupted prediction continues on any number of ranks.
+Parts are written atomically, and a valid part stays, so an interrupted prediction continues on any number of ranks.
 """
 
 from collections import Counter
