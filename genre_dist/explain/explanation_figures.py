@@ -14,7 +14,7 @@ from genre_dist.explain.attribution import Explained
 from genre_dist.pages.plotting import label, save
 
 ACCENT, AGAINST = "#0a5c8c", "#9a4a1f"
-WORDS = 12  # shown of a text, those of the largest attribution
+WORDS = 12  # of a text, those of the largest attribution
 LETTERS = 80  # of a title or word
 
 
