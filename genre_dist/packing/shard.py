@@ -106,19 +106,19 @@ def pack_shard(job: Job) -> Report:
     genres = [0] * len(INDEX_OF_ID)
     problems: list[UnusablePoster] = []
     odd: list[Odd] = []
-    outcomes: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     digest = hashlib.sha256()
     offset = 0
     with atomic_file(path) as file, open(job.films, encoding="utf-8") as films:
-        for film, (poster, outcome, note, why) in _with_posters(map(json.loads, films), job):
-            outcomes[outcome] += 1
-            if outcome == ODD:
+        for film, (poster, kind, note, reason) in _with_posters(map(json.loads, films), job):
+            kinds[kind] += 1
+            if kind == ODD:
                 odd.append({"tmdb_id": film["tmdb_id"], "odd": note})
-            elif outcome == UNREADABLE:
+            elif kind == UNREADABLE:
                 problems.append({"tmdb_id": film["tmdb_id"], "problem": note})
                 if "poster" in job.recipe.require:
-                    left_out[why] += 1
+                    left_out[reason] += 1
                     continue
             tokens = encode(tokenise(film["text"]), words) if film["text"].strip() else None
             data = sample(film, poster, tokens)
@@ -141,7 +141,7 @@ def pack_shard(job: Job) -> Report:
         shard=_shard(job, index, offset + len(tar.END), digest.hexdigest()),
         genre_counts=genres,
         left_out=dict(left_out),
-        posters=dict(sorted(outcomes.items())),
+        posters=dict(sorted(kinds.items())),
         odd=odd,
         problems=problems,
     )
@@ -171,7 +171,7 @@ class Outcome(NamedTuple):
     """RESIZED, UNTOUCHED, ODD, UNREADABLE or NO_POSTER: the kinds that a report counts."""
     note: str
     """The note of `load_rgb` on an odd file, or the name of an unreadable file and its fault."""
-    why: str = NO_PICTURE
+    reason: str = NO_PICTURE
     """The reason under which a film without a readable poster is left out."""
 
 
