@@ -151,10 +151,10 @@ def file_of(path: Path, data: bytes) -> Path:
     [
         ("glove.txt", text_of(VALUES)),
         ("word2vec.txt", text_of(VALUES, "4 7\n")),
-        ("glove.txt.gz", gzip.compress(text_of(VALUES))),
+        ("glove.txt.gz", gzip.compress(text_of(VALUES), mtime=0)),
         ("word2vec.bin", binary_of(VALUES)),
         ("gensim.bin", binary_of(VALUES, end=b"")),
-        ("word2vec.bin.gz", gzip.compress(binary_of(VALUES))),
+        ("word2vec.bin.gz", gzip.compress(binary_of(VALUES), mtime=0)),
     ],
 )
 def test_every_form_gives_the_same_vectors(tmp_path: Path, name: str, data: bytes) -> None:
@@ -248,7 +248,7 @@ def test_a_binary_file_longer_than_a_chunk_is_read(tmp_path: Path, monkeypatch: 
         ("head.bin", text_of(VALUES), r"does not begin as a \.bin of word2vec"),
         ("damaged.bin", b"9 7\n" + bytes(20_000), "word 1: no end of the word"),
         ("nan.bin", binary_of({"the": np.full(7, np.nan, np.float32)}, 1), "word 1: a value of `the` is no number"),
-        ("cut.txt.gz", gzip.compress(text_of(VALUES))[:-30], "damaged, or not readable here"),
+        ("cut.txt.gz", gzip.compress(text_of(VALUES), mtime=0)[:-30], "damaged, or not readable here"),
         ("no.txt.gz", text_of(VALUES), "damaged, or not readable here"),
         ("no.zip", text_of(VALUES), "damaged, or not readable here"),
         ("empty.txt", b"", None),
