@@ -157,7 +157,9 @@ def _trained(stage: Stage, shards: Path) -> Callable[[], bool]:
                 "--out, or remove the folder"
             )
         length, wanted = ((config.train.steps, config.train.epochs) for config in (existing, stage.config))
-        return length == wanted and _has_value(stage.run / METADATA, "data_fingerprint", load_manifest(shards).fingerprint)
+        return length == wanted and _has_value(
+            stage.run / METADATA, "data_fingerprint", load_manifest(shards).fingerprint
+        )
 
     return done
 
