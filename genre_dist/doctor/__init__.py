@@ -1,1 +1,1 @@
-"""What is wrong with a machine or a job, and how to mend it."""
+"""Checks of a machine or a job: each finding names a problem and its remedy."""

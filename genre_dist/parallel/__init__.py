@@ -1,1 +1,1 @@
-"""The ranks of a run and how they share the work: one small interface, one strategy a file."""
+"""Ranks and strategies: how the processes of a run share the work, one strategy a file."""

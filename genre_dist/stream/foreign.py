@@ -65,7 +65,7 @@ class Tar:
     links: Count = 0
     """Members that are links; a file of its own beside the index has their targets."""
     notes: tuple[Annotated[str, Predicate(str.isprintable)], ...] = ()
-    """A line for whatever is not read, or odd."""
+    """A line for each kind of skipped entry and each oddity."""
 
     def __post_init__(self) -> None:
         if sum(self.has.values()) != self.samples:
