@@ -45,8 +45,8 @@ MUTATIONS = (
     Mutation(
         "request_rate",
         "limiter.py",
-        "room = self.rate - len(self.under_way)",
-        "room = self.rate - len(self.under_way) + 1",
+        "free = self.rate - len(self.under_way)",
+        "free = self.rate - len(self.under_way) + 1",
         "test_limiter.py",
     ),
     # acquire: a line that has lost its checksum is believed

@@ -10,11 +10,11 @@ from genre_dist.sealed import read_sealed
 from genre_dist.validation import Count
 
 FILE = "baseline.json"
-"""The description in a baseline's folder; written last."""
+"""The description in a baseline's folder, written last."""
 
 
 class Description(TypedDict, total=False):
-    """What is read of it; there is more in it."""
+    """The keys read from baseline.json; other keys are ignored."""
 
     kind: str
     data_fingerprint: str
@@ -26,12 +26,12 @@ class Description(TypedDict, total=False):
 
 
 def read_description(path: Path) -> Description:
-    """A baseline's description. Raises ValueError if the file is not that."""
+    """A baseline's description. Raises ValueError for any other file."""
     return read_sealed(Description, path, "remove the folder and fit the baseline again")
 
 
 class Kind(NamedTuple):
-    """A baseline: what it sees and what learns from it."""
+    """A kind of baseline: its features and its model."""
 
     title: str
     features: str
@@ -48,4 +48,4 @@ BASELINES = {
     "svm_vectors": Kind("SVM, mean word vector", "vectors", "svm"),
     "svm_ngrams": Kind("SVM, word and character n-grams", "ngrams", "svm"),
 }
-"""The study's five, and the strongest linear model on text that we know of."""
+"""The 2018 study's five baselines, and n-grams, the strongest linear text model known to the authors."""

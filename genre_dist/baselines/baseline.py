@@ -1,6 +1,6 @@
-"""Baselines from shards to evaluated runs: a folder each, with the files of a neural run's evaluation.
+"""Fitting and evaluating baselines: each has a folder with the same evaluation files as a neural run.
 
-In RAM are a split's texts and features, and liblinear's copy of them for each genre that is fitted at the same time.
+RAM holds a split's texts and features, and liblinear's copy of the features for each genre fitted concurrently.
 """
 
 import resource
@@ -32,10 +32,10 @@ from genre_dist.workers import usable_cores
 def baselines(
     shards: Path, folders: Mapping[str, Path], catalogue: Path | None, memory: float, workers: int | None
 ) -> None:
-    """Fit and evaluate baselines, each kind into its folder; what is done is skipped.
+    """Fit and evaluate baselines, each kind into its folder; finished ones are skipped.
 
-    Memory in GiB bounds how many genres are fitted at the same time. Without word vectors in the shards, the kind that
-    needs them is left out of several. Raises ValueError if it is the only one, and for shards without a text.
+    `memory` in GiB bounds the number of genres fitted concurrently. Without word vectors in the shards, the kind that
+    needs them is left out; raises ValueError if it is the only kind, and for shards without a text.
     """
     manifest = load_manifest(shards)
     for split in ("train", "test"):
@@ -49,7 +49,7 @@ def baselines(
                 raise ValueError(message)
             print(printable(f"{run}: left out: {message}"), file=sys.stderr)
             continue
-        identity = {"kind": name, "data_fingerprint": manifest.fingerprint, "text": _text_told(texts)}
+        identity = {"kind": name, "data_fingerprint": manifest.fingerprint, "text": _describe_text(texts)}
         if _done(run, identity):
             print(f"{printable(run)} is finished")
             continue
@@ -57,7 +57,7 @@ def baselines(
         _run(run, texts, BASELINES[name], identity, memory, workers or usable_cores())
 
 
-def _text_told(texts: Texts) -> str:
+def _describe_text(texts: Texts) -> str:
     source = texts.manifest.text["source"]
     return f"{source}, as written" if texts.catalogue else f"{source}, words of the vocabulary in lower case"
 
@@ -68,11 +68,11 @@ def _done(run: Path, identity: dict[str, Any]) -> bool:
         if (run / CONFIG).exists():
             raise ValueError(f"{run} holds a training run; choose another --out")
         return False
-    told = read_description(run / FILE)
+    description = read_description(run / FILE)
     for key, value in identity.items():
-        if told.get(key) != value:
+        if description.get(key) != value:
             raise ValueError(
-                f"{run} holds a baseline with {key}={told.get(key)}, now it is {value}; choose another --out"
+                f"{run} holds a baseline with {key}={description.get(key)}, now it is {value}; choose another --out"
             )
     return True
 
@@ -113,7 +113,7 @@ def _run(run: Path, texts: Texts, kind: Kind, identity: dict[str, Any], memory: 
 
 
 def _workers(matrix: Matrix, memory: float, workers: int) -> int:
-    """How many genres are fitted at the same time; one, with a warning, where the memory allowed holds not even one."""
+    """The number of genres to fit concurrently; one, with a warning, if `memory` is too small even for one."""
     entries = matrix.nnz if sp.issparse(matrix) else matrix.size
     if within := models.workers_within(memory * 2**30, entries, workers):
         return within
@@ -127,7 +127,7 @@ def _workers(matrix: Matrix, memory: float, workers: int) -> int:
 def _features(
     kind: Kind, texts: Texts, train: list[LabelledText]
 ) -> tuple[Callable[[list[LabelledText]], Matrix], Matrix]:
-    """How a kind makes features [films, columns] of films, decided on the train split's, and those."""
+    """A kind's function from films to features [films, columns], fitted on the train split, and its features there."""
     manifest = texts.manifest
     if kind.features == "vectors":
         vectors = load_vectors(manifest.folder, manifest.text)
@@ -158,7 +158,7 @@ def _labels(films: list[LabelledText], genres: int) -> NDArray[np.bool_]:
 def _evaluate(
     linear: Linear, features_of: Callable[[list[LabelledText]], Matrix], texts: Texts, split: str, genres: int
 ) -> Evaluation:
-    """A split's predictions in stored order; a film that could not be read is predicted from no words, and counted."""
+    """A split's predictions in stored order; an unreadable film is counted and predicted from an empty text."""
     began = time.monotonic()
     stored, film_of = texts.ids(split), {film.id: film for film in texts.read(split)}
     films = [film_of[number] for number in stored.tolist()]
@@ -167,5 +167,5 @@ def _evaluate(
         print(f"warning: predicted from no words: {printable(fault)}", file=sys.stderr)
     logits, labels = linear.logits(features_of(films)), _labels(films, genres)
     loss = float((np.logaddexp(0, logits) - logits * labels).mean())
-    found = Predictions(stored, logits, labels)
-    return evaluation_of(texts.manifest, split, found, loss, len(faults), time.monotonic() - began)
+    predictions = Predictions(stored, logits, labels)
+    return evaluation_of(texts.manifest, split, predictions, loss, len(faults), time.monotonic() - began)

@@ -1,4 +1,4 @@
-"""From texts to features, most of them sparse. Pure."""
+"""Features of texts, most of them sparse. Pure."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from genre_dist.baselines.texts import LabelledText
 from genre_dist.stream.sample import UNKNOWN
 
 HASHED_COLUMNS = 1 << 20
-"""Columns for word n-grams, and as many for character n-grams."""
+"""Hash buckets for word n-grams, and as many for character n-grams."""
 
 
 def word_counts(films: Sequence[LabelledText], words: int) -> sp.csr_matrix:
@@ -29,7 +29,7 @@ def word_counts(films: Sequence[LabelledText], words: int) -> sp.csr_matrix:
 def mean_vectors(
     films: Sequence[LabelledText], vectors: NDArray[np.float32], ignored: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
-    """The mean vector of a film's words without stop words, float32 [films, dim]; zeros where none is left."""
+    """The mean vector of each text's words without stop words, float32 [films, dim]; zeros if no word is left."""
     means = np.zeros((len(films), vectors.shape[1]), np.float32)
     for row, film in zip(means, films, strict=True):
         tokens = film.tokens[~ignored[film.tokens]]
@@ -39,12 +39,12 @@ def mean_vectors(
 
 
 def stop_words(words: Iterable[str]) -> NDArray[np.bool_]:
-    """Which words of a vocabulary tell nothing: <pad>, <unk> and scikit-learn's English stop words, bool [words]."""
+    """The mask of uninformative words: <pad>, <unk> and scikit-learn's English stop words, bool [words]."""
     return np.array([number <= UNKNOWN or word in ENGLISH_STOP_WORDS for number, word in enumerate(words)])
 
 
 def ngram_counts(films: Sequence[LabelledText]) -> sp.csr_matrix:
-    """Words and pairs of words, then runs of 3 to 5 characters inside words, hashed: float32 [films, 2 columns]."""
+    """Hashed word uni- and bigrams, then character 3- to 5-grams inside words, float32 [films, 2 HASHED_COLUMNS]."""
     texts = [film.text for film in films]
     options: dict[str, Any] = {"n_features": HASHED_COLUMNS, "alternate_sign": False, "norm": None, "dtype": np.float32}
     word = HashingVectorizer(ngram_range=(1, 2), **options)
@@ -53,25 +53,25 @@ def ngram_counts(films: Sequence[LabelledText]) -> sp.csr_matrix:
 
 
 class Columns(NamedTuple):
-    """Which columns are kept and how they weigh, learned from the train split."""
+    """The kept columns and their weights, learned from the train split."""
 
     kept: NDArray[np.int64]  # [columns] ascending
     idf: NDArray[np.float32] | None  # [columns]; None: plain counts
     sublinear: bool
-    """Counts c weigh as 1 + log c."""
+    """Whether a count c becomes 1 + log c."""
     blocks: tuple[int, ...]
-    """Ends of the blocks of columns that are scaled to length 1 by themselves."""
+    """Ends of the blocks of columns; each block is normalised to length 1."""
 
     def __call__(self, counts: sp.csr_matrix) -> sp.csr_matrix:
-        """Weighed features, float32 [films, columns]."""
+        """Weighted features, float32 [films, columns]."""
         kept = counts[:, self.kept]
         if self.idf is None:
             return kept
         if self.sublinear:
             kept.data = 1 + np.log(kept.data)
-        weighed = kept @ sp.diags(self.idf)
+        weighted = kept @ sp.diags(self.idf)
         starts = (0, *self.blocks[:-1])
-        parts = [normalize(weighed[:, a:b]) for a, b in zip(starts, self.blocks, strict=True)]
+        parts = [normalize(weighted[:, a:b]) for a, b in zip(starts, self.blocks, strict=True)]
         return (parts[0] if len(parts) == 1 else sp.hstack(parts, format="csr")).astype(np.float32)
 
 
@@ -85,7 +85,7 @@ def choose_columns(
     sublinear: bool = False,
     blocks: tuple[int, ...] = (),
 ) -> Columns:
-    """Columns that enough films, and not too many, have; the inverse document frequency as scikit-learn smooths it."""
+    """Columns that neither too few nor too many films have; with `idf`, smoothed as in scikit-learn."""
     films, width = counts.shape
     with_column = np.bincount(counts.indices, minlength=width)
     least = max(min_films, min_share * films)

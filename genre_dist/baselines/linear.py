@@ -1,4 +1,4 @@
-"""One linear model per genre: naive Bayes or the support vector machine, both a matrix of weights in the end."""
+"""One linear model per genre, naive Bayes or a support vector machine, as a matrix of weights."""
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -14,29 +14,29 @@ Matrix: TypeAlias = Any
 """A sparse matrix in rows, or a dense array."""
 
 HELD_BYTES_PER_ENTRY = 12
-"""Of the features while a support vector machine is fitted: float64 and int32."""
+"""The features' bytes per entry while an SVM is fitted: float64 and int32."""
 FITTED_BYTES_PER_ENTRY = 16
-"""liblinear's own copy, once for each genre that is fitted at the same time."""
+"""The bytes per entry of liblinear's copy, once for each genre fitted concurrently."""
 
 
 class Linear(NamedTuple):
-    """A logit per genre; above zero the genre is named."""
+    """A linear layer: a logit per genre; above zero the genre is predicted."""
 
     weights: NDArray[np.float32]  # [columns, genres]
     bias: NDArray[np.float32]  # [genres]
 
     def logits(self, features: Matrix) -> NDArray[np.float32]:
-        """float32 [films, genres]."""
+        """Logits, float32 [films, genres]."""
         return np.asarray(features @ self.weights + self.bias, np.float32)
 
 
 def fit(model: str, features: Matrix, labels: NDArray[np.bool_], workers: int) -> tuple[Linear, int]:
-    """A model (svm, naive_bayes) of scikit-learn's for each genre; also how many did not converge.
+    """Fit a scikit-learn model (svm, naive_bayes) per genre; also returns how many did not converge.
 
-    The logit of naive Bayes is its log-odds. A genre that no film has, or all have, keeps its smoothed log-odds.
+    The logit of naive Bayes is its log-odds. A genre of no film, or of all films, gets its smoothed log-odds.
     """
     films, columns = features.shape
-    features = features.astype(np.float64)  # liblinear's, once instead of once for each genre
+    features = features.astype(np.float64)  # liblinear needs float64; it would convert once per genre
 
     def fit_genre(genre: int) -> tuple[NDArray[Any], float, bool]:
         positive = int(labels[:, genre].sum())
@@ -57,6 +57,6 @@ def fit(model: str, features: Matrix, labels: NDArray[np.bool_], workers: int) -
 
 
 def workers_within(memory: float, entries: int, workers: int) -> int:
-    """How many genres are fitted at a time within so many bytes; 0 if not even one is, with features of `entries`."""
+    """The number of genres that fit into `memory` bytes concurrently, for features of `entries`; 0 if none fits."""
     left = memory - entries * HELD_BYTES_PER_ENTRY
     return max(0, min(workers, int(left // max(1, entries * FITTED_BYTES_PER_ENTRY))))

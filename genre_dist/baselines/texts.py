@@ -1,4 +1,4 @@
-"""The texts of a split: from the shards' tokens, or as they stand in the catalogue they were packed from."""
+"""The texts of a split: from the shards' tokens, or as written in the catalogue that was packed."""
 
 from functools import cached_property
 from pathlib import Path
@@ -18,15 +18,15 @@ MEMBERS = ("overview",)
 
 
 class LabelledText(NamedTuple):
-    """What a baseline sees of a film."""
+    """A sample for a baseline: text and labels of a film."""
 
     id: int
     genres: tuple[int, ...]
-    """Places in the manifest's list."""
+    """Indices into the manifest's genres."""
     tokens: NDArray[np.int32]  # [words]
     text: str
     fault: str | None
-    """Why it could not be read; then it has no genres and no words."""
+    """Why the film is unreadable; such a film has no genres and no words."""
 
 
 class Texts:
@@ -59,15 +59,15 @@ class Texts:
             films = shard_films(self.manifest, [split], MEMBERS)
         else:
             films = catalogue_films(self.catalogue, self.manifest.text["source"], posters=False)
-        found = []
+        texts = []
         for film in films:
             if film.id in wanted:
                 tokens = encode(film.words or (), self.ids_of_words)
                 text = film.text or " ".join(words[token] for token in tokens.tolist() if token > UNKNOWN)
-                found.append(LabelledText(film.id, film.genres, tokens, text, film.fault))
-        if len(found) < len(wanted):
+                texts.append(LabelledText(film.id, film.genres, tokens, text, film.fault))
+        if len(texts) < len(wanted):
             raise ValueError(
-                f"{self.catalogue} has {len(found):,} of the {len(wanted):,} films of the {split} split: not the "
+                f"{self.catalogue} has {len(texts):,} of the {len(wanted):,} films of the {split} split: not the "
                 f"catalogue that {self.manifest.folder} was packed from"
             )
-        return found
+        return texts

@@ -1,4 +1,4 @@
-"""The console verb baseline; a folder is locked before what writes it is imported."""
+"""The console verb baseline; it locks its folder before the heavy imports."""
 
 from argparse import Namespace
 from contextlib import ExitStack

@@ -1,1 +1,1 @@
-"""A catalogue of films: its files, and how they come from tables, posters and drawings."""
+"""A catalogue of films: its files, the import of tables and posters, and procedural samples."""

@@ -1,7 +1,7 @@
 """The catalogue: a folder with `movies.parquet` (one row per film) and `posters/` (one image file per film).
 
-Every way of acquiring films writes this, and packing reads it. Rows are streamed, posters written one by
-one. Both appear under their final names only when complete.
+Import, fetch and sample write a catalogue, and packing reads it. Rows are streamed, posters written one by one. Both
+appear under their final names only when complete.
 """
 
 import hashlib
@@ -42,12 +42,12 @@ HOW_TO_MAKE_ONE = "make one with `genre-dist import`, `genre-dist fetch` or `gen
 
 
 def movies_file(catalogue: SomePath) -> SomePath:
-    """Where a catalogue keeps its rows."""
+    """The path of a catalogue's rows."""
     return cast(SomePath, catalogue / "movies.parquet")
 
 
 def poster_file(catalogue: SomePath, tmdb_id: int) -> SomePath:
-    """Where a catalogue keeps one film's poster; a thousand folders, so that none grows too large to list.
+    """The path of one film's poster; posters lie in a thousand folders, so that none grows too large to list.
 
     The name always ends in `.jpg`, but an imported file may hold PNG or WebP: decode by content, not by name.
     """
@@ -55,7 +55,7 @@ def poster_file(catalogue: SomePath, tmdb_id: int) -> SomePath:
 
 
 def write_poster(catalogue: Path, tmdb_id: int, data: bytes) -> tuple[int, str]:
-    """Write a poster into the catalogue; whole under its name or not there at all.
+    """Write a poster into the catalogue atomically.
 
     Returns its size in bytes and its SHA-256 in hex. Raises OSError when the disk is full.
     """
@@ -67,16 +67,16 @@ def write_poster(catalogue: Path, tmdb_id: int, data: bytes) -> tuple[int, str]:
 
 
 def remove_partial_files(catalogue: Path) -> None:
-    """Remove what killed writers left, for whoever has just taken the catalogue's lock."""
+    """Remove the partial files of killed writers; the caller holds the catalogue's lock."""
     for folder in (catalogue, catalogue / ".fetch", *catalogue.glob("posters/*")):
         remove_leftovers(folder)
 
 
 class CatalogueWriter:
-    """Writes `movies.parquet` row by row, holding at most ROWS_PER_GROUP rows.
+    """Writes `movies.parquet` row by row, with at most ROWS_PER_GROUP rows in memory.
 
-    Use it in a `with` block: the file appears, fsynced, when the block ends well. If the block raises, nothing is left
-    behind and an older `movies.parquet` stays as it was.
+    Use it in a `with` block: the file appears, fsynced, when the block ends without an error. If the block raises, no
+    partial file stays and an older `movies.parquet` keeps its bytes.
     """
 
     def __init__(self, catalogue: Path) -> None:
@@ -102,7 +102,7 @@ class CatalogueWriter:
         self._writing.__exit__(*error)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Take one film: a value, None where unknown, for every name in SCHEMA. ValueError if the names differ."""
+        """Add one film: a value, None if unknown, for every name in SCHEMA. Raises ValueError if the names differ."""
         if row.keys() != set(SCHEMA.names):
             wrong = ", ".join(sorted(row.keys() ^ set(SCHEMA.names)))
             raise ValueError(f"film {row.get('tmdb_id')}: missing or unknown columns of the catalogue: {wrong}")
@@ -118,8 +118,8 @@ class CatalogueWriter:
 def read_rows(catalogue: AnyPath, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """The catalogue's films in file order, as dicts of `columns` (all of SCHEMA by default), read batch by batch.
 
-    Raises ValueError, at once, if there is no catalogue, it cannot be read, or it lacks one of the columns or has
-    others of that name; later, for a damaged file and for a film without an id.
+    Raises ValueError, at once, if the catalogue is missing, unreadable, or lacks one of the columns or has it with
+    another type; during the iteration, for a damaged file and for a film without an id.
     """
     names = list(SCHEMA.names if columns is None else columns)
     file = _open(catalogue)
@@ -135,7 +135,7 @@ def read_rows(catalogue: AnyPath, columns: Sequence[str] | None = None) -> Itera
 
 
 def _fits(field: pa.Field) -> bool:
-    """Whether a column is of a type that can be read as the catalogue's."""
+    """Whether a column's type can be cast to the catalogue's."""
     kind, wanted = field.type, SCHEMA.field(field.name).type
     return bool(kind == wanted or pa.types.is_null(kind) or any(of(kind) and of(wanted) for of in _KINDS))
 
@@ -160,7 +160,7 @@ def _checked(rows: Iterator[dict[str, Any]], path: AnyPath) -> Iterator[dict[str
 
 
 def count_rows(catalogue: AnyPath) -> int:
-    """How many films the catalogue has, read from the file's footer. ValueError as for `read_rows`."""
+    """The number of films, read from the file's footer. Raises ValueError as `read_rows` does."""
     with _open(catalogue) as file:
         return int(file.metadata.num_rows)
 

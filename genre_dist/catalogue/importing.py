@@ -1,7 +1,7 @@
 """Import: any table of films (Parquet, CSV, JSON lines) and any folders or tars of posters become a catalogue.
 
-Passes that stream: the table for its ids (so that a bad table is refused before anything is written), the posters, and
-the table again to write the rows with what became of their posters. Memory holds two small entries a film.
+The import streams three times: the table for its ids (so that a bad table is refused before anything is written), the
+posters, and the table again to write the rows with the results of their posters. Memory holds two small entries a film.
 """
 
 import os
@@ -25,18 +25,18 @@ EMPTY_POSTER = "failed: the file is empty"
 
 
 class ImportReport(NamedTuple):
-    """What an import did."""
+    """Counts of an import."""
 
     rows: int
     having: Counter[str]
-    """Films that have a `poster`, and other things by the names of their columns."""
+    """`poster` or the name of another column -> films that have a value there."""
     unknown_genres: Counter[str]
     """Name -> occurrences."""
     left_out: LeftOut
 
 
 class _Taken(NamedTuple):
-    """The poster of one film, as copied into the catalogue."""
+    """The poster of one film in the catalogue."""
 
     size: int
     sha256: str
@@ -51,16 +51,16 @@ def import_catalogue(
     poster_key: str = "tmdb_id",
     overwrite: bool = False,
 ) -> ImportReport:
-    """Make a catalogue in `out` from a table and from posters, which are found by file name.
+    """Make a catalogue in `out` from a table and from posters, which belong to films by their file names.
 
-    `table` is .parquet, .csv (UTF-8, with a heading) or .jsonl. `columns` maps our column names to the table's. Each of
-    `posters` is a folder, searched with all below it, or a tar; the poster of a film is the first picture that is named
-    as the film's value in column `poster_key` says. `overwrite` replaces a catalogue already in `out`.
+    `table` is .parquet, .csv (UTF-8, with a heading) or .jsonl. `columns` maps the catalogue's column names to the
+    table's. Each of `posters` is a folder, searched recursively, or a tar; a film's poster is the first image whose
+    name is the film's value in the column `poster_key`. `overwrite` replaces a catalogue already in `out`.
 
-    Raises ValueError, naming file, column or row, for whatever cannot be read. A broken tar leaves the posters before
-    the break, each whole, but no movies.parquet.
+    Raises ValueError naming the file, column or row that cannot be read. A broken tar leaves the posters before the
+    break, each complete, but no movies.parquet.
     """
-    _check_places(table, posters, out)
+    _check_paths(table, posters, out)
     with one_writer(out), progress_bar() as progress:
         if movies_file(out).exists() and not overwrite:
             raise ValueError(f"{out} already holds a catalogue; give another --out, or --overwrite to replace it")
@@ -89,7 +89,7 @@ def import_catalogue(
         return ImportReport(count, having, unknown, left_out)
 
 
-def _check_places(table: Path, posters: Sequence[Path], out: Path) -> None:
+def _check_paths(table: Path, posters: Sequence[Path], out: Path) -> None:
     for path in (table, *posters):
         if not path.exists():
             raise ValueError(f"{path} does not exist; check --table and --posters")
@@ -98,7 +98,7 @@ def _check_places(table: Path, posters: Sequence[Path], out: Path) -> None:
 
 
 def _take(poster: Poster, film: int, out: Path, taken: dict[int, _Taken], left_out: LeftOut) -> None:
-    """Copy a poster, unless there is one already that looks as good."""
+    """Copy a poster, unless the film has one already that looks as good."""
     if film in taken and poster.look <= taken[film].look:
         left_out.add("further files for films that have a poster, left out", poster.where)
         return
@@ -107,16 +107,16 @@ def _take(poster: Poster, film: int, out: Path, taken: dict[int, _Taken], left_o
 
 
 def _link(source: Path | TarMember, out: Path, film: int) -> tuple[int, str] | None:
-    """Give a file a second name in the catalogue, which needs no space; its size and SHA-256.
+    """Hard-link a file into the catalogue, which needs no space; returns its size and SHA-256.
 
-    None where that cannot be: files in tars, other file systems.
+    Returns None for files in tars and on other file systems, which have to be copied.
     """
     if isinstance(source, TarMember):
         return None
     target = poster_file(out, film)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if not (target.exists() and target.samefile(source)):  # as an import that was killed left it
+        if not (target.exists() and target.samefile(source)):  # the link of a killed import
             target.unlink(missing_ok=True)
             os.link(source.resolve(), target)
     except OSError:
@@ -132,7 +132,7 @@ def _poster_columns(poster: _Taken | None) -> dict[str, Any]:
 
 
 def _note_losses(row: Mapping[str, Any], cells: Mapping[str, Any], left_out: LeftOut) -> None:
-    """Count what of a film's row could not be kept."""
+    """Count the values of a film's row that the catalogue could not keep."""
     film = row["tmdb_id"]
     if not row["genre_ids"]:
         left_out.add("films without a known genre (pack leaves them out)", f"film {film}")

@@ -1,4 +1,4 @@
-"""What is not used of other people's data: how much of it, and an example."""
+"""Counts of data from outside that were not used, with an example for each reason."""
 
 from collections import Counter
 
@@ -6,14 +6,14 @@ from genre_dist.printable import printable
 
 
 class LeftOut:
-    """For each reason, how many things it kept out and the first of them."""
+    """For each reason, the number of items left out and the first of them."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
 
     def add(self, reason: str, example: object, count: int = 1) -> None:
-        """Count things under a reason, which is told in the plural: 'files that are no picture'."""
+        """Count items under a reason, a noun in the plural: 'files that are no picture'."""
         self.counts[reason] += count
         self._examples.setdefault(reason, str(example))
 

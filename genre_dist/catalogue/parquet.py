@@ -1,4 +1,4 @@
-"""Parquet from anywhere: what is damaged is told in one line with the file's name."""
+"""Parquet files from outside: every fault becomes a ValueError of one line with the file's name."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ ROWS_PER_BATCH = 250
 
 
 def open_parquet(path: AnyPath, remedy: str) -> pq.ParquetFile:
-    """A file to read from, to be closed. Raises ValueError, with the remedy, if it is no Parquet file."""
+    """An open file, which the caller closes. Raises ValueError, with the remedy, if it is no Parquet file."""
     with _named(path, "cannot be read as Parquet", remedy):
         return pq.ParquetFile(path if isinstance(path, Path) else opened(path), page_checksum_verification=True)
 
@@ -23,7 +23,7 @@ def open_parquet(path: AnyPath, remedy: str) -> pq.ParquetFile:
 def stream_rows(
     file: pq.ParquetFile, path: AnyPath, names: Sequence[str], remedy: str, schema: pa.Schema | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The rows, a batch in memory at a time, cast to a schema if there is one. Raises ValueError for damage."""
+    """The rows, a batch in memory at a time, cast to `schema` if given. Raises ValueError for a damaged file."""
     with file, _named(path, "is damaged", remedy):
         read = 0
         if missing := set(names) - set(file.schema_arrow.names):

@@ -1,7 +1,7 @@
-"""The search for posters, in folders with all below them and in tars, by the films they are named after.
+"""The search for posters, in folders (recursively) and in tars, by the keys in their file names.
 
-Whoever looks for posters looks here, so that all find the same. Pictures are told by their content, whatever their
-names end in. Every file is a poster on offer, or it is counted among what was left out.
+Import and predict both search here, so that they find the same posters. The content decides whether a file is an image,
+whatever its name ends in. Every file is either a candidate or counted as left out.
 """
 
 import os
@@ -25,7 +25,7 @@ from genre_dist.storage import opened
 
 ENDINGS = (
     *("jpg", "jpeg", "jpe", "jfif", "pjpeg", "pjp", "png", "webp", "gif", "bmp", "dib", "tif", "tiff"),
-    *("avif", "heic", "heif", "jp2", "jxl", "svg"),  # which are not read, but told
+    *("avif", "heic", "heif", "jp2", "jxl", "svg"),  # not readable, but reported
 )
 _MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|BM....\0\0\0\0|II\*\0|MM\0\*",
@@ -35,11 +35,11 @@ _ENDING = re.compile(rf"(?<=[^/\\])\.({'|'.join(ENDINGS)})(\.[0-9]+)?$", re.IGNO
 HEAD_BYTES = 16
 LARGEST_BYTES = 64 << 20
 MOST_LINKS = 8
-"""Links are followed through so many others."""
+"""Longest chain of links that is followed."""
 
 
 class Look(IntEnum):
-    """What a file looks like: of several files for one film, the first that looks best is its poster."""
+    """The quality of a file as a poster: of several files for one film, the first of the best quality is used."""
 
     EMPTY = 0
     NO_PICTURE = 1
@@ -47,17 +47,17 @@ class Look(IntEnum):
 
 
 class TarMember(NamedTuple):
-    """A file in a tar that is not compressed."""
+    """A file in an uncompressed tar."""
 
     tar: Path
     offset: int
-    """Where its first header begins."""
+    """The byte at which its first header begins."""
 
     def __str__(self) -> str:
         return f"{self.tar}, byte {self.offset}"
 
     def read_bytes(self) -> bytes:
-        """What the file holds. Raises ValueError if the tar is not what it was."""
+        """The file's content. Raises ValueError if the tar has changed since the search."""
         with _damage_at(self.tar, f"byte {self.offset}"), open(self.tar, "rb") as file:
             file.seek(self.offset)
             with tarfile.TarFile(fileobj=file) as tar:
@@ -68,17 +68,17 @@ class TarMember(NamedTuple):
 
 
 class Poster(NamedTuple):
-    """A poster on offer. Its file is open until the next one is asked for."""
+    """A candidate for a film's poster. Its file is open until the iterator advances."""
 
     key: str
     look: Look
     source: Path | TarMember
     where: str
-    """In words."""
+    """The source in words, for messages."""
     file: IO[bytes]
 
     def read(self) -> bytes:
-        """What the file holds. Raises ValueError if the tar it lies in is damaged there."""
+        """The file's content. Raises ValueError if its tar is damaged there."""
         path = self.source if isinstance(self.source, Path) else self.source.tar
         with _damage_at(path, self.where):
             return self.file.read()
@@ -93,14 +93,14 @@ class _File(NamedTuple):
 
 
 def whole_number(text: str) -> str:
-    """`18.0` as `18`, which is how whole numbers with gaps among them are written; other text as it is."""
+    """`18.0` as `18`, because columns with missing values hold whole numbers as floats; other text unchanged."""
     return re.sub(r"^([0-9]+)\.0*$", r"\1", text)
 
 
 def poster_key(text: str) -> str:
-    """What names of files and cells of tables are compared by: their last part, without the ending of a picture.
+    """The key of a file name or a table's cell: its last path component, without the ending of an image.
 
-    `abc`, `/abc.jpg`, `posters/abc.PNG` and `https://host/w500/abc.jpg?v=2` are the same.
+    `abc`, `/abc.jpg`, `posters/abc.PNG` and `https://host/w500/abc.jpg?v=2` have the same key.
     """
     if "://" in text:
         text = unquote(re.split("[?#]", text.partition("://")[2])[0])
@@ -113,8 +113,7 @@ def find_posters(
 ) -> Iterator[Poster]:
     """The files of a folder or tar that are named by one of the keys, always in the same order.
 
-    `progress` is called for every file that is looked at. Raises ValueError for a tar that is damaged, naming the
-    place, when it gets there.
+    `progress` is called for every file. Raises ValueError, naming the byte, when it reaches damage in a tar.
     """
     for file in _folder_files(source, left_out) if source.is_dir() else _tar_files(source, keys, left_out):
         progress()
@@ -149,7 +148,7 @@ def find_posters(
 
 
 def refuse_compressed(tar: Path) -> None:
-    """Raise ValueError if a file is no tar in which posters can be looked up one by one."""
+    """Raise ValueError for a file that is no plain tar, the only kind that allows random access."""
     try:
         with tarfile.open(tar, "r:"):
             return
@@ -161,7 +160,7 @@ def refuse_compressed(tar: Path) -> None:
 
 
 def _key_among(name: str, keys: Container[str]) -> str | None:
-    """The key that a file is named by; an ending that no picture has may follow it too."""
+    """The key in a file's name; the name may also end in something that is no image's ending."""
     key = poster_key(name)
     stem, _, ending = key.rpartition(".")
     if key in keys:
@@ -170,7 +169,7 @@ def _key_among(name: str, keys: Container[str]) -> str | None:
 
 
 def _folder_files(folder: Path, left_out: LeftOut) -> Iterator[_File]:
-    """The files below a folder, links followed; a folder that is reached again is not looked into again."""
+    """The files below a folder, links followed; each folder is visited once."""
     seen: set[tuple[int, int]] = set()
 
     def unreadable(error: OSError) -> None:
@@ -182,7 +181,7 @@ def _folder_files(folder: Path, left_out: LeftOut) -> Iterator[_File]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders.sort()  # of two files that look the same the first wins: always the same one
+        folders.sort()  # of two equally good files the first is used: the order must not vary
         for name in sorted(names):
             path = Path(parent, name)
             try:
@@ -197,8 +196,8 @@ def _folder_files(folder: Path, left_out: LeftOut) -> Iterator[_File]:
 
 
 def _tar_files(path: Path, keys: Container[str], left_out: LeftOut) -> Iterator[_File]:
-    """The files of a tar, in order, then those that links to them are named after. No name becomes a path."""
-    links: dict[str, list[str]] = {}  # what they lead to -> their names
+    """The files of a tar, in order, then the targets of its links under the links' names. No name becomes a path."""
+    links: dict[str, list[str]] = {}  # target -> names of the links to it
     for tar, member in _members(path, left_out):
         if member.isreg():
             yield _tar_file(path, tar, member, member.name)
@@ -227,7 +226,7 @@ def _tar_files(path: Path, keys: Container[str], left_out: LeftOut) -> Iterator[
 
 
 def _target(member: tarfile.TarInfo) -> str:
-    """The member that a link leads to: hard links name it, symbolic ones the way there."""
+    """The member that a link leads to: hard links hold its name, symbolic ones a relative path."""
     base = posixpath.dirname(member.name) if member.issym() else ""
     return posixpath.normpath(posixpath.join(base, member.linkname))
 
@@ -245,7 +244,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
 
 
 def _members(path: Path, left_out: LeftOut | None = None) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """The members of a tar, and of those that were appended to it with `cat`."""
+    """The members of a tar, and of further tars appended to it with `cat`."""
     where = "its beginning"
     try:
         archive = tarfile.open(path)  # noqa: SIM115 (the with below; an archive that cannot be opened is another error)
@@ -272,9 +271,9 @@ def _members(path: Path, left_out: LeftOut | None = None) -> Iterator[tuple[tarf
 
 
 def _goes_on(tar: tarfile.TarFile) -> bool:
-    """Step over an end mark. False if nothing but zeros follows.
+    """Step over an end mark; returns False if only zeros follow.
 
-    tarfile takes a damaged header, or none, for the end of the archive: raises ReadError where there is no end mark.
+    Raises ReadError without an end mark: tarfile takes a damaged or missing header for the end of the archive.
     """
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)

@@ -1,8 +1,7 @@
-"""A catalogue of invented films, for trying everything out without a network: overviews composed, posters drawn.
+"""A catalogue of procedural films, to try everything out without a network: composed overviews, drawn posters.
 
-Each medium shows only part of a film's genres, independently of the other, and sometimes a genre the film has not: so
-a model that sees both does better than one that sees either, and none can be perfect. Film i is the same whatever the
-number of films.
+Overview and poster each show only part of a film's genres, independently, and sometimes a wrong genre: so a model of
+both does better than a model of one, and none can be perfect. Film i does not depend on the number of films.
 """
 
 from datetime import date, timedelta
@@ -42,10 +41,10 @@ PROFILES = {
     name: (float(share), likes, words.split())
     for name, share, likes, words in (row.split(", ") for row in _ROWS.splitlines())
 }
-"""Per genre: its share of films in per cent (of 17,834 real films), the genres it likes to go with, its words."""
-SHOWN = 0.65  # chance that a genre of the film shows in a medium
-MISLEADS = 0.13  # chance that a medium shows one genre which the film has not
-RELATED = 6.0  # how much likelier a genre becomes beside one that likes it
+"""Genre -> its share of films in per cent (of 17,834 real films), the genres it often occurs with, its words."""
+CUE_CHANCE = 0.65  # chance that a genre of the film shows in an overview or poster
+FALSE_CUE_CHANCE = 0.13  # chance that an overview or poster shows one wrong genre
+RELATED_FACTOR = 6.0  # factor on the chance of a genre that often occurs with one already drawn
 GENRE_COUNTS = (0.25, 0.40, 0.35)  # chances of one, two and three genres
 
 FILLER = (
@@ -76,10 +75,10 @@ JPEG_QUALITY = 85
 
 
 def make_sample(films: int, seed: int, out: Path, size: tuple[int, int] = (228, 342)) -> None:
-    """Write a catalogue of `films` invented films, ids 1 to `films`, with posters of `size` (width, height) in pixels.
+    """Write a catalogue of `films` procedural films, ids 1 to `films`, with posters of `size` (width, height) pixels.
 
     The same seed gives the same films. Raises ValueError if `out` holds a catalogue already or is being written, or for
-    a number that makes no sense.
+    an impossible number.
     """
     if films < 1 or seed < 0 or min(size) < 32:
         raise ValueError(
@@ -105,7 +104,7 @@ def _film(rng: np.random.Generator, tmdb_id: int, size: tuple[int, int]) -> tupl
     language, overview = "en", _overview(rng, _cues(rng, genres))
     poster = _poster(rng, _cues(rng, genres), title, size)
     released = (FIRST_DATE + timedelta(days=int(rng.integers((LAST_DATE - FIRST_DATE).days + 1)))).isoformat()
-    oddity = rng.random()  # one film in a hundred of each of the kinds that real catalogues have
+    oddity = rng.random()  # one film in a hundred has each of the oddities of real catalogues
     if oddity < 0.01:
         language, overview = _pick(rng, FOREIGN)
     elif oddity < 0.02:
@@ -138,7 +137,7 @@ def _pick(rng: np.random.Generator, options: Any) -> Any:
 
 
 def _draw_genres(rng: np.random.Generator) -> list[str]:
-    """One to three genres: common ones often, and in company they like."""
+    """One to three genres, drawn by their shares, with related genres together more often."""
     names = list(PROFILES)
     weights = np.array([share for share, _, _ in PROFILES.values()])
     chosen: list[str] = []
@@ -147,17 +146,17 @@ def _draw_genres(rng: np.random.Generator) -> list[str]:
         chosen.append(genre)
         for index, name in enumerate(names):
             if name in PROFILES[genre][1]:
-                weights[index] *= RELATED
+                weights[index] *= RELATED_FACTOR
         weights[names.index(genre)] = 0.0
     return chosen
 
 
 def _cues(rng: np.random.Generator, genres: list[str]) -> list[str]:
-    """The genres that one medium shows: some of the film's own, and now and then a wrong one."""
-    shown = [genre for genre in genres if rng.random() < SHOWN]
-    if rng.random() < MISLEADS:
-        shown.append(_pick(rng, [name for name in PROFILES if name not in genres]))
-    return shown
+    """The genres that an overview or poster shows: some of the film's own, and sometimes a wrong one."""
+    cues = [genre for genre in genres if rng.random() < CUE_CHANCE]
+    if rng.random() < FALSE_CUE_CHANCE:
+        cues.append(_pick(rng, [name for name in PROFILES if name not in genres]))
+    return cues
 
 
 # ---- text -----------------------------------------------------------------------------------------------------------
@@ -168,7 +167,7 @@ def _name(rng: np.random.Generator) -> str:
 
 
 def _overview(rng: np.random.Generator, cues: list[str]) -> str:
-    """15 to about 60 words: sentences that say nothing, and one with words of each genre in `cues`."""
+    """15 to about 60 words: neutral sentences, and one with words of each genre in `cues`."""
     sentences = rng.choice(FILLER, int(rng.integers(2, 4)) if len(cues) < 3 else 1, replace=False)
     names = {"name": _name(rng), "place": _name(rng)}
     text = [str(sentence).format(**names) for sentence in sentences]
@@ -183,7 +182,7 @@ def _overview(rng: np.random.Generator, cues: list[str]) -> str:
 
 
 def _colour(genre: str, value: float) -> np.ndarray:
-    """A genre's colour as float32 [3] in BGR, `value` (0 to 1) being its lightness. Hues go round the colour wheel."""
+    """A genre's colour as float32 [3] in BGR; `value` (0 to 1) is its lightness, the hue depends on the genre."""
     index = list(PROFILES).index(genre)
     hue = index * 7 % len(GENRES) * 360.0 / len(GENRES)  # times 7: neighbours in the alphabet get distant hues
     hsv = np.array([[[hue, 0.85, value]]], dtype=np.float32)
@@ -191,7 +190,7 @@ def _colour(genre: str, value: float) -> np.ndarray:
 
 
 def _outline(genre: str, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """A genre's shape, int32 [corners, 2]: a star of its own number of points and depth, anywhere, of any size."""
+    """A genre's shape, int32 [corners, 2]: a star of the genre's points and depth, at a random position and size."""
     index = list(PROFILES).index(genre)
     points, depth = 3 + index // 3, (1.0, 0.7, 0.4)[index % 3]
     width, height = size

@@ -1,6 +1,6 @@
-"""Tables of films as people have them: Parquet, CSV or JSON lines, their columns, and the forms their cells take.
+"""Tables of films from outside: Parquet, CSV or JSON lines, their columns, and the forms of their cells.
 
-Whoever reads a table reads it here, so that the same cells mean the same everywhere.
+Import, fetch and predict all read cells here, so that a cell means the same everywhere.
 """
 
 import ast
@@ -22,8 +22,8 @@ from genre_dist.printable import printable
 TEXT_COLUMNS = ("imdb_id", "title", "original_language", "overview", "poster_path")
 MAPPABLE = ("tmdb_id", "genre_ids", "genres", "release_date", "popularity", "adult", *TEXT_COLUMNS)
 JSON_LINES = (".jsonl", ".ndjson", ".json-lines")
-# The csv module refuses cells above 128 KB, and some public tables have them (cast lists). With no limit at all, one
-# quote that is never closed would read the rest of the file into memory.
+# The csv module refuses cells above 128 KB, but some public tables have them (cast lists). Without any limit, a quote
+# that is never closed would read the rest of the file into memory.
 LARGEST_CELL_CHARACTERS = 16 << 20
 LARGEST_LINE_BYTES = 64 << 20
 MOST_COLUMNS = 10_000
@@ -32,14 +32,14 @@ FETCH_AGAIN = "fetch it again"
 
 
 class Films(NamedTuple):
-    """The films of a table: two small entries a film, whatever is in its rows."""
+    """The films of a table: two small entries a film, whatever the size of its rows."""
 
     ids: set[int]
     of_key: dict[str, int]
-    """The film that a poster belongs to, by the poster's key."""
+    """A poster's key -> the film it belongs to."""
 
     def first_rows(self, rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The first row of every film; the ids are used up."""
+        """The first row of every film; this consumes `ids`."""
         for film, cells in rows:
             if film in self.ids:
                 self.ids.remove(film)
@@ -47,20 +47,20 @@ class Films(NamedTuple):
 
 
 class FilmTable(NamedTuple):
-    """A table whose columns were found."""
+    """A table and the mapping of its columns."""
 
     path: Path
     source: dict[str, str]
-    """Our column name -> the table's, for the columns that the table has; 'key' is the one that names posters."""
+    """The catalogue's column name -> the table's, for columns that the table has; 'key' names posters."""
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Id and cells, by our names, of every row. Raises ValueError, with the row's number, for one without an id."""
+        """Id and cells, by the catalogue's names, of every row. Raises ValueError naming a row without an id."""
         for number, row in enumerate(_rows(self.path, self.source), start=1):
             cells = {name: row.get(column) for name, column in self.source.items()}
             yield film_id(cells["tmdb_id"], self.path, number), cells
 
     def known(self, rows: Iterable[tuple[int, dict[str, Any]]], left_out: LeftOut) -> Films:
-        """The films of all `rows`, and what their posters are called.
+        """The films of all `rows`, and the keys of their posters.
 
         The first row of a film counts. Films that name the same poster get none: it could be the wrong one.
         """
@@ -87,17 +87,17 @@ class FilmTable(NamedTuple):
 
 
 def open_table(path: Path, columns: Mapping[str, str], poster_column: str, needed: Sequence[str]) -> FilmTable:
-    """Find a table's columns; `columns` maps our names to the table's, `needed` are those it must have.
+    """Map a table's columns; `columns` maps the catalogue's names to the table's, the table must have those `needed`.
 
-    Raises ValueError, with the columns there are, if one that is named or needed is not among them.
+    Raises ValueError, listing the table's columns, if it lacks one that is named or needed.
     """
     has = _columns_of(path)
-    shown = printable(", ".join(name[:40] for name in has[:40]))
-    for ours, theirs in columns.items():
-        if ours not in MAPPABLE:
-            raise ValueError(f"--columns: {ours!r} is no column of a catalogue; there are {', '.join(MAPPABLE)}")
-        if theirs not in has:
-            raise ValueError(f"--columns: {path} has no column {theirs!r} for {ours}; it has {shown}")
+    listed = printable(", ".join(name[:40] for name in has[:40]))
+    for column, table_column in columns.items():
+        if column not in MAPPABLE:
+            raise ValueError(f"--columns: {column!r} is no column of a catalogue; there are {', '.join(MAPPABLE)}")
+        if table_column not in has:
+            raise ValueError(f"--columns: {path} has no column {table_column!r} for {column}; it has {listed}")
     source = {name: columns.get(name, name) for name in MAPPABLE if columns.get(name, name) in has}
     genres = source.pop("genres", None)
     if genres and ("genres" in columns or "genre_ids" not in source):
@@ -105,19 +105,19 @@ def open_table(path: Path, columns: Mapping[str, str], poster_column: str, neede
     for name in needed:
         if name not in source:
             raise ValueError(
-                f"{path} has no column {name!r}; it has {shown}. Say which of them it is with --columns {name}=COLUMN"
+                f"{path} has no column {name!r}; it has {listed}. Say which of them it is with --columns {name}=COLUMN"
             )
     source["key"] = columns.get(poster_column, source.get(poster_column, poster_column))
     if source["key"] not in has:
-        raise ValueError(f"--poster_key: {path} has no column {source['key']!r}; it has {shown}")
+        raise ValueError(f"--poster_key: {path} has no column {source['key']!r}; it has {listed}")
     return FilmTable(path, source)
 
 
 def _columns_of(table: Path) -> list[str]:
-    """The names of the columns; of JSON lines those of all rows, as many leave out what has no value."""
+    """The names of the columns; of JSON lines those of all rows, as rows may leave out columns without a value."""
     if table.suffix.lower() == ".parquet":
         with open_parquet(table, FETCH_AGAIN) as file:
-            return _once(file.schema_arrow.names, table)
+            return _unique(file.schema_arrow.names, table)
     names: dict[str, None] = {}
     for row in _rows(table, {}):
         names |= dict.fromkeys(row)
@@ -130,8 +130,8 @@ def _columns_of(table: Path) -> list[str]:
     return list(names)
 
 
-def _once(names: list[str], table: Path) -> list[str]:
-    """Names of columns. Raises ValueError for one that is there twice: it could be read as either."""
+def _unique(names: list[str], table: Path) -> list[str]:
+    """The names, checked. Raises ValueError for a repeated name, which is ambiguous."""
     twice = [name for name, count in Counter(names).items() if name and count > 1]
     if twice:
         raise ValueError(f"{table} has two columns {twice[0][:40]!r}; rename or delete one of them")
@@ -139,7 +139,7 @@ def _once(names: list[str], table: Path) -> list[str]:
 
 
 def _rows(table: Path, source: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """The rows, a batch in memory at a time; of Parquet only the columns in `source`. ValueError for a damaged file."""
+    """The rows, a batch in memory at a time; of Parquet only the columns of `source`. ValueError for a damaged file."""
     suffix = table.suffix.lower()
     if suffix == ".parquet":
         names = sorted(set(source.values()))
@@ -156,7 +156,7 @@ def _csv_rows(table: Path) -> Iterator[dict[str, Any]]:
     with table.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, restkey="")  # cells beyond the heading
         try:
-            reader.fieldnames = _once([name.strip() for name in reader.fieldnames or ()], table)
+            reader.fieldnames = _unique([name.strip() for name in reader.fieldnames or ()], table)
             yield from reader
         except csv.Error as error:
             raise ValueError(f"{table}, line {reader.line_num + 1}: {error}; is a quote left open above?") from error
@@ -181,27 +181,27 @@ def _json_rows(table: Path) -> Iterator[dict[str, Any]]:
 
 
 def text_of(value: Any) -> str:
-    """A cell as text without surrounding blanks; '' where it is missing."""
+    """A cell as text without surrounding blanks; '' for a missing value."""
     if value is None or value != value:  # NaN is how pandas writes a missing cell
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    if isinstance(value, bytes):  # text in Parquet of old programs
+    if isinstance(value, bytes):  # old programs write text to Parquet as bytes
         return value.decode("utf-8", "replace").strip()
     return str(value).strip().encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair, Parquet not
 
 
 def film_id(value: Any, table: Path, number: int) -> int:
-    """A cell as TMDB id. ValueError, with the table and the row's number, if it is no whole number above 0."""
+    """A cell as TMDB id. Raises ValueError, with table and row number, if it is no whole number above 0."""
     text = whole_number(text_of(value))
     if not re.fullmatch("[0-9]{1,18}", text) or int(text) == 0:
-        shown = repr(value) if len(repr(value)) <= 80 else f"{value!r:.80}..."
-        raise ValueError(f"{table}, row {number}: {shown} is no TMDB id (a whole number above 0); mend or delete it")
+        quoted = repr(value) if len(repr(value)) <= 80 else f"{value!r:.80}..."
+        raise ValueError(f"{table}, row {number}: {quoted} is no TMDB id (a whole number above 0); mend or delete it")
     return int(text)
 
 
 def release_date(value: Any) -> str:
-    """A cell as 'YYYY-MM-DD' or 'YYYY'; '' for any other form, which could only be guessed at."""
+    """A cell as 'YYYY-MM-DD' or 'YYYY'; '' for any other form, which would be ambiguous."""
     text = value.isoformat()[:10] if isinstance(value, date) else whole_number(text_of(value))
     if re.fullmatch("[0-9]{4}", text):
         return text
@@ -212,7 +212,7 @@ def release_date(value: Any) -> str:
 
 
 def number_of(value: Any) -> float | None:
-    """A cell as number; None where it is none that a catalogue can hold (32 bits)."""
+    """A cell as number; None if it is no number that a catalogue can hold (32 bits)."""
     try:
         number = float(text_of(value))
     except ValueError:
@@ -221,9 +221,9 @@ def number_of(value: Any) -> float | None:
 
 
 def film_row(film: int, cells: Mapping[str, Any], unknown: Counter[str]) -> dict[str, Any]:
-    """A row of the catalogue from a table's cells or the API's answer, less what concerns its poster and time.
+    """A row of the catalogue from a table's cells or the API's answer, without the columns of its poster and time.
 
-    The API's lists of films give no imdb_id: it stays empty. Unknown genres are counted, and dropped.
+    The API's lists of films have no imdb_id: it stays empty. Unknown genres are counted in `unknown` and dropped.
     """
     return {
         "tmdb_id": film,
@@ -257,10 +257,10 @@ def _genre_items(cell: Any) -> Sequence[Any]:
     text = text_of(cell)
     if not text.startswith(("[", "{")):
         return [item.strip() for item in re.split(r"[|,;]", text)]
-    for parse in (json.loads, ast.literal_eval):  # "[{'id': 18}]" is what pandas wrote into the best known tables
+    for parse in (json.loads, ast.literal_eval):  # pandas wrote "[{'id': 18}]" into the best known tables
         try:
             value = parse(text)
             return value if isinstance(value, list | tuple) else [value]
         except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
             continue
-    return [text]  # unreadable: counted among the unknown genres, where the user sees it
+    return [text]  # unreadable text counts as an unknown genre, which the user sees

@@ -7,7 +7,7 @@ from genre_dist.verb_options import Verbs, columns
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add this room's verbs to the console command."""
+    """Add the verbs of the catalogue to the console command."""
     verb = verbs.add_parser("import", help="make a catalogue from a table and posters")
     verb.add_argument("--table", type=Path, required=True, help="Parquet, CSV or JSON lines, one film a row")
     verb.add_argument(

@@ -1,4 +1,4 @@
-"""Whether two configurations train the same: of a run that is there and one that is wanted, or of two seeds. Pure."""
+"""Whether two configurations train the same model: an existing run and a wanted one, or two seeds. Pure."""
 
 import dataclasses
 import re
@@ -11,16 +11,16 @@ from genre_dist.config.continuing import effect_of, settings
 
 _SAME_FIGURES = frozenset({"data.micro_batch", "train.eval_every_steps"})
 GOES_ON = _SAME_FIGURES | {"train.steps", "train.epochs"}
-"""Settings, beside the free ones, in which a run that is there may differ: training itself knows what to do."""
+"""Settings, beside the free ones, in which an existing run may differ: training continues it with the new value."""
 ENCODERS = ("text", "poster")
 SEED = r"seed[-_]?\d+"
-"""How a run's path names its seed."""
+"""The part of a run's path that names its seed."""
 _SEED_OF_FOLDER = re.compile(f"{SEED}(?=/)")
 
 
-def differing(there: Config, wanted: Config, ignored: Collection[str] = GOES_ON) -> tuple[str, Any, Any] | None:
-    """The first setting by which two configurations would train something else, with both values."""
-    old, new = dict(settings(there)), dict(settings(wanted))
+def differing(existing: Config, wanted: Config, ignored: Collection[str] = GOES_ON) -> tuple[str, Any, Any] | None:
+    """The first setting by which two configurations train different models, with both values."""
+    old, new = dict(settings(existing)), dict(settings(wanted))
     absent = _absent_encoders(old, new)
     for key, value in new.items():
         if key in ignored or key.startswith(absent) or effect_of(key) == "free":
@@ -36,7 +36,7 @@ def unlike_seeds(one: Config, other: Config) -> tuple[str, Any, Any] | None:
 
 
 def _without_seed(config: Config) -> Config:
-    """The configuration of any seed; encoders that were trained before come from the run of the same seed."""
+    """The configuration without its seed and without the seeds in the paths of its encoders' weights."""
     text, poster = config.model.text, config.model.poster
     model = dataclasses.replace(
         config.model,
@@ -47,11 +47,11 @@ def _without_seed(config: Config) -> Config:
 
 
 def _absent_encoders(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
-    """What settings of encoders that neither model has begin with."""
+    """The key prefixes of encoders that neither model has."""
     prefixes = [f"model.{name}." for name in ENCODERS]
     return tuple(prefix for prefix in prefixes if old[f"{prefix}arch"] == new[f"{prefix}arch"] == "none")
 
 
 def _comparable(key: str, value: Any) -> Any:
-    """A file of weights is the same by whatever path it is named."""
+    """The value to compare: paths of weights are resolved, as several paths name the same file."""
     return Path(value).resolve() if key.endswith("weights") and isinstance(value, str) else value

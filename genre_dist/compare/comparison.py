@@ -1,4 +1,4 @@
-"""Runs side by side: what each reaches, whether differences are more than chance, what they cost, where they differ."""
+"""Comparison of runs: measures, significance of their differences, costs, and the films where two runs differ most."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from genre_dist.atomic import atomic_file
 from genre_dist.compare.comparison_page import write_report
 from genre_dist.compare.comparison_tables import markdown, print_comparison
 from genre_dist.compare.costs import read_cost
-from genre_dist.compare.differences import Shown, largest_differences, show_films
+from genre_dist.compare.differences import FilmInfo, largest_differences, read_film_info
 from genre_dist.compare.reference_2018 import END_TO_END, NOTE, PER_GENRE, PER_GENRE_COLUMNS, TEST
 from genre_dist.compare.results import Model, on_films, read_models
 from genre_dist.compare.verdict import question_pair, strongest_pair, verdict
@@ -23,7 +23,7 @@ from genre_dist.metrics.measures import figures_of_named, mean_of_known
 
 
 class FilmSet(NamedTuple):
-    """Films on which some models are looked at together."""
+    """Films on which some models are compared."""
 
     ids: NDArray[np.int64]
     models: set[int]
@@ -39,26 +39,26 @@ def compare(
 ) -> dict[str, Any]:
     """Compare evaluated runs; prints the tables and writes comparison.json, comparison.md and index.html.
 
-    `films` of the largest wins and of the largest losses are shown, with titles and posters from `shards`, by default
-    the runs' own. RAM holds the predictions of the split, 95 bytes a film and run, and chunks of the resamples. Raises
-    ValueError if a run was not evaluated on the split or two of them have no film in common.
+    The report lists `films` of the largest wins and losses, with titles and posters from `shards` (the runs' own by
+    default). RAM holds the predictions of the split, 95 bytes a film and run, and chunks of the resamples. Raises
+    ValueError if a run was not evaluated on the split or two runs have no film in common.
     """
     models = read_models(folders, split)
-    told = compared(models, split, resamples, films)
-    shown, note = _show(models, told, shards)
+    comparison = compared(models, split, resamples, films)
+    infos, note = _film_info(models, comparison, shards)
     if note:
-        told["notes"].append(note)
-    for film in (film for side in ("wins", "losses") for film in told["films"].get(side, [])):
-        if film["tmdb_id"] in shown:
-            film["title"], film["year"] = shown[film["tmdb_id"]].title, shown[film["tmdb_id"]].year
+        comparison["notes"].append(note)
+    for film in (film for side in ("wins", "losses") for film in comparison["films"].get(side, [])):
+        if film["tmdb_id"] in infos:
+            film["title"], film["year"] = infos[film["tmdb_id"]].title, infos[film["tmdb_id"]].year
     out.mkdir(parents=True, exist_ok=True)
     with atomic_file(out / "comparison.json", "w") as file:
-        json.dump(told, file, indent=1, allow_nan=False)
+        json.dump(comparison, file, indent=1, allow_nan=False)
     with atomic_file(out / "comparison.md", "w") as file:
-        file.write(markdown(told))
-    write_report(out / "index.html", told, {film: one.poster for film, one in shown.items() if one.poster})
-    print_comparison(told)
-    return told
+        file.write(markdown(comparison))
+    write_report(out / "index.html", comparison, {film: info.poster for film, info in infos.items() if info.poster})
+    print_comparison(comparison)
+    return comparison
 
 
 def compared(
@@ -71,7 +71,7 @@ def compared(
     rows = [_row(model, number, drawn, shared) for number, model in enumerate(models)]
     differences = _differences(models, drawn)
     pair = question_pair(models)
-    told: dict[str, Any] = {
+    comparison: dict[str, Any] = {
         "split": split,
         "resamples": resamples,
         "measures": list(MEASURES),
@@ -95,12 +95,12 @@ def compared(
     if pair is not None:
         one, other = (models[number] for number in pair)
         ids = np.intersect1d(one.ids, other.ids, assume_unique=True)
-        told["films"] = {"one": one.name, "other": other.name} | largest_differences(one, other, ids, films)
-    return told
+        comparison["films"] = {"one": one.name, "other": other.name} | largest_differences(one, other, ids, films)
+    return comparison
 
 
 def film_sets(models: Sequence[Model]) -> dict[bytes, FilmSet]:
-    """The sets of films that are needed: each model's own, what each two share, and what all share.
+    """The sets of films to resample: each model's own, those that each pair shares, and those that all share.
 
     Raises ValueError if two models share no film.
     """
@@ -147,18 +147,19 @@ def _resample(models: Sequence[Model], films: FilmSet, resamples: int) -> Drawn:
 
 
 def _figures(seeds: list[NDArray[np.float64]]) -> dict[str, Any]:
-    """Each measure: mean over the seeds with its interval over films, the seeds' spread and their values."""
-    told = all_differences(np.mean(seeds, axis=0))
+    """Each measure: the mean over the seeds, its interval over films, the seeds' standard deviation and values."""
+    figures = all_differences(np.mean(seeds, axis=0))
     for column, measure in enumerate(MEASURES):
-        if (figure := told[measure]) is not None:
+        if (figure := figures[measure]) is not None:
             values = [float(seed[0, column]) for seed in seeds]
             spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            told[measure] = {name: figure[name] for name in ("value", "low", "high")} | {"sd": spread, "seeds": values}
-    return told
+            bounds = {name: figure[name] for name in ("value", "low", "high")}
+            figures[measure] = bounds | {"sd": spread, "seeds": values}
+    return figures
 
 
 def _row(model: Model, number: int, drawn: dict[bytes, Drawn], shared: NDArray[np.int64]) -> dict[str, Any]:
-    """All about one model alone."""
+    """The figures of one model: measures, calibration, cost and learning curves."""
     cost, curves = read_cost(model.results)
     own = model.ids
     probabilities = [on_films(result, own) for result in model.results]
@@ -182,26 +183,26 @@ def _row(model: Model, number: int, drawn: dict[bytes, Drawn], shared: NDArray[n
 
 
 def _per_genre(model: Model) -> dict[str, dict[str, Any]]:
-    """The study's table, at 0.5 and with fitted thresholds: means over the seeds, each on its own films."""
-    found = [result.metrics["per_genre"] for result in model.results]
+    """Measures of each genre at 0.5 and at fitted thresholds: means over the seeds, each seed on its own films."""
+    metrics = [result.metrics["per_genre"] for result in model.results]
     fitted = [
         figures_of_named(result.scores.logits > result.scores.thresholds, result.scores.labels, result.genres)
         for result in model.results
         if result.scores.thresholds is not None
     ]
-    told = {}
+    table = {}
     for genre in model.results[0].genres:
-        row: dict[str, Any] = {"films": found[0][genre]["films"]}
+        row: dict[str, Any] = {"films": metrics[0][genre]["films"]}
         for name in ("f1", "precision", "recall", "accuracy", "average_precision", "auc"):
-            row[name] = mean_of_known([one[genre][name] for one in found])
+            row[name] = mean_of_known([one[genre][name] for one in metrics])
         for name in ("f1", "precision", "recall"):
             row[f"{name}_fitted"] = mean_of_known([one["per_genre"][genre][name] for one in fitted])
-        told[genre] = row
-    return told
+        table[genre] = row
+    return table
 
 
 def _differences(models: Sequence[Model], drawn: dict[bytes, Drawn]) -> list[dict[str, Any]]:
-    """Every pair of models, on the films they share: the later one in the list minus the earlier one."""
+    """The differences of each pair of models on the films they share: the later in the list minus the earlier."""
     pairs: list[dict[str, Any]] = []
     for (i, first), (j, later) in combinations(enumerate(models), 2):
         ids = np.intersect1d(first.ids, later.ids, assume_unique=True)
@@ -217,7 +218,7 @@ def _differences(models: Sequence[Model], drawn: dict[bytes, Drawn]) -> list[dic
 
 
 def _notes(models: Sequence[Model], shared: NDArray[np.int64]) -> list[str]:
-    """What a reader has to know before believing the tables."""
+    """Warnings for the reader: unequal films, unlike seeds, missing thresholds, single seeds."""
     notes = []
     counts = {model.name: len(model.ids) for model in models}
     if any(count != len(shared) for count in counts.values()):
@@ -244,16 +245,16 @@ def _notes(models: Sequence[Model], shared: NDArray[np.int64]) -> list[str]:
     return notes
 
 
-def _show(
-    models: Sequence[Model], told: dict[str, Any], shards: Path | str | None
-) -> tuple[dict[int, Shown], str | None]:
-    """Titles and posters of the films told of; and a note if they could not be had."""
-    films = [film["tmdb_id"] for side in ("wins", "losses") for film in told["films"].get(side, [])]
+def _film_info(
+    models: Sequence[Model], comparison: dict[str, Any], shards: Path | str | None
+) -> tuple[dict[int, FilmInfo], str | None]:
+    """Titles and posters of the films in the comparison; and a note if the shards cannot be read."""
+    films = [film["tmdb_id"] for side in ("wins", "losses") for film in comparison["films"].get(side, [])]
     configs = (result.config for model in models for result in model.results)
     own = next((Path(config.data.shards) for config in configs if config is not None), None)
     if not films or (shards := shards or own) is None:
         return {}, None
     try:
-        return show_films(shards, told["split"], films), None
+        return read_film_info(shards, comparison["split"], films), None
     except (ValueError, OSError) as error:
         return {}, f"Titles and posters are missing ({error}); --shards FOLDER says where the shards are."

@@ -1,4 +1,4 @@
-"""A comparison as tables: for the terminal, and as Markdown."""
+"""The comparison as tables, for the terminal and as Markdown."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from genre_dist.pages.rendering import points
 from genre_dist.printable import markdown as escaped
 from genre_dist.printable import printable, terminal
 
-SHOWN = (
+COLUMNS = (
     "micro_f1_fitted",
     "macro_f1_fitted",
     "sample_f1_fitted",
@@ -26,7 +26,7 @@ COST_COLUMNS = ("hours", "device hours", "peak memory", "samples/s", "steps")
 
 
 def share(figure: dict[str, Any] | None) -> str:
-    """A figure between 0 and 1, with the spread of its seeds if there are several."""
+    """A figure between 0 and 1, with the standard deviation over its seeds if there are several."""
     if figure is None:
         return "-"
     spread = f" ± {figure['sd']:.3f}" if figure["sd"] is not None else ""
@@ -62,41 +62,41 @@ def hours(value: float) -> str:
 
 
 def device_word(cost: dict[str, Any]) -> str:
-    """What the device hours are hours of."""
+    """The unit of device hours: GPU, process or rank."""
     return {"cuda": "GPU", "cpu": "process"}.get(cost["device"], "rank")
 
 
 Sheet = tuple[str, list[str], list[list[str]]]
-"""A table's title, head and rows, whatever it is shown on; names of others stand in its head and first column."""
+"""A table's title, header and rows. Only the header and the first column hold names from users' files (escape them)."""
 
 
-def sheets(told: dict[str, Any], pairs: Sequence[dict[str, Any]]) -> list[Sheet]:
+def sheets(comparison: dict[str, Any], pairs: Sequence[dict[str, Any]]) -> list[Sheet]:
     """The models, differences of pairs, F1 by genre and costs."""
-    models, reference = told["models"], told["study_2018"]
+    models, reference = comparison["models"], comparison["study_2018"]
     by_genre = reference["per_genre_of_combined_frozen"]
-    figures = [(f"{row['films']:,}", *(share(row["on_own_films"][measure]) for measure in SHOWN)) for row in models]
-    theirs = [
-        [f"2018 study: {row['model']}", "3,000 others", *(_plain(row[name]) if name in row else "" for name in SHOWN)]
+    figures = [(f"{row['films']:,}", *(share(row["on_own_films"][measure]) for measure in COLUMNS)) for row in models]
+    study_rows = [
+        [f"2018 study: {row['model']}", "3,000 others", *(_plain(row[name]) if name in row else "" for name in COLUMNS)]
         for row in reference["test"]
     ]
     genres = []
-    for genre in told["genres"]:
-        ours = [row["per_genre"][genre] for row in models]
+    for genre in comparison["genres"]:
+        by_model = [row["per_genre"][genre] for row in models]
         in_2018 = by_genre[genre]["f1"] / 100 if genre in by_genre else None
-        f1 = [_plain(value) for value in (*(row["f1_fitted"] for row in ours), in_2018)]
-        genres.append([genre, f"{max(row['films'] for row in ours):,}", *f1])
+        f1 = [_plain(value) for value in (*(row["f1_fitted"] for row in by_model), in_2018)]
+        genres.append([genre, f"{max(row['films'] for row in by_model):,}", *f1])
     names = [row["name"] for row in models]
     measures = [LABELS[measure] for measure in MAIN]
     return [
         (
-            f"Models, {told['split']} split",
-            ["model", "films", *(LABELS[measure] for measure in SHOWN)],
-            [[name, *row] for name, row in zip(names, figures, strict=True)] + theirs,
+            f"Models, {comparison['split']} split",
+            ["model", "films", *(LABELS[measure] for measure in COLUMNS)],
+            [[name, *row] for name, row in zip(names, figures, strict=True)] + study_rows,
         ),
         (
             "Differences in points, 95 % interval (paired bootstrap over films)",
             ["difference", "films", *measures, "p, micro F1 (Holm)"],
-            [_difference_cells(pair, told["resamples"]) for pair in pairs],
+            [_difference_cells(pair, comparison["resamples"]) for pair in pairs],
         ),
         ("F1 by genre, fitted thresholds", ["genre", "films", *names, "2018 study, frozen, at 0.5"], genres),
         (
@@ -107,43 +107,44 @@ def sheets(told: dict[str, Any], pairs: Sequence[dict[str, Any]]) -> list[Sheet]
     ]
 
 
-def print_comparison(told: dict[str, Any]) -> None:
-    """The comparison on the terminal; of many differences those of the two models in question."""
+def print_comparison(comparison: dict[str, Any]) -> None:
+    """Print the comparison to the terminal, with only those differences that involve a model of the verdict."""
     screen = terminal()
     console = screen if screen.is_terminal else terminal(width=150)  # in a log, lines may be long
-    for note in told["notes"]:
+    for note in comparison["notes"]:
         console.print(Panel(Text(printable(note)), style="yellow" if note.startswith("NOT ALL") else "dim"))
-    head = told["headline"]
-    asked = {head.get("one"), head.get("other")}
-    chosen = [pair for pair in told["differences"] if asked & {pair["one"], pair["other"]}]
-    for title, header, rows in sheets(told, chosen):
+    verdict = comparison["headline"]
+    asked = {verdict.get("one"), verdict.get("other")}
+    chosen = [pair for pair in comparison["differences"] if asked & {pair["one"], pair["other"]}]
+    for title, header, rows in sheets(comparison, chosen):
         table = Table(*map(printable, header), title=title)
         for row in rows:
             table.add_row(*map(printable, row))
         console.print(table)
-    if len(chosen) < len(told["differences"]):
-        console.print(f"{len(told['differences']) - len(chosen)} more differences are in the report", style="dim")
-    console.print(Text.assemble((printable(head["question"]), "bold"), " ", printable(head["answer"])))
-    for line in _beside(told):
+    if len(chosen) < len(comparison["differences"]):
+        console.print(f"{len(comparison['differences']) - len(chosen)} more differences are in the report", style="dim")
+    console.print(Text.assemble((printable(verdict["question"]), "bold"), " ", printable(verdict["answer"])))
+    for line in _beside(comparison):
         console.print(f"  {printable(line)}")
 
 
-def markdown(told: dict[str, Any]) -> str:
+def markdown(comparison: dict[str, Any]) -> str:
     """The comparison as a Markdown document."""
-    lines = [f"# {escaped(told['headline']['question'])}", "", f"**{escaped(told['headline']['answer'])}**", ""]
-    lines += [f"- {escaped(line)}" for line in _beside(told)]
-    lines += ["", *(f"> {escaped(note)}\n" for note in told["notes"])]
-    for title, header, rows in sheets(told, told["differences"]):
+    verdict = comparison["headline"]
+    lines = [f"# {escaped(verdict['question'])}", "", f"**{escaped(verdict['answer'])}**", ""]
+    lines += [f"- {escaped(line)}" for line in _beside(comparison)]
+    lines += ["", *(f"> {escaped(note)}\n" for note in comparison["notes"])]
+    for title, header, rows in sheets(comparison, comparison["differences"]):
         cells = [list(map(escaped, header)), ["---"] * len(header), *([escaped(row[0]), *row[1:]] for row in rows)]
         lines += [f"## {title}", "", *(f"| {' | '.join(row)} |" for row in cells), ""]
     lines += ["F1 without a remark: at thresholds fitted on val. ±: standard deviation over seeds.", ""]
     return "\n".join(lines)
 
 
-def _beside(told: dict[str, Any]) -> list[str]:
-    """What is to be said beside the answer."""
-    strongest = [strongest_words(told["strongest"])] if told["strongest"] else []
-    return [*told["headline"].get("beside", []), *strongest]
+def _beside(comparison: dict[str, Any]) -> list[str]:
+    """The remarks beside the answer."""
+    strongest = [strongest_words(comparison["strongest"])] if comparison["strongest"] else []
+    return [*comparison["headline"].get("beside", []), *strongest]
 
 
 def strongest_words(row: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What runs cost and how they learned, from their records (metrics.jsonl), read line by line."""
+"""Training costs and learning curves of runs, read line by line from metrics.jsonl."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ Amount = Annotated[float, Ge(0), Le(1e18)]
 
 
 class CostRow(TypedDict):
-    """What is read of a line of metrics.jsonl; there is more in it."""
+    """The keys read from a line of metrics.jsonl; other keys are ignored."""
 
     kind: str
     step: Count
@@ -35,7 +35,7 @@ class CostRow(TypedDict):
 
 
 class Cost(NamedTuple):
-    """Training alone, without evaluations. None where the record does not say."""
+    """The cost of training without evaluations. None where metrics.jsonl lacks the figure."""
 
     hours: float
     """Of wall-clock time in training steps."""
@@ -44,18 +44,18 @@ class Cost(NamedTuple):
     device: str | None = None
     """`cuda` or `cpu`."""
     ranks: int | None = None
-    """The most that ever took part."""
+    """The largest number of ranks in any step."""
     peak_memory_bytes: int | None = None
     """Of one rank: allocated on the GPU, or resident in the process."""
     samples_per_second: float | None = None
     """Median of the recorded steps, all ranks together."""
     steps: int | None = None
     samples: int | None = None
-    """Films trained on, repetitions counted; None where not every step was recorded."""
+    """Training samples, with repetitions; None unless every step was recorded."""
 
 
 class Curves(NamedTuple):
-    """Points of learning: [step, hours of training, value]."""
+    """Learning curves: points [step, hours of training, value]."""
 
     train_loss: list[list[float]]
     val_loss: list[list[float]]
@@ -81,19 +81,19 @@ def read_cost(results: Sequence[Result]) -> tuple[Cost | None, Curves]:
 
 
 def _cost_of_baseline(result: Result) -> Cost | None:
-    told = result.baseline
-    if "fit_seconds" not in told:
+    baseline = result.baseline
+    if "fit_seconds" not in baseline:
         return None
-    memory = told.get("peak_memory_gb")
-    hours = told["fit_seconds"] / 3600
+    memory = baseline.get("peak_memory_gb")
+    hours = baseline["fit_seconds"] / 3600
     peak = None if memory is None else int(memory * 2**30)
-    return Cost(hours, hours, "cpu", 1, peak, samples=told.get("train_films"))
+    return Cost(hours, hours, "cpu", 1, peak, samples=baseline.get("train_films"))
 
 
 def read_record(run: Path) -> tuple[Cost | None, Curves]:
-    """Cost and curves of a run; no cost and empty curves where it kept no record of steps.
+    """Cost and curves of a run; no cost and empty curves if metrics.jsonl has no training steps.
 
-    Raises ValueError for a line that is no row of a record; only the last one may be cut short.
+    Raises ValueError for a line that is no row of metrics.jsonl; only the last line may be cut short.
     """
     curves = Curves([], [], [], [])
     hours = device_hours = 0.0

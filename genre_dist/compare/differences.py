@@ -1,4 +1,4 @@
-"""Per-sample differences: films on which one model gains or loses most against another, shown from the shards."""
+"""Per-sample differences: films on which one model gains or loses most, with titles and posters from the shards."""
 
 import io
 from collections.abc import Iterable, Mapping
@@ -17,11 +17,11 @@ from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.sample import load_about, read_members
 
 LONGEST_TITLE = 300
-THUMBNAIL = (160, 240)  # pixels; posters are two wide to three high, and squashed in the shards
+THUMBNAIL = (160, 240)  # pixels; posters have the proportions 2:3, and shards may hold them squashed to squares
 
 
-class Shown(NamedTuple):
-    """How a film is shown."""
+class FilmInfo(NamedTuple):
+    """What a report shows of a film."""
 
     title: str
     year: str
@@ -34,16 +34,16 @@ def largest_differences(
 ) -> dict[str, list[dict[str, Any]]]:
     """The films where `one` is furthest ahead of `other`, and furthest behind.
 
-    By the film's F1 of the genres that at least half of the seeds name, at their fitted thresholds; between equal ones
-    by log loss, a mean over the seeds.
+    A film's F1 counts the genres that at least half of the seeds name at their fitted thresholds; log loss, a mean over
+    the seeds, breaks ties.
     """
     sides = [_per_film(model, ids) for model in (one, other)]
     labels, genres = on_films(one.results[0], ids).labels, one.results[0].genres
     gain = _f1(sides[0].named, labels) - _f1(sides[1].named, labels)
     order = np.lexsort((sides[1].loss - sides[0].loss, gain))  # rising gain in F1, then in log loss
-    told = {}
+    films = {}
     for name, sign, rows in (("wins", 1, order[::-1][:count]), ("losses", -1, order[:count])):
-        told[name] = [
+        films[name] = [
             {
                 "tmdb_id": int(ids[row]),
                 "gain_in_f1": float(gain[row]),
@@ -54,7 +54,7 @@ def largest_differences(
             for row in rows
             if sign * gain[row] > 0
         ]
-    return told
+    return films
 
 
 class _Side(NamedTuple):
@@ -80,30 +80,30 @@ def _names(genres: list[str], chosen: NDArray[np.bool_]) -> list[str]:
     return [genre for genre, taken in zip(genres, chosen, strict=True) if taken]
 
 
-def show_films(shards: AnyPath | str, split: str, films: Iterable[int]) -> dict[int, Shown]:
-    """Title, year and poster of films, as far as the shards have them. Raises ValueError if there are no shards."""
+def read_film_info(shards: AnyPath | str, split: str, films: Iterable[int]) -> dict[int, FilmInfo]:
+    """Title, year and poster of those films that the shards have. Raises ValueError if there are no shards."""
     manifest = load_manifest(shards)
     index, wanted = SplitIndex(manifest, split, ()), np.array(sorted(set(films)), np.int64)
-    shown = {}
+    infos = {}
     for number, shard in enumerate(index.shards):
         records = index.records(index.rows_of(number))
         for record in records[np.isin(records["id"], wanted)]:
             start = int(record["offset"])
             data = read_range(index.paths[number], start, start + int(record["size"]), shard.bytes)
-            with suppress(ValueError, KeyError):  # a damaged film is shown by its id alone
+            with suppress(ValueError, KeyError):  # a damaged film has only its id in the report
                 film = int(record["id"])
-                shown[film] = _shown(read_members(data, film), film, manifest.image["fit"] == "squash")
-    return shown
+                infos[film] = _film_info(read_members(data, film), film, manifest.image["fit"] == "squash")
+    return infos
 
 
-def _shown(members: Mapping[str, memoryview], film: int, squashed: bool) -> Shown:
-    told = load_about(members["json"])
+def _film_info(members: Mapping[str, memoryview], film: int, squashed: bool) -> FilmInfo:
+    about = load_about(members["json"])
     poster = None
     if "jpg" in members:
         with suppress(ValueError):  # a poster that cannot be read
             poster = thumbnail(load_rgb(bytes(members["jpg"]))[0], squashed)
-    title, date = (str(told.get(key) or "") for key in ("title", "release_date"))
-    return Shown(title[:LONGEST_TITLE] or str(film), date[:4], poster)
+    title, date = (str(about.get(key) or "") for key in ("title", "release_date"))
+    return FilmInfo(title[:LONGEST_TITLE] or str(film), date[:4], poster)
 
 
 def thumbnail(pixels: NDArray[np.uint8], squashed: bool) -> bytes:

@@ -1,4 +1,4 @@
-"""What evaluated runs left on disk, read back for comparing: predictions, thresholds, configuration, seeds."""
+"""Evaluated runs, read from disk for comparison: predictions, thresholds, configuration, seeds."""
 
 import os
 import re
@@ -30,19 +30,19 @@ _SEEDED = re.compile(f"(?P<name>.+)[-_/.]{SEED}", re.IGNORECASE)
 
 
 class Result(NamedTuple):
-    """One evaluated run, its films by rising id."""
+    """One evaluated run; its films are sorted by id."""
 
     folder: Path
     ids: NDArray[np.int64]  # [films]
     scores: Scores
     metrics: Metrics
-    """What metrics-SPLIT.json says."""
+    """The content of metrics-SPLIT.json."""
     config: Config | None
-    """None for what is not trained by the loop, such as baselines."""
+    """None for baselines, which the training loop does not make."""
     val_micro_f1: float | None
-    """On val, at the thresholds fitted there (at 0.5 if there are none)."""
+    """On val, at the thresholds fitted there, or at 0.5 without thresholds."""
     baseline: Description
-    """What baseline.json says; empty for other runs."""
+    """The content of baseline.json; empty for other runs."""
 
     @property
     def genres(self) -> list[str]:
@@ -57,7 +57,7 @@ class Model(NamedTuple):
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        """The films that every seed was evaluated on, rising."""
+        """The sorted ids of the films that every seed was evaluated on."""
         shared = self.results[0].ids
         for result in self.results[1:]:
             shared = np.intersect1d(shared, result.ids, assume_unique=True)
@@ -74,19 +74,19 @@ class Model(NamedTuple):
 
     @property
     def unlike_seeds(self) -> str | None:
-        """The first setting by which its runs differ beside their seeds, with both values; None if there is none."""
+        """The first setting, other than the seed, that differs between the runs, and both values; None if all agree."""
         first, *others = (result.config for result in self.results)
         for other in others:
             if first is None or other is None:
                 if first is not other:
                     return "some were trained, others are baselines"
-            elif found := unlike_seeds(first, other):
-                return f"{found[0]} is {found[1]} and {found[2]}"
+            elif difference := unlike_seeds(first, other):
+                return f"{difference[0]} is {difference[1]} and {difference[2]}"
         return None
 
     @property
     def starts_warm(self) -> bool:
-        """Whether its encoders start from those of other runs."""
+        """Whether the encoders start from another run's weights."""
         config = self.results[0].config
         return config is not None and config.model.text.weights is not None
 
@@ -119,13 +119,13 @@ def read_models(folders: Sequence[Path], split: str) -> list[Model]:
 
 def experiment(folder: Path) -> str:
     """A run's path without its seed, which a separator parts from the name: `-seed0`, `_seed_1`, `/seed2`."""
-    path = os.path.abspath(folder)  # a link keeps its name
+    path = os.path.abspath(folder)  # resolving a symbolic link would lose its name
     seeded = _SEEDED.fullmatch(path)
     return seeded["name"] if seeded else path
 
 
 def _short_names(paths: list[str]) -> list[str]:
-    """The last part of each path, or as much of it as tells them apart."""
+    """The shortest endings of the paths, by folders, that are all different."""
     for parts in range(1, 1 + max(path.count("/") + 1 for path in paths)):
         names = ["/".join(path.split("/")[-parts:]) for path in paths]
         if len(set(names)) == len(names):
@@ -138,8 +138,8 @@ def read_result(folder: Path, split: str) -> Result:
     (ids, logits, labels), metrics = read_evaluation(folder, split)
     genres = list(metrics["per_genre"])
     thresholds = load_thresholds(folder, genres)
-    val, val_told = predictions_file(folder, "val"), metrics_file(folder, "val")
-    if thresholds is None and val.is_file():  # evaluated before thresholds were kept
+    val, val_metrics = predictions_file(folder, "val"), metrics_file(folder, "val")
+    if thresholds is None and val.is_file():  # an evaluation of a version that stored no thresholds
         on_val = read_predictions(val, genres)
         thresholds = fit_thresholds(on_val.logits, on_val.labels)
     config, baseline = folder / CONFIG, folder / BASELINE
@@ -149,13 +149,13 @@ def read_result(folder: Path, split: str) -> Result:
         scores=Scores(logits, labels, thresholds),
         metrics=metrics,
         config=load_config(config) if config.is_file() and not baseline.is_file() else None,
-        val_micro_f1=_micro_f1(read_metrics(val_told)) if val_told.is_file() else None,
+        val_micro_f1=_micro_f1(read_metrics(val_metrics)) if val_metrics.is_file() else None,
         baseline=read_description(baseline) if baseline.is_file() else {},
     )
 
 
 def _micro_f1(metrics: Metrics) -> float:
-    """At fitted thresholds, or at 0.5 if there are none."""
+    """Micro F1 at fitted thresholds, or at 0.5 without them."""
     return metrics["fitted"]["micro_f1"] if "fitted" in metrics else metrics["micro_f1"]
 
 

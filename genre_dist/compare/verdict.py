@@ -1,4 +1,4 @@
-"""The answer to the question, in words that claim no more than the figures."""
+"""The verdict of a comparison, in words that claim no more than its figures."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,14 +18,14 @@ LABELS = {
     "mean_average_precision": "mAP",
     "auc": "AUC",
 }
-"""How measures are called; without a remark, at thresholds fitted on val."""
+"""Display names of measures; a name without a remark means thresholds fitted on val."""
 MAIN = ("micro_f1_fitted", "micro_f1", "macro_f1_fitted", "mean_average_precision")
 
 
 def question_pair(models: Sequence[Model]) -> tuple[int, int] | None:
-    """The models the headline compares: end to end against frozen, or the last against the first; None if alone.
+    """The models that the verdict compares: end to end against frozen, or the last against the first; None if alone.
 
-    Of several end-to-end models the one that starts, like the frozen one, from trained encoders.
+    Among several end-to-end models, one that starts from trained encoders, as the frozen model does, comes first.
     """
     frozen = [number for number, model in enumerate(models) if model.kind == "frozen"]
     open_ones = [number for number, model in enumerate(models) if model.kind == "end to end"]
@@ -41,13 +41,13 @@ def verdict(
     differences: Sequence[dict[str, Any]],
     pair: tuple[int, int] | None,
 ) -> dict[str, Any]:
-    """Question, answer, the difference it rests on, and what else is to be said beside it."""
+    """The question, its answer, the difference that decides it, and remarks on other measures and on cost."""
     if pair is None:
         return {"question": f"How good is {models[0].name}?", "answer": "There is nothing to compare it with."}
     one, other = (models[number] for number in pair)
     asked = (one.kind, other.kind) == ("end to end", "frozen")
-    found, measure = _between(differences, one.name, other.name)
-    main = found["measures"][measure]
+    difference, measure = _oriented_difference(differences, one.name, other.name)
+    main = difference["measures"][measure]
     outcome = _outcome(main)
     word = {"yes": "Yes", "no": "No", "open": "Not shown"}[outcome]
     gain = f"{points(main['value'])} points of {LABELS[measure]} (95 % interval {between(main)})"
@@ -57,13 +57,13 @@ def verdict(
         "question": "Was training end to end worth it?" if asked else f"Is {one.name} better than {other.name}?",
         "verdict": outcome,
         "word": word,
-        "answer": f"{word}: {gain} against {against}, on {found['films']:,} films{tail}.",
+        "answer": f"{word}: {gain} against {against}, on {difference['films']:,} films{tail}.",
         "one": one.name,
         "other": other.name,
         "measure": measure,
-        "films": found["films"],
+        "films": difference["films"],
         **{name: main[name] for name in ("value", "low", "high", "p")},
-        "beside": [*_disagreeing(found["measures"], measure), *_price(rows[pair[0]], rows[pair[1]])],
+        "beside": [*_disagreeing(difference["measures"], measure), *_price(rows[pair[0]], rows[pair[1]])],
     }
 
 
@@ -76,13 +76,13 @@ def strongest_pair(models: Sequence[Model], differences: Sequence[dict[str, Any]
             return None
         best.append(max(chosen, key=lambda model: model.val_micro_f1 or 0))
     trained, baseline = best
-    found, measure = _between(differences, trained.name, baseline.name)
+    difference, measure = _oriented_difference(differences, trained.name, baseline.name)
     return {
         "model": trained.name,
         "baseline": baseline.name,
-        "films": found["films"],
+        "films": difference["films"],
         "measure": measure,
-        **found["measures"][measure],
+        **difference["measures"][measure],
     }
 
 
@@ -96,15 +96,15 @@ def interval(row: dict[str, Any]) -> str:
     return f"{points(row['value'])} ({between(row)})"
 
 
-def _between(differences: Sequence[dict[str, Any]], one: str, other: str) -> tuple[dict[str, Any], str]:
-    """One minus other, whichever way the pair is listed, and the measure to judge by."""
+def _oriented_difference(differences: Sequence[dict[str, Any]], one: str, other: str) -> tuple[dict[str, Any], str]:
+    """The pair oriented as one minus other, and the measure that decides."""
     pair = next(pair for pair in differences if {pair["one"], pair["other"]} == {one, other})
-    found = pair if pair["one"] == one else turned_round(pair)
-    return found, "micro_f1_fitted" if found["measures"]["micro_f1_fitted"] is not None else "micro_f1"
+    difference = pair if pair["one"] == one else reversed_pair(pair)
+    return difference, "micro_f1_fitted" if difference["measures"]["micro_f1_fitted"] is not None else "micro_f1"
 
 
-def turned_round(pair: dict[str, Any]) -> dict[str, Any]:
-    """The same differences seen from the other side."""
+def reversed_pair(pair: dict[str, Any]) -> dict[str, Any]:
+    """The pair with its models swapped and its differences negated."""
     measures = {
         measure: row and row | {"value": -row["value"], "low": -row["high"], "high": -row["low"]}
         for measure, row in pair["measures"].items()
@@ -117,7 +117,7 @@ def _outcome(row: dict[str, Any]) -> str:
 
 
 def _disagreeing(measures: dict[str, Any], chosen: str) -> list[str]:
-    """The other main measures whose outcome is another."""
+    """A sentence for each main measure that disagrees with the chosen one."""
     how = {"yes": "it is ahead", "no": "it is behind", "open": "nothing is shown"}
     rows = [(measure, measures[measure]) for measure in MAIN if measures[measure] is not None]
     return [
@@ -128,7 +128,7 @@ def _disagreeing(measures: dict[str, Any], chosen: str) -> list[str]:
 
 
 def _price(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """How much more training it took."""
+    """The ratio of the two models' training hours, as a sentence."""
     costs = [row["cost"] and (row["cost"]["device_hours"] or row["cost"]["hours"]) for row in (one, other)]
     if not all(costs):
         return []

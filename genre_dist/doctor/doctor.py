@@ -1,4 +1,4 @@
-"""`genre-dist doctor`: looks at everything a run needs on this machine, or under torchrun on all of them."""
+"""`genre-dist doctor`: checks everything that a run needs on this machine, or under torchrun on all machines."""
 
 import json
 import os
@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from genre_dist.doctor import gpus as cards
-from genre_dist.doctor import machine, software
+from genre_dist.doctor import gpus, machine, software
 from genre_dist.doctor.finding import Finding
 from genre_dist.parallel.processes import with_launcher
 from genre_dist.parallel.world import World, start_world, stop_world
@@ -20,23 +19,23 @@ from genre_dist.printable import printable
 
 MEGABYTES = 64
 SLOW = 1e9
-"""Bytes a second below which exchanging gradients between GPUs will dominate a step (ResNet152: 240 MB in fp32)."""
+"""Bytes a second below which the exchange of gradients between GPUs dominates a step (ResNet152: 240 MB in fp32)."""
 MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "wrong": "[red]wrong[/]"}
 
 
 @with_launcher()
 def examine(shards: Path, runs: Path, as_json: bool = False) -> int:
-    """Check, print a table (or JSON) on rank 0; returns 1 if something is wrong on any machine, else 0.
+    """Check, print a table (or JSON) on rank 0; returns 1 if any machine has a problem, else 0.
 
-    Raises OSError if the ranks that torchrun started do not find each other. Where a rank's GPU cannot be used they do
-    not join: rank 0 of every machine prints what is wrong there.
+    Raises OSError if torchrun's ranks do not find each other. If a rank's GPU is unusable they do not join: rank 0 of
+    every machine prints that machine's findings.
     """
     try:
         world = start_world(timeout_seconds=120)
     except ValueError:  # the findings below name the GPU and the reason
         world = World(int(os.environ.get("RANK", "0")), 1, torch.device("cpu"))
     nodes = int(os.environ.get("GROUP_WORLD_SIZE", os.environ.get("SLURM_JOB_NUM_NODES", "1")))
-    # what one rank of a machine sees all of them see
+    # all ranks of a machine would find the same
     leads = os.environ.get("LOCAL_RANK", "0") == "0"
     findings = _look(shards, runs, world, nodes) if leads else []
     bandwidth = _bandwidth(world)
@@ -56,7 +55,7 @@ def _look(shards: Path, runs: Path, world: World, nodes: int) -> list[Finding]:
         software.check_python(),
         software.check_torch(),
         software.check_cuda(),
-        *cards.check_cards(),
+        *gpus.check_gpus(),
         software.check_nccl(),
         software.check_deepspeed(),
         software.check_decoders(),
@@ -76,7 +75,7 @@ def _bandwidth(world: World) -> Finding:
         return Finding("all-reduce", "ok", "one rank; to measure: torchrun --nproc_per_node=N -m genre_dist.cli doctor")
     buffer = torch.zeros(MEGABYTES * 2**20 // 4, device=world.device)
     best = float("inf")
-    for _ in range(6):  # the first makes the connections
+    for _ in range(6):  # the first pass opens the connections
         world.barrier()
         began = time.perf_counter()
         world.sum(buffer)

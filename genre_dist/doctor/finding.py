@@ -1,14 +1,14 @@
-"""What a check finds, as a row for people and for programs."""
+"""The result of a check, as a row of the table or of the JSON."""
 
 from typing import Literal, NamedTuple
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at."""
+    """The result of one check; its fields are the keys of the JSON."""
 
     name: str
     status: Literal["ok", "note", "wrong"]
     """`note`: works, but worth knowing. `wrong`: training would fail or crawl."""
     told: str
     fix: str = ""
-    """What to do about it; empty if nothing."""
+    """The remedy; empty if none is needed."""

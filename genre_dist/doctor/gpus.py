@@ -1,4 +1,4 @@
-"""Checks of the GPUs and of what is needed to use them: kernels, memory, NVIDIA's library, a compiler."""
+"""Checks of the GPUs and their prerequisites: kernels, memory, NVIDIA's library, a compiler."""
 
 import os
 import shutil
@@ -8,21 +8,21 @@ from pathlib import Path
 import torch
 
 from genre_dist.doctor.finding import Finding
-from genre_dist.parallel.gpu import card_problem, choose_device, crowded, is_slice
+from genre_dist.parallel.gpu import choose_device, crowded, gpu_problem, is_slice
 
 
-def check_cards() -> list[Finding]:
-    """A finding for each GPU that torch sees, and for what else their use needs; nothing without GPUs."""
+def check_gpus() -> list[Finding]:
+    """Findings for each GPU that torch sees, and for their prerequisites; none without GPUs."""
     if not torch.cuda.is_available():
         return []
-    findings = [_check_card(number) for number in range(torch.cuda.device_count())]
-    card_problem(choose_device())  # the current one again
+    findings = [_check_gpu(number) for number in range(torch.cuda.device_count())]
+    gpu_problem(choose_device())  # restores the current one
     return [*findings, _check_nvml(), _check_compiler()]
 
 
-def _check_card(number: int) -> Finding:
+def _check_gpu(number: int) -> Finding:
     device, name = torch.device("cuda", number), f"GPU {number}"
-    if problem := card_problem(device):
+    if problem := gpu_problem(device):
         return Finding(name, "wrong", problem)
     properties = torch.cuda.get_device_properties(device)
     free, total = torch.cuda.mem_get_info(device)
@@ -41,7 +41,7 @@ def _check_card(number: int) -> Finding:
 
 
 def _check_nvml() -> Finding:
-    """Whether the utilisation of a GPU can be read, of which runs tell where they can."""
+    """Whether the utilisation of a GPU can be read, which runs then log."""
     try:
         percent = torch.cuda.utilization()
     except ImportError:
@@ -52,7 +52,7 @@ def _check_nvml() -> Finding:
 
 
 def _check_compiler() -> Finding:
-    """What Triton, with which torch.compile makes kernels, builds their launchers with: CC, gcc or clang, Python.h."""
+    """The compiler (CC, gcc or clang) and Python.h, with which torch.compile's Triton builds kernel launchers."""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     fix = "only for train.compile: "
     if compiler is None:

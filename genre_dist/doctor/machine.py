@@ -1,4 +1,4 @@
-"""Checks of the machine and the job: disk, shared memory, limits, network, SLURM, data and weights in reach."""
+"""Checks of the machine and the job: disk, shared memory, limits, network, SLURM, shards and weights."""
 
 import fcntl
 import os
@@ -17,13 +17,13 @@ LITTLE_DISK = 20 * GIB
 """ResNet152 with optimizer states is 0.8 GB a checkpoint: two kept, one being written, and the run's files."""
 NO_DISK = 3 * GIB
 LITTLE_SHM = GIB
-"""NCCL takes some tens of MB a pair of ranks there; Docker's default of 64 MB is too little for several GPUs."""
+"""NCCL uses some tens of MB a pair of ranks; Docker's default of 64 MB is too little for several GPUs."""
 FEW_FILES = 1024
-"""Readers hold a quarter of these open at most, and open shards again and again where that is little."""
+"""Readers hold at most a quarter of these open; a low limit makes them reopen shards."""
 
 
 def check_disk(folder: Path) -> Finding:
-    """Free space where runs are written."""
+    """Free space of the folder of runs."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     message = f"{free / GIB:.0f} GiB free for {folder}"
@@ -48,7 +48,7 @@ def check_shm(folder: Path = Path("/dev/shm"), ranks: int = 1) -> Finding:
 
 
 def check_open_files() -> Finding:
-    """How many files a process may have open. Training raises the limit as far as it may."""
+    """The hard limit of open files, to which training raises the soft one."""
     soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     message = "without limit" if most == resource.RLIM_INFINITY else f"at most {most:,}"
     message += f" (now {soft:,}; readers raise it)" if soft not in (most, resource.RLIM_INFINITY) else ""
@@ -59,7 +59,7 @@ def check_open_files() -> Finding:
 
 
 def check_network(nodes: int = 1, environment: Mapping[str, str] = os.environ) -> Finding:
-    """Which network the ranks will use: by NCCL_ and GLOO_SOCKET_IFNAME, else the one this machine's name leads to."""
+    """The network of the ranks: that of NCCL_ and GLOO_SOCKET_IFNAME, else that of this machine's name."""
     networks = interfaces()
     listed = ", ".join(f"{name} {address}" for name, address in networks.items())
     for variable in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
@@ -126,7 +126,7 @@ def check_shards(folder: Path) -> Finding:
 
 
 def check_weights(arch: str = "resnet152", seconds: float = 3.0) -> Finding:
-    """ImageNet weights of a torchvision model: on this machine, or to be had over the network."""
+    """ImageNet weights of a torchvision model: on this machine, or downloadable."""
     import torch
     from torchvision.models import get_model_weights
 

@@ -1,4 +1,4 @@
-"""Checks of what is installed: Python, torch, CUDA, NCCL, DeepSpeed, the image decoders."""
+"""Checks of installed software: Python, torch, CUDA, NCCL, DeepSpeed, the image decoders."""
 
 import os
 import sys
@@ -29,10 +29,10 @@ def check_torch() -> Finding:
 
 
 def check_cuda() -> Finding:
-    """GPUs that torch can use, and those it should be able to use but cannot."""
+    """GPUs that torch can use, and GPUs that it should be able to use but cannot."""
     if torch.cuda.is_available():
-        cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-        return Finding("CUDA", "ok", ", ".join(f"{card.name} ({card.total_memory / 2**30:.0f} GiB)" for card in cards))
+        gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+        return Finding("CUDA", "ok", ", ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in gpus))
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not Path("/dev/nvidia0").exists() and not int(os.environ.get("SLURM_GPUS_ON_NODE") or 0):
         return Finding("CUDA", "note", "no GPU here: training runs on the CPU", "fine for a try; a GPU for real runs")
@@ -61,7 +61,7 @@ def check_deepspeed() -> Finding:
 
 
 def check_decoders() -> Finding:
-    """A poster through the decoder that training uses, and through the two that packing may use."""
+    """Decode an image with the decoder of training, and import the two of packing."""
     try:
         import cv2
         import simplejpeg

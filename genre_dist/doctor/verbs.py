@@ -1,4 +1,4 @@
-"""Console verb of the machines: doctor. It imports only what it needs."""
+"""The console verb doctor. It imports only what it needs."""
 
 from argparse import Namespace
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""What on posters and in overviews speaks for a genre, and what each is worth."""
+"""Explanations of predictions: attributions to posters and words, and the worth of each modality."""

@@ -1,4 +1,4 @@
-"""How much each medium carries: the same films with their posters, or their texts, dealt to one another."""
+"""Ablation by permutation: how much each measure loses when posters, or texts, are shuffled among films."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,16 +17,15 @@ from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.reader import ShardReader
 
 WINDOW = 4096
-"""Films among which media are dealt: their encodings are held, 12 KB each. Shards are in hash order, so any window is a
-random draw of films."""
+"""Films in a shuffle; RAM holds their encodings, 12 KB each. Shards are in hash order, so windows are random draws."""
 SHUFFLES = 5
 RESAMPLES = 1000
 
 
 def ablate(run: Run, manifest: Manifest, split: str, thresholds: NDArray[np.float64] | None) -> dict[str, Any]:
-    """Each measure on a split as it is, and what it loses when a medium comes from another film.
+    """Each measure on an intact split, and its loss when a medium (text or poster) comes from another film.
 
-    Every medium is dealt SHUFFLES times, the mean is taken; losses have a paired 95 % interval over films.
+    A loss is the mean over SHUFFLES shuffles, with a paired 95 % bootstrap interval over films.
     """
     media = [name for name, part in (("text", run.model.text), ("poster", run.model.poster)) if part is not None]
     random = np.random.default_rng(0)
@@ -69,7 +68,7 @@ def _windows(run: Run, manifest: Manifest, split: str) -> Iterator[tuple[dict[st
                     parts.setdefault("poster", []).append(run.model.poster(inputs.images))
             labels.append(batch.labels > 0)
             left -= len(batch.ids)
-            # a last window too small to deal in goes with the one before
+            # a last window too small to shuffle joins the one before
             if not left or (sum(map(len, labels)) >= WINDOW and left >= WINDOW // 2):
                 yield {name: torch.cat(tensors) for name, tensors in parts.items()}, np.concatenate(labels)
                 parts, labels = {}, []
@@ -84,7 +83,7 @@ def _logits(run: Run, encoded: dict[str, Tensor]) -> NDArray[np.float32]:
 
 
 def _derangement(films: int, random: np.random.Generator) -> Tensor:
-    """A random order in which no film keeps its own: a cycle through all of them (itself if there is but one)."""
+    """A random permutation without fixed points: one cycle through all films (the identity for a single film)."""
     cycle = random.permutation(films)
     dealt = np.empty(films, np.int64)
     dealt[cycle] = np.roll(cycle, 1)

@@ -1,4 +1,4 @@
-"""What in a film speaks for a genre: Grad-CAM on its poster, integrated gradients on its words.
+"""Attributions of a genre's logit: Grad-CAM on the poster, integrated gradients on the words.
 
 Selvaraju et al. 2017, Grad-CAM; Sundararajan et al. 2017, Axiomatic Attribution for Deep Networks; both as in captum.
 """
@@ -14,51 +14,51 @@ from captum.attr import LayerGradCam, LayerIntegratedGradients
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from genre_dist.compare.differences import Shown
+from genre_dist.compare.differences import FilmInfo
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.stream.sample import PADDING
 
 STEPS = 32
-"""Points between no word and the text, for the integral."""
+"""Points of the integral between the baseline (only padding) and the text."""
 
 
 class Attribution(NamedTuple):
-    """Why one genre was found probable, or not."""
+    """The attribution of one genre's logit."""
 
-    heat: NDArray[np.float32] | None  # [size, size], 0 to 1: where on the poster; None without a poster
-    words: NDArray[np.float32] | None  # [words]: how much each adds to the logit; None without a text
+    heat: NDArray[np.float32] | None  # [size, size] from 0 to 1, the poster's heat map; None without a poster
+    words: NDArray[np.float32] | None  # [words], what each adds to the logit; None without a text
     unexplained: float
-    """Part of the text's effect on the logit that the sum over the words does not account for."""
+    """The part of the text's effect on the logit that the sum over the words misses."""
 
 
 class Explained(NamedTuple):
-    """A film with the genres that were explained."""
+    """A film with the attributions of some genres."""
 
     film: int
-    shown: Shown | None
+    info: FilmInfo | None
     true: list[str]
     words: list[str]
-    picture: NDArray[np.uint8] | None  # [size, size, 3], as the model saw it
+    picture: NDArray[np.uint8] | None  # [size, size, 3], the model's input
     genres: list[tuple[str, float, Attribution]]
     """Name, logit above the threshold, attribution."""
 
 
 class Explainer:
-    """Attributes a model's logits, film by film. The model stays in eval mode; nothing of it changes."""
+    """Attributes a model's logits, film by film. The model stays in eval mode and unchanged."""
 
     def __init__(self, model: GenreClassifier, image_size: int) -> None:
         self.model = model
         device = next(model.parameters()).device
         self.layer = None
         if model.poster is not None:
-            self.layer = last_map(model.poster, torch.zeros(1, 3, image_size, image_size, device=device))
+            self.layer = last_feature_map(model.poster, torch.zeros(1, 3, image_size, image_size, device=device))
 
     def __call__(self, images: Tensor | None, tokens: Tensor | None, lengths: Tensor | None, genre: int) -> Attribution:
-        """One film, a batch of 1 as the model takes it."""
+        """The attribution of a genre for one film, a batch of 1 as the model takes it."""
         with torch.no_grad():
             text = None if self.model.text is None else self.model.text(tokens, lengths)
             poster = None if self.model.poster is None else self.model.poster(images)
-        with _open(self.model):
+        with _gradients_enabled(self.model):
             heat = None if images is None or self.layer is None else self._heat(images, text, genre)
             words, unexplained = (None, 0.0) if tokens is None else self._words(tokens, lengths, poster, genre)
         return Attribution(heat, words, unexplained)
@@ -69,9 +69,9 @@ class Explainer:
             return self._heads(text, self.model.poster(pixels))
 
         assert self.layer is not None
-        pixels = images.clone().requires_grad_(True)  # so that a frozen encoder has a graph too
-        found = LayerGradCam(forward, self.layer).attribute(pixels, target=genre, relu_attributions=True)
-        heat = F.interpolate(found.detach(), images.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
+        pixels = images.clone().requires_grad_(True)  # a frozen encoder has no graph otherwise
+        attributed = LayerGradCam(forward, self.layer).attribute(pixels, target=genre, relu_attributions=True)
+        heat = F.interpolate(attributed.detach(), images.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
         return (heat / heat.max().clamp(min=1e-12)).cpu().numpy()
 
     def _words(
@@ -84,29 +84,29 @@ class Explainer:
             return self._heads(encoded, None if poster is None else poster.expand(len(text), -1))
 
         assert self.model.text is not None
-        found, delta = LayerIntegratedGradients(forward, self.model.text.embedding).attribute(
+        attributed, delta = LayerIntegratedGradients(forward, self.model.text.embedding).attribute(
             tokens,
             baselines=torch.full_like(tokens, PADDING),
             target=genre,
             n_steps=STEPS,
             return_convergence_delta=True,
         )
-        return found.detach().sum(-1)[0].cpu().numpy(), float(delta.abs().max())
+        return attributed.detach().sum(-1)[0].cpu().numpy(), float(delta.abs().max())
 
     def _heads(self, text: Tensor | None, poster: Tensor | None) -> Tensor:
         return self.model.heads(torch.cat([part for part in (text, poster) if part is not None], dim=1))
 
 
-def last_map(network: nn.Module, images: Tensor) -> nn.Module | None:
-    """The module that gives the last picture-like output [B, C, h, w] before it is averaged away, by running it once.
+def last_feature_map(network: nn.Module, images: Tensor) -> nn.Module | None:
+    """The module with the last feature map [B, C, h, w] before pooling, found by a forward pass on `images`.
 
-    None for a network without any, such as a vision transformer.
+    None for a network without feature maps, such as a vision transformer.
     """
-    found: list[nn.Module] = []
+    maps: list[nn.Module] = []
 
     def note(module: nn.Module, _: tuple, output: object) -> None:
         if isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] > 1:
-            found.append(module)
+            maps.append(module)
 
     hooks = [module.register_forward_hook(note) for module in network.modules() if module is not network]
     try:
@@ -115,12 +115,12 @@ def last_map(network: nn.Module, images: Tensor) -> nn.Module | None:
     finally:
         for hook in hooks:
             hook.remove()
-    return found[-1] if found else None
+    return maps[-1] if maps else None
 
 
 @contextmanager
-def _open(model: GenreClassifier) -> Iterator[None]:
-    """Let gradients pass through frozen encoders, and through cuDNN's LSTM, which has none in eval mode."""
+def _gradients_enabled(model: GenreClassifier) -> Iterator[None]:
+    """Enable gradients in frozen encoders and in LSTMs: cuDNN's has none in eval mode, so cuDNN is off."""
     parts = [part for part in (model.text, model.poster) if part is not None]
     frozen = [part.frozen for part in parts]
     for part in parts:

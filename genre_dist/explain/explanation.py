@@ -1,4 +1,4 @@
-"""Why a model names genres: films explained one by one, and what each medium is worth over a split."""
+"""Explanation of a model: attributions for single films, and the ablation of each medium over a split."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
-from genre_dist.compare.differences import Shown, show_films, thumbnail
+from genre_dist.compare.differences import FilmInfo, read_film_info, thumbnail
 from genre_dist.compare.results import read_result
 from genre_dist.compare.verdict import LABELS
 from genre_dist.explain import explanation_figures as figures
@@ -44,11 +44,11 @@ def explain(
     ablation: bool,
     trust_code: bool,
 ) -> dict[str, Any]:
-    """Explain films of a split and measure the media; writes index.html, explanation.json and PNGs into `out`.
+    """Explain films of a split and ablate each medium; writes index.html, explanation.json and PNGs into `out`.
 
-    Without ids of films: the `count` most confident ones, each for another genre. Of each film its `genres` surest
-    genres are explained. RAM holds one film's gradients and a window of encodings. Raises ValueError for films that the
-    split does not have, and for shards of other genres or another vocabulary than the model's.
+    Without `films`, the `count` most confident films are explained, each for another genre. `genres` is the number of
+    genres explained per film, the most confident first. RAM holds one film's gradients and a window of encodings.
+    Raises ValueError for films that the split lacks, and for shards of other genres or another vocabulary.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = load_run(folder, device, trust_code)
@@ -56,42 +56,42 @@ def explain(
     check_same_labels(run, manifest)
     thresholds = load_thresholds(folder, run.genres)
     films = list(films) or _surest(folder, split, count, thresholds)
-    shown = show_films(manifest.folder, split, films)
+    infos = read_film_info(manifest.folder, split, films)
     cut = np.zeros(len(run.genres)) if thresholds is None else thresholds
     reader = ShardReader(manifest, split, run.config.model.members, run.config.data.max_tokens)
     explainer = Explainer(run.model, run.config.data.image_size)
     with progress_bar() as progress:
         explained = [
-            _explain_film(run, reader.read(rows), explainer, cut, genres, shown)
-            for rows in progress.track(_places(reader, films), description="films")
+            _explain_film(run, reader.read(rows), explainer, cut, genres, infos)
+            for rows in progress.track(_rows_of_films(reader, films), description="films")
         ]
-    told: dict[str, Any] = {
+    explanation: dict[str, Any] = {
         "run": str(folder),
         "split": split,
-        "films": [_told(film) for film in explained],
+        "films": [_film_data(film) for film in explained],
         "ablation": ablate(run, manifest, split, thresholds) if ablation else None,
     }
     out.mkdir(parents=True, exist_ok=True)
     for film in explained:
         figures.film_figure(film, out / f"film-{film.film}.png")
-    if told["ablation"] is not None:
-        figures.ablation_figure(told["ablation"], ABLATED, out / "ablation.png")
+    if explanation["ablation"] is not None:
+        figures.ablation_figure(explanation["ablation"], ABLATED, out / "ablation.png")
     with atomic_file(out / "explanation.json", "w") as file:
-        json.dump(told, file, indent=1)
+        json.dump(explanation, file, indent=1)
     heats = {
-        (film.film, genre): thumbnail(figures.overlay(film.picture, found.heat), squashed=True)
+        (film.film, genre): thumbnail(figures.overlay(film.picture, attribution.heat), squashed=True)
         for film in explained
-        for genre, _, found in film.genres
-        if film.picture is not None and found.heat is not None
+        for genre, _, attribution in film.genres
+        if film.picture is not None and attribution.heat is not None
     }
-    posters = {film.film: film.shown.poster for film in explained if film.shown and film.shown.poster}
-    context = {"told": told, "heats": heats, "posters": posters, "labels": LABELS, "media": _media(told)}
-    write_page(out / "index.html", "explanation.html", **context)
-    return told
+    posters = {film.film: film.info.poster for film in explained if film.info and film.info.poster}
+    context = {"heats": heats, "posters": posters, "labels": LABELS, "media": _media(explanation)}
+    write_page(out / "index.html", "explanation.html", explanation=explanation, **context)
+    return explanation
 
 
 def _surest(folder: Path, split: str, count: int, thresholds: NDArray[np.float64] | None) -> list[int]:
-    """The film that each genre is named for most surely, the surest genres first."""
+    """For each genre the film of its highest margin over the threshold; the largest margins first."""
     result = read_result(folder, split)
     margins = result.scores.logits - (0 if thresholds is None else thresholds)  # [films, genres]
     best = margins.argmax(axis=0)
@@ -99,25 +99,25 @@ def _surest(folder: Path, split: str, count: int, thresholds: NDArray[np.float64
     return list(dict.fromkeys(int(result.ids[best[genre]]) for genre in order))[:count]
 
 
-def _places(reader: ShardReader, films: Sequence[int]) -> list[Rows]:
-    """Where films lie among those that have what the model needs. Raises ValueError if one is not there."""
-    places: dict[int, Rows] = {}
+def _rows_of_films(reader: ShardReader, films: Sequence[int]) -> list[Rows]:
+    """The rows of films among those that have every member the model needs. Raises ValueError if one is missing."""
+    rows_of_film: dict[int, Rows] = {}
     for number in range(len(reader.index.shards)):
         ids = reader.index.ids(reader.index.rows_of(number))
         for row in np.flatnonzero(np.isin(ids, films)):
-            places[int(ids[row])] = Rows(np.array([number]), np.array([row]))
-    if missing := [str(film) for film in films if film not in places]:
+            rows_of_film[int(ids[row])] = Rows(np.array([number]), np.array([row]))
+    if missing := [str(film) for film in films if film not in rows_of_film]:
         raise ValueError(
             f"{reader.manifest.folder}: the {reader.split} split has no film {', '.join(missing)} with "
             f"{' and '.join(reader.wanted)}"
         )
-    return [places[film] for film in films]
+    return [rows_of_film[film] for film in films]
 
 
 def _explain_film(
-    run: Run, batch: Batch, explainer: Explainer, cut: NDArray[np.float64], count: int, shown: dict[int, Shown]
+    run: Run, batch: Batch, explainer: Explainer, cut: NDArray[np.float64], count: int, infos: dict[int, FilmInfo]
 ) -> Explained:
-    """One film, a batch of 1: its `count` surest genres."""
+    """Explain one film, a batch of 1, for its `count` most confident genres."""
     inputs = to_device(batch, next(run.model.parameters()).device, whole_pixels(run.config.data))
     lengths = None if inputs.lengths is None else torch.from_numpy(inputs.lengths)
     with torch.no_grad():
@@ -129,7 +129,7 @@ def _explain_film(
     film = int(batch.ids[0])
     return Explained(
         film=film,
-        shown=shown.get(film),
+        info=infos.get(film),
         true=[name for name, label in zip(run.genres, batch.labels[0] > 0, strict=True) if label],
         words=words,
         picture=None if batch.images is None else batch.images[0].copy(),
@@ -144,33 +144,33 @@ def _explain_film(
     )
 
 
-def _told(film: Explained) -> dict[str, Any]:
-    """A film as plain data."""
+def _film_data(film: Explained) -> dict[str, Any]:
+    """A film's explanation as plain data for JSON."""
     return {
         "tmdb_id": film.film,
-        "title": film.shown.title if film.shown else str(film.film),
+        "title": film.info.title if film.info else str(film.film),
         "genres": film.true,
         "explained": [
             {
                 "genre": genre,
                 "logit_above_threshold": above,
-                "on_poster": bool(found.heat is not None and found.heat.any()),
-                "words": [[word, round(float(value), 4)] for word, value in zip(film.words, found.words, strict=True)]
-                if found.words is not None and film.words
+                "on_poster": bool(result.heat is not None and result.heat.any()),
+                "words": [[word, round(float(value), 4)] for word, value in zip(film.words, result.words, strict=True)]
+                if result.words is not None and film.words
                 else [],
-                "unexplained": found.unexplained,
+                "unexplained": result.unexplained,
             }
-            for genre, above, found in film.genres
+            for genre, above, result in film.genres
         ],
     }
 
 
-def _media(told: dict[str, Any]) -> dict[str, Any] | None:
-    """What each medium is worth, as a chart of intervals."""
-    if told["ablation"] is None:
+def _media(explanation: dict[str, Any]) -> dict[str, Any] | None:
+    """The ablation as a forest plot."""
+    if explanation["ablation"] is None:
         return None
     rows = []
-    for medium, measures in told["ablation"]["loss_without"].items():
+    for medium, measures in explanation["ablation"]["loss_without"].items():
         for measure in ABLATED:
             if (lost := measures[measure]) is not None:
                 name = f"{'posters' if medium == 'poster' else 'texts'} shuffled: {LABELS[measure]}"
@@ -179,7 +179,7 @@ def _media(told: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _lost_row(lost: dict[str, Any], name: str) -> dict[str, Any]:
-    """A loss in points with the words beside it."""
+    """A forest-plot row of a loss: its figures, label and tooltip."""
     words = tuple(f"{100 * lost[key]:.1f}".replace("-", "\N{MINUS SIGN}") for key in ("value", "low", "high"))
     tip = f"{name}: {words[0]} points lost\n95 % interval {words[1]} to {words[2]}"
     text = Markup("<b>{}</b> {} to {}").format(*words)

@@ -14,12 +14,12 @@ from genre_dist.explain.attribution import Explained
 from genre_dist.pages.plotting import label, save
 
 ACCENT, AGAINST = "#0a5c8c", "#9a4a1f"
-WORDS = 12  # of a film, the most telling
+WORDS = 12  # of a text, those of the largest attribution
 LETTERS = 80  # of a title or word
 
 
 def overlay(picture: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """A poster [size, size, 3] under heat [any, any] from 0 to 1: grey where nothing counts, warm where much."""
+    """A poster [size, size, 3] in grey under its heat map [any, any] from 0 to 1 in warm colours."""
     size = picture.shape[0]
     warm = cv2.applyColorMap((255 * cv2.resize(heat, (size, size))).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
     grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
@@ -27,21 +27,21 @@ def overlay(picture: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np
 
 
 def film_figure(film: Explained, path: Path) -> None:
-    """A film: its poster, and for each genre where on it and which words speak for the genre, or against it."""
+    """Write a film's figure: a row per genre with the poster, its heat map and the words that count most."""
     rows = len(film.genres)
     figure = Figure(figsize=(9, 3.2 * rows), layout="constrained")
     axes = figure.subplots(rows, 3, squeeze=False, width_ratios=(1, 1, 1.6))
-    for (poster, heat, words), (genre, above, found) in zip(axes, film.genres, strict=True):
+    for (poster, heat, words), (genre, above, attribution) in zip(axes, film.genres, strict=True):
         for panel in (poster, heat):
             panel.axis("off")
-        if film.picture is not None and found.heat is not None:
+        if film.picture is not None and attribution.heat is not None:
             poster.imshow(film.picture, aspect=1.5)
-            heat.imshow(overlay(film.picture, found.heat), aspect=1.5)
+            heat.imshow(overlay(film.picture, attribution.heat), aspect=1.5)
         heat.set_title(f"{label(genre, LETTERS)}, {'named' if above > 0 else 'not named'} ({above:+.1f})", fontsize=10)
         words.axis("off")
-        if found.words is not None and film.words:
-            _bars(words, film.words, found.words)
-    title = film.shown.title if film.shown else str(film.film)
+        if attribution.words is not None and film.words:
+            _bars(words, film.words, attribution.words)
+    title = film.info.title if film.info else str(film.film)
     figure.suptitle(f"{label(title, LETTERS)}: {label(', '.join(film.true), LETTERS)}", fontsize=11)
     save(figure, path)
 
@@ -57,12 +57,12 @@ def _bars(axes: Any, words: list[str], values: NDArray[np.float32]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def ablation_figure(told: dict[str, Any], measures: Sequence[str], path: Path) -> None:
-    """What each measure loses when a medium comes from another film, with 95 % intervals."""
+def ablation_figure(ablation: dict[str, Any], measures: Sequence[str], path: Path) -> None:
+    """Write the loss of each measure when a medium is shuffled, with 95 % intervals."""
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
-    names = [(medium, measure) for medium in told["loss_without"] for measure in measures]
-    known = [(medium, measure, told["loss_without"][medium][measure]) for medium, measure in names]
+    names = [(medium, measure) for medium in ablation["loss_without"] for measure in measures]
+    known = [(medium, measure, ablation["loss_without"][medium][measure]) for medium, measure in names]
     known = [row for row in known if row[2] is not None]
     values = np.array([[100 * row[key] for key in ("value", "low", "high")] for _, _, row in known])
     error = np.abs(values[:, 1:] - values[:, :1]).T

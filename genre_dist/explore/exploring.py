@@ -1,4 +1,4 @@
-"""Explore shards or a catalogue: one pass over the films, then numbers, figures and a page."""
+"""Explore shards or a catalogue: one pass over the films, then statistics, figures and a page."""
 
 import json
 from collections.abc import Iterator
@@ -21,18 +21,18 @@ NUMBERS = "explore.json"
 
 
 def explore(source: Path, out: Path, text: str, poster_share: float) -> Counts:
-    """Write explore.json (last: it marks the exploration whole), the figures and index.html; returns the counts.
+    """Write explore.json (last: it marks the exploration complete), the figures and index.html; returns the counts.
 
-    In RAM are one film and the counters. Raises ValueError if the source is neither shards nor a catalogue, or has no
+    RAM holds one film and the counters. Raises ValueError if the source is neither shards nor a catalogue, or has no
     film with a known genre.
     """
     if not 0 <= poster_share <= 1:
         raise ValueError(f"--poster_share is from 0 to 1, not {poster_share}")
-    told: dict[str, Any] = {"source": str(source), "text": text, "data_fingerprint": None}
+    exploration: dict[str, Any] = {"source": str(source), "text": text, "data_fingerprint": None}
     films: Iterator[Film]
     if (source / MANIFEST).is_file() or not movies_file(source).is_file():
         manifest = load_manifest(source)
-        told |= {"text": manifest.text["source"], "data_fingerprint": manifest.fingerprint}
+        exploration |= {"text": manifest.text["source"], "data_fingerprint": manifest.fingerprint}
         films, total = shard_films(manifest), sum(manifest.samples(split) for split in SPLITS)
         counts = Counts([genre.name for genre in manifest.genres], poster_share)
     else:
@@ -42,15 +42,15 @@ def explore(source: Path, out: Path, text: str, poster_share: float) -> Counts:
             counts.add(film)
         if not counts.films.sum():
             raise ValueError(f"{source}: no film with a known genre")
-        if told["data_fingerprint"]:
-            counts.short_sides[:] = 0  # packing made them all the same
-        told |= findings(counts)
+        if exploration["data_fingerprint"]:
+            counts.short_sides[:] = 0  # packing made all posters the same size
+        exploration |= findings(counts)
         out.mkdir(parents=True, exist_ok=True)
         drawing = progress.add_task("drawing", total=None)
-        files = draw(told, out, lambda name: progress.update(drawing, description=f"drawing {name}", advance=1))
+        files = draw(exploration, out, lambda name: progress.update(drawing, description=f"drawing {name}", advance=1))
     figures = {name: file.read_bytes() for name, file in files.items()}
-    context = {"told": told, "figures": figures, "faults": counts.faults, "clouds": cloud_names(told["words"])}
-    write_page(out / "index.html", "exploration.html", **context)
+    context = {"figures": figures, "faults": counts.faults, "clouds": cloud_names(exploration["words"])}
+    write_page(out / "index.html", "exploration.html", exploration=exploration, **context)
     with atomic_file(out / NUMBERS, "w") as file:
-        json.dump(told, file, indent=1)
+        json.dump(exploration, file, indent=1)
     return counts

@@ -1,4 +1,4 @@
-"""From counts to what is told: plain data for JSON, figures and page. Pure."""
+"""From counts to statistics: plain data for JSON, figures and the page. Pure."""
 
 import math
 import warnings
@@ -14,20 +14,20 @@ from genre_dist.explore.counting import Counts
 from genre_dist.stream.manifest import SPLITS
 
 THRESHOLDS = (20, 30, 50, 100)
-"""Words; the study counted texts of at least so many."""
+"""Text lengths in words; the study counted the texts of at least each length."""
 CLUSTERS = 6
 FREQUENT, DISTINCTIVE = 150, 12
 PRIOR_WORDS = 1000
-"""Weight of the prior in `distinctive`: as if every genre had so many more words, drawn as they are in all texts."""
+"""The prior in `distinctive`: this many pseudo-words a genre, distributed as in all texts."""
 
 
 def findings(counts: Counts) -> dict[str, Any]:
-    """All numbers of the exploration."""
+    """All statistics of the exploration."""
     films = int(counts.films.sum())
     return {
         "films": films,
         "films_by_split": dict(zip(SPLITS, counts.films.tolist(), strict=True)),
-        "left_out": {what: counts.told[what] for what in ("without a known genre", "unreadable")},
+        "left_out": {what: counts.lacking[what] for what in ("without a known genre", "unreadable")},
         "genres": {
             name: {"films": int(row.sum()), "share": _ratio(row.sum(), films)}
             | dict(zip(SPLITS, row.tolist(), strict=True))
@@ -38,10 +38,10 @@ def findings(counts: Counts) -> dict[str, Any]:
             "films": {str(number): int(count) for number, count in enumerate(counts.labels) if count},
         },
         "text_words": _lengths(counts),
-        "together": _together(counts),
+        "together": _cooccurrence(counts),
         "months": {
             "films": counts.months.tolist(),
-            "without_month": counts.told["without a month"],
+            "without_month": counts.lacking["without a month"],
             "share": {
                 name: [_ratio(count, total) for count, total in zip(row, counts.months, strict=True)]
                 for name, row in zip(counts.genres, counts.genre_months, strict=True)
@@ -65,7 +65,7 @@ def _lengths(counts: Counts) -> dict[str, Any]:
     longest = int(np.flatnonzero(lengths)[-1]) if texts else 0
     return {
         "films": texts,
-        "without_text": counts.told["without a text"],
+        "without_text": counts.lacking["without a text"],
         "mean": _ratio((lengths * np.arange(len(lengths))).sum(), texts),
         "quantiles": quantiles(lengths),
         "longest": longest,
@@ -75,48 +75,48 @@ def _lengths(counts: Counts) -> dict[str, Any]:
 
 
 def quantiles(histogram: NDArray[np.int64]) -> dict[str, int] | None:
-    """Of a quantity counted in whole numbers from 0; each is a value that occurred. None if nothing was counted."""
+    """Quantiles of a histogram over the integers from 0; each is a value that occurred. None if it is empty."""
     ends = np.cumsum(histogram)
     if not ends[-1]:
         return None
     return {f"{share:g}": int(np.searchsorted(ends, share * ends[-1])) for share in (0.05, 0.25, 0.5, 0.75, 0.95)}
 
 
-def _together(counts: Counts) -> dict[str, Any]:
-    """Co-occurrence with genres in the order of their clusters."""
+def _cooccurrence(counts: Counts) -> dict[str, Any]:
+    """The co-occurrence matrix, with genres in the order of their clusters."""
     clusters = cocluster(counts.together)
-    order = [place for cluster in clusters for place in cluster]
+    order = [index for cluster in clusters for index in cluster]
     return {
-        "genres": [counts.genres[place] for place in order],
+        "genres": [counts.genres[index] for index in order],
         "films": counts.together[np.ix_(order, order)].tolist(),
-        "clusters": [[counts.genres[place] for place in cluster] for cluster in clusters],
+        "clusters": [[counts.genres[index] for index in cluster] for cluster in clusters],
     }
 
 
 def cocluster(together: NDArray[np.int64], clusters: int = CLUSTERS) -> list[list[int]]:
-    """Genres that go together, as places; those that no film has come last, in a cluster of their own.
+    """Clusters of genres that co-occur, as indices; the genres of no film form the last cluster.
 
-    Spectral co-clustering (Dhillon 2001) of the symmetric matrix, as in the study; rows and columns then fall into the
-    same clusters. With no more genres than clusters, each is one.
+    Spectral co-clustering (Dhillon 2001) of the symmetric matrix, as in the study; rows and columns then have
+    the same clusters. With no more genres than clusters, each genre is a cluster.
     """
     present = np.flatnonzero(together.diagonal() > 0)
     absent = np.flatnonzero(together.diagonal() == 0).tolist()
     if len(present) > clusters:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # genres that never meet leave eigenvectors undetermined
+            warnings.simplefilter("ignore")  # genres that never co-occur leave eigenvectors undetermined
             model = SpectralCoclustering(n_clusters=clusters, random_state=0)
             model.fit(together[np.ix_(present, present)].astype(float))
         labels = np.asarray(model.row_labels_)
-        found = [present[labels == label].tolist() for label in range(clusters)]
+        groups = [present[labels == label].tolist() for label in range(clusters)]
     else:
-        found = [[place] for place in present.tolist()]
-    found = [cluster for cluster in found if cluster]
-    return [*found, absent] if absent else found
+        groups = [[index] for index in present.tolist()]
+    groups = [cluster for cluster in groups if cluster]
+    return [*groups, absent] if absent else groups
 
 
 def frequent(counter: Counter[str], most: int = FREQUENT) -> dict[str, int]:
     """The most frequent words that are neither stop words nor numbers nor single letters."""
-    kept = {word: count for word, count in counter.items() if _tells(word)}
+    kept = {word: count for word, count in counter.items() if _is_content_word(word)}
     return dict(sorted(kept.items(), key=lambda item: (-item[1], item[0]))[:most])
 
 
@@ -133,7 +133,7 @@ def distinctive(counter: Counter[str], everywhere: Counter[str], most: int = DIS
     scores = {}
     for word, count in counter.items():
         other = everywhere[word] - count
-        if not _tells(word) or other < 0:  # a rare word that was forgotten in between
+        if not _is_content_word(word) or other < 0:  # `forget_rare` dropped this rare word from one counter
             continue
         prior = PRIOR_WORDS * everywhere[word] / total
         one, two = count + prior, other + prior
@@ -142,22 +142,22 @@ def distinctive(counter: Counter[str], everywhere: Counter[str], most: int = DIS
     return dict(sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:most])
 
 
-def _tells(word: str) -> bool:
+def _is_content_word(word: str) -> bool:
     return len(word) > 1 and word not in STOPWORDS and not word.isnumeric()
 
 
 def _posters(counts: Counts) -> dict[str, Any]:
     looked_at = {name: int(row.sum()) for name, row in zip(counts.genres, counts.brightness, strict=True)}
     return {
-        "without": counts.told["without a poster"],
-        "unreadable": counts.told["with an unreadable poster"],
-        "not_looked_at": counts.told["posters not looked at"],
+        "without": counts.lacking["without a poster"],
+        "unreadable": counts.lacking["with an unreadable poster"],
+        "not_looked_at": counts.lacking["posters not looked at"],
         "by_genre": {
             name: {
                 "posters": looked_at[name],
-                "brightness": quantiles(counts.brightness[place]),
-                "short_side": quantiles(counts.short_sides[place]),
+                "brightness": quantiles(counts.brightness[index]),
+                "short_side": quantiles(counts.short_sides[index]),
             }
-            for place, name in enumerate(counts.genres)
+            for index, name in enumerate(counts.genres)
         },
     }

@@ -1,4 +1,4 @@
-"""The console verb explore; a folder is locked before what writes it is imported."""
+"""The console verb explore; it locks its folder before the heavy imports."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -24,7 +24,7 @@ def _explore(arguments: Namespace) -> None:
 
         counts = explore(arguments.source, arguments.out, arguments.text, arguments.poster_share)
     print(f"{printable(arguments.source)}: {counts.films.sum():,} films")
-    for what, films in counts.told.items():
+    for what, films in counts.lacking.items():
         print(f"  {films:,} {what}")
     for fault in counts.faults:
         print(f"  {printable(fault)}")

@@ -1,4 +1,4 @@
-"""Evaluating a finished run once more, on a split of its own shards or of others."""
+"""Evaluation of a finished run on a split of its own shards or of others."""
 
 import dataclasses
 from pathlib import Path
@@ -29,7 +29,7 @@ def evaluate_run(run: Run, folder: Path, split: str, shards: Path | str | None, 
     for each in ("val", split) if fit_first else (split,):
         evaluation = evaluator.evaluate(manifest, each)
         if evaluation is not None:
-            world.progress()  # figures of many films take their time, for which the others wait
+            world.progress()  # metrics of many films take long, while the other ranks wait
             print_evaluation(save_evaluation(evaluation, folder))
 
 
@@ -37,7 +37,7 @@ def check_same_labels(run: Run, manifest: Manifest) -> None:
     """Raise ValueError if shards have other genres, or another vocabulary, than the model was trained with."""
     if run.genres != [genre.name for genre in manifest.genres]:
         raise ValueError(f"{manifest.folder}: its genres are not those the model was trained on")
-    trained_on = run.facts["text"]["vocabulary_sha256"]
+    trained_on = run.metadata["text"]["vocabulary_sha256"]
     if run.config.model.uses_text and manifest.text["vocabulary_sha256"] != trained_on:
         raise ValueError(
             f"{manifest.folder}: packed with another vocabulary than the model was trained with; its token ids would "

@@ -1,4 +1,4 @@
-"""Films to be predicted, from a catalogue or from a table with posters: what import finds there is found here."""
+"""Films to predict, from a catalogue or from a table with posters; posters are found as `genre-dist import` does."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,29 +17,29 @@ Thing = TypeVar("Thing")
 
 
 class Source(NamedTuple):
-    """Where films come from: a catalogue's table, or any table with folders and tars of posters."""
+    """A source of films: a catalogue's table, or any table with folders and tars of posters."""
 
     table: Path
     is_catalogue: bool
     posters: tuple[Path, ...] = ()
     columns: Mapping[str, str] = {}
-    """Our names of columns -> the table's."""
+    """Standard column name -> the table's column name."""
     poster_key: str = "tmdb_id"
 
 
-class Found(NamedTuple):
-    """The films of a source, to be read once, in the order of their table; each film once."""
+class SourceFilms(NamedTuple):
+    """The films of a source in the order of their table, each once; `films` can be read only once."""
 
     films: Iterator[tuple[int, Unlabelled]]
     posters_sha256: str
-    """Identifies the posters that were found for a table, by place, size and time."""
+    """A digest of the paths, sizes and modification times of a table's posters."""
     left_out: LeftOut
 
 
 def source_of(
     catalogue: Path | None, table: Path | None, posters: Sequence[Path], columns: Mapping[str, str], poster_key: str
 ) -> Source:
-    """The films asked for. Raises ValueError if that is neither or both, or is not there."""
+    """The source that the options name. Raises ValueError if they name none or two, or a missing file."""
     if (catalogue is None) == (table is None):
         raise ValueError("say which films: --catalogue FOLDER, or --table FILE with --posters FOLDERS_OR_TARS")
     if catalogue is not None:
@@ -56,39 +56,39 @@ def source_of(
     return Source(table, False, tuple(path.resolve() for path in posters), columns, poster_key)
 
 
-def find_films(source: Source, run: Run, progress: Callable[[], None]) -> Found:
-    """Find the films, with the text that the model was trained on; `progress` is called on the way.
+def find_films(source: Source, run: Run, progress: Callable[[], None]) -> SourceFilms:
+    """Find the films, with the text that the model was trained on; calls `progress` repeatedly.
 
-    Memory holds two small entries a film of a table. Raises ValueError for what cannot be read, and for a table without
+    RAM holds two small entries per film of a table. Raises ValueError for an unreadable source, and for a table without
     the columns that the model needs.
     """
-    text = run.facts["text"]["source"]
+    text = run.metadata["text"]["source"]
     if source.is_catalogue:
-        return Found(_catalogue_films(source.table.parent, text), _NOTHING, LeftOut())
+        return SourceFilms(_catalogue_films(source.table.parent, text), _NOTHING, LeftOut())
     uses = run.config.model
     left_out = LeftOut()
     needed = ("tmdb_id", *(TEXT_FIELDS[text] if uses.uses_text else ()))
     table = open_table(source.table, source.columns, source.poster_key, needed)
-    known = table.known(_telling(progress, table.rows()), left_out)
-    places: dict[int, tuple[Look, str | TarMember]] = {}
+    known = table.known(_with_progress(progress, table.rows()), left_out)
+    posters: dict[int, tuple[Look, str | TarMember]] = {}
     digest = hashlib.sha256()
     for path in source.posters if uses.uses_poster else ():
         for poster in find_posters(path, known.of_key, left_out, progress):
             film = known.of_key[poster.key]
-            if film in places and poster.look <= places[film][0]:
+            if film in posters and poster.look <= posters[film][0]:
                 left_out.add("further files for films that have a poster, left out", poster.where)
                 continue
-            place = poster.source if isinstance(poster.source, TarMember) else str(poster.source)  # smaller than a Path
-            places[film] = poster.look, place
+            file = poster.source if isinstance(poster.source, TarMember) else str(poster.source)  # less RAM than a Path
+            posters[film] = poster.look, file
             status = (poster.source.tar if isinstance(poster.source, TarMember) else poster.source).stat()
-            digest.update(f"{film} {place} {status.st_size} {status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-    return Found(_table_films(table, known, places, text), digest.hexdigest(), left_out)
+            digest.update(f"{film} {file} {status.st_size} {status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return SourceFilms(_table_films(table, known, posters, text), digest.hexdigest(), left_out)
 
 
 _NOTHING = hashlib.sha256().hexdigest()
 
 
-def _telling(progress: Callable[[], None], things: Iterable[Thing]) -> Iterator[Thing]:
+def _with_progress(progress: Callable[[], None], things: Iterable[Thing]) -> Iterator[Thing]:
     for thing in things:
         progress()
         yield thing
@@ -101,10 +101,10 @@ def _catalogue_films(catalogue: Path, text: str) -> Iterator[tuple[int, Unlabell
 
 
 def _table_films(
-    table: FilmTable, known: Films, places: Mapping[int, tuple[Look, str | TarMember]], text: str
+    table: FilmTable, known: Films, posters: Mapping[int, tuple[Look, str | TarMember]], text: str
 ) -> Iterator[tuple[int, Unlabelled]]:
     for film, cells in known.first_rows(table.rows()):
-        look, place = places.get(film, (Look.EMPTY, ""))
-        poster = None if look is Look.EMPTY else place if isinstance(place, TarMember) else Path(place)
+        look, file = posters.get(film, (Look.EMPTY, ""))
+        poster = None if look is Look.EMPTY else file if isinstance(file, TarMember) else Path(file)
         row = {name: text_of(cells.get(name)) for name in ("title", "overview")}
         yield film, Unlabelled(poster, film_text(row, text) or None)

@@ -1,7 +1,7 @@
-"""Predictions for many films: a catalogue, or a table with posters, to a folder of Parquet parts.
+"""Predictions for many films, from a catalogue or a table with posters, to a folder of Parquet parts.
 
-Films are cut into parts of PART in the order of their table; the ranks take the parts in turn. A part is whole or
-absent, and one that is there is not made again: a prediction that was stopped goes on, on any number of ranks.
+The films, in the order of their table, form parts of PART films; part i belongs to rank i modulo the number of ranks.
+Parts are written atomically, and a valid part stays, so an interrupted prediction continues on any number of ranks.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
 from genre_dist.config.run import WEIGHTS
-from genre_dist.inference.film_sources import Found, Source, find_films
+from genre_dist.inference.film_sources import Source, SourceFilms, find_films
 from genre_dist.inference.prediction import NO_TEXT, Unlabelled, film_pixels, predict_logits
 from genre_dist.inference.trained_model import Run
 from genre_dist.lock import holds_files
@@ -37,17 +37,17 @@ IDENTITY = "prediction.json"
 SCHEMA = pa.schema(
     [
         ("tmdb_id", pa.int64()),
-        ("genres", pa.list_(pa.string())),  # above their thresholds, the most probable first
+        ("genres", pa.list_(pa.string())),  # genres above their thresholds, the most probable first
         ("probabilities", pa.list_(pa.float32())),  # in the model's order of genres; null if left out
         ("logits", pa.list_(pa.float32())),
-        ("left_out", pa.string()),  # why there is no prediction; null if there is one
+        ("left_out", pa.string()),  # the reason for no prediction; null if there is one
     ]
 )
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What `prediction.json` says the parts were made of: with anything else they are other predictions."""
+    """The content of prediction.json: all inputs that determine the predictions."""
 
     weights_sha256: Sha256
     thresholds: list[float] | None
@@ -63,7 +63,7 @@ class Identity:
 
 
 class Predictor(NamedTuple):
-    """All that a batch of films needs."""
+    """The arguments that every batch needs."""
 
     run: Run
     thresholds: NDArray[np.float64] | None  # [genres]
@@ -73,19 +73,19 @@ class Predictor(NamedTuple):
 
 
 def predict_many(run: Run, folder: Path, source: Source, out: Path, world: World) -> None:
-    """Predict every film of a source, on all ranks that were started, into `out`, which they hold.
+    """Predict every film of a source, on all ranks, into `out`, whose lock the ranks hold.
 
-    RAM holds a part's ids and logits and a batch of posters, and two small entries a film of a table. Raises ValueError
-    if `out` holds something else.
+    RAM holds a part's ids and logits, a batch of posters, and two small entries per film of a table. Raises ValueError
+    if `out` holds anything but these predictions.
     """
     thresholds = load_thresholds(folder, run.genres)
-    found = find_films(source, run, world.progress)
-    on_first(world, lambda: _claim(out, _identity(run, folder, source, found, thresholds)))
+    source_films = find_films(source, run, world.progress)
+    on_first(world, lambda: _claim(out, _identity(run, folder, source, source_films, thresholds)))
     counts: Counter[str] = Counter()
     with progress_bar() as progress, ThreadPoolExecutor(max(1, run.config.data.workers)) as pool:
         predictor = Predictor(run, thresholds, world, pool)
         task = progress.add_task("films", total=None)
-        for number, films in enumerate(_parts(found.films)):
+        for number, films in enumerate(_parts(source_films.films)):
             if number % world.size == world.rank:
                 counts["films"] += len(films)
                 counts["left out"] += _finish_part(out / f"part-{number:06d}.parquet", films, predictor)
@@ -93,38 +93,40 @@ def predict_many(run: Run, folder: Path, source: Source, out: Path, world: World
     world.wait_for_all()
     gathered = world.gather(counts)
     if gathered is not None:
-        _print_summary(out, sum(gathered, Counter()), found, thresholds is not None)
+        _print_summary(out, sum(gathered, Counter()), source_films, thresholds is not None)
 
 
-def _print_summary(out: Path, counts: Counter[str], found: Found, is_fitted: bool) -> None:
+def _print_summary(out: Path, counts: Counter[str], source_films: SourceFilms, is_fitted: bool) -> None:
     print(
         f"{printable(out)}: {counts['films']:,} films, {counts['left out']:,} of them without what the model needs "
         "(column left_out)"
     )
-    for line in found.left_out.lines():
+    for line in source_films.left_out.lines():
         print(f"  {line}")
     if not is_fitted:
         print("no thresholds were fitted: genres are named at one half (`genre-dist evaluate RUN --split val`)")
 
 
-def _identity(run: Run, folder: Path, source: Source, found: Found, thresholds: NDArray[np.float64] | None) -> Identity:
+def _identity(
+    run: Run, folder: Path, source: Source, films: SourceFilms, thresholds: NDArray[np.float64] | None
+) -> Identity:
     return Identity(
         weights_sha256=sha256_of(folder / WEIGHTS),
         thresholds=None if thresholds is None else thresholds.tolist(),
-        text=run.facts["text"]["source"],
+        text=run.metadata["text"]["source"],
         table=str(source.table.resolve()),
         table_sha256=sha256_of(source.table),
         columns=dict(source.columns),
         posters=[str(path) for path in source.posters],
         poster_key=source.poster_key,
-        posters_sha256=found.posters_sha256,
+        posters_sha256=films.posters_sha256,
         films_per_part=PART,
         genres=run.genres,
     )
 
 
 def _claim(out: Path, identity: Identity) -> None:
-    """Note in `out` what is predicted there. Raises ValueError for what stands in the way."""
+    """Write prediction.json into `out`. Raises ValueError if `out` holds other predictions or other files."""
     path = out / IDENTITY
     if path.is_file():
         noted = asdict(read_sealed(Identity, path, "choose another --out, as for an earlier version's"))
@@ -137,7 +139,7 @@ def _claim(out: Path, identity: Identity) -> None:
 
 
 def _finish_part(path: Path, films: Sequence[tuple[int, Unlabelled]], predictor: Predictor) -> int:
-    """Make a part unless it is there, whole; returns how many of its films have no prediction."""
+    """Write a part unless a valid one exists; returns how many of its films have no prediction."""
     table = _read_part(path, [film for film, _ in films]) if path.exists() else None
     if table is None:
         table = _predict_part(films, predictor)
@@ -147,7 +149,7 @@ def _finish_part(path: Path, films: Sequence[tuple[int, Unlabelled]], predictor:
 
 
 def _read_part(path: Path, ids: list[int]) -> pa.Table | None:
-    """A part that was made before; None if it is damaged or not of these films, and so to be made again."""
+    """An existing part; None if it is damaged or of other films."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read(use_threads=False)
@@ -176,19 +178,19 @@ def _predict_batch(films: Sequence[tuple[int, Unlabelled]], predictor: Predictor
     model = run.config.model
     pixels = film_pixels(run, [film for _, film in films], pool) if model.uses_poster else [""] * len(films)
     rows: list[dict[str, Any]] = [dict.fromkeys(SCHEMA.names) | {"tmdb_id": number} for number, _ in films]
-    for row, (_, film), found in zip(rows, films, pixels, strict=True):
-        if model.uses_poster and isinstance(found, str):
-            row["left_out"] = found
+    for row, (_, film), poster in zip(rows, films, pixels, strict=True):
+        if model.uses_poster and isinstance(poster, str):
+            row["left_out"] = poster
         elif model.uses_text and film.text is None:
-            row["left_out"] = NO_TEXT[run.facts["text"]["source"]]
-    whole = [at for at, row in enumerate(rows) if row["left_out"] is None]
-    if not whole:
+            row["left_out"] = NO_TEXT[run.metadata["text"]["source"]]
+    complete = [at for at, row in enumerate(rows) if row["left_out"] is None]
+    if not complete:
         return rows
-    images = [found for at in whole if not isinstance(found := pixels[at], str)]
-    logits = predict_logits(run, images, [films[at][1].text or "" for at in whole], world.device)
+    images = [poster for at in complete if not isinstance(poster := pixels[at], str)]
+    logits = predict_logits(run, images, [films[at][1].text or "" for at in complete], world.device)
     probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
     named = logits > (0 if thresholds is None else thresholds)
-    for at, logit, probability, above in zip(whole, logits, probabilities, named, strict=True):
+    for at, logit, probability, above in zip(complete, logits, probabilities, named, strict=True):
         surest = [genre for genre in np.argsort(-probability, kind="stable") if above[genre]]
         rows[at] |= {"logits": logit, "probabilities": probability, "genres": [run.genres[genre] for genre in surest]}
     return rows

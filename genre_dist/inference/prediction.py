@@ -1,4 +1,4 @@
-"""Films' genres from what is known of them: a poster, an overview, or both."""
+"""Genres of single films or small batches, from a poster, a text, or both."""
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -21,22 +21,20 @@ from genre_dist.tmdb.fetch_posters import download_poster
 from genre_dist.tmdb.web import FetchError, Web
 
 POSTER_SIZE = "w342"
-
-
 TEXT_FIELDS = {"overview": ("overview",), "title": ("title",), "both": ("title", "overview")}
-"""What the text is made of, by the shards' `text.source`."""
+"""The fields that form the text, by the shards' `text.source`."""
 NO_TEXT = {"overview": "no overview", "title": "no title", "both": "neither title nor overview"}
 
 
 class Unlabelled(NamedTuple):
-    """What is known of a film: a poster as a file or its bytes, and the text that the model was trained on."""
+    """A film without labels: its poster as a file or bytes, and its text."""
 
     poster: Path | TarMember | bytes | None
     text: str | None
 
 
 class Prediction(NamedTuple):
-    """A genre, how probable the model finds it, and whether that is above the genre's threshold."""
+    """A genre, its probability, and whether its logit is above the threshold."""
 
     genre: str
     probability: float
@@ -44,8 +42,8 @@ class Prediction(NamedTuple):
 
 
 def film_of_options(run: Run, poster: Path | None, overview: str | None, title: str | None) -> Unlabelled:
-    """A film by what was said of it. Raises ValueError if anything that the model was trained on is missing."""
-    uses, source = run.config.model, run.facts["text"]["source"]
+    """A film from command-line options. Raises ValueError if an option that the model needs is missing."""
+    uses, source = run.config.model, run.metadata["text"]["source"]
     given = {"poster": poster, "overview": overview, "title": title}
     needed = (*(("poster",) if uses.uses_poster else ()), *(TEXT_FIELDS[source] if uses.uses_text else ()))
     if missing := [f"--{name}" for name in needed if given[name] is None]:
@@ -56,29 +54,29 @@ def film_of_options(run: Run, poster: Path | None, overview: str | None, title: 
 def predict(
     run: Run, thresholds: NDArray[np.float64] | None, film: Unlabelled, device: torch.device
 ) -> list[Prediction]:
-    """Genres by falling probability, named at the fitted thresholds, or at one half where none were fitted.
+    """Genres by descending probability, named above their fitted thresholds, or above one half without them.
 
-    Raises ValueError if the film has nothing of a kind that the model was trained on, or the poster is no image.
+    Raises ValueError if the film lacks a text or poster that the model needs, or the poster is no image.
     """
     uses = run.config.model
     if uses.uses_text and film.text is None:
-        raise ValueError(f"the film has {NO_TEXT[run.facts['text']['source']]}, which this model was trained on")
+        raise ValueError(f"the film has {NO_TEXT[run.metadata['text']['source']]}, which this model was trained on")
     if uses.uses_poster and film.poster is None:
         raise ValueError("the film has no poster, which this model was trained on")
     pixels = [_pixels(run, film.poster)] if uses.uses_poster and film.poster is not None else []
     logits = predict_logits(run, pixels, [film.text or ""], device)[0]
     named = logits > (0 if thresholds is None else thresholds)
-    told = [
+    predictions = [
         Prediction(genre, float(1 / (1 + np.exp(-np.float64(logit)))), bool(above))
         for genre, logit, above in zip(run.genres, logits, named, strict=True)
     ]
-    return sorted(told, key=lambda one: -one.probability)
+    return sorted(predictions, key=lambda one: -one.probability)
 
 
 def predict_logits(
     run: Run, pixels: Sequence[NDArray[np.uint8]], texts: Sequence[str], device: torch.device
 ) -> NDArray[np.float32]:
-    """Logits [films, genres] of films that have all the model needs; `pixels` as `film_pixels` gives them."""
+    """Logits [films, genres]; `pixels` are those of `film_pixels`, without films that lack an input."""
     images = tokens = lengths = None
     if run.config.model.uses_poster:
         images = whole(torch.from_numpy(np.stack(pixels)).to(device), run.config.data.image_size)
@@ -91,7 +89,7 @@ def predict_logits(
 
 
 def film_pixels(run: Run, films: Sequence[Unlabelled], pool: Executor) -> list[NDArray[np.uint8] | str]:
-    """Each film's poster in the shape the shards had, uint8 [size, size, 3], or what is wrong with it."""
+    """Each film's poster in the shape of the shards, uint8 [size, size, 3], or the reason for its absence."""
 
     def one(film: Unlabelled) -> NDArray[np.uint8] | str:
         try:
@@ -103,20 +101,21 @@ def film_pixels(run: Run, films: Sequence[Unlabelled], pool: Executor) -> list[N
 
 
 def film_of_tmdb(run: Run, number: int, key: str, api_url: str, image_url: str) -> tuple[str, Unlabelled]:
-    """A film's title, and its poster and text, from TMDB. Raises ValueError if TMDB does not give them."""
+    """A film's title, poster and text from TMDB. Raises ValueError if a request fails."""
     web = Web(rate=40, concurrency=1)
     try:
-        told = Tmdb(web, key, api_url).movie(number)
-        path = told.get("poster_path") if run.config.model.uses_poster else None
+        answer = Tmdb(web, key, api_url).movie(number)
+        path = answer.get("poster_path") if run.config.model.uses_poster else None
         poster = download_poster(web, image_url, POSTER_SIZE, path) if path else None
     except FetchError as error:
         raise ValueError(f"film {number} cannot be had from TMDB: {error}") from None
-    texts = {name: told.get(name) for name in ("title", "overview")}
-    return told.get("title") or str(number), Unlabelled(poster, film_text(texts, run.facts["text"]["source"]) or None)
+    texts = {name: answer.get(name) for name in ("title", "overview")}
+    text = film_text(texts, run.metadata["text"]["source"]) or None
+    return answer.get("title") or str(number), Unlabelled(poster, text)
 
 
 def _pixels(run: Run, poster: Path | TarMember | bytes) -> NDArray[np.uint8]:
-    """The poster in the shape the shards had, uint8 [size, size, 3]."""
+    """The poster in the shape of the shards, uint8 [size, size, 3]."""
     if isinstance(poster, Path) and not poster.is_file():
         raise ValueError(f"{poster}: no such poster")
     if isinstance(poster, Path) and poster.stat().st_size > LARGEST_BYTES:
@@ -126,4 +125,4 @@ def _pixels(run: Run, poster: Path | TarMember | bytes) -> NDArray[np.uint8]:
     except ValueError as error:
         name = "the poster" if isinstance(poster, bytes) else poster
         raise ValueError(f"{name}: {error}") from None
-    return square(pixels, run.facts["image"]["size"], run.facts["image"]["fit"])
+    return square(pixels, run.metadata["image"]["size"], run.metadata["image"]["fit"])

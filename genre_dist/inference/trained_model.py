@@ -1,4 +1,4 @@
-"""A trained run read back from its folder."""
+"""Loading a trained run from its folder."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,20 +16,21 @@ from genre_dist.training.model_files import read_metadata, read_weights, read_wo
 
 
 class Run(NamedTuple):
-    """A model with what is needed to use it without its shards."""
+    """A trained model with all that inference needs; no shards are read."""
 
     config: Config
     model: GenreClassifier
     genres: list[str]
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
+    """The content of model.json."""
     words: dict[str, int]
 
 
 def load_run(folder: Path, device: torch.device, trust_code: bool = False) -> Run:
     """Read a finished run, its model in eval mode on the device.
 
-    Raises ValueError if the folder is no run, one that has not been trained to its end, or one whose files are damaged
-    or not of each other; and, without `trust_code`, if it names code that nobody trained with here.
+    Raises ValueError if the folder is no run, the run is unfinished, or its files are damaged or belong to different
+    runs; and, without `trust_code`, if its configuration names code that was never trained with here.
     """
     file = folder / CONFIG
     if not file.is_file():

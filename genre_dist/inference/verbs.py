@@ -1,4 +1,4 @@
-"""The console verbs evaluate, predict; a folder is locked before what writes it is imported."""
+"""The console verbs evaluate and predict; they lock their folder before the heavy imports."""
 
 from argparse import Namespace
 from pathlib import Path

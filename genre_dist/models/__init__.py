@@ -1,1 +1,1 @@
-"""The networks: a text encoder, a poster encoder, one small head per genre, and the classifier that joins them."""
+"""The networks: a text encoder, an image encoder, one small head per label, and the classifier that joins them."""

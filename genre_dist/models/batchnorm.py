@@ -1,4 +1,4 @@
-"""BatchNorm with the statistics of all ranks together, on CPUs (gloo) as on GPUs (NCCL).
+"""Synchronised BatchNorm, on CPUs (gloo) as on GPUs (NCCL).
 
 `torch.nn.SyncBatchNorm` refuses CPU tensors, and tests and small clusters run on gloo.
 """
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 
 class SynchronisedBatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` whose training statistics are those of the batches of all ranks, which may differ in size.
+    """`nn.BatchNorm2d` with training statistics over the batches of all ranks, which may differ in size.
 
-    Parameters, buffers and eval mode are `nn.BatchNorm2d`'s; so is everything without an initialised process group or
-    on one rank. Every rank has to call it equally often. Gradients of weight and bias are the rank's own share: summed
-    over the ranks (as data parallelism does) they are those of the whole batch.
+    Parameters, buffers and eval mode are `nn.BatchNorm2d`'s; without a process group, or on one rank, so is everything
+    else. Every rank must call it equally often. Gradients of weight and bias are the rank's own share: data
+    parallelism sums them over the ranks, which gives the gradients of the global batch.
     """
 
     counted = True
-    """Whether this rank's batch is part of the statistics; see `no_statistics`."""
+    """Whether this rank's batch counts in the statistics; see `no_statistics`."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise [B, C, H, W] over B, H and W of all ranks."""
@@ -51,7 +51,7 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
 
 
 class _Normalise(torch.autograd.Function):
-    """Written out by hand so that one copy of the input is all that waits for the backward pass."""
+    """A handwritten backward pass, which keeps one copy of the input and nothing else."""
 
     @staticmethod
     def forward(
@@ -73,7 +73,7 @@ class _Normalise(torch.autograd.Function):
         normalised_sum = (grad * normalised).sum((0, 2, 3))  # [C]
         totals = torch.stack([grad_sum, normalised_sum])
         dist.all_reduce(totals)
-        # the input's way through mean and deviation, which it moves too, if it is counted
+        # the gradient through mean and deviation, which depend on the input if its batch counts
         mean_grad, mean_normalised = totals / count.clamp(min=1) * ctx.counted
         scale = inverse_deviation if weight is None else inverse_deviation * weight
         grad_values = grad - _per_channel(mean_grad) - normalised * _per_channel(mean_normalised)
@@ -83,13 +83,13 @@ class _Normalise(torch.autograd.Function):
 
 
 NOTHING = 1e-20
-"""Count of a batch that is not counted: torch's kernel divides by the sum of the first counts, which must not be 0."""
+"""Count of an excluded batch: torch's kernel divides by the sum of the first counts, which must not be 0."""
 
 
 class _NormaliseOnGPU(torch.autograd.Function):
-    """The same with the kernels of `torch.nn.SyncBatchNorm`, which itself waits for the device in every layer.
+    """The same with the kernels of `torch.nn.SyncBatchNorm`, which itself blocks on the device in every layer.
 
-    (It drops the ranks without samples by a mask, whose size the host has to know: `nn/modules/_functions.py`.)
+    (A mask there drops the ranks without samples, and the host must know its size: `nn/modules/_functions.py`.)
     """
 
     @staticmethod
@@ -102,13 +102,13 @@ class _NormaliseOnGPU(torch.autograd.Function):
         count = mean.new_full((1,), per_channel if counted else NOTHING)
         every = _gathered(torch.cat([mean, inverse_deviation, count]))  # [W, 2C + 1]
         means, inverse_deviations, counts = every.split([channels, channels, 1], dim=1)
-        # with a momentum of 1 the kernel leaves there what is to be tracked: mean and unbiased variance of all ranks
+        # with a momentum of 1 the kernel writes the values to track: mean and unbiased variance over all ranks
         tracked = mean.new_zeros(channels), mean.new_ones(channels)
         mean, inverse_deviation = torch.batch_norm_gather_stats_with_counts(
             values, means, inverse_deviations, *tracked, 1.0, eps, counts.reshape(-1)
         )
         any_counted = counts.amax() >= 1
-        divisors = counts.reshape(-1).to(torch.int32) + ~any_counted  # [W]; their sum is divided by
+        divisors = counts.reshape(-1).to(torch.int32) + ~any_counted  # [W], whose sum is the divisor
         ctx.counted = counted
         ctx.save_for_backward(values, weight, mean, inverse_deviation, divisors)
         output = torch.batch_norm_elemt(values, weight, bias, mean, inverse_deviation, eps)
@@ -125,7 +125,7 @@ class _NormaliseOnGPU(torch.autograd.Function):
         )
         totals = torch.stack(sums)  # [2, C]
         dist.all_reduce(totals)
-        # the input's way through mean and deviation, which it moves too, if it is counted
+        # the gradient through mean and deviation, which depend on the input if its batch counts
         totals = totals * float(ctx.counted)
         grad_values = torch.batch_norm_backward_elemt(
             grad, values, mean, inverse_deviation, weight, totals[0], totals[1], counts
@@ -134,7 +134,7 @@ class _NormaliseOnGPU(torch.autograd.Function):
 
 
 def _dense(values: Tensor) -> Tensor:
-    """Values [B, C, H, W] as the kernels take them: channels-last, or contiguous."""
+    """Values [B, C, H, W] in a layout of the kernels: channels-last, or contiguous."""
     return values if values.is_contiguous(memory_format=torch.channels_last) else values.contiguous()
 
 
@@ -143,15 +143,15 @@ def _gathered(own: Tensor) -> Tensor:
     every = own.new_empty(dist.get_world_size(), *own.shape)
     if own.is_cuda and "nccl" in dist.get_backend_config():
         dist.all_gather_into_tensor(every, own)
-    else:  # gloo, which has only this
+    else:  # gloo has only this one
         dist.all_gather(list(every.unbind()), own)
     return every
 
 
 def _global_statistics(values: Tensor, counted: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean [C], biased variance [C] and count [] over all ranks, of values [B, C, H, W] of each.
+    """Return mean [C], biased variance [C] and count [] over the values [B, C, H, W] of all ranks.
 
-    Ranks exchange means and centred squares, which lose no digits as sums of squares would.
+    Ranks exchange means and centred squares, which keep the digits that sums of squares would lose.
     """
     channels = values.shape[1]
     dtype = torch.promote_types(values.dtype, torch.float32)
@@ -168,9 +168,9 @@ def _global_statistics(values: Tensor, counted: bool) -> tuple[Tensor, Tensor, T
 
 @contextmanager
 def no_statistics(model: nn.Module) -> Iterator[None]:
-    """Let a blank batch pass through a model in training without touching any BatchNorm's statistics.
+    """Inside, a batch passes through a model in training mode without a change of any BatchNorm's statistics.
 
-    A rank without samples computes on a blank one, so that collectives inside the model find it there.
+    A rank without samples computes on a blank one, so that it joins the collectives inside the model.
     """
     norms = [norm for norm in model.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training]
     for norm in norms:
@@ -188,11 +188,11 @@ def no_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def _per_channel(values: Tensor) -> Tensor:
-    return values[:, None, None]  # [C, 1, 1], to go with [B, C, H, W]
+    return values[:, None, None]  # [C, 1, 1], broadcasts with [B, C, H, W]
 
 
 def synchronise_batch_norm(network: nn.Module) -> None:
-    """Replace every `nn.BatchNorm2d` inside `network` by a `SynchronisedBatchNorm2d` with the same tensors.
+    """Replace every `nn.BatchNorm2d` of `network` by a `SynchronisedBatchNorm2d` with the same tensors.
 
     Raises ValueError for any other kind of BatchNorm.
     """

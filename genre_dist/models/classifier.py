@@ -1,4 +1,4 @@
-"""The whole model: text encoder and poster encoder side by side, their encodings joined, one head per genre."""
+"""The complete model: a text encoder and an image encoder, their concatenated encodings, one head per label."""
 
 from functools import cache
 from typing import Any
@@ -14,11 +14,11 @@ from genre_dist.models.text import Lengths, TextEncoder
 
 
 class GenreClassifier(nn.Module):
-    """(poster, overview) -> one logit per genre. `text` or `poster` is None where the config leaves it out.
+    """(image, text) -> one logit per label. `text` or `poster` is None if the config omits that encoder.
 
-    `vocabulary_size` and `vectors` are TextEncoder's. With `load_weights=False` no file is read and nothing downloaded:
-    for ranks that are sent another rank's weights, and before loading a checkpoint. Raises ValueError as the encoders
-    do, and if `model.text.weights` holds no text encoder of this vocabulary and architecture.
+    `vocabulary_size` and `vectors` are TextEncoder's. `load_weights=False` reads and downloads no file: for ranks that
+    receive rank 0's weights, and before loading a checkpoint. Raises ValueError as the encoders do, and if
+    `model.text.weights` holds no text encoder of this vocabulary and architecture.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class GenreClassifier(nn.Module):
         encoding_size = sum(part.encoding_size for part in (self.text, self.poster) if part is not None)
         self.heads = Heads(encoding_size, config.heads.hidden, num_genres, config.heads.kernel)
         self.text_beside = True
-        """On a GPU the text encoder computes beside the poster's, on a stream of its own, forward and backward."""
+        """On a GPU the text encoder runs concurrently with the image encoder, on its own stream, in both passes."""
 
     def forward(
         self,
@@ -49,12 +49,12 @@ class GenreClassifier(nn.Module):
     ) -> Tensor:
         """Map normalised images [B, 3, S, S], tokens int [B, T] and lengths int64 [B] to logits [B, num_genres].
 
-        What the model does not use may be None. With `encodings` [B, E], made by `encode`, only the heads compute.
+        Inputs that the model does not use may be None. With `encodings` [B, E] of `encode` only the heads compute.
         """
         return self.heads(self.encode(images, tokens, lengths) if encodings is None else encodings)
 
     def encode(self, images: Tensor | None, tokens: Tensor | None, lengths: Lengths | None) -> Tensor:
-        """Map a batch, as `forward` takes it, to the joined encodings [B, E]: the text's, then the poster's."""
+        """Map the inputs of `forward` to the concatenated encodings [B, E]: the text's, then the image's."""
         if self.text is not None and (tokens is None or lengths is None):
             raise ValueError("this model reads overviews: tokens and lengths are needed")
         if self.poster is not None and images is None:
@@ -69,10 +69,10 @@ class GenreClassifier(nn.Module):
         return torch.cat([self.text(tokens, lengths), self.poster(images)], dim=1)
 
     def _encode_side_by_side(self, images: Tensor | None, tokens: Tensor, lengths: Lengths) -> tuple[Tensor, Tensor]:
-        """The encodings of texts and posters: a recurrent kernel leaves a GPU nearly idle, step after step.
+        """The encodings of texts and images, computed concurrently: a recurrent kernel alone leaves a GPU nearly idle.
 
-        The text's pass comes second, so that the backward pass, which goes from the last operation to the first, begins
-        with it; autograd runs each operation's backward on the stream of its forward.
+        The text encoder runs second, so that the backward pass, which reverses the operations, begins with it;
+        autograd runs each operation's backward on the stream of its forward.
         """
         assert self.text is not None
         assert self.poster is not None
@@ -83,7 +83,7 @@ class GenreClassifier(nn.Module):
         with torch.cuda.stream(side):
             text = self.text(tokens, lengths)
         current.wait_stream(side)
-        tokens.record_stream(side)  # their memory may be given to others only when both streams are done with it
+        tokens.record_stream(side)  # the allocator may reuse their memory only when both streams are done
         text.record_stream(current)
         return text, poster
 
@@ -97,8 +97,8 @@ def side_stream(device: torch.device) -> torch.cuda.Stream:
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
     """Return the optimizer's groups: params, name, lr, weight_decay.
 
-    Each part ('text', 'poster', 'heads') has its learning rate; its biases, norms and word vectors are a group of their
-    own ('text.no_decay') without weight decay. Frozen parameters and empty groups are left out.
+    Each part ('text', 'poster', 'heads') has its learning rate; its biases, norms and word vectors form a separate
+    group ('text.no_decay') without weight decay. Frozen parameters and empty groups are omitted.
     """
     rates = {"text": optim.text_lr, "poster": optim.poster_lr, "heads": optim.heads_lr}
     groups = []
@@ -114,7 +114,7 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any
 
 
 def count_parameters(model: GenreClassifier) -> dict[str, tuple[int, int]]:
-    """Return for each part of the model how many parameters are trained and how many are frozen."""
+    """Return the numbers of trained and of frozen parameters of each part of the model."""
     counts = {}
     for part, module in model.named_children():
         trained = sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,4 +1,4 @@
-"""One small MLP per genre, on the joined encoding."""
+"""One small MLP per label, on the joint encoding."""
 
 from itertools import pairwise
 from typing import Literal, cast
@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 
 class Heads(nn.Sequential):
-    """`num_genres` separate MLPs: encoding -> hidden... -> 1, ReLU between.
+    """`num_genres` separate MLPs: encoding -> hidden... -> 1, with ReLUs in between.
 
-    `kernel` says how they are computed: `separate` one by one, `batched` all genres in one product per layer (the same
-    parameters, stacked at each call), `auto` batched on a GPU, where launching 19 x 3 small products costs more than
-    stacking, and separate elsewhere, where it does not. (A Sequential, not a ModuleList: some versions of torch cannot
-    shard the latter.)
+    `kernel` selects the computation: `separate` runs them one by one, `batched` all labels in one product a layer (the
+    same parameters, stacked at each call), `auto` batched on a GPU, where launching 19 x 3 small products costs more
+    than stacking, and separate elsewhere. (A Sequential, since some versions of torch cannot shard a ModuleList.)
     """
 
     def __init__(
@@ -36,16 +35,16 @@ class Heads(nn.Sequential):
     def _batched(self, encoding: Tensor) -> Tensor:
         heads = [cast(nn.Sequential, head) for head in self]
         values = encoding
-        for position in range(0, len(heads[0]), 2):  # the linear layers; a ReLU lies between two of them
+        for position in range(0, len(heads[0]), 2):  # the linear layers, every second module
             layers = [cast(nn.Linear, head[position]) for head in heads]
             bias = torch.stack([layer.bias for layer in layers])  # [G, out]
-            if position == 0:  # all genres read the same encoding: one ordinary product
+            if position == 0:  # all labels share the encoding: one ordinary product
                 weight = torch.cat([layer.weight for layer in layers])  # [G * out, E]
                 values = F.linear(encoding, weight, bias.flatten()).unflatten(1, bias.shape).transpose(0, 1)
             else:
                 weight = torch.stack([layer.weight for layer in layers])  # [G, out, in]
                 values = torch.baddbmm(bias[:, None], F.relu(values), weight.transpose(1, 2))  # [G, B, out]
-        return values.squeeze(2).T.clone()  # no view: FSDP hangs its hooks on what a module returns
+        return values.squeeze(2).T.clone()  # a copy, since FSDP registers hooks on a module's outputs
 
 
 def _mlp(widths: tuple[int, ...]) -> nn.Sequential:

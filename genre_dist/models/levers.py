@@ -1,4 +1,4 @@
-"""Settings that change what training costs, not what it computes: memory format, recomputation, compilation."""
+"""Settings that change the cost of training, not its results: memory format, recomputation, compilation."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,20 +11,20 @@ from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.recompute import blocks, recompute_activations
 
 COMPILE_FROM_STEPS = 500
-"""Steps from which on compiling may pay for its time."""
+"""Shortest run in steps for which compilation may pay off."""
 COMPILED_VARIANTS = 64
-"""Shapes and modes of a block that are compiled; by default torch gives up after 8, and ResNet152 has 8 in training."""
+"""Limit of compiled shapes and modes of a block; torch's default is 8, and ResNet152 has 8 in training alone."""
 
 
 class Compiling(NamedTuple):
-    """Whether the poster encoder's blocks are compiled, and why, or why not; no reason where nobody asks."""
+    """Whether the image encoder's blocks are compiled, and the reason; no reason if the setting does not apply."""
 
     wanted: bool
     why: str = ""
 
 
 def choose_compiling(config: Config, device: torch.device, steps: int) -> Compiling:
-    """Resolve `train.compile` for a run of so many steps. What cannot be compiled runs as it is, with the reason."""
+    """Resolve `train.compile` for a run of `steps` steps. Without a compiler the model runs uncompiled."""
     train, poster = config.train, config.model.poster
     if train.compile is False or device.type != "cuda" or not config.model.uses_poster:
         return Compiling(False)
@@ -45,18 +45,18 @@ def choose_compiling(config: Config, device: torch.device, steps: int) -> Compil
 
 
 def _why_not_compiling(device: torch.device) -> str | None:
-    """Why torch.compile does not work on a device, found by compiling something: it needs Triton and a C compiler."""
+    """The reason why torch.compile fails on a device, found by a trial; it needs Triton and a C compiler."""
     try:
         torch.compile(lambda numbers: numbers * 2 + 1)(torch.zeros(8, device=device))
-    except Exception as error:  # of compilers, of Triton, of subprocesses: whatever it is, training goes without
+    except Exception as error:  # a compiler, Triton or a subprocess may raise anything
         return " ".join(str(error).split())[:200] or type(error).__name__
     return None
 
 
 def pull_levers(model: GenreClassifier, train: TrainConfig, device: torch.device) -> None:
-    """Prepare a model for training as configured; `train.compile` has to be resolved, `auto` is off.
+    """Apply these settings to a model; `train.compile` must be resolved, as `auto` counts as off.
 
-    Raises ValueError if its poster encoder cannot do what is asked, or there is none.
+    Raises ValueError if the image encoder does not support a setting, or is missing.
     """
     if train.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -73,7 +73,7 @@ def pull_levers(model: GenreClassifier, train: TrainConfig, device: torch.device
 def compile_blocks(network: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compile a network's repeated blocks, or a network without blocks as a whole.
 
-    Blocks alike share what is compiled: of ResNet152's 50 there are 8 kinds. Each size of batch is compiled anew.
+    Equal blocks share compiled code: ResNet152's 50 blocks are of 8 kinds. Each batch size is compiled separately.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
     for part in list(blocks(network)) or [network]:
@@ -81,7 +81,7 @@ def compile_blocks(network: nn.Module, backend: str | Callable[..., Any] = "indu
 
 
 def without_effect(train: TrainConfig, device: torch.device) -> list[str]:
-    """A line for each setting that is for GPUs and does nothing on this device."""
+    """A line for each GPU setting that has no effect on this device."""
     if device.type == "cuda":
         return []
     reasons = {

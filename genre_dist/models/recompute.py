@@ -1,8 +1,7 @@
-"""Activation checkpointing: parts of the poster encoder keep only their inputs and are computed again going backward.
+"""Activation checkpointing: parts of the image encoder keep only their inputs and run again in the backward pass.
 
-The second computation must be the first one over again and leave no trace. Dropout draws again what it drew (torch
-sees to that); BatchNorm is what needs care: its running statistics must not be updated a second time, and a batch that
-passed in eval mode or uncounted must pass so again.
+The recomputation must repeat the first one without side effects. Torch repeats the draws of dropout. BatchNorm's
+running statistics must not be updated twice, and a batch that passed in eval mode or uncounted must pass so again.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,14 +26,13 @@ _EXPENSIVE = [
     torch.ops.aten.bmm.default,
     torch.ops.aten.baddbmm.default,
 ]
-"""What `selective` keeps; norms and activations are computed again for next to nothing."""
+"""Operations whose outputs `selective` keeps; norms and activations are cheap to recompute."""
 
 
 def recompute_activations(network: nn.Module, kind: Kind) -> None:
-    """Make a network's stages or blocks forget their activations; `selective` keeps those of convolutions and products.
+    """Recompute the activations of a network's stages or blocks; `selective` keeps those of convolutions and products.
 
-    Names, parameters and results stay the same. Raises ValueError for a network that is not built of blocks in
-    `nn.Sequential`s.
+    Names, parameters and results stay the same. Raises ValueError for a network without blocks in `nn.Sequential`s.
     """
     if kind == "none":
         return
@@ -42,26 +40,26 @@ def recompute_activations(network: nn.Module, kind: Kind) -> None:
         if kind == "selective":
             for module in region.modules():
                 if getattr(module, "inplace", False):
-                    cast(Any, module).inplace = False  # what is kept must not be overwritten
+                    cast(Any, module).inplace = False  # kept outputs must not be overwritten
         norms = [module for module in region.modules() if isinstance(module, _BatchNorm)]
         region.forward = partial(_recomputed, region.forward, partial(_contexts, norms, kind == "selective"))
 
 
 def regions(network: nn.Module, kind: Kind) -> list[nn.Module]:
-    """The parts that are computed again as one: blocks, or for `stages` the sequences of blocks.
+    """The units of recomputation: blocks, or for `stages` the sequences of blocks.
 
-    A block is a module made of others that lies in an `nn.Sequential`: a ResNet's bottlenecks, an EfficientNet's
-    MBConvs, a ViT's encoder layers; the outermost counts.
+    A block is a composed module in an `nn.Sequential`: a ResNet's bottlenecks, an EfficientNet's MBConvs, a ViT's
+    encoder layers; of nested ones the outermost counts.
     """
-    found = list(blocks(network))
-    if not found:
+    all_blocks = list(blocks(network))
+    if not all_blocks:
         raise ValueError(
             f"train.activation_checkpointing={kind} finds no blocks in the poster encoder (modules of several parts in "
             "an nn.Sequential, as ResNets, EfficientNets and ViTs have them); set it to none, or lower data.micro_batch"
         )
     if kind != "stages":
-        return found
-    inside = {id(block) for block in found}
+        return all_blocks
+    inside = {id(block) for block in all_blocks}
     holders = [m for m in network.modules() if type(m) is nn.Sequential and any(id(c) in inside for c in m.children())]
     return [
         holder for holder in holders if not any(other in set(holder.modules()) for other in holders if other != holder)
@@ -69,7 +67,7 @@ def regions(network: nn.Module, kind: Kind) -> list[nn.Module]:
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """A network's blocks, as `regions` tells them."""
+    """A network's blocks, as defined in `regions`."""
     for child in module.children():
         composed = type(child) is not nn.Sequential and any(True for _ in child.children())
         if type(module) is nn.Sequential and composed:
@@ -84,8 +82,8 @@ def _recomputed(forward: Callable[..., Tensor], contexts: Callable[[], Any], *in
     return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
 
 
-class _Seen(NamedTuple):
-    """How a norm stood when the batch passed the first time."""
+class _NormState(NamedTuple):
+    """State of a norm during the first computation."""
 
     norm: _BatchNorm
     training: bool
@@ -95,25 +93,25 @@ class _Seen(NamedTuple):
 def _contexts(
     norms: list[_BatchNorm], selective: bool
 ) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """What surrounds the first computation and the second; called at the first."""
-    seen = [_Seen(norm, norm.training, getattr(norm, "counted", True)) for norm in norms]
+    """The contexts of the first computation and of the second; torch calls this before the first."""
+    states = [_NormState(norm, norm.training, getattr(norm, "counted", True)) for norm in norms]
     if not selective:
-        return nullcontext(), _again(seen)
+        return nullcontext(), _repeated(states)
     keeping, reading = create_selective_checkpoint_contexts(_EXPENSIVE)
-    return keeping, _again(seen, reading)
+    return keeping, _repeated(states, reading)
 
 
 @contextmanager
-def _again(seen: list[_Seen], inner: Context | None = None) -> Iterator[None]:
-    """The norms as they stood, with statistics that stay."""
+def _repeated(states: list[_NormState], inner: Context | None = None) -> Iterator[None]:
+    """Inside, the norms have their first states and do not update their statistics."""
     with ExitStack() as stack:
-        for norm, training, counted in seen:
+        for norm, training, counted in states:
             stack.enter_context(_set(norm, training=training))
             if isinstance(norm, SynchronisedBatchNorm2d):
                 stack.enter_context(_set(norm, track_running_stats=False, counted=counted))
             else:
-                # 0 leaves the running statistics as they are; without them autograd would keep fewer tensors than the
-                # first time, which torch refuses
+                # a momentum of 0 leaves the running statistics unchanged; without statistics autograd would keep fewer
+                # tensors than the first time, which torch refuses
                 stack.enter_context(_set(norm, momentum=0.0, num_batches_tracked=None))
         if inner is not None:
             stack.enter_context(inner)

@@ -1,4 +1,4 @@
-"""The overview's encoder: word vectors, then a stacked LSTM or GRU whose top layer's states are pooled."""
+"""The text encoder: word vectors, then a stacked LSTM or GRU with pooling over its top layer's states."""
 
 import contextlib
 from typing import Self, TypeAlias
@@ -15,16 +15,16 @@ from genre_dist.config.model import Pooling
 from genre_dist.stream.sample import PADDING
 
 Lengths: TypeAlias = Tensor | NDArray[np.int64]
-"""Words of each text, int64 [B]. On the host a GPU is never waited for; an array stays there whatever wraps the model,
-where DistributedDataParallel and FSDP2 move every tensor they are given."""
+"""Words of each text, int64 [B], on the host, so that no step waits for a GPU. DistributedDataParallel and FSDP2 move
+every input tensor to the device, but not an array."""
 
 
 class PooledStates(nn.RNNBase):
     """An LSTM or GRU that returns one vector a text: the states of its top layer, pooled over the valid steps.
 
     `pooling` is `last` (each direction's last valid state), `max` or `mean`. Parameters and their names are those of
-    `nn.LSTM` / `nn.GRU` with `batch_first=True`. The computation is the forward of this very module, so that wrappers
-    which gather sharded parameters before a module's forward see it.
+    `nn.LSTM` / `nn.GRU` with `batch_first=True`. This module's own forward computes, so that wrappers which gather
+    sharded parameters before a module's forward work.
     """
 
     def __init__(
@@ -46,18 +46,18 @@ class PooledStates(nn.RNNBase):
     def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
         """Map inputs [B, T, D] with valid lengths int64 [B] (1..T), on the host, to [B, directions * hidden].
 
-        This computes in the type of the inputs and the weights (fp32; on a GPU by TF32), under autocast too: cuDNN's
-        recurrent kernels would be run in fp16 there, whatever type autocast has (`_cudnn_rnn_cast_reflatten` in torch's
-        autocast_mode.cpp), and without loss scaling their gradients underflow; oneDNN's have bf16 on some CPUs only.
+        The computation keeps the type of inputs and weights (fp32; on a GPU by TF32), under autocast too: autocast
+        would run cuDNN's recurrent kernels in fp16, whatever its own type (`_cudnn_rnn_cast_reflatten` in torch's
+        autocast_mode.cpp), whose gradients underflow without loss scaling; oneDNN's have bf16 on some CPUs only.
         """
         with torch.autocast(inputs.device.type, enabled=False):
-            # on a CPU, packing makes an LSTM leave oneDNN's kernel for a loop over time steps; a GRU has no such kernel
+            # on a CPU, packing makes an LSTM use a loop over time steps, not oneDNN's kernel; a GRU has no such kernel
             if self.mode == "LSTM" and inputs.device.type == "cpu":
                 return self._padded_lstm(inputs, lengths)
             return self._packed(inputs, lengths)
 
     def _packed(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        # sorted here, on the host: torch's own sorting would wait for the device, and so would its way back
+        # the host sorts, since torch's own sorting and unsorting would wait for the device
         descending, order = torch.sort(lengths.cpu(), descending=True)
         indices = torch.stack([order, order.argsort(), lengths.cpu()])  # [3, B]
         if inputs.is_cuda:
@@ -79,11 +79,11 @@ class PooledStates(nn.RNNBase):
         return self._pool(steps.index_select(0, inverse), lengths)
 
     def _padded_lstm(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """Compute the same without packing: padding comes last in both directions, so no valid step ever reads it."""
+        """The same without packing: padding comes last in both directions, so no valid step reads it."""
         lengths = lengths.to(inputs.device)
         steps = torch.arange(inputs.shape[1], device=inputs.device)
-        mirror = lengths[:, None] - 1 - steps  # [B, T]: the position that each step of the backward direction reads
-        mirror = torch.where(mirror >= 0, mirror, steps)  # padding stays where it is
+        mirror = lengths[:, None] - 1 - steps  # [B, T]: the input position of each step of the backward direction
+        mirror = torch.where(mirror >= 0, mirror, steps)  # padding keeps its position
         for layer in range(self.num_layers):
             if layer > 0:
                 inputs = F.dropout(inputs, self.dropout, self.training)
@@ -95,7 +95,7 @@ class PooledStates(nn.RNNBase):
         return torch.cat([self._pool(output, lengths) for output in outputs], dim=1)
 
     def _pool(self, outputs: Tensor, lengths: Tensor) -> Tensor:
-        """Pool a direction's outputs [B, T, H], in the order it computed them, over its valid steps: [B, H]."""
+        """Pool a direction's outputs [B, T, H], in order of computation, over its valid steps: [B, H]."""
         if self.pooling == "last":
             last = (lengths - 1)[:, None, None].expand(-1, 1, outputs.shape[2])
             return outputs.gather(1, last).squeeze(1)
@@ -117,11 +117,11 @@ def _reorder(values: Tensor, order: Tensor) -> Tensor:
 
 
 class TextEncoder(nn.Module):
-    """Overview -> encoding of `encoding_size` numbers: embedding, then a recurrent network whose states are pooled.
+    """Text -> encoding [encoding_size]: an embedding, then a recurrent network with pooled states.
 
     `vectors` float32 [V, D] are the word vectors of the vocabulary (row 0 padding, row 1 unknown words); without them
-    the embedding starts random, `config.embedding_dim` wide, and is trained. The encoding of a film depends neither on
-    how far its batch is padded nor on its neighbours. Raises ValueError if `vectors` are not [vocabulary_size, D].
+    the embedding starts random, `config.embedding_dim` wide, and is trained. A sample's encoding depends neither on its
+    batch's padding nor on the other samples. Raises ValueError if `vectors` are not [vocabulary_size, D].
     """
 
     def __init__(self, config: TextConfig, vocabulary_size: int, vectors: np.ndarray | None) -> None:
@@ -136,7 +136,7 @@ class TextEncoder(nn.Module):
         width = config.embedding_dim if vectors is None else vectors.shape[1]
         self.embedding = nn.Embedding(vocabulary_size, width, padding_idx=PADDING)
         with torch.no_grad():
-            # without vectors: torch's own N(0, 1); a tenth of it left the LSTM untrained after 700 steps
+            # without vectors: torch's N(0, 1), as a tenth of it left the LSTM untrained after 700 steps
             if vectors is not None:
                 self.embedding.weight.copy_(torch.from_numpy(np.asarray(vectors, dtype=np.float32)))
             self.embedding.weight[PADDING] = 0
@@ -155,7 +155,7 @@ class TextEncoder(nn.Module):
         self.train()
 
     def freeze(self, frozen: bool) -> None:
-        """Freeze the encoder, or train it from the next `train()` on, its word vectors if they are to be trained."""
+        """Freeze the encoder, or train it from the next `train()` on, and its word vectors if the config says so."""
         self.frozen = frozen
         self.requires_grad_(not frozen)
         self.embedding.requires_grad_(not frozen and self._train_embedding)
@@ -167,9 +167,9 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor, lengths: Lengths) -> Tensor:
         """Map tokens int [B, T], padded with 0, and lengths [B] to encodings [B, encoding_size].
 
-        A length of 0 counts as 1: the film's text is one padding token.
+        A length of 0 counts as 1: the text is one padding token.
         """
         with torch.no_grad() if self.frozen else contextlib.nullcontext():
-            if tokens.shape[1] == 0:  # no film of the batch has a text
+            if tokens.shape[1] == 0:  # no sample of the batch has a text
                 tokens = F.pad(tokens, (0, 1), value=PADDING)
             return self.rnn(self.embedding(tokens), torch.as_tensor(lengths).clamp(min=1))

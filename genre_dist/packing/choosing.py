@@ -1,4 +1,4 @@
-"""Which films are packed, and into which shard each goes. Held is a number or two for each film, never its row."""
+"""Films to pack, and the shard of each. Memory holds a number or two for each film, never its row."""
 
 from array import array
 from collections import Counter
@@ -20,38 +20,38 @@ from genre_dist.stream.manifest import FILE, SPLITS, Text, load_manifest
 COLUMNS = ["tmdb_id", "title", "overview", "genre_ids", "release_date", "poster_status", "poster_sha256"]
 
 
-class Before(NamedTuple):
-    """What a finished folder of shards holds. Its films stay where they are; only others are packed."""
+class ExistingShards(NamedTuple):
+    """Shards and films of a finished folder. These films stay in their shards; only others are packed."""
 
     reports: list[Report]
-    """Of the manifest's shards that are whole, in the manifest's order, shortened."""
-    ids: NDArray[np.int64]  # [films] ascending; also of films whose poster could not be read
+    """Reports of the manifest's complete shards, in the manifest's order, shortened."""
+    ids: NDArray[np.int64]  # [films] ascending; films whose poster could not be read are among them
     text: Text | None
-    """Of the manifest; None if no shard is whole."""
+    """The manifest's `text`; None if no shard is complete."""
 
 
-NOTHING = Before([], np.empty(0, np.int64), None)
+NO_SHARDS = ExistingShards([], np.empty(0, np.int64), None)
 
 
 class Chosen(NamedTuple):
-    """Which shard each film goes to, and what was learned on the way."""
+    """The shard of each film, and the counts taken while the catalogue was read."""
 
-    ids: NDArray[np.int64]  # [films] ascending, without those packed before
+    ids: NDArray[np.int64]  # [films] ascending, without films that are packed already
     shard: NDArray[np.int32]  # [films] number of each film's shard
     shards: list[tuple[str, str]]
     """(file, split) of each shard."""
     counts: Counter[str]
-    """Words of the train split; empty if the vocabulary is there already."""
+    """Word -> occurrences in the train split; empty if the folder has a vocabulary already."""
     left_out: Counter[str]
 
 
-def packed_before(out: AnyPath, recipe: Recipe) -> Before:
-    """What a folder with a manifest holds; a shard that lost a file counts as not packed, so that it is made again.
+def existing_shards(out: AnyPath, recipe: Recipe) -> ExistingShards:
+    """The shards of a folder with a manifest; a shard that lost a file counts as not packed, so that it is made again.
 
-    Raises ValueError if the shards were packed with other options, or if none is whole.
+    Raises ValueError if the shards were packed with other options, or if none is complete.
     """
     if not exists(out / FILE):
-        return NOTHING
+        return NO_SHARDS
     try:
         manifest = load_manifest(out)
     except ValueError as error:
@@ -71,12 +71,12 @@ def packed_before(out: AnyPath, recipe: Recipe) -> Before:
             f"{out}: no shard of its manifest is whole (their reports or indexes are lost): bring them back, or pack "
             "all anew with --overwrite"
         )
-    return Before(reports, np.unique(np.concatenate(ids)), manifest.text) if reports else NOTHING
+    return ExistingShards(reports, np.unique(np.concatenate(ids)), manifest.text) if reports else NO_SHARDS
 
 
-def _refuse_other_options(out: AnyPath, before: Recipe, recipe: Recipe) -> None:
-    """A folder of finished shards is only continued, never mixed with shards of another recipe."""
-    there, wanted = asdict(before), asdict(recipe)
+def _refuse_other_options(out: AnyPath, existing: Recipe, recipe: Recipe) -> None:
+    """Raise ValueError if the recipes differ: one folder never mixes shards of two recipes."""
+    there, wanted = asdict(existing), asdict(recipe)
     for name, value in wanted.items():
         if name != "vocabulary_sha256" and there[name] != value:
             old, new = (",".join(option) if isinstance(option, tuple) else option for option in (there[name], value))
@@ -93,7 +93,7 @@ def film_text(row: dict[str, Any], text: str) -> str:
 
 
 def _why_not(row: dict[str, Any], require: tuple[str, ...]) -> str | None:
-    """Why a film is left out, or None."""
+    """The reason to leave a film out, or None."""
     if not any(genre in INDEX_OF_ID for genre in row["genre_ids"] or ()):
         return "no known genre"
     if "poster" in require and row["poster_status"] != "ok":
@@ -104,16 +104,16 @@ def _why_not(row: dict[str, Any], require: tuple[str, ...]) -> str | None:
 
 
 def index_of(ids: NDArray[np.int64], film: int) -> int | None:
-    """Where a film is in ascending ids, None if it is not."""
+    """The index of a film in ascending ids, None if they lack it."""
     index = int(np.searchsorted(ids, film))
     return index if index < len(ids) and ids[index] == film else None
 
 
-def choose(catalogue: AnyPath, recipe: Recipe, before: Before) -> Chosen:
-    """Read the catalogue once: the films to pack, in which shard each goes, and the words of the train split.
+def choose(catalogue: AnyPath, recipe: Recipe, existing: ExistingShards) -> Chosen:
+    """Read the catalogue once: the films to pack, the shard of each, and the words of the train split.
 
-    Raises ValueError for a film that is there twice, for a catalogue without a film to pack, and for one that knows
-    less than half of the films packed before: it is another one, not a later state.
+    Raises ValueError for a film with two rows, for a catalogue without a film to pack, and for a catalogue that has
+    less than half of the packed films: it is another catalogue, not a later state of the same.
     """
     ids, keys, splits = array("q"), array("Q"), array("b")
     counts: Counter[str] = Counter()
@@ -121,7 +121,7 @@ def choose(catalogue: AnyPath, recipe: Recipe, before: Before) -> Chosen:
     known = 0
     for row in read_rows(catalogue, COLUMNS):
         film = row["tmdb_id"]
-        if index_of(before.ids, film) is not None:
+        if index_of(existing.ids, film) is not None:
             known += 1
             continue
         reason = _why_not(row, recipe.require)
@@ -132,20 +132,20 @@ def choose(catalogue: AnyPath, recipe: Recipe, before: Before) -> Chosen:
         ids.append(film)
         keys.append(order_key(film))
         splits.append(SPLITS.index(split))
-        if split == "train" and not before.reports:  # words of val and test would tell something of them
+        if split == "train" and not existing.reports:  # words of val and test would leak into training
             counts.update(tokenise(f"{row['title'] or ''} {row['overview'] or ''}"))
             forget_rare(counts)
-    if not before.reports and not ids:
+    if not existing.reports and not ids:
         reasons = ", ".join(f"{count:,} with {reason}" for reason, count in left_out.most_common())
         raise ValueError(
             f"{catalogue}: no film to pack ({reasons or 'it is empty'}); require less with --require, or import more"
         )
-    if 2 * known < len(before.ids):
+    if 2 * known < len(existing.ids):
         raise ValueError(
-            f"{catalogue} knows {known:,} of the {len(before.ids):,} films packed before: another catalogue? Pack it "
+            f"{catalogue} knows {known:,} of the {len(existing.ids):,} films packed before: another catalogue? Pack it "
             "into another folder, or pass --overwrite to replace the shards"
         )
-    taken = {report.shard.file for report in before.reports}
+    taken = {report.shard.file for report in existing.reports}
     arrays = np.asarray(ids), np.asarray(keys), np.asarray(splits)
     sorted_ids, shard, shards = _assign(*arrays, recipe.shard_size, taken)
     twice = np.flatnonzero(sorted_ids[1:] == sorted_ids[:-1])
@@ -157,7 +157,7 @@ def choose(catalogue: AnyPath, recipe: Recipe, before: Before) -> Chosen:
 def _assign(
     ids: NDArray[np.int64], keys: NDArray[np.uint64], splits: NDArray[np.int8], shard_size: int, taken: set[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], list[tuple[str, str]]]:
-    """Cut each split, in hash order, into shards with names that are free: ascending ids, their shard, the shards."""
+    """Cut each split, in hash order, into shards with unused names; returns ascending ids, their shard, the shards."""
     shard = np.empty(len(ids), np.int32)
     shards: list[tuple[str, str]] = []
     for number, split in enumerate(SPLITS):

@@ -1,4 +1,4 @@
-"""Films one after the other, from shards or from a catalogue, for what looks at all of them. One is held at a time."""
+"""Films one after the other, from shards or from a catalogue. Memory holds one film at a time."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,77 +17,79 @@ from genre_dist.stream.words import load_words
 
 
 class Film(NamedTuple):
-    """A film with its words, wherever it came from."""
+    """A film of a shard or of a catalogue, with its words."""
 
     id: int
     split: str
     genres: tuple[int, ...]
-    """Places in the list of genres, the manifest's or, from a catalogue, TMDB's."""
+    """Indexes into the list of genres: the manifest's or, from a catalogue, TMDB's."""
     text: str
-    """As it was written; known only from a catalogue."""
+    """The original text; '' from a shard, which keeps only tokens."""
     words: list[str] | None
-    """None: it has no text."""
+    """None for a film without a text."""
     release_date: str
     """'', YYYY or YYYY-MM-DD."""
     poster: bytes | None
     fault: str | None = None
-    """Why it could not be read; then it has no genres and no words."""
+    """The reason why the film could not be read; then it has no genres and no words."""
 
 
 def shard_films(manifest: Manifest, splits: Sequence[str] = SPLITS, members: tuple[str, ...] = ()) -> Iterator[Film]:
-    """The films of some splits that have the members, in stored order; one that cannot be read has a `fault`.
+    """The films of some splits that have the members, in stored order; a film that cannot be read has a `fault`.
 
-    A word outside the vocabulary reads <unk>.
+    Words outside the vocabulary come back as <unk>.
     """
-    places = {genre.id: place for place, genre in enumerate(manifest.genres)}
-    words = list(load_words(manifest.folder / manifest.text["vocabulary"], manifest.text["vocabulary_sha256"]))
+    index_of_genre = {genre.id: number for number, genre in enumerate(manifest.genres)}
+    vocabulary = list(load_words(manifest.folder / manifest.text["vocabulary"], manifest.text["vocabulary_sha256"]))
     for split in splits:
         index = SplitIndex(manifest, split, members)
         for number, shard in enumerate(index.shards):
             records = index.records(index.rows_of(number))
             path = manifest.folder / shard.file
             with opened(path) as file:
-                for film, offset, length in zip(*(records[name].tolist() for name in _PLACE), strict=True):
+                for film, offset, length in zip(*(records[name].tolist() for name in _LOCATION), strict=True):
                     try:
                         file.seek(offset)
-                        yield _packed(read_members(file.read(length), film), film, split, places, words)
+                        yield _packed(read_members(file.read(length), film), film, split, index_of_genre, vocabulary)
                     except (ValueError, KeyError) as error:
                         what = f"no genre or member {error}" if isinstance(error, KeyError) else str(error)
                         fault = f"{path}: film {film} at byte {offset}: {what}"
                         yield Film(film, split, (), "", None, "", None, fault)
 
 
-_PLACE = ("id", "offset", "size")
+_LOCATION = ("id", "offset", "size")
 
 
-def _packed(parts: dict[str, memoryview], film: int, split: str, places: dict[int, int], words: list[str]) -> Film:
-    genres = tuple(places[genre] for genre in load_genres(parts["json"]))
-    spelt = None
-    if "tokens.npy" in parts:
-        spelt = [words[token] for token in load_tokens(parts["tokens.npy"], len(words)).tolist()]
-    date = load_about(parts["json"]).get("release_date")
-    poster = bytes(parts["jpg"]) if "jpg" in parts else None
-    return Film(film, split, genres, "", spelt, date if isinstance(date, str) else "", poster)
+def _packed(
+    members: dict[str, memoryview], film: int, split: str, index_of_genre: dict[int, int], vocabulary: list[str]
+) -> Film:
+    genres = tuple(index_of_genre[genre] for genre in load_genres(members["json"]))
+    words = None
+    if "tokens.npy" in members:
+        words = [vocabulary[token] for token in load_tokens(members["tokens.npy"], len(vocabulary)).tolist()]
+    date = load_about(members["json"]).get("release_date")
+    poster = bytes(members["jpg"]) if "jpg" in members else None
+    return Film(film, split, genres, "", words, date if isinstance(date, str) else "", poster)
 
 
 def catalogue_films(catalogue: Path, text: str, posters: bool = True) -> Iterator[Film]:
-    """All films of a catalogue, with their `text` (overview, title or both); those without a known genre have none."""
+    """All films of a catalogue, with their `text` (overview, title or both); a film may have no known genre."""
     for row in read_rows(catalogue, COLUMNS):
         film = int(row["tmdb_id"])
         genres = tuple(INDEX_OF_ID[genre] for genre in row["genre_ids"] or () if genre in INDEX_OF_ID)
-        spelt = film_text(row, text)
+        text_of_film = film_text(row, text)
         poster = None
         if posters and row["poster_status"] == "ok":
             try:
                 poster = poster_file(catalogue, film).read_bytes()
             except OSError:
-                poster = b""  # as unreadable as a damaged one
+                poster = b""  # counts as unreadable, like a damaged file
         yield Film(
             film,
             split_of(film),
             genres,
-            spelt,
-            tokenise(spelt) if spelt else None,
+            text_of_film,
+            tokenise(text_of_film) if text_of_film else None,
             row["release_date"] or "",
             poster,
         )

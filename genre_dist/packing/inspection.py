@@ -1,4 +1,4 @@
-"""Looking into a folder of shards: what is there."""
+"""Summary of a folder of shards."""
 
 import numpy as np
 from rich.table import Table
@@ -8,11 +8,11 @@ from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import SPLITS, Manifest
 from genre_dist.stream.order import Rows, steps_per_epoch
 
-BATCHES = (32, 64, 256, 1024)  # global batches for which inspect prints the steps of an epoch
+BATCHES = (32, 64, 256, 1024)  # global batch sizes for which inspect prints the steps of an epoch
 
 
 def print_summary(manifest: Manifest) -> None:
-    """Counts, sizes, text lengths, genres and steps per epoch. Raises ValueError if an index is missing or damaged."""
+    """Print counts, sizes, text lengths, genres, steps per epoch. Raises ValueError for a missing or damaged index."""
     console = terminal()
     text, image = manifest.text, manifest.image
     console.print(f"{manifest.folder}  fingerprint {manifest.fingerprint}")

@@ -1,4 +1,4 @@
-"""The films of each shard, laid out in a file of its own in the order of the shard: what a worker packs from."""
+"""A file of JSON lines for each shard, its films in the order of the shard: the input of a packing worker."""
 
 import hashlib
 import json
@@ -15,43 +15,43 @@ from genre_dist.packing.shard_report import Recipe
 from genre_dist.packing.splits import order_key
 from genre_dist.storage import AnyPath
 
-HELD_BYTES = 2 << 20
-"""Rows held before they are appended to the files: bounds memory, and spares opening a file for every film."""
+MAX_PENDING_BYTES = 2 << 20
+"""Bytes of lines collected before they are appended: the limit bounds memory and saves opening a file per film."""
 
 
 def lay_out(
     catalogue: AnyPath, out: AnyPath, recipe: Recipe, chosen: Chosen, work: Path, words: Path, part: tuple[int, int]
 ) -> list[Job]:
-    """Read the catalogue once more and lay out the films of every shard, or of the shards number i mod n for (i, n).
+    """Read the catalogue once more and write the file of every shard, or of the shards number i mod n for (i, n).
 
-    Returns the shards' jobs in their order.
+    Returns the jobs in the order of their shards.
     """
     number, parts = part
-    mine = range(number % parts, len(chosen.shards), parts)
-    held: dict[int, list[bytes]] = {}
+    own = range(number % parts, len(chosen.shards), parts)
+    pending: dict[int, list[bytes]] = {}
     size = 0
-    for shard, film in _films(catalogue, recipe, chosen, mine):
+    for shard, film in _films(catalogue, recipe, chosen, own):
         line = json.dumps(film, ensure_ascii=False).encode() + b"\n"
-        held.setdefault(shard, []).append(line)
+        pending.setdefault(shard, []).append(line)
         size += len(line)
-        if size >= HELD_BYTES:
-            _append(held, work)
+        if size >= MAX_PENDING_BYTES:
+            _append(pending, work)
             size = 0
-    _append(held, work)
+    _append(pending, work)
     job = partial(Job, out=out, catalogue=catalogue, words=words, recipe=recipe)
     jobs = []
-    for shard in mine:
+    for shard in own:
         file, split = chosen.shards[shard]
         path = _file(work, shard)
         jobs.append(job(file=file, split=split, films=path, films_sha256=_sort(path)))
     return jobs
 
 
-def _films(catalogue: AnyPath, recipe: Recipe, chosen: Chosen, mine: range) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number of its shard, and what its shard needs to know of it, for every film."""
+def _films(catalogue: AnyPath, recipe: Recipe, chosen: Chosen, own: range) -> Iterator[tuple[int, dict[str, Any]]]:
+    """For every film, the number of its shard and the columns that packing needs."""
     for row in read_rows(catalogue, COLUMNS):
         index = index_of(chosen.ids, row["tmdb_id"])
-        if index is None or int(chosen.shard[index]) not in mine:
+        if index is None or int(chosen.shard[index]) not in own:
             continue
         yield (
             int(chosen.shard[index]),
@@ -70,11 +70,11 @@ def _file(work: Path, shard: int) -> Path:
     return work / f"{shard}.jsonl"
 
 
-def _append(held: dict[int, list[bytes]], work: Path) -> None:
-    for shard, lines in held.items():
+def _append(pending: dict[int, list[bytes]], work: Path) -> None:
+    for shard, lines in pending.items():
         with open(_file(work, shard), "ab") as file:
             file.writelines(lines)
-    held.clear()
+    pending.clear()
 
 
 def _sort(path: Path) -> str:

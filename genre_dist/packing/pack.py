@@ -1,8 +1,8 @@
 """A catalogue -> shards: choose the films, make the vocabulary, pack shard by shard over a process pool.
 
-The films pass by twice as a stream: once for their ids and words, once to lay each shard's films into a file of its
-own. Only ids and word counts stay in memory. The manifest is written last, and decides what is packed: a killed pack
-leaves finished shards and continues where it stopped, a later one appends the films that the manifest does not have.
+The catalogue is streamed twice: once for ids and words, once to write each shard's films into a file of its own. Only
+ids and word counts stay in memory. The manifest is written last and decides which films are packed: a killed pack
+leaves finished shards and resumes with the next, a later pack appends the films that the manifest lacks.
 """
 
 import errno
@@ -20,9 +20,9 @@ from genre_dist import lock
 from genre_dist.atomic import atomic_file
 from genre_dist.genres import GENRES
 from genre_dist.lock import one_writer, take
-from genre_dist.packing.choosing import NOTHING, Before, choose, packed_before
+from genre_dist.packing.choosing import NO_SHARDS, ExistingShards, choose, existing_shards
 from genre_dist.packing.layout import lay_out
-from genre_dist.packing.parts import marker, what_is_missing
+from genre_dist.packing.parts import missing_shards_message, part_folder
 from genre_dist.packing.shard import Job, finished, pack_shard
 from genre_dist.packing.shard_report import Recipe, Report, poster_lines, report_path
 from genre_dist.packing.splits import RULE
@@ -41,14 +41,14 @@ _WORK = ".packing"
 
 
 class Packing(NamedTuple):
-    """All that is to do in a folder."""
+    """The plan for a folder: its recipe, vocabulary and shards to pack."""
 
     out: AnyPath
     recipe: Recipe
-    before: Before
+    existing: ExistingShards
     words: list[str]
     vectors: WordVectors | None
-    """The file's, of the words; None without a file, or where vectors.npy is there already."""
+    """Vectors of the words from --vectors; None without that file, or if vectors.npy exists already."""
     dim: int | None
     """Width of the vectors; None without any."""
     left_out: Counter[str]
@@ -66,9 +66,9 @@ def pack(
 ) -> Manifest:
     """Pack a catalogue into `out` and return the manifest; `options` are the fields of Recipe.
 
-    A finished folder is extended: its shards and vocabulary stay byte for byte, films it has not are appended.
+    A finished folder is extended: its shards and vocabulary stay byte for byte, films that it lacks are appended.
     Raises ValueError for wrong options, for shards of other options in `out` (unless `overwrite`), and for a catalogue
-    without a film to pack; OSError if the disk is full. What was finished stays, and the same command goes on.
+    without a film to pack; OSError if the disk is full. Finished shards stay, and the same command resumes.
     """
     with _planned(catalogue, out, vectors, options, overwrite=overwrite) as packing:
         _remove_old(packing, overwrite)
@@ -85,15 +85,15 @@ def pack_part(
     workers: int = 1,
     **options: Any,
 ) -> int:
-    """Pack the shards number i mod n for a part (i, n), beside other parts on other nodes; returns how many they are.
+    """Pack the shards number i mod n for a part (i, n), beside other parts on other nodes; returns their number.
 
-    Nothing is shared but the folder: every part finds the same plan by itself, touches its own shards only and writes
-    no manifest; `merge_parts` does. Raises as `pack` does.
+    Parts share nothing but the folder: each computes the same plan, touches its own shards only and writes no
+    manifest, which `merge_parts` does. Raises as `pack` does.
     """
     with _planned(catalogue, out, vectors, options, part=part) as packing:
-        mine = {job.file.removesuffix(".tar") for job in packing.jobs}
-        for path in out.glob("*.tmp"):  # what killed ones left half-written of this part's shards
-            if path.name.partition(".")[0] in mine:
+        own_files = {job.file.removesuffix(".tar") for job in packing.jobs}
+        for path in out.glob("*.tmp"):  # half-written shards of this part, left by killed processes
+            if path.name.partition(".")[0] in own_files:
                 remove(path)
         return len(pack_all(packing.jobs, workers))
 
@@ -101,13 +101,13 @@ def pack_part(
 def merge_parts(catalogue: AnyPath, out: AnyPath, *, vectors: AnyPath | None = None, **options: Any) -> Manifest:
     """Check that the parts have packed every shard and write vocabulary, vectors and manifest, as `pack` would.
 
-    Raises ValueError if shards are missing or of other options, saying how many and which commands make them.
+    Raises ValueError if shards are missing or of other options; the message counts them and names the commands.
     """
     with _planned(catalogue, out, vectors, options, work=f"{_WORK}/merge") as packing:
         reports = {job.file: finished(job) for job in packing.jobs}
         missing = [number for number, job in enumerate(packing.jobs) if reports[job.file] is None]
         if missing:
-            raise ValueError(what_is_missing(out, missing, len(packing.jobs), out / _WORK))
+            raise ValueError(missing_shards_message(out, missing, len(packing.jobs), out / _WORK))
         _remove_old(packing, overwrite=False)
         _save_vocabulary(packing)
         manifest = _finish(packing, [report for report in reports.values() if report])
@@ -126,22 +126,22 @@ def _planned(
     part: tuple[int, int] | None = None,
     work: str = _WORK,
 ) -> Iterator[Packing]:
-    """Lock the folder, find out what is to do and lay it out below `work`."""
+    """Lock the folder, plan the shards and write their films below `work`."""
     check_writable(out)
     recipe = Recipe(**options)
     try:
-        with _workspace(out, out / work if part is None else marker(out / work, part), part) as own:
+        with _workspace(out, out / work if part is None else part_folder(out / work, part), part) as own:
             if vectors is not None:
                 require_vectors(vectors)
                 recipe = replace(recipe, vectors_sha256=sha256_of(vectors))
-            before = NOTHING if overwrite else packed_before(out, recipe)
-            chosen = choose(catalogue, recipe, before)
-            words, read, dim = _words(out, chosen.counts, vectors, before)
+            existing = NO_SHARDS if overwrite else existing_shards(out, recipe)
+            chosen = choose(catalogue, recipe, existing)
+            words, read, dim = _words(out, chosen.counts, vectors, existing)
             chosen.counts.clear()
             recipe = replace(recipe, vocabulary_sha256=words_sha256(words))
             save_words(words, own / WORDS)
             jobs = lay_out(catalogue, out, recipe, chosen, own, own / WORDS, part or (0, 1))
-            yield Packing(out, recipe, before, words, read, dim, chosen.left_out, jobs)
+            yield Packing(out, recipe, existing, words, read, dim, chosen.left_out, jobs)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -155,11 +155,11 @@ def _planned(
 
 @contextmanager
 def _workspace(out: AnyPath, work: AnyPath, part: tuple[int, int] | None) -> Iterator[Path]:
-    """Keep all others out of `out`, and make a folder of this process's own below `work`, which goes in the end.
+    """Lock `out`, and make a temporary folder of this process below `work`.
 
-    A part shares `out` with the other parts of the same cut, but not with itself; its `work` stays, empty, as a mark
-    that it was begun. What killed processes left in `work` is removed. For a remote one the folder is here, and `work`
-    is an empty file.
+    A part shares `out` with the other parts of the same n, but not with a second process of the same part; its `work`
+    stays, empty, as a mark of the part. Leftovers of killed processes in `work` are removed. Where `out` is remote, the
+    temporary folder is local and `work` is an empty file.
     """
     with one_writer(out, shared=part is not None), ExitStack() as stack:
         below = work if isinstance(work, Path) else None
@@ -183,48 +183,48 @@ def _workspace(out: AnyPath, work: AnyPath, part: tuple[int, int] | None) -> Ite
 
 
 def _words(
-    out: AnyPath, counts: Counter[str], vectors: AnyPath | None, before: Before
+    out: AnyPath, counts: Counter[str], vectors: AnyPath | None, existing: ExistingShards
 ) -> tuple[list[str], WordVectors | None, int | None]:
-    """The vocabulary, vectors to save, and their width. A finished folder keeps its words, as ids must not move."""
+    """The vocabulary, vectors to save, and their width. A finished folder keeps its words: ids must not change."""
     words = None
-    if before.text is not None:
-        words = list(load_words(out / WORDS, before.text["vocabulary_sha256"]))
-        with suppress(ValueError):  # if they are lost or damaged, they are made again
-            load_vectors(out, before.text)
-            return words, None, before.text["dim"]
+    if existing.text is not None:
+        words = list(load_words(out / WORDS, existing.text["vocabulary_sha256"]))
+        with suppress(ValueError):  # lost or damaged vectors are made again
+            load_vectors(out, existing.text)
+            return words, None, existing.text["dim"]
     if vectors is None:
         return choose_words(counts), None, None
     read = _read_vectors(vectors, words or counts)
-    return words or choose_words(counts, read.of), read, read.dim
+    return words or choose_words(counts, read.by_word), read, read.dim
 
 
 def _read_vectors(vectors: AnyPath, words: Collection[str]) -> WordVectors:
-    """The words' vectors, with a word on what was read. Raises ValueError if the file has none of the words."""
+    """The words' vectors; prints how many the file has. Raises ValueError if it has none."""
     read = read_vectors(vectors, words)
-    if not read.of:
+    if not read.by_word:
         raise ValueError(f"{vectors}: none of the {len(words):,} words of the train split is in this file")
     inside = "" if read.file == vectors.name else f" ({printable(read.file)})"
-    print(f"{vectors}{inside}: {read.dim} numbers a word, for {len(read.of):,} of {len(words):,} words here")
+    print(f"{vectors}{inside}: {read.dim} numbers a word, for {len(read.by_word):,} of {len(words):,} words here")
     for note in read.notes:
         print(f"  {note}")
     return read
 
 
 def _save_vocabulary(packing: Packing) -> None:
-    """The words and their vectors; after an extension they are there already."""
-    if not packing.before.reports:
+    """Save the words and their vectors; an extended folder has its words already."""
+    if not packing.existing.reports:
         save_words(packing.words, packing.out / WORDS)
     path = packing.out / VECTORS
     if packing.dim is None:
         remove(path)
     elif packing.vectors is not None:
         with atomic_file(path) as file:
-            save_array(matrix_for(packing.words, packing.vectors.of), file)
-        packing.vectors.of.clear()
+            save_array(matrix_for(packing.words, packing.vectors.by_word), file)
+        packing.vectors.by_word.clear()
 
 
 def pack_all(jobs: list[Job], workers: int) -> list[Report]:
-    """Pack what is not finished yet, on several processes; returns all reports in the order of the jobs."""
+    """Pack the unfinished shards, on several processes; returns all reports in the order of the jobs."""
     reports = {job.file: report for job in jobs if (report := finished(job))}
     todo = [job for job in jobs if job.file not in reports]
     with progress_bar() as progress:
@@ -236,9 +236,9 @@ def pack_all(jobs: list[Job], workers: int) -> list[Report]:
 
 
 def _finish(packing: Packing, reports: list[Report]) -> Manifest:
-    """Write the manifest of the shards there were and the new ones."""
+    """Write the manifest of the existing and the new shards."""
     reports = sorted(
-        [*packing.before.reports, *reports],
+        [*packing.existing.reports, *reports],
         key=lambda report: (SPLITS.index(report.shard.split), report.shard.file),
     )
     counts = {split: np.zeros(len(GENRES), int) for split in SPLITS}
@@ -275,11 +275,11 @@ def _finish(packing: Packing, reports: list[Report]) -> Manifest:
 
 
 def _remove_old(packing: Packing, overwrite: bool) -> None:
-    """Remove what is in the way: old shards, and what killed packs left half-written or with other options."""
+    """Remove shards outside this plan: old ones, and half-written or differently packed ones of killed packs."""
     out = packing.out
-    keep = {report.shard.file for report in packing.before.reports}
+    keep = {report.shard.file for report in packing.existing.reports}
     keep |= {job.file for job in packing.jobs if finished(job)}
-    if overwrite and exists(out / FILE):  # without a manifest it is this pack itself, not finished yet
+    if overwrite and exists(out / FILE):  # without a manifest the shards are this pack's own, unfinished
         remove(out / FILE)
         keep = set()
     for path in (path for split in SPLITS for path in out.glob(f"{split}-*.tar")):

@@ -1,4 +1,4 @@
-"""One pack shared by many nodes: which part a process is, and which parts are still missing."""
+"""One pack divided into parts for many nodes: the part of a process, and the parts that are still missing."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from genre_dist.storage import AnyPath
 
 
 def parse_part(text: str, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """`i/n` -> (i, n); `slurm` -> the task's place in its SLURM array. Raises ValueError saying what is expected."""
+    """`i/n` -> (i, n); `slurm` -> the task's index in its SLURM array. Raises ValueError naming the accepted forms."""
     if text == "slurm":
         return _slurm_part(environment)
     number, slash, parts = text.partition("/")
@@ -18,7 +18,7 @@ def parse_part(text: str, environment: Mapping[str, str] = os.environ) -> tuple[
 
 
 def _slurm_part(environment: Mapping[str, str]) -> tuple[int, int]:
-    """The maximum and the step, which SLURM sets as well, tell whether the numbers can be parts: evenly spaced."""
+    """The part of a SLURM array task. Raises ValueError unless the array's task ids are evenly spaced."""
     names = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "COUNT", "MIN", "MAX", "STEP")]
     values = [environment.get(name, "") for name in names]
     missing = [name for name, value in zip(names[:3], values[:3], strict=True) if not value.isdecimal()]
@@ -32,14 +32,14 @@ def _slurm_part(environment: Mapping[str, str]) -> tuple[int, int]:
     return index, count
 
 
-def marker(work: AnyPath, part: tuple[int, int]) -> AnyPath:
-    """Where a part works. The folder stays until the merge, which learns from it into how many parts was cut."""
+def part_folder(work: AnyPath, part: tuple[int, int]) -> AnyPath:
+    """The work folder of a part. It stays until the merge, whose message names the number of parts from it."""
     number, parts = part
     return work / f"{number % parts}-of-{parts}"
 
 
-def what_is_missing(out: AnyPath, missing: list[int], total: int, work: AnyPath) -> str:
-    """The merge's message: how many shards are not finished, by their numbers, and which commands make them."""
+def missing_shards_message(out: AnyPath, missing: list[int], total: int, work: AnyPath) -> str:
+    """The merge's error: the number of unfinished shards, and the commands that make them."""
     marks = [re.fullmatch(r"\d{1,9}-of-([1-9]\d{0,8})", path.name) for path in work.glob("*-of-*")]
     cut = {int(mark[1]) for mark in marks if mark}
     ways = [

@@ -1,4 +1,4 @@
-"""Posters of any kind -> RGB pixels of one shape -> JPEG, and what was odd about them."""
+"""Image files of any kind -> RGB pixels of one shape -> JPEG, with a note on unusual files."""
 
 import io
 from contextlib import suppress
@@ -15,17 +15,17 @@ from genre_dist.stream.decode import before_pixels
 Fit = Literal["squash", "crop", "pad"]
 
 MAX_PIXELS = 64_000_000
-"""A poster with more pixels is refused before it is decoded (a small file can name any size)."""
+"""An image with more pixels is refused before it is decoded (the header of a small file can name any size)."""
 MAX_BYTES = 256 << 20
 """A larger file is refused before it is read."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""What posters may be; Pillow knows formats that start other programs (EPS runs Ghostscript)."""
+"""Accepted formats; Pillow has others that start programs (EPS runs Ghostscript)."""
 HALVE_FROM = 6
 """Posters this many times larger than the shards' are decoded at half their size, which libjpeg does in the DCT.
 
-Area averaging over 3 pixels or more hides the difference: on 120 real posters of 320 x 474 made 53 x 53, 42.8 dB on
-the mean and 35 dB at worst against full decoding, where coding the result at quality 90 costs 31 dB. From twice the
-size on, as is often done, it is 31 dB on the mean and 22 dB at worst, more than the coding costs: visible, so not done.
+Area averaging over 3 pixels or more hides the difference: on 120 real posters of 320 x 474 resized to 53 x 53, it is
+42.8 dB on the mean and 35 dB at worst against full decoding, where JPEG quality 90 costs 31 dB. From twice the size on,
+the usual choice, it is 31 dB on the mean and 22 dB at worst: visible, as it exceeds the loss of the JPEG.
 (Measured with simplejpeg 1.9 on 2026-11-23; benchmarks/pack.py repeats it with generated posters.)
 """
 UNTOUCHED = "untouched"
@@ -37,9 +37,9 @@ Image.MAX_IMAGE_PIXELS = None  # the limit above is checked instead, from the he
 
 
 def square_jpeg(data: bytes, size: int, fit: Fit, quality: int) -> tuple[bytes, str]:
-    """An image file -> a JPEG of size x size pixels, and what was odd about the file ('' if nothing, see `load_rgb`).
+    """An image file -> a JPEG of size x size pixels, and a note on the file ('' for a plain one, see `load_rgb`).
 
-    A plain RGB JPEG that has the shape already is UNTOUCHED: its own bytes. Raises ValueError saying what is wrong.
+    A plain RGB JPEG that has the shape already keeps its bytes; its note is UNTOUCHED. Raises ValueError as `load_rgb`.
     """
     pixels, odd = load_rgb(data, least=HALVE_FROM * size)
     if not odd and pixels.shape[:2] == (size, size):
@@ -51,16 +51,16 @@ def square_jpeg(data: bytes, size: int, fit: Fit, quality: int) -> tuple[bytes, 
 
 
 def load_rgb(data: bytes, least: int | None = None) -> tuple[NDArray[np.uint8], str]:
-    """An image file -> uint8 [height, width, 3] RGB, upright, and what makes it no plain RGB JPEG; '' if it is one.
+    """An image file -> uint8 [height, width, 3] RGB, upright, and its difference from a plain RGB JPEG ('' for none).
 
     Greyscale, CMYK, palettes and transparency become RGB; EXIF rotation is applied. A plain JPEG whose sides are both
     `least` pixels or more is decoded at half its size, if that and its middle fall on whole pixels. A JPEG that libjpeg
-    only warns of is decoded, and the warning is odd. Raises ValueError for what is no whole image, or larger than
-    MAX_PIXELS.
+    only warns of is decoded, and the note quotes the warning. Raises ValueError for a damaged image, for another kind
+    of file, and for more than MAX_PIXELS.
     """
     try:
         if shape := _plain_shape(data):
-            with suppress(ValueError):  # simplejpeg refuses warnings too
+            with suppress(ValueError):  # simplejpeg refuses files with warnings too; Pillow takes them below
                 return _decode(data, *shape, least), ""
         return _general(data)
     except UnidentifiedImageError:
@@ -70,9 +70,9 @@ def load_rgb(data: bytes, least: int | None = None) -> tuple[NDArray[np.uint8], 
 
 
 def _plain_shape(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG that needs nothing but decoding; None for all else, which Pillow looks into.
+    """Height and width of a JPEG that needs nothing but decoding; None for every other file, which Pillow reads.
 
-    (Pillow takes 60 us to tell the same, a fortieth of packing a poster.)
+    (Pillow would take 60 us for this answer, a fortieth of packing a poster.)
     """
     if not data.startswith(b"\xff\xd8\xff"):
         return None
@@ -104,7 +104,7 @@ def _decode(data: bytes, height: int, width: int, least: int | None) -> NDArray[
 
 
 def _general(data: bytes) -> tuple[NDArray[np.uint8], str]:
-    """The pixels of any image file, turned upright, and what is odd about it."""
+    """The pixels of any image file, turned upright, and a note on its kind."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as opened:  # reads the header only
         _check_pixels(opened.height, opened.width)
         orientation = opened.getexif().get(_EXIF_ORIENTATION, 1)
@@ -119,9 +119,9 @@ def _general(data: bytes) -> tuple[NDArray[np.uint8], str]:
 
 
 def _warning(data: bytes) -> str:
-    """What libjpeg finds wrong with a JPEG, '' if nothing. Raises ValueError if the pixels end before the picture does.
+    """The warning of libjpeg on a JPEG, '' without one. Raises ValueError if the pixels end before the image does.
 
-    (Pillow raises for files that end early, not where an end mark stands too early: there it paints the rest grey.)
+    (Pillow raises for files that end early, but not for an end mark that comes too early: it paints the rest grey.)
     """
     try:
         colours = simplejpeg.decode_jpeg_header(data)[2]
@@ -134,9 +134,9 @@ def _warning(data: bytes) -> str:
 
 
 def square(pixels: NDArray[np.uint8], size: int, fit: Fit) -> NDArray[np.uint8]:
-    """Resize to [size, size, 3]: squashed, the middle square cut out, or padded with black.
+    """Resize to [size, size, 3]: squashed, cropped to the middle square, or padded with black.
 
-    Area averaging where it shrinks (no aliasing), cubic where it grows.
+    Shrinking averages areas (no aliasing), growing is cubic.
     """
     height, width = pixels.shape[:2]
     if fit == "crop":

@@ -1,4 +1,4 @@
-"""One shard: films in, a tar, its index and a report out, all or nothing."""
+"""Packing of one shard: films -> a tar, its index and a report, which is written last."""
 
 import errno
 import hashlib
@@ -46,12 +46,12 @@ from genre_dist.stream.manifest import Shard
 from genre_dist.workers import outcomes
 
 READ_AHEAD = 16
-"""Posters asked for at a time, where the catalogue is remote."""
+"""Posters requested at a time from a remote catalogue."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One shard to be packed: its films lie in `films`, a file of JSON lines in the order of the shard."""
+    """One shard to pack: `films` is a file of JSON lines, the shard's films in order."""
 
     out: AnyPath
     file: str
@@ -60,12 +60,12 @@ class Job:
     films: Path
     films_sha256: str
     words: Path
-    """The vocabulary."""
+    """The vocabulary file."""
     recipe: Recipe
 
 
 def finished(job: Job) -> Report | None:
-    """The report of a shard that is already packed from the same films in the same way, else None; shortened."""
+    """The shortened report of a shard that is already packed from the same films by the same recipe, else None."""
     report = read_report(job.out / job.file, damaged_is_none=True)
     if report is None or report.key != _key(job) or films_of(job.out, report.shard) is None:
         return None
@@ -77,7 +77,7 @@ def _key(job: Job) -> str:
 
 
 def films_of(out: AnyPath, shard: Shard) -> NDArray[np.int64] | None:
-    """The films of a shard by its index, None if its tar or its index is missing or another one."""
+    """The ids of a shard's films from its index, None if its tar or its index is missing or another shard's."""
     path = out / shard.file
     try:
         records, size = load_array(index_path(path)), file_size(path)
@@ -89,36 +89,36 @@ def films_of(out: AnyPath, shard: Shard) -> NDArray[np.int64] | None:
 
 @lru_cache(maxsize=1)
 def _load_words(path: Path, sha256: str) -> dict[str, int]:
-    """The vocabulary, read once by each worker; its checksum tells two of one name apart."""
+    """The vocabulary, read once by each worker; the checksum distinguishes two files of one name."""
     return load_words(path)
 
 
 def pack_shard(job: Job) -> Report:
     """Write one shard, its index and its report; returns the report, shortened.
 
-    Raises OSError with the file's name if it cannot be written; nothing half-written stays.
+    Raises OSError naming a file that cannot be written; no half-written file stays.
     """
-    cv2.setNumThreads(0)  # a shard is the work of one core; threads for a single poster would only wait for each other
+    cv2.setNumThreads(0)  # each core packs one shard; threads within a poster would only wait for each other
     path = job.out / job.file
-    remove(report_path(path))  # an older shard's must never stand beside the new tar
+    remove(report_path(path))  # an older report must never describe the new tar
     words = _load_words(job.words, job.recipe.vocabulary_sha256)
     records: list[tuple[int, int, int, int, int]] = []
     genres = [0] * len(INDEX_OF_ID)
     problems: list[UnusablePoster] = []
     odd: list[Odd] = []
-    outcomes: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     digest = hashlib.sha256()
     offset = 0
     with atomic_file(path) as file, open(job.films, encoding="utf-8") as films:
-        for film, (poster, outcome, note, why) in _with_posters(map(json.loads, films), job):
-            outcomes[outcome] += 1
-            if outcome == ODD:
+        for film, (poster, kind, note, reason) in _with_posters(map(json.loads, films), job):
+            kinds[kind] += 1
+            if kind == ODD:
                 odd.append({"tmdb_id": film["tmdb_id"], "odd": note})
-            elif outcome == UNREADABLE:
+            elif kind == UNREADABLE:
                 problems.append({"tmdb_id": film["tmdb_id"], "problem": note})
                 if "poster" in job.recipe.require:
-                    left_out[why] += 1
+                    left_out[reason] += 1
                     continue
             tokens = encode(tokenise(film["text"]), words) if film["text"].strip() else None
             data = sample(film, poster, tokens)
@@ -141,7 +141,7 @@ def pack_shard(job: Job) -> Report:
         shard=_shard(job, index, offset + len(tar.END), digest.hexdigest()),
         genre_counts=genres,
         left_out=dict(left_out),
-        posters=dict(sorted(outcomes.items())),
+        posters=dict(sorted(kinds.items())),
         odd=odd,
         problems=problems,
     )
@@ -150,7 +150,7 @@ def pack_shard(job: Job) -> Report:
 
 
 def _shard(job: Job, index: NDArray[np.void], size: int, sha256: str) -> Shard:
-    """What the manifest will tell of a tar of `size` bytes; index: RECORD [samples]."""
+    """The manifest's entry for a tar of `size` bytes; index: RECORD [samples]."""
     return Shard(
         file=job.file,
         split=job.split,
@@ -164,19 +164,19 @@ def _shard(job: Job, index: NDArray[np.void], size: int, sha256: str) -> Shard:
 
 
 class Outcome(NamedTuple):
-    """What became of a poster."""
+    """The result of packing a poster."""
 
     jpeg: bytes | None
     kind: str
-    """One of RESIZED, UNTOUCHED, ODD, UNREADABLE and NO_POSTER: what a report counts."""
+    """RESIZED, UNTOUCHED, ODD, UNREADABLE or NO_POSTER: the kinds that a report counts."""
     note: str
-    """What was odd about the file (`load_rgb` says it), or the file's name and what is wrong with it."""
-    why: str = NO_PICTURE
-    """The reason, if the film is left out because of it."""
+    """The note of `load_rgb` on an odd file, or the name of an unreadable file and its fault."""
+    reason: str = NO_PICTURE
+    """The reason under which a film without a readable poster is left out."""
 
 
 def _with_posters(films: Iterable[dict[str, Any]], job: Job) -> Iterator[tuple[dict[str, Any], Outcome]]:
-    """Each film with its poster as a JPEG of the shards' shape. Remote files are asked for READ_AHEAD at a time."""
+    """Each film with its poster as a JPEG of the shards' shape. Remote files are requested READ_AHEAD at a time."""
     if not is_remote(job.catalogue):
         yield from ((film, _outcome(film, _read(film, job), job)) for film in films)
         return
@@ -186,7 +186,7 @@ def _with_posters(films: Iterable[dict[str, Any]], job: Job) -> Iterator[tuple[d
 
 
 def _read(film: dict[str, Any], job: Job) -> bytes | OSError | None:
-    """The film's poster, or why it cannot be opened; None without one."""
+    """The bytes of a film's poster, or the error on opening it; None without a poster."""
     path = poster_file(job.catalogue, film["tmdb_id"])
     try:
         if film["poster"] is None:

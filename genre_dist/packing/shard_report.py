@@ -1,4 +1,4 @@
-"""What decides a shard's bytes, and the report that tells of a shard that is finished."""
+"""The recipe, which decides a shard's bytes, and the report, which marks a shard as finished."""
 
 import hashlib
 import json
@@ -18,19 +18,19 @@ from genre_dist.stream.manifest import Shard
 from genre_dist.validation import Count, parse_json
 
 RESIZED, ODD, UNREADABLE, NO_POSTER = "resized", "odd", "unreadable", "none"
-"""What became of a poster, beside `posters.UNTOUCHED`."""
+"""Results of packing a poster, beside `posters.UNTOUCHED`."""
 NO_PICTURE, NO_FILE, NOT_OPENED = "unreadable poster", "missing poster file", "poster file that cannot be opened"
-"""Why films are left out for their posters."""
+"""Reasons for leaving a film out because of its poster."""
 
 LARGEST_REPORT = 1 << 30
-"""Bytes: a line for each odd poster of a large shard."""
+"""Bytes of a report with a line for each odd poster of a large shard."""
 _REMEDY = "run the same pack again, it makes the shard anew"
 Int64 = Annotated[int, Interval(ge=-(2**63), lt=2**63)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What decides a shard's bytes, beside its films. ValueError for a value that makes no sense."""
+    """The options that, with its films, decide a shard's bytes. Raises ValueError for an impossible value."""
 
     require: tuple[str, ...] = ("poster", "overview")
     text: str = "overview"
@@ -39,7 +39,7 @@ class Recipe:
     quality: int = 90
     shard_size: int = 1000
     vectors_sha256: str = ""
-    """Of the file of word vectors, '' without one: it decides which words seen once are kept."""
+    """Of the file of word vectors, '' without one; its words are kept in the vocabulary even if seen only once."""
     vocabulary_sha256: str = ""
 
     def __post_init__(self) -> None:
@@ -72,41 +72,41 @@ class UnusablePoster(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a shard was made from, and what became of its films."""
+    """The inputs of a shard, and the results for its films."""
 
     key: str
-    """Of the recipe and the films, see `recipe_key`."""
+    """Hash of the recipe and the films, see `recipe_key`."""
     recipe: Recipe
     shard: Shard
     genre_counts: Annotated[list[Count], Len(len(GENRES), len(GENRES))]
     left_out: dict[str, Count]
     posters: dict[str, Count] = field(default_factory=dict)
-    """How many were RESIZED, ODD, ...; older reports do not tell."""
+    """Kind (RESIZED, ODD, ...) -> posters; empty in older reports."""
     odd: list[Odd] = field(default_factory=list)
     problems: list[UnusablePoster]
 
 
 def recipe_key(recipe: Recipe, split: str, films_sha256: str) -> str:
-    """Identifies what the shard's bytes should be; a finished shard with the same key is left alone."""
+    """A hash of the inputs that decide a shard's bytes; a finished shard with the same key is not packed again."""
     identity = json.dumps([asdict(recipe), split, films_sha256], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def report_path(shard: AnyPath) -> AnyPath:
-    """The shard's report, written last: a shard without one is not finished."""
+    """The path of a shard's report, which is written last: a shard without one is not finished."""
     return shard.with_suffix(".report.json")
 
 
 def save_report(report: Report, shard: AnyPath) -> None:
-    """Write a shard's report, whole or not at all."""
+    """Write a shard's report atomically."""
     with atomic_file(report_path(shard), "w") as file:
         json.dump(asdict(report), file, indent=1)
 
 
 def read_report(shard: AnyPath, damaged_is_none: bool = False) -> Report | None:
-    """A shard's report, None if it has none. Raises ValueError for one that is damaged, or of another shard.
+    """A shard's report, None if it has none. Raises ValueError for a damaged report, or one of another shard.
 
-    Where a damaged one counts as none, the shard is packed again; where a server does not answer, nothing is packed.
+    With `damaged_is_none` a damaged report counts as none, so the shard is packed again; server errors always raise.
     """
     path = report_path(shard)
     try:
@@ -125,12 +125,12 @@ def read_report(shard: AnyPath, damaged_is_none: bool = False) -> Report | None:
 
 
 def shortened(report: Report) -> Report:
-    """With one example of its odd and unreadable posters: with all of all shards, memory would grow with the films."""
+    """A report with one example each of odd and unreadable posters, so that memory does not grow with the films."""
     return replace(report, odd=report.odd[:1], problems=report.problems[:1])
 
 
 def poster_lines(reports: Iterable[Report]) -> list[str]:
-    """How many posters were odd or could not be read, with an example each; nothing if all were plain."""
+    """Lines that count the odd and the unreadable posters, with an example each."""
     posters = LeftOut()
     for report in reports:
         for odd in report.odd[:1]:

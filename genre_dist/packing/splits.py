@@ -1,4 +1,4 @@
-"""Which split a film belongs to and where it lies in it: two hashes of its id, so more data never moves a film."""
+"""The split of a film and its order within the split: two hashes of its id, so more data never moves a film."""
 
 import hashlib
 
@@ -12,7 +12,7 @@ def split_of(tmdb_id: int) -> str:
 
 
 def order_key(tmdb_id: int) -> int:
-    """Films are packed in the order of this number, so every shard is a random draw of its split."""
+    """The sort key of films in their split; its hash order makes every shard a random draw of the split."""
     return _hash(tmdb_id, b"order")
 
 

@@ -1,4 +1,4 @@
-"""Word vectors, read as a stream: GloVe's and word2vec's files, also compressed. Only the wanted rows are kept."""
+"""Word vectors, streamed from files of GloVe and word2vec, also compressed. Only the wanted rows are kept."""
 
 import codecs
 import gzip
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from genre_dist.printable import printable
 from genre_dist.storage import AnyPath, exists, opened
 
-LONGEST_LINE = 1 << 20  # bytes; what is longer is no line of text
+LONGEST_LINE = 1 << 20  # bytes; a longer line is no line of vectors
 LONGEST_WORD = 10_000  # bytes
 CHUNK = 1 << 20
 SETTLING = 20
-"""Rows that settle the width of a text whose first line does not tell it: most of them have it."""
+"""Rows that decide the width of a text without a heading: the width of most of them."""
 _ENDINGS = (".txt", ".vec", ".bin")
 _HEAD = re.compile(rb"(\d{1,15}) (\d{1,9})")
 
@@ -30,26 +30,26 @@ Row = tuple[str, NDArray[np.float32]]
 
 
 class WordVectors(NamedTuple):
-    """What a file told of the wanted words."""
+    """The vectors that a file has for the wanted words."""
 
     file: str
-    """Its name, or that of the file in an archive."""
-    of: dict[str, NDArray[np.float32]]  # [dim] each
+    """The file's name, or that of the file in an archive."""
+    by_word: dict[str, NDArray[np.float32]]  # [dim] each
     notes: list[str]
-    """What is odd about the file, a line each."""
+    """Warnings about the file, a line each."""
 
     @property
     def dim(self) -> int:
-        return len(next(iter(self.of.values()), ()))
+        return len(next(iter(self.by_word.values()), ()))
 
 
 def read_vectors(path: AnyPath, wanted: Collection[str]) -> WordVectors:
-    """The wanted words' vectors, float32 [dim], of any width, from a file or a URL's place.
+    """The wanted words' vectors, float32 [dim], of any width, from a file or a URL.
 
-    Read are GloVe's and word2vec's text (`word number number ...` lines, with or without a first line `words width`),
-    word2vec's `.bin`, each also as `.gz` or alone in a `.zip`. Where a word has spaces, the last `width` fields are its
-    vector; of a word's rows the first counts. Raises ValueError naming the line or the word's number where the file is
-    damaged or cut short, and the files of an archive that has several.
+    The formats are GloVe's and word2vec's text (`word number number ...` lines, with or without a heading `words
+    width`) and word2vec's `.bin`, each also as `.gz` or alone in a `.zip`. The last `width` fields of a line are the
+    vector, as words may have spaces; of a word's rows the first counts. Raises ValueError naming the line or the word's
+    number where the file is damaged or cut short, and the files of an archive that has several.
     """
     vectors: dict[str, NDArray[np.float32]] = {}
     twice: set[str] = set()
@@ -80,7 +80,7 @@ def require_vectors(path: AnyPath) -> None:
 
 @contextmanager
 def _opened(path: AnyPath) -> Iterator[tuple[IO[bytes], str]]:
-    """The file's content, decompressed on the way, and its name without the compression's ending."""
+    """The file, decompressed while it is read, and its name without the compression's ending."""
     require_vectors(path)
     if path.suffix.lower() == ".zip":
         with opened(path) as packed, zipfile.ZipFile(packed) as archive:
@@ -103,21 +103,21 @@ def _only_file(archive: zipfile.ZipFile, path: AnyPath) -> str:
         endings = ", ".join(_ENDINGS)
         raise ValueError(f"{path}: no file of vectors ({endings}) in this archive; unpack them and name their file")
     if len(fitting) > 1:
-        shown = ", ".join(map(printable, fitting[:10])) + (", ..." if len(fitting) > 10 else "")
+        listed = ", ".join(map(printable, fitting[:10])) + (", ..." if len(fitting) > 10 else "")
         raise ValueError(
-            f"{path}: {len(fitting)} files of this archive may be meant: {shown}; unpack the one you want and name it "
+            f"{path}: {len(fitting)} files of this archive may be meant: {listed}; unpack the one you want and name it "
             "with --vectors"
         )
     return fitting[0]
 
 
 def _is_of_the_system(name: str) -> bool:
-    """What macOS adds to archives, and hidden files."""
+    """Whether a name is a hidden file or one that macOS adds to archives."""
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 def _may_hold_vectors(archive: zipfile.ZipFile, name: str) -> bool:
-    """Whether a file begins with a row of numbers, as a text about the vectors does not."""
+    """Whether a file begins with a row of numbers; a README does not."""
     with archive.open(name) as file:
         last = file.readline(LONGEST_LINE).split()[-1:]
     try:
@@ -158,7 +158,7 @@ def _text_rows(file: IO[bytes], path: AnyPath, keys: set[bytes], notes: list[str
 
 
 def _lines(file: IO[bytes], path: AnyPath) -> Iterator[bytes]:
-    """Lines of a text without their ends. Raises ValueError for one that does not end."""
+    """Lines of a text without their line endings. Raises ValueError for a line longer than LONGEST_LINE."""
     for number in count(1):
         line = file.readline(LONGEST_LINE)
         if not line:
@@ -170,7 +170,7 @@ def _lines(file: IO[bytes], path: AnyPath) -> Iterator[bytes]:
 
 
 def _usual_width(lines: list[bytes]) -> int:
-    """How many numbers most of these rows end in, their words left out."""
+    """The number of numbers at the end of a row, by majority of these rows."""
     widths = Counter(sum(1 for _ in takewhile(_is_number, line.split(b" ")[:0:-1])) for line in lines)
     return max(widths, key=widths.__getitem__, default=0)
 
@@ -199,7 +199,7 @@ def _is_number(text: bytes) -> bool:
 
 
 def _binary_rows(file: IO[bytes], path: AnyPath, keys: set[bytes]) -> Iterator[Row]:
-    """Wanted words of word2vec's binary form: `words width`, then for each a word, a space and float32 numbers."""
+    """Wanted words of word2vec's binary form: `words width`, then each word, a space and its float32 numbers."""
     head = file.readline(100).split()
     if len(head) != 2 or not all(part.isdigit() for part in head) or not 1 <= int(head[1]) <= 100_000:
         raise ValueError(f"{path}: does not begin as a .bin of word2vec, with a line of two numbers")
@@ -225,7 +225,7 @@ def _binary_rows(file: IO[bytes], path: AnyPath, keys: set[bytes]) -> Iterator[R
 def matrix_for(words: list[str], vectors: Mapping[str, NDArray[np.float32]], seed: int = 0) -> NDArray[np.float32]:
     """A vector for every word, float32 [words, dim].
 
-    The file's where there is one, zeros for <pad>, and for the others draws with the file's own deviation.
+    Words without a vector get normal draws with the standard deviation of the file's vectors, <pad> gets zeros.
     """
     dim = len(next(iter(vectors.values())))
     spread = float(np.std(np.stack(list(vectors.values())[:10_000])))

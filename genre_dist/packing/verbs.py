@@ -1,4 +1,4 @@
-"""Console verbs that prepare shards: pack, inspect. Each imports only what it needs."""
+"""The console verbs pack and inspect; each imports only what it needs."""
 
 from argparse import Namespace
 
@@ -6,7 +6,7 @@ from genre_dist.verb_options import Verbs, names
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add this room's verbs to the console command."""
+    """Add the verbs of packing to the console command."""
     verb = verbs.add_parser(
         "pack",
         help="pack a catalogue into shards; run again to go on or to add new films",
@@ -90,7 +90,7 @@ def _inspect(arguments: Namespace) -> int:
     from genre_dist.stream.manifest import load_manifest
 
     manifest = load_manifest(arguments.shards)
-    with suppress(ValueError) if arguments.verify else nullcontext():  # what is wrong is told below
+    with suppress(ValueError) if arguments.verify else nullcontext():  # `verify` reports the fault below
         print_summary(manifest)
     if not arguments.verify:
         return 0

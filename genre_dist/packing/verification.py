@@ -1,4 +1,4 @@
-"""Whether shards are whole: every number and checksum of the manifest against the files, and every sample decoded."""
+"""Verification of shards: every number and checksum of the manifest against the files, and every sample decoded."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -23,39 +23,39 @@ from genre_dist.stream.words import load_vectors, load_words
 
 _FAULTS = (ValueError, KeyError, OSError, EOFError)
 _ROWS = 1 << 16
-"""Word vectors looked at in one go."""
+"""Word vectors checked at a time."""
 
 
 def verify(manifest: Manifest) -> list[str]:
-    """Check all that the manifest says, and every sample; returns one line for each fault, naming file and film.
+    """Check the whole manifest and every sample; returns one line for each fault, naming file and film.
 
-    Found are: changed, missing or cut files, an index, a report or a manifest that disagrees with the tar, missing or
+    Faults are: changed, missing or cut files, an index, a report or a manifest that disagrees with the tar, missing or
     damaged members, bytes that belong to no sample, labels and tokens out of range, a film twice or in the wrong split.
-    Raises ValueError for encodings, which are made again where they are damaged.
+    Raises ValueError for encodings: damaged ones are simply made again.
     """
     if manifest.encoding is not None:
         raise ValueError(f"{manifest.folder}: these are encodings; verify the shards they were made from")
     faults = list(_check_words(manifest))
     if manifest.split_rule != RULE:
         faults.append(f"{FILE}: its split rule is not the one that films are compared with here: {RULE}")
-    verified = _Verified(manifest)
+    checker = _ShardChecker(manifest)
     with progress_bar() as progress:
         for shard in progress.track(manifest.shards, description="verifying shards"):
             path = manifest.folder / shard.file
             try:
                 with local_copy(path) as file:
-                    shard_faults = list(verified.check(path, file, shard))
+                    shard_faults = list(checker.check(path, file, shard))
             except _FAULTS as error:
                 fault = str(error)
                 shard_faults = [fault if str(path.with_suffix("")) in fault else f"{path}: {fault}"]
             faults += shard_faults
-    faults = faults or list(verified.check_genres())
+    faults = faults or list(checker.check_genres())
     faults = faults or list(_check_reports(manifest))
     return [printable(fault) for fault in faults]
 
 
-def films_there_twice(manifest: Manifest) -> set[int]:
-    """Films that the indexes name more than once, found by sorting 8 bytes a film; a damaged index is skipped."""
+def repeated_films(manifest: Manifest) -> set[int]:
+    """Films that the indexes name more than once, by sorting 8 bytes a film; a damaged index is skipped."""
     ids_of = [np.empty(0, np.int64)]
     for shard in manifest.shards:
         with suppress(*_FAULTS):
@@ -67,7 +67,7 @@ def films_there_twice(manifest: Manifest) -> set[int]:
 
 
 def _check_words(manifest: Manifest) -> Iterator[str]:
-    """The vocabulary and its vectors."""
+    """Faults of the vocabulary and its vectors."""
     text = manifest.text
     path = manifest.folder / text["vocabulary"]
     try:
@@ -88,18 +88,18 @@ def _check_words(manifest: Manifest) -> Iterator[str]:
             return
 
 
-class _Verified:
-    """What was seen in the shards so far."""
+class _ShardChecker:
+    """Checks one shard after the other and counts their genres."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
-        self._places = {genre.id: number for number, genre in enumerate(manifest.genres)}
+        self._index_of_genre = {genre.id: number for number, genre in enumerate(manifest.genres)}
         self._genres = {split: np.zeros(len(manifest.genres), np.int64) for split in SPLITS}
-        self._twice = films_there_twice(manifest)
-        self._seen: set[int] = set()
+        self._repeated = repeated_films(manifest)
+        self._seen_repeated: set[int] = set()
 
     def check(self, path: AnyPath, local: Path, shard: Shard) -> Iterator[str]:
-        """A shard's files against each other and the manifest. `local` is its tar."""
+        """Compare a shard's files with each other and the manifest. `local` is its tar on this machine."""
         yield from _check_file(path, local, shard)
         try:
             records = load_array(index_path(path))
@@ -125,63 +125,63 @@ class _Verified:
     def _check_sample(self, file: IO[bytes], record: np.void, shard: Shard) -> list[str]:
         film, offset, size = (int(record[name]) for name in ("id", "offset", "size"))
         faults = []
-        if film in self._seen:
+        if film in self._seen_repeated:
             faults.append("the film is in the shards twice")
-        if film in self._twice:
-            self._seen.add(film)
+        if film in self._repeated:
+            self._seen_repeated.add(film)
         if split_of(film) != shard.split:
             faults.append(f"the film belongs to {split_of(film)}, not {shard.split}")
         try:
             if offset < 0 or offset + size > file.seek(0, 2):
                 raise ValueError(f"{size:,} bytes there are more than the tar has")
             file.seek(offset)
-            parts = read_members(file.read(size), film)
-            faults += self._check_members(record, parts, shard.split)
-            if sum(tar.BLOCK + tar.padded(len(part)) for part in parts.values()) != size:
+            members = read_members(file.read(size), film)
+            faults += self._check_members(record, members, shard.split)
+            if sum(tar.BLOCK + tar.padded(len(part)) for part in members.values()) != size:
                 faults.append("there are bytes among its members that belong to none: links, or a member twice")
         except _FAULTS as error:
             faults.append(f"no member .{error.args[0]}" if isinstance(error, KeyError) else str(error))
         return faults
 
-    def _check_members(self, record: np.void, parts: dict[str, memoryview], split: str) -> Iterator[str]:
-        """One film's members, decoded as training decodes them."""
+    def _check_members(self, record: np.void, members: dict[str, memoryview], split: str) -> Iterator[str]:
+        """Faults of one film's members, decoded as training decodes them."""
         manifest = self._manifest
         has = {name for name, flag in FLAGS.items() if record["has"] & flag}
         wanted = {"json"} | {MEMBER_OF[name] for name in has}
-        if missing := sorted(wanted - parts.keys()):
+        if missing := sorted(wanted - members.keys()):
             yield f"no member .{', .'.join(missing)}"
-        if strange := sorted(parts.keys() - wanted):
+        if strange := sorted(members.keys() - wanted):
             yield f"the index knows nothing of its member .{', .'.join(strange)}"
         if lacking := sorted(set(manifest.require) - has):
             yield f"it has no {' and no '.join(lacking)}, which the manifest requires"
-        if "json" in parts:
-            yield from self._check_about(parts["json"], int(record["id"]), split)
-        if "tokens.npy" in parts:
-            tokens = load_tokens(parts["tokens.npy"], manifest.text["words"])
+        if "json" in members:
+            yield from self._check_about(members["json"], int(record["id"]), split)
+        if "tokens.npy" in members:
+            tokens = load_tokens(members["tokens.npy"], manifest.text["words"])
             if min(len(tokens), 65_535) != record["tokens"]:
                 yield f"{len(tokens)} tokens where the index has {record['tokens']}"
-        if "jpg" in parts:
+        if "jpg" in members:
             size = manifest.image["size"]
-            decode_jpeg(parts["jpg"], np.empty((size, size, 3), np.uint8))
+            decode_jpeg(members["jpg"], np.empty((size, size, 3), np.uint8))
 
     def _check_about(self, data: memoryview, film: int, split: str) -> Iterator[str]:
         for genre in load_genres(data):
-            if genre in self._places:
-                self._genres[split][self._places[genre]] += 1
+            if genre in self._index_of_genre:
+                self._genres[split][self._index_of_genre[genre]] += 1
             else:
                 yield f"the genre {genre} is not in the manifest"
         if (other := load_about(data).get("tmdb_id", film)) != film:
             yield f"its .json tells of film {str(other)[:40]}"
 
     def check_genres(self) -> Iterator[str]:
-        """The counts of genres."""
+        """Compare the manifest's counts of genres with the shards checked."""
         for split in SPLITS:
             if self._genres[split].tolist() != self._manifest.genre_counts[split]:
                 yield f"{FILE}: genre_counts of {split} disagree with the shards"
 
 
 def _check_reports(manifest: Manifest) -> Iterator[str]:
-    """What packing told of the shards, where it is still there, and so how many films were left out for their files."""
+    """Compare the manifest with the reports that are still there, and so the films left out for their posters."""
     left_out: Counter[str] = Counter()
     missing = False
     for shard in manifest.shards:
@@ -204,13 +204,13 @@ def _check_reports(manifest: Manifest) -> Iterator[str]:
             yield f"{FILE}: {stated} films left out with {reason} where the reports of the shards have {count}"
 
 
-def _options(made: Report | Manifest) -> tuple[Any, ...]:
-    """Those that a manifest and a report both tell."""
-    if isinstance(made, Report):
-        recipe = made.recipe
+def _options(source: Report | Manifest) -> tuple[Any, ...]:
+    """The options that a manifest and a report both record."""
+    if isinstance(source, Report):
+        recipe = source.recipe
         return recipe.size, recipe.fit, recipe.quality, recipe.text, recipe.require, recipe.vocabulary_sha256
-    image, text = made.image, made.text
-    return image["size"], image["fit"], image["quality"], text["source"], made.require, text["vocabulary_sha256"]
+    image, text = source.image, source.text
+    return image["size"], image["fit"], image["quality"], text["source"], source.require, text["vocabulary_sha256"]
 
 
 def _check_file(path: AnyPath, local: Path, shard: Shard) -> Iterator[str]:
@@ -221,7 +221,7 @@ def _check_file(path: AnyPath, local: Path, shard: Shard) -> Iterator[str]:
 
 
 def _check_layout(file: IO[bytes], records: NDArray[np.void]) -> Iterator[str]:
-    """The samples lie one behind the other from the first byte on, and the end mark is behind the last one."""
+    """Faults of the layout: samples follow each other without gaps from byte 0, and the end mark follows the last."""
     ends = records["offset"] + records["size"]
     away = np.flatnonzero(records["offset"] != np.concatenate([[0], ends[:-1]]))
     if len(away):

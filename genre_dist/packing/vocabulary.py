@@ -1,4 +1,4 @@
-"""Words: the tokeniser and the vocabulary."""
+"""The tokeniser and the vocabulary."""
 
 import hashlib
 import unicodedata
@@ -15,19 +15,19 @@ from genre_dist.stream.words import SPECIAL
 from genre_dist.stream.words import load_words as load_words
 
 MOST_WORDS = 2_000_000
-"""Different words counted at a time: about 250 MB."""
+"""Most different words in a count: about 250 MB."""
 
 
 def tokenise(text: str) -> list[str]:
-    """The study's rule: lower case, punctuation removed. A removed mark separates words.
+    """Split a text into words by the 2018 study's rule: lower case, no punctuation. A removed mark separates words.
 
-    (Joining the parts instead finds vectors for 97.7 % of the running words of 17,834 real films, this for 99.3 %.)
+    (Vectors exist for 99.3 % of the running words of 17,834 real films; for 97.7 % if the removed mark joined them.)
     """
     return text.lower().translate(_PUNCTUATION_TO_SPACE).split()
 
 
 class _PunctuationToSpace(dict[int, int]):
-    """Translation table over all of Unicode, filled as characters come up."""
+    """Translation table over all of Unicode, filled when a character first occurs."""
 
     def __missing__(self, point: int) -> int:
         self[point] = ord(" ") if unicodedata.category(chr(point)).startswith("P") else point
@@ -43,10 +43,10 @@ def encode(words: Iterable[str], ids: Mapping[str, int]) -> NDArray[np.int32]:
 
 
 def forget_rare(counts: Counter[str], most: int = MOST_WORDS) -> None:
-    """Bound a running count: when it holds more than `most` words, drop the rarest until half of them fit.
+    """Bound a running count: when it holds more than `most` words, drop the rarest until at most half remain.
 
-    A word that comes back begins anew, so its count is too low by at most the dropped count (nearly always 1) for each
-    time this happened. A word is lost to the vocabulary only if it never came twice between two such moments.
+    A dropped word that occurs again is counted from 0, so its count is too low by the dropped count (nearly always 1)
+    for each drop. The vocabulary loses a word only if it never occurs twice between two drops.
     """
     if len(counts) <= most:
         return
@@ -60,7 +60,7 @@ def forget_rare(counts: Counter[str], most: int = MOST_WORDS) -> None:
 def choose_words(counts: Counter[str], with_vector: Iterable[str] = (), least: int = 2) -> list[str]:
     """The vocabulary: the special words, then every word seen `least` times or having a vector, most frequent first.
 
-    Words seen once and without a vector are left to <unk>, so that <unk> gets trained.
+    Words seen once and without a vector become <unk>, so that <unk> is trained.
     """
     known = set(with_vector)
     kept = [word for word, count in counts.items() if (count >= least or word in known) and word not in SPECIAL]
@@ -68,7 +68,7 @@ def choose_words(counts: Counter[str], with_vector: Iterable[str] = (), least: i
 
 
 def words_sha256(words: list[str]) -> str:
-    """Identifies a vocabulary: the SHA-256 of the file `save_words` writes."""
+    """The SHA-256 of the file that `save_words` writes; it identifies a vocabulary."""
     return hashlib.sha256(_lines(words)).hexdigest()
 
 

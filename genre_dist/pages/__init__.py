@@ -1,1 +1,1 @@
-"""The pages for people: one HTML file each, with everything in it."""
+"""HTML pages, each a single self-contained file."""

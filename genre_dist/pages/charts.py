@@ -1,4 +1,4 @@
-"""Where things lie in a chart, in per cent of its width and height: the templates draw them. Pure."""
+"""Positions of marks in a chart, in per cent of its width and height; the templates draw them. Pure."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ Row = dict[str, Any]
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) between low and high, about so many."""
+    """About `wanted` round numbers between low and high, with steps of 1, 2 or 5 times a power of ten."""
     span = max(high - low, 1e-9)
     raw = span / wanted
     power = 10.0 ** math.floor(math.log10(raw))
@@ -18,7 +18,7 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def forest(rows: Sequence[Row], zero: bool, label: Callable[[float], str]) -> Row:
-    """Values with intervals on one axis: each row gets `at`, `from` and `to`, in per cent; `zero` puts zero on it.
+    """A forest plot: each row gets the positions `at`, `from` and `to`; with `zero`, the axis includes zero.
 
     Rows have `value`, and `low` and `high` where there is an interval.
     """
@@ -27,29 +27,29 @@ def forest(rows: Sequence[Row], zero: bool, label: Callable[[float], str]) -> Ro
     margin = 0.04 * max(high - low, 0.01)
     low, high = low - margin, high + margin
 
-    def place(value: float) -> float:
+    def percent(value: float) -> float:
         return round(100 * (value - low) / (high - low), 2)
 
     drawn = [
         row
         | {
-            "at": place(row["value"]),
-            "from": place(row["low"] if "low" in row else row["value"]),
-            "to": place(row["high"] if "high" in row else row["value"]),
+            "at": percent(row["value"]),
+            "from": percent(row["low"] if "low" in row else row["value"]),
+            "to": percent(row["high"] if "high" in row else row["value"]),
         }
         for row in rows
     ]
     return {
         "rows": drawn,
-        "zero": place(0.0) if zero else None,
-        "ticks": [{"at": place(value), "text": label(value)} for value in ticks(low, high, 4)],
+        "zero": percent(0.0) if zero else None,
+        "ticks": [{"at": percent(value), "text": label(value)} for value in ticks(low, high, 4)],
     }
 
 
 def lines(series: Sequence[Row], column: int, label: Callable[[float], str]) -> Row | None:
     """Curves over steps (column 0) or hours (column 1). A series has `name`, `style` and `points` [step, hours, value].
 
-    Each gets `path`, its points in a square of 1000; None where no series has two points.
+    Each series gets `path`, its points in a square of 1000. None if no series has two points.
     """
     series = [one for one in series if len(one["points"]) > 1]
     if not series:
@@ -84,7 +84,7 @@ def lines(series: Sequence[Row], column: int, label: Callable[[float], str]) -> 
 
 
 def reliability(curve: Sequence[Row]) -> list[Row]:
-    """Points of a reliability curve in a square of 100, with a radius by how many pairs they stand for."""
+    """Points of a reliability curve in a square of 100; the radius grows with the number of pairs."""
     most = max((point["pairs"] for point in curve), default=1)
     return [
         point

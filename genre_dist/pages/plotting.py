@@ -1,4 +1,4 @@
-"""What all figures made by matplotlib have in common."""
+"""Helpers for all matplotlib figures."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 from genre_dist.atomic import atomic_file
 from genre_dist.printable import printable
 
-matplotlib.rcParams["text.parse_math"] = False  # a $ is a $
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a title is no formula
 
 
 def label(text: str, most: int) -> str:
-    """Other people's text as it is shown in a figure, in so many letters."""
-    told = printable(text)
-    return told if len(told) <= most else f"{told[:most]}..."
+    """Untrusted text made printable and cut to `most` letters, for figures."""
+    safe = printable(text)
+    return safe if len(safe) <= most else f"{safe[:most]}..."
 
 
 def save(figure: Figure, path: Path) -> Path:

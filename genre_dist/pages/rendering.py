@@ -1,4 +1,4 @@
-"""Pages as HTML files that ask nothing of any network."""
+"""Rendering of templates to HTML files that need no network."""
 
 import base64
 from importlib.resources import files
@@ -14,13 +14,13 @@ from genre_dist.printable import printable
 
 
 def write_page(path: Path, template: str, **context: Any) -> None:
-    """Write a page, whole or not at all, as `render` makes it."""
+    """Render a template and write the page atomically."""
     with atomic_file(path, "w") as file:
         file.write(render(template, **context))
 
 
 def render(template: str, **context: Any) -> str:
-    """A page from a template of this folder; style and script are put into it."""
+    """A page from a template in templates/, with style and script inlined."""
     environment = Environment(
         loader=PackageLoader("genre_dist.pages"),
         autoescape=True,
@@ -43,7 +43,7 @@ def render(template: str, **context: Any) -> str:
 
 
 def _visible(value: Any) -> Any:
-    """Text with its lines, and without what would reorder or hide it; markup of ours as it is."""
+    """Text made printable line by line, so that no control character hides or reorders it; Markup unchanged."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return "\n".join(map(printable, value.split("\n")))
@@ -55,5 +55,5 @@ def picture(data: bytes, kind: str = "jpeg") -> str:
 
 
 def points(value: float) -> str:
-    """A difference of shares in points of a hundred, with its sign."""
+    """A difference of shares in percentage points, with its sign."""
     return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")

@@ -1,7 +1,7 @@
-"""Messages between ranks beside their collectives: that a rank works, and how one ended before its time.
+"""Messages between ranks beside their collectives: progress, and a rank's premature end.
 
-It goes over the store in which the ranks have met, about once a second. One thread with a connection of its own does
-all the talking: it may get stuck (the rank that hosts the store is frozen) without keeping anybody else.
+The messages go through the rendezvous store, about once a second. One thread with its own connection sends and receives
+them: it may block (if the rank that hosts the store is frozen) without blocking another thread.
 """
 
 import json
@@ -17,12 +17,12 @@ import torch.distributed as dist
 from genre_dist.parallel import processes
 
 PATIENCE_SECONDS = 10.0
-"""A rank waits for messages of the others, or for their reading of its own, so long at most."""
+"""Longest wait of a rank for messages of the others, or for their receipt of its own."""
 KILLED = "is gone without a word: it was killed, or its machine is lost"
 
 
 class End(NamedTuple):
-    """How a rank ended before its time, and the exit code of those that cannot go on without it."""
+    """A rank's premature end, and the exit code of the ranks that cannot continue without it."""
 
     rank: int
     host: str
@@ -41,26 +41,26 @@ class _Peer(NamedTuple):
 
 
 def sign_in(store: dist.Store, rank: int) -> None:
-    """Tell the others who this rank is, before any of them looks."""
+    """Register this rank in the store, before any other rank looks."""
     store.set(f"rank {rank}", json.dumps(_Peer(socket.gethostname(), os.getpid(), processes.identity(os.getpid()))))
     store.set(f"sign {rank}", "0")
 
 
 class Board:
-    """A rank's view of all ranks, which have signed in.
+    """A rank's view of all registered ranks.
 
-    `hear` is called once, in the board's thread, when one of them has ended before its time.
+    The board's thread calls `hear` once, at the first premature end of a rank.
     """
 
     def __init__(
         self, store: dist.Store, host: int | None, rank: int, size: int, seconds: float, hear: Callable[[End], None]
     ) -> None:
-        """`host`: the rank with which the store goes, if it is not the launcher's; `seconds` between two looks."""
+        """`host` is the rank that hosts the store, None if the launcher does; `seconds` is the polling interval."""
         self.host, self.rank, self.size, self.seconds = host, rank, size, seconds
         self.moved = time.monotonic()
-        """When a rank was last seen to make progress."""
+        """Time of the last progress of any rank."""
         self.end: End | None = None
-        """The first end before its time."""
+        """The first premature end."""
         self._store, self._hear = store, hear
         self._worked = self._sent = self._total = self._looks = self._heard = 0
         self._peers: list[_Peer] = []
@@ -74,32 +74,32 @@ class Board:
 
     @property
     def is_host(self) -> bool:
-        """Whether the store goes with this rank."""
+        """Whether this rank hosts the store."""
         return self.host == self.rank
 
     def progress(self) -> None:
-        """This rank has done a piece of work."""
+        """Count a unit of this rank's work."""
         self._worked += 1
 
     def own_end(self, code: int, why: str) -> End:
-        """An end of this rank."""
+        """An `End` of this rank."""
         return End(self.rank, socket.gethostname(), os.getpid(), code, why)
 
     def tell(self, end: End) -> None:
-        """Tell the others how this rank ends; returns when it is noted. An end that was noted before stays the one."""
+        """Publish this rank's end; returns when the store has it. An earlier end of another rank stays valid."""
         self._note = end
         self._until(lambda: self.end is not None)
 
     def linger(self) -> None:
-        """Return when all ranks that live have heard of the end."""
+        """Wait until all live ranks have received the end."""
         end = self.end
         if end is not None:
             self._until(lambda: self._heard >= self.size - (end.why == KILLED))
 
     def find_end(self) -> End | None:
-        """After an error that the end of a rank may have caused: that end, if there is one.
+        """The premature end that may have caused an error of this rank, if there is one.
 
-        A rank of another machine that was killed gives no sign of life for some seconds.
+        A killed rank of another machine shows by missing signs of life for some seconds.
         """
         self._looking_for_signs = True
         self._until(lambda: self.end is not None or len(self._signs) > 0)
@@ -112,13 +112,13 @@ class Board:
         return self.end
 
     def close(self) -> None:
-        """Say and hear no more."""
+        """Stop sending and receiving."""
         self._closed.set()
         self._wake.set()
         self._thread.join(PATIENCE_SECONDS)
 
     def _until(self, condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
-        """Look more often, until then, or until there is no more to be learned."""
+        """Poll more often until the condition holds, the time is over, or the store is lost."""
         ends = time.monotonic() + seconds
         while not condition() and not self._lost and time.monotonic() < ends:
             self._wake.set()
@@ -131,7 +131,7 @@ class Board:
                 self._look()
                 self._wake.wait(self.seconds)
                 self._wake.clear()
-        except dist.DistError:  # the store is gone with its host
+        except dist.DistError:  # the store ended with its host
             if self.end is None and self.host is not None and self._peers:
                 end = self._killed(self.host)
                 self._hear(end)
@@ -152,7 +152,7 @@ class Board:
         if self.end is not None:
             self._heard = self._store.add("heard", 0)
         elif note := self._note or (None if dead is None else self._killed(dead)):
-            self._take(self._store.compare_set("end", "", json.dumps(note)))  # what was noted before comes back
+            self._take(self._store.compare_set("end", "", json.dumps(note)))  # returns an earlier end if there is one
         elif self._store.check(["end"]):
             self._take(self._store.get("end"))
 
@@ -160,7 +160,7 @@ class Board:
         end = End(*json.loads(message))
         self._hear(end)
         self._store.add("heard", 1)
-        self.end = end  # last: who sees it may be about to exit
+        self.end = end  # last, as a thread that sees it may exit
 
     def _killed(self, rank: int) -> End:
         return End(rank, self._peers[rank].host, self._peers[rank].pid, 1, KILLED)

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration, made from ours; a JSON file may change what is DeepSpeed's own business."""
+"""DeepSpeed's configuration, derived from the run's; a JSON file may set options that concern DeepSpeed alone."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import Any
 from genre_dist.config import Batches, Config
 
 REDUCE_BUCKET = 50_000_000
-"""Gradients (numbers) that are added up over the ranks at a time, unless a JSON file says otherwise. DeepSpeed's own
-default of 5e8 would take 2 GB of every card, whatever the model; 200 MB keep a link of 400 Gb/s busy for 4 ms."""
-OURS = {
+"""Elements of a bucket of the gradients' all-reduce, unless a JSON file says otherwise. DeepSpeed's default of 5e8
+takes 2 GB of every GPU, whatever the model; 200 MB keep a link of 400 Gb/s busy for 4 ms."""
+FROM_CONFIG = {
     "train_batch_size": "data.global_batch",
     "train_micro_batch_size_per_gpu": "data.micro_batch",
     "gradient_accumulation_steps": "data.global_batch and data.micro_batch",
@@ -23,8 +23,8 @@ OURS = {
     "zero_optimization.stage": "parallel.strategy",
     "zero_optimization.offload_optimizer": "parallel.offload_optimizer",
 }
-"""What DeepSpeed calls a setting -> what we call it. A JSON file may not say it a second time."""
-THEIRS = (
+"""DeepSpeed's name of a setting -> the configuration's, from which it follows. A JSON file must not repeat it."""
+DEEPSPEED_ONLY = (
     "zero_optimization",
     "communication_data_type",
     "seq_parallel_communication_data_type",
@@ -36,13 +36,13 @@ THEIRS = (
     "flops_profiler",
     "aio",
 )
-"""Sections a file may have: none of them changes what is computed, but for the rounding of what is sent."""
+"""Sections that a file may have: none of them changes results, except for rounding in communication."""
 
 
 def engine_config(config: Config, batches: Batches, precision: str, pin_memory: bool) -> dict[str, Any]:
-    """The whole configuration of DeepSpeed's engine.
+    """The complete configuration of DeepSpeed's engine.
 
-    Raises ValueError if `parallel.deepspeed_config` cannot be read or holds what is not its to say.
+    Raises ValueError if `parallel.deepspeed_config` is unreadable or has a setting that it may not have.
     """
     parallel = config.parallel
     zero: dict[str, Any] = {
@@ -59,11 +59,11 @@ def engine_config(config: Config, batches: Batches, precision: str, pin_memory: 
         "gradient_accumulation_steps": batches.accumulation,
         "gradient_clipping": config.optim.clip_norm or 0.0,
         "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,  # ours is torch's AdamW, on the CPU too: nothing to compile
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW runs on the CPU too, without compilation
         "steps_per_print": None,
     }
     if precision == "bf16":
-        # weights and BatchNorm's statistics stay fp32, and gradients are added up in fp32: no module is "safe"
+        # weights, BatchNorm's statistics and sums of gradients stay fp32: no module is "safe"
         safe: list[str] = []
         settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": safe}
     overrides = read_overrides(config)
@@ -71,7 +71,7 @@ def engine_config(config: Config, batches: Batches, precision: str, pin_memory: 
 
 
 def bucket_bytes(config: Config) -> int:
-    """Memory of the buffer in which DeepSpeed adds fp32 gradients up; all stages allocate it whole.
+    """Memory of DeepSpeed's bucket of fp32 gradients; all stages allocate all of it.
 
     Raises ValueError as `read_overrides` does.
     """
@@ -92,10 +92,10 @@ def read_overrides(config: Config) -> dict[str, Any]:
     if not isinstance(overrides, dict) or not isinstance(overrides.get("zero_optimization", {}), dict):
         raise ValueError(f"{where}: expected an object of DeepSpeed settings")
     for key in (*overrides, *(f"zero_optimization.{key}" for key in overrides.get("zero_optimization", {}))):
-        if key in OURS:
-            raise ValueError(f"{where}: {key} follows from {OURS[key]}; set that and leave it out of the file")
-        if key not in THEIRS and "." not in key:
+        if key in FROM_CONFIG:
+            raise ValueError(f"{where}: {key} follows from {FROM_CONFIG[key]}; set that and leave it out of the file")
+        if key not in DEEPSPEED_ONLY and "." not in key:
             raise ValueError(
-                f"{where}: {key} would change more than how the work is spread; allowed: {', '.join(THEIRS)}"
+                f"{where}: {key} would change more than how the work is spread; allowed: {', '.join(DEEPSPEED_ONLY)}"
             )
     return overrides

@@ -1,4 +1,4 @@
-"""The GPU of a rank: which one it takes, whether it can compute, whether other ranks are on it, what memory is free."""
+"""The GPU of a rank: its choice, a check that it computes, other ranks on it, and its free memory."""
 
 import json
 import os
@@ -13,32 +13,32 @@ import torch.distributed as dist
 from genre_dist.parallel.processes import BOOT_ID
 
 CROWDED = 0.9
-"""With less than this share of a GPU's memory free, others hold too much of it to be a context and its libraries."""
+"""If less than this share of a GPU's memory is free, other processes hold more than a context and its libraries."""
 
 
 class RankGpu(NamedTuple):
-    """The GPU of a rank, as the other ranks need to know it. Empty for a rank on the CPU."""
+    """Identity of a rank's GPU for the other ranks. Empty for a rank on the CPU."""
 
     gpu: str = ""
-    """The same for ranks on one GPU, also for those on slices (MIG) of it."""
+    """Equal for ranks on one GPU, and on slices (MIG) of it."""
     memory: str = ""
-    """The same for ranks that take from the same memory: slices of one GPU have memory of their own."""
+    """Equal for ranks that share memory: slices of one GPU have separate memory."""
     problem: str = ""
-    """Why the rank cannot compute there; empty if it can."""
+    """The reason why the rank cannot compute there; empty if it can."""
 
 
 def choose_device() -> torch.device:
-    """This rank's GPU, or the CPU. More ranks than GPUs share them: slow, but several ranks can be tried on one GPU."""
+    """This rank's GPU, or the CPU. More ranks than GPUs share them, which is slow but allows trials on one GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def take_device(device: torch.device) -> RankGpu:
-    """Make a GPU the current one and see whether it computes."""
+    """Make a GPU the current one and check that it computes."""
     if device.type == "cpu":
         return RankGpu()
-    if problem := card_problem(device):
+    if problem := gpu_problem(device):
         return RankGpu(problem=f"{socket.gethostname()}: {problem}")
     properties = torch.cuda.get_device_properties(device)
     # CUDA shows a process one slice at most, the first that CUDA_VISIBLE_DEVICES names
@@ -47,7 +47,7 @@ def take_device(device: torch.device) -> RankGpu:
 
 
 def _address(properties: Any) -> str:
-    """Machine and PCI address of a GPU; its UUID where torch does not tell the address."""
+    """Machine and PCI address of a GPU; its UUID if torch has no address."""
     if not hasattr(properties, "pci_bus_id"):
         return str(properties.uuid)
     machine = BOOT_ID.read_text().strip() if BOOT_ID.is_file() else socket.gethostname()
@@ -59,8 +59,8 @@ def is_slice(name: str) -> bool:
     return " MIG " in name
 
 
-def card_problem(device: torch.device) -> str:
-    """Why a GPU cannot compute; empty if it can. Makes it the current one and leaves a CUDA context on it."""
+def gpu_problem(device: torch.device) -> str:
+    """The reason why a GPU cannot compute, else "". Makes it the current one and leaves a CUDA context on it."""
     try:
         torch.cuda.set_device(device)
         run_kernel(device)
@@ -70,15 +70,15 @@ def card_problem(device: torch.device) -> str:
 
 
 def run_kernel(device: torch.device) -> None:
-    """Run a small kernel of torch's own: nothing else tells for sure whether there is one for a GPU.
+    """Run a small kernel of torch: only that shows whether torch has kernels for a GPU.
 
-    It is none of cuBLAS: settings of that library have an effect only before its first use.
+    The kernel is none of cuBLAS, whose settings have an effect only before its first use.
     """
     torch.ones(2, device=device).sum().item()
 
 
 def _explain(device: torch.device, said: str) -> str:
-    """What is wrong with a GPU on which a kernel failed, and the way out, in one line."""
+    """A line on the cause of a GPU's failed kernel, and the remedy."""
     try:
         name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     except (RuntimeError, torch.cuda.DeferredCudaCallError):
@@ -119,53 +119,53 @@ def _version(kind: str) -> tuple[int, int]:
     return number // 10, number % 10
 
 
-def exchange_cards(store: dist.Store, card: RankGpu, rank: int, size: int) -> list[RankGpu]:
-    """Tell the other ranks this rank's GPU, and learn theirs, before there is a process group.
+def exchange_gpus(store: dist.Store, own: RankGpu, rank: int, size: int) -> list[RankGpu]:
+    """Exchange the GPUs of all ranks, before the process group exists.
 
-    A rank on the CPU has no use for them: it learns only its own. Raises ValueError on all ranks that have a GPU if one
-    of theirs cannot be used, or if a rank has none.
+    A rank on the CPU needs none but its own. Raises ValueError on all ranks with a GPU if a rank's GPU is unusable, or
+    if a rank has none.
     """
-    store.set(f"card {rank}", json.dumps(card))
-    if card == RankGpu():
-        return [card]
-    cards = [RankGpu(*json.loads(text)) for text in store.multi_get([f"card {each}" for each in range(size)])]
-    for each, other in enumerate(cards):
+    store.set(f"gpu {rank}", json.dumps(own))
+    if own == RankGpu():
+        return [own]
+    gpus = [RankGpu(*json.loads(text)) for text in store.multi_get([f"gpu {each}" for each in range(size)])]
+    for each, other in enumerate(gpus):
         if other.problem:
             raise ValueError(f"rank {each} on {other.problem}")
-    if RankGpu() in cards:
+    if RankGpu() in gpus:
         raise ValueError(
-            f"rank {cards.index(RankGpu())} of {size} has no GPU that torch can use, and others have one: `genre-dist "
+            f"rank {gpus.index(RankGpu())} of {size} has no GPU that torch can use, and others have one: `genre-dist "
             "doctor` on its machine says why; to train on CPUs, CUDA_VISIBLE_DEVICES= on all"
         )
-    return cards
+    return gpus
 
 
-def is_shared(cards: Sequence[RankGpu]) -> bool:
-    """Whether two ranks are on one GPU, which NCCL refuses, also where they are on slices of it.
+def is_shared(gpus: Sequence[RankGpu]) -> bool:
+    """Whether two ranks are on one GPU, or on slices of one, which NCCL refuses.
 
     NCCL compares machine and PCI address (`Duplicate GPU detected`), from 2.30 on the UUID; slices have the address of
     their GPU.
     """
-    gpus, memories = Counter(card.gpu for card in cards), Counter(card.memory for card in cards)
-    return max([*gpus.values(), *memories.values()]) > 1
+    addresses, memories = Counter(each.gpu for each in gpus), Counter(each.memory for each in gpus)
+    return max([*addresses.values(), *memories.values()]) > 1
 
 
-def ranks_on(card: RankGpu, cards: Sequence[RankGpu]) -> int:
-    """How many ranks take from the memory that this rank takes from, itself included."""
-    return sum(other.memory == card.memory for other in cards)
+def ranks_on(own: RankGpu, gpus: Sequence[RankGpu]) -> int:
+    """How many ranks share this rank's memory, itself included."""
+    return sum(other.memory == own.memory for other in gpus)
 
 
 def free_memory(device: torch.device, ranks_here: int = 1) -> int:
-    """Bytes that this rank may count on: its part of what is free on its GPU, and what its allocator holds already.
+    """Bytes available to this rank: its share of its GPU's free memory, and the memory that its allocator holds.
 
-    The CUDA context that exists by now is no longer free, so it is not in them.
+    The CUDA context exists by now, so the free memory does not include it.
     """
     free, _ = torch.cuda.mem_get_info(device)
     return free // ranks_here + torch.cuda.memory_reserved(device)
 
 
 def crowded(device: torch.device) -> str | None:
-    """That other processes hold a good part of a GPU's memory, and how much; None if they do not."""
+    """A line if other processes hold much of a GPU's memory; None if they do not."""
     free, total = free_memory(device), torch.cuda.mem_get_info(device)[1]
     if free >= CROWDED * total:
         return None

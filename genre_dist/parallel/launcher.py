@@ -1,5 +1,5 @@
-"""What torchrun does not do by itself: it ends with 1 whatever its ranks end with, and restarts ranks that had every
-reason to end. So a run notes how it ended, for job scripts and for the ranks of a restart.
+"""Exit codes under torchrun, which itself exits with 1 whatever its ranks' codes and restarts ranks that are finished.
+A run therefore writes its exit code to a file, for job scripts and for the ranks of a restart.
 """
 
 import os
@@ -22,12 +22,12 @@ def own_rank() -> int:
 
 
 def world_size() -> int:
-    """How many ranks the launcher started, before any process group exists; 1 without a launcher."""
+    """Number of ranks, before any process group exists; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_launched() -> bool:
-    """Whether a launcher started this process, by hand or not, as one of its ranks."""
+    """Whether a launcher started this process as one of its ranks."""
     return "RANK" in os.environ
 
 
@@ -37,10 +37,10 @@ def restarted() -> bool:
 
 
 def settled() -> int | None:
-    """The exit code that this launch ended with for good, if it did; such a run is not to be tried again.
+    """The final exit code of this launch, if it has one; a restart must not try such a run again.
 
-    torchrun restarts its ranks after any exit code but 0 (`--max-restarts`). To stop early was no failure, and what the
-    user has to change is the same in the next attempt.
+    Torchrun restarts its ranks after any exit code but 0 (`--max-restarts`). An early stop is no failure, and a restart
+    does not repair a user's mistake.
     """
     note = _note_of_launch()
     if note is not None:
@@ -50,15 +50,15 @@ def settled() -> int | None:
 
 
 def settle(code: int) -> None:
-    """Let no rank of this launch, on this node, be tried again after a restart."""
+    """Make an exit code final: after a restart no rank of this launch, on this node, tries again."""
     note = _note_of_launch()
     if note is not None:
-        with suppress(OSError), atomic_file(note, "w") as file:  # without it there are only needless attempts
+        with suppress(OSError), atomic_file(note, "w") as file:  # a failure only costs needless attempts
             file.write(f"{code}\n")
 
 
 def note_exit_code(run: Path, code: int | None) -> None:
-    """Under torchrun rank 0 writes the run's exit code into its folder, or (None) removes an earlier start's."""
+    """Under torchrun rank 0 writes the run's exit code into its folder, or (None) removes an earlier one."""
     if own_rank() != 0 or "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     if code is None:
@@ -69,7 +69,7 @@ def note_exit_code(run: Path, code: int | None) -> None:
 
 
 def note_end(run: Path, code: object) -> None:
-    """Note how a run ended, where that is not for another attempt to change."""
+    """Write a run's exit code, if another attempt would not change it."""
     if code in (0, 2, PREEMPTED):
         note_exit_code(run, int(str(code)))
     if code in (2, PREEMPTED):
@@ -77,6 +77,6 @@ def note_end(run: Path, code: object) -> None:
 
 
 def _note_of_launch() -> Path | None:
-    """A file in the folder that torchrun makes for each launch, one on every node."""
+    """A file in torchrun's folder of this launch on this node."""
     reply = os.environ.get("TORCHELASTIC_ERROR_FILE")  # LAUNCH/attempt_N/LOCAL_RANK/error.json
     return Path(reply).parents[2] / EXIT_CODE if reply and len(Path(reply).parents) > 2 else None

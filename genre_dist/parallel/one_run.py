@@ -1,11 +1,11 @@
-"""A folder that all ranks of a launch write together: held by every one of them, against every other launch.
+"""A lock on a run's folder, held by all ranks of a launch against every other launch.
 
-Here is no torch: a second launch is to be refused before it has imported anything large.
+This module imports no torch, so that a second launch is refused before any large import.
 
     with one_run(folder) as held:             # rank 0 has the folder, or the launch is refused
         from genre_dist.parallel.world import all_ranks
         with all_ranks() as world:
-            held.share(world)                 # now every rank has it
+            held.share(world)                 # now every rank holds it
 """
 
 import os
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 
 class Held:
-    """What `one_run` gives: this rank's hold on the folder."""
+    """This rank's lock on the folder, from `one_run`."""
 
     def __init__(self, folder: AnyPath, lock: Lock | None) -> None:
         self.folder, self._lock = folder, lock
 
     def share(self, world: "World") -> None:
-        """Let the other ranks hold the folder too, once all have met; returns when they do. All ranks call it.
+        """Share the lock with the other ranks after the rendezvous; all ranks call it and return when all hold it.
 
         So the next launch waits for the last rank of this one, whichever dies first. Raises BusyError if a rank of
-        another launch is still there.
+        another launch still holds the folder.
         """
         if world.size == 1:
             return
@@ -53,13 +53,13 @@ class Held:
 
 @contextmanager
 def one_run(folder: AnyPath) -> Iterator[Held]:
-    """Hold a folder for all ranks of this launch; enter before torch is imported, and call `share` when they have met.
+    """Hold a folder for all ranks of this launch; enter before importing torch, call `share` after the rendezvous.
 
-    None of them outlives its launcher (see `with_launcher`). The folder is made if it is not there; if nothing is
-    written to it, it goes again. Raises BusyError, within a second and on every rank, if another launch has the folder;
-    OSError if it cannot be made.
+    No rank outlives its launcher (see `with_launcher`). A missing folder is made, and removed again if it stays empty.
+    Raises BusyError, within a second and on every rank, if another launch holds the folder; OSError if it cannot be
+    made.
     """
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # one line of ours reports a peer that is gone
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the watchdog's own line reports a lost peer
     held = Held(folder, _first_hold(folder))
     try:
         with with_launcher():
@@ -70,10 +70,10 @@ def one_run(folder: AnyPath) -> Iterator[Held]:
 
 @contextmanager
 def joined(config: Config) -> Iterator["World"]:
-    """The ranks of this launch, met, with the folder of the run that a configuration trains held by all of them.
+    """The ranks of this launch after the rendezvous; all of them hold the folder of the configured run.
 
-    How a run ends by an error is noted for job scripts and for restarts. Raises BusyError as `one_run` does, before
-    torch is imported; ValueError for what does not fit together whoever joins.
+    An error's exit code is written for job scripts and restarts. Raises BusyError as `one_run` does, before torch is
+    imported; ValueError for an inconsistent configuration.
     """
     folder = Path(config.run.dir)
     with one_run(folder) as held:
@@ -81,7 +81,7 @@ def joined(config: Config) -> Iterator["World"]:
         from genre_dist.parallel.world import all_ranks
 
         try:
-            check_strategy(config, world_size())  # what is wrong is told before anybody waits for the others
+            check_strategy(config, world_size())  # raises before a rank waits for the others
             derive_batches(config.data, world_size())
             if config.train.deterministic:  # cuBLAS reads it once: docs.pytorch.org/docs/stable/notes/randomness.html
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -99,7 +99,7 @@ def joined(config: Config) -> Iterator["World"]:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[Held]:
-    """`one_run` for a folder that the launch writes anew: rank 0 removes what killed writers left in it."""
+    """`one_run` for an output folder: rank 0 removes the leftovers of killed writers."""
     with one_run(folder) as held:
         if own_rank() == 0:
             remove_leftovers(folder)
@@ -107,7 +107,7 @@ def writing(folder: Path) -> Iterator[Held]:
 
 
 def _first_hold(folder: AnyPath) -> Lock | None:
-    """Rank 0's lock; the other ranks only look whether another launch is there."""
+    """Rank 0's lock; the other ranks only check that no other launch holds the folder."""
     if own_rank() == 0:
         return take(folder)
     if isinstance(folder, Path):

@@ -1,4 +1,4 @@
-"""Whether processes of this machine are still there: the launcher above this rank, and ranks beside it."""
+"""Liveness of this machine's processes: the launcher of this rank, and its peers."""
 
 import os
 import select
@@ -14,22 +14,21 @@ from pathlib import Path
 from genre_dist.parallel.launcher import is_launched, own_rank
 
 TO_SAVE_SECONDS = 7.0
-"""For so long a rank may write a checkpoint when its launcher is gone: no rank outlives that by ten seconds."""
+"""Time for a last checkpoint after the launcher's end: no rank outlives the launcher by ten seconds."""
 RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
-"""What launchers tell each of their processes: one with such a variable in the environment it began with was started
-by a launcher."""
+"""Variables that launchers set: a process with one of them in its initial environment is the child of a launcher."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-"""Tells machines apart, and is the same in all containers of one; NCCL tells them apart by it too."""
+"""Identifies a machine, in all its containers; NCCL uses it too."""
 DEEPSPEED = b"deepspeed.launcher.launch"
-"""Of DeepSpeed's two processes on a node the lower one, which does not notice that the upper one has died."""
+"""The lower of DeepSpeed's two processes on a node, which does not notice the death of the upper one."""
 
 
 @contextmanager
 def with_launcher() -> Iterator[None]:
     """Inside, this rank does not outlive its launcher, however that ends.
 
-    It is asked to stop (SIGTERM: a checkpoint is saved if it trains), and ended if that takes long. What was started
-    by hand is left alone.
+    A rank without its launcher gets SIGTERM (training saves a checkpoint), and is ended if that takes long. A process
+    without a launcher is left alone.
     """
     closed = threading.Event()
 
@@ -37,7 +36,7 @@ def with_launcher() -> Iterator[None]:
         while are_there(chain):
             if closed.wait(1.0):
                 return
-        signal.setitimer(signal.ITIMER_REAL, TO_SAVE_SECONDS)  # the kernel's: nothing here can hold it up
+        signal.setitimer(signal.ITIMER_REAL, TO_SAVE_SECONDS)  # the kernel's timer, which no thread here can delay
         message = f"rank {own_rank()}: the launcher is gone: asked to stop, ended after {TO_SAVE_SECONDS:g} s\n"
         with suppress(OSError):
             if select.select([], [2], [], 0)[1]:
@@ -54,7 +53,7 @@ def with_launcher() -> Iterator[None]:
 
 
 def _leave_pipes() -> None:
-    """The launcher that read this rank's output is gone: a line more would be an error, or never be taken."""
+    """Redirect output pipes to /dev/null: without their reader, the launcher, a write would fail or block."""
     for descriptor in (1, 2):
         with suppress(OSError):
             if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
@@ -64,9 +63,9 @@ def _leave_pipes() -> None:
 
 
 def launchers() -> list[int]:
-    """This process and those above it up to the launcher, each the child of the next: all of them have to stay.
+    """The chain of processes from this one up to its launcher, each the child of the next; all of them must live.
 
-    Between a rank and its launcher may be a shell that the launcher started.
+    A shell of the launcher may be in between.
     """
     chain = [os.getpid()]
     if _is_orphan():
@@ -80,9 +79,9 @@ def launchers() -> list[int]:
 
 
 def are_there(chain: list[int]) -> bool:
-    """Whether each process of a chain is still the child of the next: when that dies, another becomes its parent.
+    """Whether each process of a chain is still the child of the next; an orphan gets another parent.
 
-    True where that cannot be seen (no descriptor is left).
+    True if that is unknown (no descriptor is left).
     """
     try:
         return all(parent_of(child) == parent for child, parent in pairwise(chain))
@@ -91,18 +90,18 @@ def are_there(chain: list[int]) -> bool:
 
 
 def parent_of(pid: int) -> int:
-    """The process above another; 0 if it is not seen from here, or the other is gone."""
+    """The parent of a process; 0 if it is invisible from here, or the process has ended."""
     return os.getppid() if pid == os.getpid() else int((_stat(pid) or ["", "0"])[1])
 
 
 def identity(pid: int) -> str:
-    """What tells a running process from all others, on other machines and later ones too; empty if it has ended."""
+    """A unique name of a running process, across machines and time; empty if it has ended."""
     fields = _stat(pid)
     return "" if fields is None or fields[0] in "ZX" else f"{_where()} {pid} {fields[19]}"
 
 
 def is_over(known: str) -> bool:
-    """Whether the process of an `identity` has ended; False where it cannot be seen from here, or just now."""
+    """Whether the process of an `identity` has ended; False if that is unknown from here, or at the moment."""
     where, _, numbers = known.rpartition(" ")[0].rpartition(" ")
     with suppress(OSError):
         return bool(known) and where == _where() and identity(int(numbers)) != known
@@ -110,9 +109,9 @@ def is_over(known: str) -> bool:
 
 
 def _is_orphan() -> bool:
-    """Whether the launcher was gone before this process could look: its parent is then none that started it.
+    """Whether the launcher ended before this process could look, so that its parent is not the one that started it.
 
-    A child is of its parent's session, or has made one of its own, as torchrun lets it; torchrun is a Python program.
+    A child has its parent's session, or its own, as torchrun's children do; torchrun is a Python program.
     """
     session, parent = os.getsid(0), os.getppid()
     if parent == 0:  # outside of this container
@@ -129,12 +128,12 @@ def _is_orphan() -> bool:
 
 @cache
 def _where() -> str:
-    """The same for processes that see each other by their numbers: machine, and container."""
+    """Machine and PID namespace: equal for processes that see each other by their PIDs."""
     return f"{BOOT_ID.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
 
 
 def _stat(pid: int) -> list[str] | None:
-    """What the kernel tells of a process, from its state on; None if it is not there."""
+    """The fields of /proc/PID/stat from the state on; None if there is no such process."""
     fields = _read(pid, "stat").decode(errors="replace").rpartition(")")[2].split()
     return fields or None
 

@@ -18,7 +18,7 @@ from genre_dist.parallel.world import World
 class Replicated(Strategy):
     """See `Strategy`. Rank 0's weights are sent to all ranks at the start.
 
-    `compress` sends gradients in bf16. `static_graph` promises DistributedDataParallel that every step uses the same
+    `compress` sends gradients in bf16. `static_graph` declares to DistributedDataParallel that every step uses the same
     parameters in the same way, with one micro-batch a step.
     """
 
@@ -35,19 +35,19 @@ class Replicated(Strategy):
         super().trained_changed()
         if self.world.size == 1:
             return
-        self._parallel = None  # the old one's hooks go with it
+        self._parallel = None  # frees the old one and its hooks
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # its new name is not in every torch we support
+            warnings.simplefilter("ignore", FutureWarning)  # not every supported torch has the new name
             self._parallel = DistributedDataParallel(
                 self.model,
-                device_ids=None,  # with some it would move all it is given to the device, the lengths of texts too
+                device_ids=None,  # any ids would make it move all inputs, text lengths too
                 gradient_as_bucket_view=True,
                 # BatchNorm's buffers may differ between the ranks until sync_buffers averages them
                 broadcast_buffers=False,
                 init_sync=False,
                 static_graph=self._static_graph,
             )
-        # the text encoder's gradients come from a stream of its own, and DDP adds them up on the loop's, on purpose
+        # DDP sums the text encoder's gradients, which come from another stream, on the loop's stream; this is intended
         if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         if self._compress:

@@ -1,8 +1,8 @@
 """Every rank holds a part of every tensor: FSDP2 (torch's `fully_shard`).
 
-Weights, gradients and the optimizer's moments are spread over the ranks. The weights of one unit (a stage of the
-poster's network, the text encoder, the heads) are gathered when it computes and given up again after. Parameters stay
-fp32, so bf16 is autocast's business as with every other strategy and BatchNorm keeps its fp32 statistics.
+Weights, gradients and the optimizer's moments are sharded over the ranks. FSDP gathers the weights of one unit (a stage
+of the image network, the text encoder, the heads) for its computation and frees them afterwards. Parameters stay fp32,
+so autocast provides bf16 as with every other strategy, and BatchNorm keeps its fp32 statistics.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,13 +21,13 @@ from genre_dist.parallel.tensors import send_from_first
 from genre_dist.parallel.world import World
 
 LARGE, SMALL = 0.75, 0.01
-"""Shares of a network's weights: a chain of modules with more is cut further, one with less is no unit of its own."""
+"""Shares of a network's weights: a Sequential above LARGE is split further, a module below SMALL is no unit."""
 
 
 class Sharded(Strategy):
-    """See `Strategy`. `make_optimizer` is called once the parameters are sharded; `compress` adds gradients in bf16.
+    """See `Strategy`. `make_optimizer` is called once the parameters are sharded; `compress` sums gradients in bf16.
 
-    Gradients are exchanged after every micro-batch: whole ones would take the memory that is to be saved.
+    Gradients are exchanged after every micro-batch: unsharded ones would take the memory that FSDP saves.
     """
 
     def __init__(
@@ -35,13 +35,13 @@ class Sharded(Strategy):
     ) -> None:
         self.world = world
         if isinstance(model, GenreClassifier):
-            model.text_beside = False  # a unit's weights are given up in the order of one stream
+            model.text_beside = False  # units free their weights in the order of one stream
         send_from_first(model, world)
-        self.model = model.to(memory_format=torch.contiguous_format)  # shards are cut from contiguous weights only
+        self.model = model.to(memory_format=torch.contiguous_format)  # FSDP shards contiguous weights only
         mesh = init_device_mesh(world.device.type, (world.size,))
         precision = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if compress else None)
         for unit in (*units(model), model):
-            # also the last unit gives its weights up: whoever changes weights between two passes is always seen
+            # the last unit too frees its weights, so that a pass sees every change of weights since the last one
             fully_shard(unit, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
         self.optimizer = make_optimizer(self.model)
         self.trained_changed()
@@ -52,24 +52,24 @@ class Sharded(Strategy):
 
 
 def units(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules whose weights are gathered together: each part of the model, a poster network in pieces.
+    """The modules whose weights are gathered together: each part of the model, and the parts of an image network.
 
-    A network is cut along the modules it calls one after another: torchvision's stages, blocks of a Sequential.
-    The text encoder stays whole: a recurrent kernel wants all its weights at once.
+    A network is split into the modules that it calls in sequence: torchvision's stages, blocks of a Sequential. The
+    text encoder is one unit, since a recurrent kernel needs all its weights at once.
     """
     for name, part in model.named_children():
         if name == "poster":
             network = getattr(part, "network", part)
-            yield from _pieces(network, _count(network))
+            yield from _network_units(network, _count(network))
         yield part
 
 
-def _pieces(module: nn.Module, whole: int) -> Iterator[nn.Module]:
+def _network_units(module: nn.Module, total: int) -> Iterator[nn.Module]:
     for child in module.children():
         container = type(child).forward is nn.Module.forward  # a ModuleList: only its children are ever called
-        if container or (isinstance(child, nn.Sequential) and _count(child) > LARGE * whole):
-            yield from _pieces(child, whole)
-        elif _count(child) > SMALL * whole:
+        if container or (isinstance(child, nn.Sequential) and _count(child) > LARGE * total):
+            yield from _network_units(child, total)
+        elif _count(child) > SMALL * total:
             yield child
 
 

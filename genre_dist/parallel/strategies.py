@@ -1,4 +1,4 @@
-"""The choice between strategies: what runs, whether it can, and how it is made."""
+"""The choice of a strategy: its name, its checks and its construction."""
 
 import importlib.util
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from genre_dist.parallel.world import World
 
 
 def strategy_name(config: Config, world_size: int) -> str:
-    """The strategy that runs, `auto` resolved."""
+    """The configured strategy, with `auto` resolved."""
     if config.parallel.strategy == "auto":
         return "single" if world_size == 1 else "ddp"
     return config.parallel.strategy
@@ -74,11 +74,9 @@ def make_strategy(
     precision: str,
     splits: bool = False,
 ) -> Strategy:
-    """The strategy the configuration names, around a model on the world's device.
+    """The configured strategy around a model on the world's device. With `splits` the loop may split micro-batches.
 
-    `splits`: micro-batches may be cut smaller on the way.
-
-    Raises ValueError as `check_strategy` does, and for what is wrong in `parallel.deepspeed_config`.
+    Raises ValueError as `check_strategy` does, and for errors in `parallel.deepspeed_config`.
     """
     check_strategy(config, world.size)
     parallel, name = config.parallel, strategy_name(config, world.size)

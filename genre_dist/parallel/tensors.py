@@ -1,4 +1,4 @@
-"""What the strategies have in common: sending a model's tensors, checking them, dividing what is saved."""
+"""Functions shared by the strategies: broadcast a model's tensors, check them, divide a checkpoint."""
 
 from collections.abc import Iterable
 
@@ -19,15 +19,15 @@ def send_from_first(model: nn.Module, world: World) -> None:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no number of the tensors, or of this rank's parts of them, is infinite or NaN."""
+    """Whether all numbers of the tensors, or of this rank's shards of them, are finite."""
     own = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
-    # smallest and largest are NaN if one is: one pass without a tensor in between, and one wait for the device
+    # minimum and maximum are NaN if a number is: one pass without a temporary, and one wait for the device
     ends = [end.float() for t in own if t.is_floating_point() and t.numel() for end in torch.aminmax(t.detach())]
     return not ends or bool(torch.stack(ends).isfinite().all())
 
 
 def divide(sizes: dict[str, int], ranks: int) -> dict[str, int]:
-    """Give every name a rank, so that the ranks' sums of sizes are about equal; the same on every rank."""
+    """Assign every name to a rank so that the ranks' sums of sizes are about equal; every rank gets the same result."""
     loads = [0] * ranks
     owners = {}
     for name, size in sizes.items():

@@ -1,6 +1,6 @@
-"""A rank that waits for ever says where, and one that waits for a rank that is gone ends as that one did.
+"""The watchdog ends a rank that waits for ever and prints its stacks; if another rank died, with that one's exit code.
 
-Collectives hang when one rank is stuck; a look at all ranks tells which.
+Collectives hang when one rank is stuck; the stacks of all ranks show which.
 """
 
 import faulthandler
@@ -17,10 +17,10 @@ from genre_dist.parallel.board import PATIENCE_SECONDS, Board, End
 from genre_dist.parallel.launcher import HUNG, PREEMPTED
 
 TO_LEAVE_SECONDS = 15.0
-"""A rank that can do nothing without one that has ended, and does not notice by itself (NCCL), is ended after that:
-before torchrun kills it, which it does after 30 s."""
+"""Delay before the watchdog ends a rank that does not notice the end of another one by itself (NCCL). Torchrun would
+kill it after 30 s."""
 TO_BE_READ_SECONDS = 5.0
-"""For so long a full pipe on stderr is waited for."""
+"""Longest wait for a full pipe on stderr."""
 CONNECTIONS = ("gloo", "NCCL", "c10d", "Connection closed by peer", "Connection reset by peer")
 """Words in errors of torch.distributed that have no type of their own."""
 
@@ -28,53 +28,52 @@ CONNECTIONS = ("gloo", "NCCL", "c10d", "Connection closed by peer", "Connection 
 class Watchdog:
     """A thread that ends this rank if no rank makes progress for `seconds`: prints all stacks, exits with `HUNG`.
 
-    Progress is a collective that finishes, or a piece of work of a rank's own. All ranks hear of the first one that
-    runs out of time, and say where they are before any of them exits. What the other threads meet once this one has
-    spoken (a connection that closes, as a rank exits) is a consequence and changes nothing. A rank whose interpreter
-    itself is stuck (a C call that holds the lock) is ended by `faulthandler`, which needs no interpreter, a little
-    later.
+    Progress is a finished collective, or a unit of a rank's own work. All ranks learn of the first one that runs out
+    of time, and print their stacks before any of them exits. Later errors in other threads (a connection that closes,
+    as a rank exits) are consequences and change nothing. If the interpreter itself is stuck (a C call that holds the
+    lock), `faulthandler`, which needs no interpreter, ends the rank a little later.
     """
 
     def __init__(self, rank: int, size: int, seconds: float) -> None:
         self.rank, self.size, self.seconds = rank, size, seconds
         self.farewell = min(5.0, seconds / 4)
-        """Seconds between saying and exiting, so that every rank gets to say it."""
+        """Seconds between report and exit, so that every rank can report."""
         self.board: Board | None = None
-        """How the ranks hear of each other, once they have met."""
+        """Messages between the ranks, after the rendezvous."""
         self._progress = time.monotonic()
         self._spoken, self._closed = threading.Event(), threading.Event()
         self._speaking = threading.Lock()
         self._heard = 0.0
-        # no daemon: Python waits for it before it exits, so a main thread that fails after the report cannot exit first
+        # no daemon: Python waits for it, so a main thread that fails after the report cannot exit first
         self._thread = threading.Thread(target=self._watch, name="watchdog")
         self._thread.start()
 
     def join(self, store: dist.Store, host: int | None) -> None:
-        """The ranks have met: hear of the others over their store (see `Board`)."""
+        """After the rendezvous: receive messages of the others through the store (see `Board`)."""
         self.board = Board(store, host, self.rank, self.size, min(1.0, self.seconds / 10), self._hear)
         self.progress()
 
     def progress(self) -> None:
-        """A collective has finished, or a piece of this rank's own work; the clock starts again."""
+        """Restart the clock after a finished collective, or a unit of this rank's own work."""
         self._progress = max(self._progress, time.monotonic())
         if self.board is not None:
             self.board.progress()
 
     def allow(self, seconds: float) -> None:
-        """What comes next (a compiler at work) may take so much longer, once."""
+        """Extend the time once, for a long operation such as compilation."""
         self._progress = time.monotonic() + seconds
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._closed.set()
         if self.board is not None:
             self.board.close()
 
     def part(self, error: BaseException) -> End | None:
-        """Before this rank ends by an error: the end of another one that it comes of, which all ranks hear of.
+        """Before this rank ends by an error: the other rank's end that caused it, or None.
 
-        None if the error is this rank's own; then they hear of that. Does not return if a rank hangs: this one has said
-        all there is to say.
+        If the error is this rank's own, all ranks receive it. Does not return if a rank hangs: this one has reported
+        already.
         """
         assert self.board is not None
         end = self.board.find_end() if _comes_from_others(error) else None
@@ -102,18 +101,18 @@ class Watchdog:
             self._say(f"error: {end}")
             self.board.linger()
             os._exit(end.code)
-        # counted from now, or from the end of what was allowed to take longer
+        # counted from now, or from the end of an allowed extension
         left = self.seconds + 3 * self.farewell - min(0.0, idle)
         faulthandler.dump_traceback_later(left, exit=True, file=sys.__stderr__ or 2)
 
     def _hear(self, end: End) -> None:
-        """A rank has ended before its time."""
+        """Handle a rank's premature end."""
         self._heard = time.monotonic()
         if end.code == HUNG:
             self._speak()
 
     def _end_hung(self) -> None:
-        """Say where this rank is, let the others do so, and exit."""
+        """Report this rank's stacks, let the others report theirs, and exit."""
         faulthandler.dump_traceback_later(3 * PATIENCE_SECONDS, exit=True, file=sys.__stderr__ or 2)
         self._speak()
         if self.board is None:
@@ -137,7 +136,7 @@ class Watchdog:
         )
 
     def _say(self, *lines: str) -> None:
-        """To stderr, past Python's buffers and their locks; if nobody reads it, the rest is let go."""
+        """Write to stderr, past Python's buffers and their locks; drop the rest if nobody reads it."""
         with suppress(OSError):
             for line in lines:
                 if not select.select([], [2], [], TO_BE_READ_SECONDS)[1]:
@@ -146,7 +145,7 @@ class Watchdog:
 
 
 def _comes_from_others(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised of, is one of the connections between ranks."""
+    """Whether an error, or its cause, concerns a connection between ranks."""
     if error is None:
         return False
     is_named = isinstance(error, RuntimeError) and any(word in str(error) for word in CONNECTIONS)
@@ -154,12 +153,12 @@ def _comes_from_others(error: BaseException | None) -> bool:
 
 
 def _own_end(error: BaseException) -> tuple[int, str]:
-    """Exit code, for those that cannot go on without this rank, and what they are to say."""
+    """Exit code and message for the ranks that cannot continue without this one."""
     message = f"{error}".partition("\n")[0]
     match error:
         case ValueError():
             return 2, f"ended: {message}"
-        case OSError() | MemoryError():  # no mistake of the user's: another attempt may go further
+        case OSError() | MemoryError():  # not the user's mistake: another attempt may succeed
             return 1, f"ended: {message}"
         case KeyboardInterrupt():
             return PREEMPTED, "was interrupted"
@@ -170,7 +169,7 @@ def _own_end(error: BaseException) -> tuple[int, str]:
 
 
 def _stacks() -> str:
-    with open(os.memfd_create("stacks"), "w+b") as file:  # there may be no folder to write to
+    with open(os.memfd_create("stacks"), "w+b") as file:  # no folder may be writable
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
         return file.read().decode(errors="replace")

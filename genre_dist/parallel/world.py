@@ -1,4 +1,4 @@
-"""The ranks of a run: who this process is, on which device, and how ranks add up and gather."""
+"""The ranks of a run: this process's rank and device, and collectives."""
 
 import errno
 import os
@@ -15,13 +15,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from genre_dist.parallel.board import sign_in
-from genre_dist.parallel.gpu import RankGpu, choose_device, exchange_cards, is_shared, ranks_on, take_device
+from genre_dist.parallel.gpu import RankGpu, choose_device, exchange_gpus, is_shared, ranks_on, take_device
 from genre_dist.parallel.launcher import own_rank, world_size
 from genre_dist.parallel.watchdog import Watchdog
 
 FOR_EVER = timedelta(days=365)
 LONGEST_ALLOWED = 600.0
-"""Seconds that a rank may be busy by itself (see `World.allow`) while others wait for it in a collective."""
+"""Longest extension in seconds (see `World.allow`) while others wait for a rank in a collective."""
 Result = TypeVar("Result")
 
 
@@ -33,23 +33,23 @@ class World:
     size: int
     device: torch.device
     watchdog: Watchdog | None = None
-    """Ends this rank if it waits for another one for too long; every collective that finishes counts as progress."""
+    """Ends this rank if it waits too long for another one; every finished collective counts as progress."""
     sharing: int = 1
-    """Ranks that take from the memory of this rank's GPU, itself included."""
+    """Ranks that share the memory of this rank's GPU, itself included."""
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Add a tensor up over all ranks, in place; it must lie on the world's device."""
+        """Sum a tensor over all ranks, in place; it must be on the world's device."""
         if self.size > 1:
             dist.all_reduce(tensor)
             self.progress()
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """True on all ranks if it is true on one. The hosts agree among themselves; no device is waited for."""
+        """True on all ranks if it is true on one. The hosts exchange it, without a wait for a device."""
         if self.size == 1:
             return flag
         flags = torch.tensor(float(flag))
@@ -58,7 +58,7 @@ class World:
         return bool(flags.item() > 0)
 
     def gather(self, thing: Any) -> list[Any] | None:
-        """The things of all ranks in rank order, on rank 0; None elsewhere."""
+        """The objects of all ranks in rank order, on rank 0; None elsewhere."""
         if self.size == 1:
             return [thing]
         gathered: list[Any] | None = [None] * self.size if self.is_first else None
@@ -67,7 +67,7 @@ class World:
         return gathered
 
     def broadcast(self, thing: Any) -> Any:
-        """Rank 0's thing, on every rank."""
+        """Rank 0's object, on every rank."""
         if self.size == 1:
             return thing
         box = [thing]
@@ -81,22 +81,22 @@ class World:
             self.progress()
 
     def wait_for_all(self) -> None:
-        """Wait for the others, however long, as long as one of them makes progress (see `progress`)."""
+        """Wait for the others without a limit while one of them makes progress (see `progress`)."""
         self.any(False)
 
     def progress(self) -> None:
-        """A piece of work of this rank's own is done (a batch, a shard): nobody who waits for it takes it to hang."""
+        """Report a finished unit of this rank's work (a batch, a shard), so that it does not count as hanging."""
         if self.watchdog is not None:
             self.watchdog.progress()
 
     def allow(self, seconds: float) -> None:
-        """What comes next may take so much longer before a rank counts as hanging."""
+        """Extend the time before a rank counts as hanging once, for a long operation."""
         if self.watchdog is not None:
             self.watchdog.allow(seconds)
 
 
 def on_first(world: World, act: Callable[[], Result]) -> Result | None:
-    """What `act` returns on rank 0, which alone calls it; where it raises ValueError or OSError, all ranks do."""
+    """The result of `act` on rank 0, which alone calls it; if it raises ValueError or OSError, all ranks do."""
     result: Result | None = None
     problem: tuple[type[ValueError | OSError], str] | None = None
     if world.is_first:
@@ -111,10 +111,10 @@ def on_first(world: World, act: Callable[[], Result]) -> Result | None:
 
 @contextmanager
 def all_ranks(timeout_seconds: int = 600, group: bool = False) -> Iterator[World]:
-    """Surrounds what the ranks do together: `start_world`, and `stop_world` at the end.
+    """The context of a run's ranks: `start_world`, and `stop_world` at the end.
 
-    A rank that ends by an error tells the others. One that cannot go on without it says so in one line and raises
-    SystemExit with the exit code that fits: 2 after a mistake of the user's, 75 if it was interrupted, else 1.
+    A rank that ends by an error informs the others. A rank that cannot continue without it prints one line and raises
+    SystemExit with an exit code: 2 after a user's mistake, 75 if the other was interrupted, else 1.
     """
     with _system_errors():
         world = start_world(timeout_seconds, group)
@@ -146,36 +146,36 @@ def _system_errors() -> Iterator[None]:
 
 
 def start_world(timeout_seconds: int = 600, group: bool = False) -> World:
-    """Join the ranks that torchrun started (or be alone) and take a device: this rank's GPU, or the CPU.
+    """Join the ranks that torchrun started, if any, and take a device: this rank's GPU, or the CPU.
 
     A rank that waits for the others for `timeout_seconds` while nobody makes progress prints its stacks and ends (see
     `Watchdog`). Raises OSError if the ranks do not find each other, ValueError if a rank's GPU cannot be used. `group`
-    makes a process group for one rank alone too, for libraries that cannot do without.
+    makes a process group for a single rank too, for libraries that need one.
     """
     size, rank = world_size(), own_rank()
     device = choose_device()
-    card = take_device(device)
+    gpu = take_device(device)
     if size == 1:
-        if card.problem:
-            raise ValueError(card.problem)  # of several ranks on all together, when they have met
+        if gpu.problem:
+            raise ValueError(gpu.problem)  # several ranks raise it together, after the rendezvous
         if group and not dist.is_initialized():
-            dist.init_process_group(_backend([card]), store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(_backend([gpu]), store=dist.HashStore(), rank=0, world_size=1)
         return World(rank, size, device)
     watchdog = Watchdog(rank, size, timeout_seconds)
     try:
-        cards, store = _meet(card, timeout_seconds + LONGEST_ALLOWED)
+        gpus, store = _meet(gpu, timeout_seconds + LONGEST_ALLOWED)
     except BaseException:
         watchdog.close()
         raise
     watchdog.join(store, None if _is_of_launcher() else 0)
-    return World(rank, size, device, watchdog, ranks_on(card, cards))
+    return World(rank, size, device, watchdog, ranks_on(gpu, gpus))
 
 
-def _meet(card: RankGpu, timeout_seconds: float) -> tuple[list[RankGpu], dist.Store]:
+def _meet(gpu: RankGpu, timeout_seconds: float) -> tuple[list[RankGpu], dist.Store]:
     """Make the process group.
 
-    Returns the ranks' GPUs, which decide on its backend and so are exchanged before, and a second connection to the
-    store over which they have met.
+    Returns the ranks' GPUs, which determine its backend and so are exchanged first, and a second connection to the
+    rendezvous store.
     """
     host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     timeout = timedelta(seconds=timeout_seconds)
@@ -184,22 +184,22 @@ def _meet(card: RankGpu, timeout_seconds: float) -> tuple[list[RankGpu], dist.St
         if _restarts_share_a_store():
             server: dist.Store = dist.TCPStore(host, int(port), size, is_master=False, timeout=timeout)
             prefix = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
-        else:  # as init_process_group does it
+        else:  # as in init_process_group
             server, _, _ = next(dist.rendezvous("env://", timeout=timeout))
             server.set_timeout(timeout)
             prefix = "default_pg"
         store = dist.PrefixStore(prefix, server)
-        cards = exchange_cards(store, card, rank, size)
-        if rank == 0 and is_shared(cards):
+        gpus = exchange_gpus(store, gpu, rank, size)
+        if rank == 0 and is_shared(gpus):
             print("several ranks are on one GPU: they talk over gloo, slowly; for trying out only", file=sys.stderr)
         if rank == 0:
-            store.set("board", os.urandom(8).hex())  # a restart must not read messages of the attempt before
+            store.set("board", os.urandom(8).hex())  # a restart must not read messages of the previous attempt
         second = dist.TCPStore(host, int(port), is_master=False, timeout=timeout)
         board = dist.PrefixStore(f"board {store.get('board').decode()}", second)
         sign_in(board, rank)
-        # the watchdog's timeout is the one that counts: it knows who works, and shows where the others wait
-        dist.init_process_group(_backend(cards), store=store, rank=rank, world_size=size, timeout=FOR_EVER)
-        return cards, board
+        # the watchdog's timeout applies instead: it sees progress, and prints where the ranks wait
+        dist.init_process_group(_backend(gpus), store=store, rank=rank, world_size=size, timeout=FOR_EVER)
+        return gpus, board
     except dist.DistError as error:
         raise OSError(
             f"the ranks could not meet at {host}:{port}: {str(error).splitlines()[0]} (another program may have the "
@@ -208,7 +208,7 @@ def _meet(card: RankGpu, timeout_seconds: float) -> tuple[list[RankGpu], dist.St
 
 
 def _is_of_launcher() -> bool:
-    """Whether torchrun hosts the store, which then outlives the ranks."""
+    """Whether torchrun hosts the store, so that it outlives the ranks."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
@@ -221,7 +221,7 @@ def _restarts_share_a_store() -> bool:
 
 
 def stop_world(world: World) -> None:
-    """Leave together: a rank that tears its group down early can abort the others."""
+    """Leave together: a rank that destroys its group early can abort the others."""
     world.barrier()
     if world.watchdog is not None:
         world.watchdog.close()
@@ -229,8 +229,8 @@ def stop_world(world: World) -> None:
         dist.destroy_process_group()
 
 
-def _backend(cards: Sequence[RankGpu]) -> str:
-    """For ranks on these GPUs; one rank's own is enough where it is none."""
-    if RankGpu() in cards or is_shared(cards):  # NCCL refuses two ranks on one GPU
+def _backend(gpus: Sequence[RankGpu]) -> str:
+    """The backend for ranks on these GPUs; a rank on the CPU needs to know none but its own."""
+    if RankGpu() in gpus or is_shared(gpus):  # NCCL refuses two ranks on one GPU
         return "gloo"
     return "cpu:gloo,cuda:nccl"

@@ -1,7 +1,7 @@
-"""DeepSpeed's engine: ZeRO-1, 2 and 3 spread the optimizer, then the gradients, then the weights over the ranks.
+"""DeepSpeed's engine: ZeRO-1, 2 and 3 shard the optimizer, then the gradients, then the weights over the ranks.
 
-Checkpoints do not use DeepSpeed's own format, which knows one stage and one number of ranks: the fp32 weights and the
-moments are gathered tensor by tensor into the form all strategies share.
+Checkpoints do not use DeepSpeed's own format, which is tied to one stage and one number of ranks: the fp32 weights and
+moments are gathered tensor by tensor into the common format of all strategies.
 """
 
 import logging
@@ -27,18 +27,18 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 class Zero(Strategy):
     """See `Strategy`. `settings` is DeepSpeed's configuration, from `engine_config`.
 
-    `optimizer` is the one given, which DeepSpeed drives with its own flat tensors. Raises ValueError for settings that
-    DeepSpeed refuses.
+    DeepSpeed drives the given `optimizer` with its own flat tensors. Raises ValueError for settings that DeepSpeed
+    refuses.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, world: World, settings: dict[str, Any]) -> None:
         deepspeed = _import_deepspeed(world)
         self.world, self.optimizer = world, optimizer
         if isinstance(model, GenreClassifier):
-            model.text_beside = False  # DeepSpeed takes gradients up on the stream of the loop
+            model.text_beside = False  # DeepSpeed sums gradients on the stream of the loop
         self._sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
         send_from_first(model, world)
-        model = model.to(memory_format=torch.contiguous_format)  # DeepSpeed flattens weights as they lie
+        model = model.to(memory_format=torch.contiguous_format)  # DeepSpeed flattens weights in memory order
         if settings["zero_optimization"]["stage"] == 3:
             model.apply(_compute_separately)
         try:
@@ -64,7 +64,7 @@ class Zero(Strategy):
         return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
-        # the mean over the ranks that DeepSpeed takes is to be a sum, and the loss is divided by its count already
+        # DeepSpeed averages over the ranks, but the loss is divided by its global count already and needs a sum
         self._engine.backward(loss * self.world.size, scale_wrt_gas=False)
 
     def step(self, clip_norm: float | None) -> Tensor:
@@ -84,15 +84,15 @@ class Zero(Strategy):
         owners = divide({name: tensors[name] * size for name, size in self._sizes.items()}, self.world.size)
         model: dict[str, Tensor] = {}
         moments: dict[str, dict[str, Tensor]] = {}
-        for name, parameter in parameters.items():  # all ranks gather every tensor, one keeps it
+        for name, parameter in parameters.items():  # all ranks gather every tensor, and one keeps it
             mine = owners[name] == self.world.rank
-            with self._whole(parameter):
+            with self._gathered(parameter):
                 if mine:
                     model[name] = parameter.detach().to("cpu", copy=True)
             if parameter.requires_grad:
-                found = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+                states = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
                 if mine:
-                    moments[name] = {key: value.to("cpu", copy=True) for key, value in found.items()}
+                    moments[name] = {key: value.to("cpu", copy=True) for key, value in states.items()}
                     moments[name]["step"] = torch.tensor(steps)
         if self.world.is_first:
             model |= {name: buffer.detach().to("cpu", copy=True) for name, buffer in self.model.named_buffers()}
@@ -116,9 +116,9 @@ class Zero(Strategy):
             raise ValueError("its parameters took different numbers of steps, and DeepSpeed counts them together")
         for name, parameter in self.model.named_parameters():
             value = state["model"][name].to(self.world.device)
-            with self._whole(parameter, changed=True):
+            with self._gathered(parameter, changed=True):
                 parameter.copy_(value)
-            if parameter.requires_grad:  # then a rank has its part of it a second time, to compute with
+            if parameter.requires_grad:  # the optimizer has a copy of the rank's part
                 self._set_part(parameter, value)
                 for key in MOMENTS:
                     self._set_part(parameter, state["optimizer"][name][key].to(self.world.device), key)
@@ -130,32 +130,32 @@ class Zero(Strategy):
     def weights(self) -> dict[str, Tensor]:
         weights = {}
         for name, parameter in self.model.named_parameters():
-            with self._whole(parameter):
+            with self._gathered(parameter):
                 if self.world.is_first:
                     weights[name] = parameter.detach().to("cpu", copy=True)
         return weights | {name: buffer.detach().cpu() for name, buffer in self.model.named_buffers()}
 
-    def _set_part(self, parameter: nn.Parameter, whole: Tensor, key: str | None = None) -> None:
-        """Set this rank's part of the weight that the optimizer works on, or of its moment `key`."""
+    def _set_part(self, parameter: nn.Parameter, full: Tensor, key: str | None = None) -> None:
+        """Set this rank's part of the optimizer's copy of a weight, or of its moment `key`."""
         from deepspeed import utils
 
         if not hasattr(parameter, "ds_id"):
             if key is None:
-                utils.safe_set_full_fp32_param(parameter, whole)
+                utils.safe_set_full_fp32_param(parameter, full)
             else:
-                utils.safe_set_full_optimizer_state(parameter, whole, key)
+                utils.safe_set_full_optimizer_state(parameter, full, key)
             return
         own: Tensor = getattr(parameter, "ds_tensor")  # noqa: B009 (DeepSpeed adds it)
-        size = own.numel()  # parts are equal, the last ones padded (which the setters above forget)
-        padded = F.pad(whole.flatten(), (0, size * self.world.size - whole.numel()))
+        size = own.numel()  # parts have equal size; the setters above forget the padding of the last ones
+        padded = F.pad(full.flatten(), (0, size * self.world.size - full.numel()))
         part = padded.narrow(0, size * self.world.rank, size)
         if key is None:
             utils.safe_set_local_fp32_param(parameter, part)
         else:
             utils.safe_set_local_optimizer_state(parameter, part, key)
 
-    def _whole(self, parameter: nn.Parameter, changed: bool = False) -> AbstractContextManager[Any]:
-        """Inside, a parameter that is spread over the ranks is whole on all of them; rank 0's changes are kept."""
+    def _gathered(self, parameter: nn.Parameter, changed: bool = False) -> AbstractContextManager[Any]:
+        """Inside, a sharded parameter is complete on all ranks; with `changed` rank 0's changes are kept."""
         if not hasattr(parameter, "ds_id"):
             return nullcontext()
         from deepspeed.runtime.zero import GatheredParameters
@@ -163,15 +163,15 @@ class Zero(Strategy):
         return GatheredParameters([parameter], modifier_rank=0 if changed else None)
 
     def _flat_parameters(self) -> list[Tensor]:
-        """This rank's parts of the trained parameters, flattened, as the optimizer has them."""
+        """The optimizer's flattened parts of the trained parameters on this rank."""
         zero = self._engine.optimizer
         return getattr(zero, "fp32_partitioned_groups_flat", None) or zero.single_partition_of_fp32_groups
 
     @torch.no_grad()
     def _clear_padding(self) -> None:
-        """Zeros where the last ranks' parts are filled up: DeepSpeed leaves there what the memory held, NaN at times.
+        """Zero the padding of the last ranks' parts: DeepSpeed leaves it uninitialised, with NaN at times.
 
-        It would stay there, harmless to DeepSpeed but not to `is_finite`.
+        The values are harmless to DeepSpeed but not to `is_finite`.
         """
         from deepspeed import utils
 
@@ -186,7 +186,7 @@ class Zero(Strategy):
     def _make_moments(self) -> None:
         """Give the optimizer its (zero) states before it first steps.
 
-        DeepSpeed notes where they lie once, after the first group's first step, when the other groups have none yet.
+        DeepSpeed records their addresses once, after the first group's first step, when the other groups have none yet.
         """
         for flat in self._flat_parameters():
             zeros = {key: torch.zeros_like(flat, requires_grad=False) for key in MOMENTS}
@@ -196,13 +196,13 @@ class Zero(Strategy):
 
 
 def _device_arguments(device: torch.device) -> SimpleNamespace | None:
-    """What makes DeepSpeed take this GPU and not number LOCAL_RANK, which is another one, or none, where ranks share a
-    GPU or see one each (`_set_distributed_vars` in its runtime/engine.py)."""
+    """Arguments that make DeepSpeed take this GPU, not number LOCAL_RANK, which differs if ranks share a GPU or see one
+    each (`_set_distributed_vars` in its runtime/engine.py)."""
     return SimpleNamespace(device_rank=device.index) if device.type == "cuda" else None
 
 
 def _compute_separately(module: nn.Module) -> None:
-    """Batched heads would keep views of weights that ZeRO-3 gives up before the backward pass needs them."""
+    """Batched heads would keep views of weights that ZeRO-3 frees before the backward pass needs them."""
     if isinstance(module, Heads):
         module.kernel = "separate"
 
@@ -214,6 +214,6 @@ def _import_deepspeed(world: World) -> Any:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
-    # an extension for CPU ranks on one host, which DeepSpeed would compile for a minute at the first start
+    # DeepSpeed would compile this extension for CPU ranks on one host for a minute at the first start
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

@@ -10,7 +10,7 @@ Usable by itself, with any trainer:
         ...
     state = stream.state_dict()           # continues at any world size that divides the global batch
 
-and anyone's WebDataset tars, as the bytes of their members, once `genre-dist index TARS --out FOLDER` has listed them:
+The bytes of any WebDataset tars' members, once `genre-dist index TARS --out FOLDER` has listed them:
 
     reader = TarReader(load_tars("listing"), ("jpg", "txt"))
     stream = TrainStream(reader, global_batch=64, micro_batch=16, seed=0, world=world, rank=rank)

@@ -1,9 +1,8 @@
-"""A batch on the host, and the memory it lies in: reader processes fill it and the trainer reads it without a copy.
+"""A batch on the host and its shared memory: reader processes fill it and the trainer reads it without a copy.
 
-A slot holds one batch. All slots of a ring lie in one anonymous memory file (memfd_create): it has no name in any
-folder, every process maps the same pages, and it is gone when the last process that has it is gone, however that ends.
-The pages are used again and again; making and copying a fresh array for every batch is what holds back loaders built on
-queues.
+A slot holds one batch. All slots of a ring share one anonymous memory file (memfd_create): the file has no name in any
+folder, every process maps the same pages, and the kernel frees it when its last process ends, however that ends.
+The pages are reused; loaders built on queues lose their time allocating and copying a fresh array for every batch.
 """
 
 import math
@@ -23,25 +22,25 @@ if TYPE_CHECKING:  # the stream needs no torch
 
 ALIGNMENT = 64
 BESIDE = 16
-"""Pictures begin so many bytes beside an address that 32 divides: libjpeg-turbo writes rows that begin at one past the
+"""Offset of the images from a 32-byte boundary: libjpeg-turbo writes rows that are aligned to 32 bytes past the
 caches (vmovntdq in its simd/x86_64/jdcolext-avx2.asm), which took 12 % of the decoding time (benchmarks/RESULTS.md)."""
 BLANK = 128
 """Mid-grey, the pixels of an image that could not be read."""
 
 
 class Seconds(NamedTuple):
-    """Where the time for a batch went, summed over the processes that read it."""
+    """Time spent on a batch, summed over the processes that read it."""
 
     read: float = 0.0
     """Reading and parsing."""
     decode: float = 0.0
     idle: float = 0.0
-    """Waiting for a slot to fill: the readers are ahead of the trainer."""
+    """Waiting for a free slot: the readers are ahead of the trainer."""
 
 
 @dataclass
 class Batch:
-    """Samples side by side, on the host. n may be 0: a rank's share of an epoch's last step can be empty."""
+    """n samples on the host. n may be 0: a rank's share of an epoch's last step can be empty."""
 
     ids: NDArray[np.int64]  # [n]
     labels: NDArray[np.float32]  # [n, genres], 0 or 1
@@ -49,13 +48,13 @@ class Batch:
     images: NDArray[np.uint8] | None = None  # [n, size, size, 3] RGB
     tokens: NDArray[np.int32] | None = None  # [n, longest], padded with PADDING
     lengths: NDArray[np.int64] | None = None  # [n]
-    faults: list[str] = field(default_factory=list)  # one line for each sample that could not be read
+    faults: list[str] = field(default_factory=list)  # a line for each sample that could not be read
     encodings: NDArray[np.float32] | None = None  # [n, E] in place of images and tokens, from shards of encodings
-    samples: list[Any] = field(default_factory=list)  # [n] of anyone's tars: members by extension, or what they became
+    samples: list[Any] = field(default_factory=list)  # [n] of WebDataset tars: members, or the result of `decode`
     seconds: Seconds = field(default_factory=Seconds)
-    jpeg_bytes: NDArray[np.int32] | None = None  # [n] if `images` holds JPEGs: how many bytes each row has; 0: none
+    jpeg_bytes: NDArray[np.int32] | None = None  # [n] if `images` holds JPEGs: bytes of each row; 0: none
     pixels: "Tensor | None" = None  # the images on a device that decoded them, uint8 [n, size, size, 3]
-    copied: "Event | None" = None  # set by whoever copies the arrays in the background: they are needed until then
+    copied: "Event | None" = None  # set by a background copy; the arrays must stay until then
 
     def blank(self) -> "Batch":
         """One blank sample of weight 0, with the arrays that this batch has."""
@@ -68,13 +67,13 @@ class Batch:
 
 
 def part_of(batch: Batch, part: slice) -> Batch:
-    """Some samples of a batch, as views; its faults are told once, with the first part."""
+    """A slice of a batch, as views; the first slice carries the batch's faults."""
     arrays: dict[str, Any] = {name: value[part] for name, value in vars(batch).items() if hasattr(value, "shape")}
     return replace(batch, **arrays, faults=batch.faults if part.start == 0 else [], copied=None)
 
 
 class SlotSpec(NamedTuple):
-    """What a slot can take; a size is 0 where the model takes no such array."""
+    """Capacity of a slot; a size is 0 if the model takes no such array."""
 
     samples: int
     genres: int = 0
@@ -83,12 +82,12 @@ class SlotSpec(NamedTuple):
     max_tokens: int = 0
     """Longest text."""
     keeps_jpegs: bool = False
-    """The places of the images hold JPEGs, for a device that decodes them."""
+    """The array of images holds JPEGs, for a device that decodes them."""
     encoding_size: int = 0
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """A batch's arrays: the shape of one sample and the type of its numbers."""
+        """A batch's arrays by name: the shape of one sample and its dtype."""
         arrays: dict[str, tuple[tuple[int, ...], Any]] = {
             "ids": ((), np.int64),
             "labels": ((self.genres,), np.float32),
@@ -107,7 +106,7 @@ class SlotSpec(NamedTuple):
 
 @lru_cache
 def _layout(spec: SlotSpec) -> tuple[dict[str, int], int]:
-    """Where each array begins in a slot, aligned, and the slot's bytes, a whole number of pages."""
+    """Aligned offset of each array in a slot, and the slot's bytes, a whole number of pages."""
     starts, end = dict[str, int](), 0
     for name, (shape, dtype) in spec.arrays.items():
         beside = BESIDE if name == "images" else 0
@@ -123,7 +122,7 @@ def slot_bytes(spec: SlotSpec) -> int:
 
 
 def slot_batch(memory: mmap.mmap, slot: int, spec: SlotSpec, samples: int, longest: int) -> Batch:
-    """A batch of `samples` with texts of up to `longest` tokens, whose arrays lie in a slot of the memory."""
+    """A batch of `samples` with texts of up to `longest` tokens, as views of a slot."""
     starts, size = _layout(spec)
     views: dict[str, Any] = {}
     for name, (shape, dtype) in spec.arrays.items():
@@ -133,16 +132,16 @@ def slot_batch(memory: mmap.mmap, slot: int, spec: SlotSpec, samples: int, longe
 
 
 def anonymous_file(slots: int, spec: SlotSpec) -> int:
-    """A file descriptor of memory for this many slots. Raises OSError if there is not enough."""
+    """File descriptor of shared memory for this many slots. Raises OSError if memory is short."""
     descriptor = os.memfd_create("slots")
     os.ftruncate(descriptor, slots * slot_bytes(spec))
     return descriptor
 
 
 def private_memory(slots: int, spec: SlotSpec) -> mmap.mmap:
-    """Memory of this process for so many slots, in huge pages where the system gives them on request.
+    """Private memory for this many slots, in huge pages if the system grants them.
 
-    Memory that is shared gets none by Linux's defaults (/sys/kernel/mm/transparent_hugepage/shmem_enabled).
+    Linux by default grants none to shared memory (/sys/kernel/mm/transparent_hugepage/shmem_enabled).
     """
     memory = mmap.mmap(-1, slots * slot_bytes(spec), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel built without them

@@ -1,11 +1,11 @@
 """A bounded folder of blocks of remote files, shared by all ranks and workers of a node and kept between runs.
 
-Every block is a file that appears whole, by a rename, and ends in a checksum. The bytes used, and who fetches which
-block, are settled under `flock`, which the kernel takes back from a process that dies, so a kill at any moment leaves
-nothing that has to be mended; a block half written by a killed process goes with the next clearing up. A block is named
-by its file's checksum and number, so other shards at the same address are never mixed up with it.
+Every block is a file that is renamed into place and ends in a checksum. `flock` guards the count of used bytes and the
+fetching of each block; the kernel releases the locks of a process that dies, so a kill at any moment needs no repair;
+the next eviction removes a block that a killed process left unfinished. A block's name is its file's checksum and its
+number, so other shards at the same address never share it.
 
-The cache only helps: where it cannot be read or written, the blocks come from afar, and that is said once.
+The cache is optional: if it cannot be read or written, blocks come from the remote storage, and one line says so.
 """
 
 import errno
@@ -25,29 +25,29 @@ from genre_dist.atomic import atomic_file
 BLOCK_BYTES = 1 << 20
 CHECKSUM_BYTES = 4
 KEEP = 0.9
-"""When the cache is full, what was not used for longest goes until this share of the limit is left."""
+"""A full cache evicts the least recently used blocks down to this share of its limit."""
 SPARE_BYTES = 64 << 20
-"""So much of the disk is left to others."""
+"""Disk space that the cache leaves free."""
 
 
 LOCKS = 512
-"""So many blocks can be fetched at a time by all processes of a node."""
+"""Blocks that all processes of a node can fetch at a time."""
 
 
 def block_cache(folder: str | None, gigabytes: float) -> "BlockCache | None":
-    """The cache in a folder, None without one."""
+    """The cache in a folder; None without a folder."""
     return None if folder is None else BlockCache(Path(folder), int(gigabytes * 1e9))
 
 
 class BlockCache(NamedTuple):
-    """The folder and how much it may hold."""
+    """The folder and its limit."""
 
     folder: Path
     limit: int
     """Bytes."""
 
     def read(self, key: str, start: int, end: int, size: int, fetch: Callable[[int, int], bytes]) -> bytes:
-        """Bytes start to end of a file of `size` bytes known as `key`; what is missing is got by fetch(start, end)."""
+        """Bytes start to end of the file `key` of `size` bytes; fetch(start, end) supplies missing blocks."""
         first, last = start // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
         blocks = []
         for number in range(first, last + 1):
@@ -60,7 +60,7 @@ class BlockCache(NamedTuple):
         if (data := _kept(path, end - start)) is not None:
             return data
         try:
-            lock = self._lock(f"{zlib.crc32(f'{key} {number}'.encode()) % LOCKS:03d}")  # or two would fetch it
+            lock = self._lock(f"{zlib.crc32(f'{key} {number}'.encode()) % LOCKS:03d}")  # one process fetches it
         except OSError as error:
             _say_once(f"{self.folder}: the cache cannot be used ({error.strerror}); reading on without it")
             return fetch(start, end)
@@ -74,14 +74,14 @@ class BlockCache(NamedTuple):
         return data
 
     def _add(self, path: Path, data: bytes) -> None:
-        """Keep a block, after making room for it. Raises OSError if that cannot be."""
+        """Store a block, after eviction if needed. Raises OSError if that fails."""
         size = len(data) + CHECKSUM_BYTES
         with self._lock("used") as file:
             used = _count(file.read(32))
             free = shutil.disk_usage(self.folder).free - SPARE_BYTES
             if used is None or used + size > self.limit or size > free:
-                used = self._clear_up(size, free)
-            _write(file, used + size)  # before the block: should this process be killed, no block is left out
+                used = self._evict(size, free)
+            _write(file, used + size)  # before the block: a kill in between must not leave an uncounted block
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(path, sync=False) as block:
@@ -92,7 +92,7 @@ class BlockCache(NamedTuple):
             raise
 
     def _lock(self, name: str) -> IO[str]:
-        """A file that is locked until it is closed. Raises OSError if there can be none."""
+        """A file that is locked until it is closed. Raises OSError if it cannot be made."""
         (self.folder / "locks").mkdir(parents=True, exist_ok=True)
         file = open(self.folder / "locks" / name, "a+", errors="replace")  # noqa: SIM115 (the caller closes it)
         try:
@@ -103,8 +103,8 @@ class BlockCache(NamedTuple):
             raise
         return file
 
-    def _clear_up(self, size: int, free: int) -> int:
-        """Remove the oldest blocks, if it must be; returns the bytes that are left. Raises OSError without room."""
+    def _evict(self, size: int, free: int) -> int:
+        """Remove the oldest blocks if needed; returns the used bytes. Raises OSError if space stays short."""
         blocks = []
         for path in (self.folder / "blocks").glob("*/*"):
             with suppress(FileNotFoundError):
@@ -125,26 +125,26 @@ class BlockCache(NamedTuple):
 
 
 def _kept(path: Path, size: int) -> bytes | None:
-    """A whole block, None if it is not there or damaged; another process may clear it up at any moment."""
+    """A block, None if it is missing or damaged; another process may evict it at any moment."""
     with suppress(OSError):
         with open(path, "rb") as file:
             written = file.read(size + CHECKSUM_BYTES + 1)
         data = written[:size]
         if written[size:] == _checksum(path, data):
-            with suppress(OSError):  # a cache that can only be read
+            with suppress(OSError):  # a read-only cache
                 os.utime(path)
             return data
     return None
 
 
 def _checksum(path: Path, data: bytes) -> bytes:
-    """Of a block's bytes and its name."""
+    """Checksum of a block's bytes and name."""
     named = zlib.crc32(f"{path.parent.name} {path.name}".encode())
     return zlib.crc32(data, named).to_bytes(CHECKSUM_BYTES)
 
 
 def _count(text: str) -> int | None:
-    """The bytes in use as they were written down; None if that cannot be read."""
+    """The stored number of used bytes; None if it is unreadable."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else None
 
 
@@ -157,6 +157,6 @@ def _write(file: IO[str], count: int) -> None:
 
 @cache
 def _say_once(line: str) -> None:
-    """A line from this process, if it reads for the first rank of its machine."""
+    """Print a line once, if this process reads for the first rank of its machine."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(line, file=sys.stderr)

@@ -1,8 +1,7 @@
-"""JPEG decoding into memory that is already there, by the fastest decoder at hand.
+"""JPEG decoding into a given buffer, by the fastest installed decoder: simplejpeg, else OpenCV (benchmarks/loader.py).
 
-In this order, which is that of their speed into a given buffer (benchmarks/loader.py): simplejpeg, OpenCV.
-Either may be missing. Only simplejpeg tells damage in the middle of a picture, but it also refuses what libjpeg
-merely warns of; where every pixel is there all the same, such a picture is decoded by Pillow.
+Only simplejpeg detects damage in the middle of an image, but it also refuses images for which libjpeg merely warns;
+Pillow decodes such an image if all its pixels are intact.
 """
 
 import io
@@ -43,27 +42,27 @@ def decoder() -> Decode:
 
 
 def check_jpeg(data: Data, shape: tuple[int, ...]) -> None:
-    """Raises ValueError if a JPEG's head is damaged, its end is missing, or it is not of the shape [height, width, 3].
+    """Check a JPEG's header and end marker without decoding it; needs simplejpeg.
 
-    A look at both ends, without decoding; needs simplejpeg.
+    Raises ValueError if one of them is damaged, or the image is not of the shape [height, width, 3].
     """
     try:
-        found = import_module("simplejpeg").decode_jpeg_header(data)
+        size = import_module("simplejpeg").decode_jpeg_header(data)
     except ValueError as error:
         if not _UNUSUAL_HEAD.search(str(error)):
             raise
         with _opened(bytes(data)) as image:
-            found = image.height, image.width
-    _check_shape(found, shape)
+            size = image.height, image.width
+    _check_shape(size, shape)
     _check_end(data)
 
 
 def before_pixels(data: Data) -> Data:
-    """A JPEG's segments before its pixels: where EXIF is. (Searching the pixels too took 5 % of packing's time.)"""
-    place = 2
-    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] not in (b"\xda", b""):
-        place += 2 + max(2, int.from_bytes(data[place + 2 : place + 4]))
-    return data[:place] if data[place : place + 2] == b"\xff\xda" else data
+    """A JPEG's segments before its pixels, EXIF among them. (A search of the pixels too took 5 % of packing's time.)"""
+    position = 2
+    while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] not in (b"\xda", b""):
+        position += 2 + max(2, int.from_bytes(data[position + 2 : position + 4]))
+    return data[:position] if data[position : position + 2] == b"\xff\xda" else data
 
 
 def _simplejpeg(module: ModuleType) -> Decode:
@@ -81,9 +80,9 @@ def _simplejpeg(module: ModuleType) -> Decode:
 
 
 def _is_harmless(warning: str, data: bytes) -> bool:
-    """Whether no pixel is wrong: an unusual head, or zeros before the end mark.
+    """Whether the warning concerns no pixel: an unusual header, or zeros before the end marker.
 
-    (Damage in the middle leaves bytes over before the end mark as well, but those of a picture.)
+    (Damage in the middle of an image also leaves bytes before the end marker, but not only zeros.)
     """
     if left_over := _LEFT_OVER.search(warning):
         end = data.rfind(END)
@@ -92,7 +91,7 @@ def _is_harmless(warning: str, data: bytes) -> bool:
 
 
 def _pillow(data: bytes, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Decode a JPEG that libjpeg warns of. Raises ValueError if it is cut short or of another shape."""
+    """Decode a JPEG for which libjpeg warns. Raises ValueError if it is cut short or of another shape."""
     with _opened(data) as image:
         _check_shape((image.height, image.width), out.shape)
         out[:] = np.asarray(image.convert("RGB"))
@@ -101,7 +100,7 @@ def _pillow(data: bytes, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 @contextmanager
 def _opened(data: bytes) -> Iterator[Any]:
-    """A JPEG opened by Pillow, whose errors are ValueErrors here."""
+    """A JPEG opened by Pillow; every error of Pillow becomes a ValueError."""
     from PIL import Image
 
     try:
@@ -139,7 +138,7 @@ def _module(name: str) -> ModuleType | None:
 
 
 def _check_end(data: Data) -> None:
-    """The end marker, perhaps with something behind it: some decoders paint what is missing grey and say nothing."""
+    """Raises ValueError without an end marker, which zeros may follow: some decoders paint missing pixels grey."""
     if not bytes(data[-64:]).rstrip(b"\0").endswith(END) and END not in bytes(data[len(before_pixels(data)) :]):
         raise ValueError("not a whole JPEG")
 

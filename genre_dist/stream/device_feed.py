@@ -1,4 +1,4 @@
-"""Batches on their way to the device: pinned slots, copies, and what the model takes."""
+"""Batches to the device: pinned slots, asynchronous copies, and the model's inputs."""
 
 import mmap
 import os
@@ -20,20 +20,19 @@ from genre_dist.stream.batch import Batch
 
 Decoding = Literal["auto", "cpu", "gpu"]
 TEXT_WIDTH = 64
-"""On a GPU texts are padded to a multiple of this, so that memory for them comes in few sizes."""
+"""On a GPU texts are padded to a multiple of this, so that the allocator sees few sizes."""
 
 
 class DeviceFeed:
-    """How a stream's batches get ready for a CUDA device. Made by `device_feed`."""
+    """Prepares a stream's batches for a CUDA device. `device_feed` makes it."""
 
     def __init__(self, device: torch.device, decodes: bool) -> None:
         self.device, self.decodes = device, decodes
 
     def pin(self, memory: mmap.mmap) -> Callable[[], None]:
-        """Register the slots' memory with CUDA, so that copies from it run beside computing; returns what undoes it.
+        """Pin the slots' memory, so that copies from it overlap with computation; returns the function that unpins it.
 
-        If that fails (a limit on locked memory), copies go through pinned buffers of torch's instead, and one line
-        says so.
+        If that fails (a limit on locked memory), copies use torch's pinned buffers, and one line says so.
         """
         view = np.frombuffer(memory, np.uint8)
         address = view.ctypes.data
@@ -47,12 +46,12 @@ class DeviceFeed:
             file=sys.stderr,
             flush=True,
         )
-        with suppress(RuntimeError):  # the next CUDA call raises the same error again: this one is made for it
+        with suppress(RuntimeError):  # the next CUDA call raises the error again; this call absorbs it
             torch.zeros(1, device=self.device)
         return lambda: None
 
     def finish(self, batch: Batch) -> Batch:
-        """Decode a batch's posters if it came with JPEGs."""
+        """Decode a batch's images if it carries JPEGs."""
         if batch.jpeg_bytes is not None:
             with _copying(self.device):
                 images.decode_images(batch, self.device)
@@ -64,12 +63,12 @@ def _unpin(address: int) -> None:
 
 
 def device_feed(device: torch.device, wanted: Decoding) -> DeviceFeed | None:
-    """What feeds a device, None for the CPU, which reads the slots as they are.
+    """The feed of a device; None for the CPU, which reads the slots directly.
 
-    Posters are decoded on the GPU if that is wanted; `auto` does so if a rank has fewer than two CPU cores: an H100 at
-    40 % of its peak trains ResNet152 and the LSTM on about 5,300 films a second, which two cores decode (reckoned, not
-    measured). Raises ValueError if `gpu` is wanted without a CUDA device; where a CUDA device cannot decode, one line
-    says why and the CPU does it.
+    `gpu` decodes images on the GPU; `auto` does so if a rank has fewer than two CPU cores: an H100 at 40 % of its peak
+    trains ResNet152 and the LSTM on about 5,300 samples a second, which two cores decode (estimated, not measured).
+    Raises ValueError for `gpu` without a CUDA device; if a CUDA device cannot decode, one line says why and the CPU
+    decodes.
     """
     if device.type != "cuda":
         if wanted == "gpu":
@@ -86,8 +85,8 @@ def device_feed(device: torch.device, wanted: Decoding) -> DeviceFeed | None:
 def upload(batch: Batch, device: torch.device) -> list[Tensor | None]:
     """A batch's images, tokens, labels, weights and encodings on the device; on the CPU without a copy.
 
-    On CUDA they are copied by a stream of their own, which the computing one waits for, the host does not;
-    `batch.copied` says when the host's memory is free again.
+    On CUDA a separate stream copies them; the computing stream waits for it, the host does not. The event
+    `batch.copied` marks when the host's memory may be reused.
     """
     pixels = batch.images if batch.pixels is None else batch.pixels
     parts = [pixels, batch.tokens, batch.labels, batch.weights, batch.encodings]
@@ -100,20 +99,20 @@ def upload(batch: Batch, device: torch.device) -> list[Tensor | None]:
     computing.wait_event(done)
     for tensor in moved:
         if tensor is not None:
-            tensor.record_stream(computing)  # its memory was taken by the copying stream
+            tensor.record_stream(computing)  # the copying stream allocated its memory
     batch.copied = done
     return moved
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device; the host does not wait until it is there."""
+    """Copy a tensor of the host to the device; the host does not wait for the copy."""
     if device.type != "cuda" or tensor.device == device or not tensor.numel():
         return tensor.to(device)
     return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
 def _copying(device: torch.device) -> AbstractContextManager[Any]:
-    """Surrounds copies to a device."""
+    """A context in which copies to a device run on their own stream."""
     return torch.cuda.stream(_copy_stream(device)) if device.type == "cuda" else nullcontext()
 
 
@@ -123,29 +122,29 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 class Size(NamedTuple):
-    """The one size of batch that a compiled model takes; each other one would be compiled anew, for minutes."""
+    """The batch size of a compiled model; torch would recompile for minutes at any other size."""
 
     samples: int
     fill: bool
-    """Smaller batches are filled up with blank samples of weight 0; else they are computed without the compiler, where
-    a BatchNorm would see what fills them."""
+    """Blank samples of weight 0 fill smaller batches up. If false (a BatchNorm would count the blank samples), smaller
+    batches run uncompiled."""
 
 
 class Inputs(NamedTuple):
-    """A micro-batch on the device; a part the model leaves out is None."""
+    """A micro-batch on the device; inputs that the model does not use are None."""
 
     images: Tensor | None  # float32 [n, 3, size, size], normalised
     tokens: Tensor | None  # int64 [n, longest]
-    lengths: NDArray[np.int64] | None  # [n], an array, so that it stays on the host, where packing wants it
+    lengths: NDArray[np.int64] | None  # [n], an array, since packing needs it on the host
     labels: Tensor  # float32 [n, genres]
     weights: Tensor  # float32 [n]
-    blank: bool  # no sample at all: one blank sample of weight 0
-    encodings: Tensor | None = None  # float32 [n, E], in place of images and tokens
-    odd: bool = False  # of another size than the model is compiled for
+    blank: bool  # the batch is empty: one blank sample of weight 0 stands in
+    encodings: Tensor | None = None  # float32 [n, E], instead of images and tokens
+    odd: bool = False  # not the size that the model is compiled for
 
     @property
     def for_model(self) -> tuple[Tensor | NDArray[np.int64] | None, ...]:
-        """What the model's forward takes."""
+        """The arguments of the model's forward."""
         media = (self.images, self.tokens, self.lengths)
         return media if self.encodings is None else (*media, self.encodings)
 
@@ -154,7 +153,7 @@ Pixels = Callable[[Tensor, NDArray[np.int64]], Tensor]
 
 
 def training_pixels(data: DataConfig, seed: int, epoch: int) -> Pixels:
-    """Crops (and mirrors) drawn by (seed, epoch, film), or the whole poster if the configuration says so."""
+    """Random crops (and flips) drawn by (seed, epoch, sample id), or the whole image if the configuration says so."""
     if data.shows_whole_posters:
         return whole_pixels(data)
 
@@ -166,15 +165,15 @@ def training_pixels(data: DataConfig, seed: int, epoch: int) -> Pixels:
 
 
 def whole_pixels(data: DataConfig) -> Pixels:
-    """The whole poster."""
+    """Pixels of the whole image."""
     return lambda raw, ids: images.whole(raw, data.image_size)
 
 
 def to_device(batch: Batch, device: torch.device, pixels: Pixels, size: Size | None = None) -> Inputs:
-    """Move a batch to the device and make its pixels. An empty one becomes a single blank sample of weight 0.
+    """Move a batch to the device and make its pixels. An empty batch becomes a single blank sample of weight 0.
 
-    So every rank computes something in every micro-batch, and collectives inside the model never wait for a rank that
-    has no sample left. With a `size` of a compiled model the batch is filled up to it, or said to be odd.
+    So every rank computes every micro-batch, and collectives inside the model never wait for a rank without samples.
+    With the `size` of a compiled model the batch is filled up to it, or marked as odd.
     """
     blank = len(batch.ids) == 0
     if blank:
@@ -199,7 +198,7 @@ def to_device(batch: Batch, device: torch.device, pixels: Pixels, size: Size | N
 
 
 def filled(inputs: Inputs, samples: int) -> Inputs:
-    """Inputs with blank samples of weight 0 behind their own."""
+    """Inputs with blank samples of weight 0 appended."""
     more, new = samples - len(inputs.labels), dict[str, Any]()
     for name, value in inputs._asdict().items():
         if isinstance(value, Tensor):

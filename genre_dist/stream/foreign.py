@@ -1,8 +1,8 @@
-"""Anyone's WebDataset tars: an index of what lies where in them, so that they can be read in our order.
+"""A listing of any WebDataset tars: an index of each, so that a stream can read their samples in its order.
 
-The tars stay as they are, wherever they are. For each there are two small files in the folder of the listing: the index
-(24 bytes a sample, as for our own shards; `has` holds a bit for every extension of that tar) and what the listing says
-about it. `tars.json`, written last, lists them all.
+The tars themselves stay unchanged, local or remote. The listing's folder has two small files for each: the index (24
+bytes a sample, as for packed shards; `has` holds a bit for every extension of that tar) and its metadata. `tars.json`,
+written last, lists them all.
 """
 
 import hashlib
@@ -39,13 +39,13 @@ def _is_bits(text: str) -> bool:
 
 
 def is_address(text: str) -> bool:
-    """Whether a listing may name a tar so: by a path or URL, relative to the listing or not, without `..`."""
+    """Whether a listing accepts this address of a tar: a path or URL, relative to the listing or not, without `..`."""
     return 0 < len(text) <= 4096 and text.isprintable() and ".." not in PurePosixPath(text).parts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tar:
-    """One tar: how many samples it has, and with which extensions."""
+    """One tar: its samples and their extensions."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (no field)
 
@@ -53,7 +53,7 @@ class Tar:
     """Relative to the listing's folder, or absolute, or a URL."""
     index_file: FileName
     identity: Sha256
-    """Checksum of the index and of the address: a name for the tar's bytes."""
+    """Checksum of the index and of the address, which identifies the tar's bytes."""
     samples: Annotated[int, Interval(ge=1, le=2**32)]
     bytes: Count
     extensions: Annotated[tuple[Annotated[str, Predicate(str.isprintable)], ...], Len(1, MOST_EXTENSIONS)]
@@ -61,9 +61,9 @@ class Tar:
     has: dict[Annotated[str, Predicate(_is_bits)], Count]
     """Samples by their value of `has`, written as a decimal number."""
     version: str = ""
-    """What changes when the tar does: its time, or what the server names its version."""
+    """Changes with the tar: its modification time, or the server's version tag."""
     links: Count = 0
-    """Members that are links to others; where those lie is in a file of its own, beside the index."""
+    """Members that are links; a file of its own beside the index has their targets."""
     notes: tuple[Annotated[str, Predicate(str.isprintable)], ...] = ()
     """A line for whatever is not read, or odd."""
 
@@ -75,13 +75,13 @@ class Tar:
 
     @property
     def links_file(self) -> str:
-        """Where its links lead, int64 [links, 3] (`TarIndex.links`)."""
+        """Name of the file with the targets of its links, int64 [links, 3] (`TarIndex.links`)."""
         return f"{self.index_file.removesuffix('.npy')}.links.npy"
 
     def mask(self, members: tuple[str, ...]) -> int:
-        """These extensions as bits of `has`; one that this tar never has is a bit that no sample has."""
-        places = [self.extensions.index(name) if name in self.extensions else MOST_EXTENSIONS for name in members]
-        return sum(1 << bit for bit in set(places))
+        """These extensions as bits of `has`; an extension that this tar lacks is a bit that no sample has."""
+        bits = {self.extensions.index(name) if name in self.extensions else MOST_EXTENSIONS for name in members}
+        return sum(1 << bit for bit in bits)
 
     def count(self, members: tuple[str, ...]) -> int:
         """How many samples have all of these extensions."""
@@ -91,13 +91,13 @@ class Tar:
 
 @dataclass(frozen=True, kw_only=True)
 class Tars:
-    """What `tars.json` holds, and the folder it lies in."""
+    """The contents of `tars.json`, and its folder."""
 
     folder: AnyPath
     tars: tuple[Tar, ...]
 
     def shards_of(self, split: str) -> tuple[Tar, ...]:
-        """The tars whose address fits a pattern such as `*/train-*.tar`; `*` is all of them."""
+        """The tars whose address matches a pattern such as `*/train-*.tar`; `*` matches all."""
         return tuple(tar for tar in self.tars if fnmatch(tar.file, split))
 
     @property
@@ -124,7 +124,7 @@ _Listing.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
 def load_tars(folder: AnyPath | str) -> Tars:
     """Read the listing that `genre-dist index` made.
 
-    Raises ValueError if there is none, it is another version's, or anything in it is not as it can be.
+    Raises ValueError if there is none, another version wrote it, or a value in it is invalid.
     """
     folder = any_path(folder)
     path = folder / FILE
@@ -136,9 +136,9 @@ def load_tars(folder: AnyPath | str) -> Tars:
 
 
 def find_tars(named: Sequence[AnyPath]) -> list[AnyPath]:
-    """Tars by themselves as they are named, those of folders in the order of their names.
+    """Paths of tars in the order given, those of a folder sorted by name.
 
-    Raises ValueError for a folder without tars, and for one whose files cannot be listed.
+    Raises ValueError for a folder without tars, and for one that cannot be listed.
     """
     found: list[AnyPath] = []
     for path in named:
@@ -156,11 +156,11 @@ def find_tars(named: Sequence[AnyPath]) -> list[AnyPath]:
 
 
 def index_tars(tars: Sequence[AnyPath], out: AnyPath, workers: int = 1) -> Tars:
-    """Index WebDataset tars and list them in `out`, in the given order; those that are indexed already are left alone.
+    """Index WebDataset tars and list them in `out`, in the given order; tars with a current index are skipped.
 
-    Raises ValueError naming the tar, and where it can the byte, for what is no tar, compressed, damaged, or no samples.
+    Raises ValueError with the tar, and the byte if known, if it is no tar, compressed, damaged, or without samples.
     """
-    from genre_dist.progress import progress_bar  # readers of tars, which import this module, show no progress
+    from genre_dist.progress import progress_bar  # tar readers import this module and need no progress bar
 
     jobs = [(path, _address(path, out), out) for path in tars]
     twice = [address for address, count in Counter(job[1] for job in jobs).items() if count > 1]
@@ -178,24 +178,24 @@ def index_tars(tars: Sequence[AnyPath], out: AnyPath, workers: int = 1) -> Tars:
         for _, tar in in_processes(_index_one, jobs, workers, "indexing tars"):
             done[tar.file] = tar
             progress.advance(task)
-    found = Tars(folder=out, tars=tuple(done[address] for _, address, _ in jobs))
-    told = {"format": "genre_dist tars", "schema": SCHEMA, "tars": [asdict(tar) for tar in found.tars]}
+    listing = Tars(folder=out, tars=tuple(done[address] for _, address, _ in jobs))
+    content = {"format": "genre_dist tars", "schema": SCHEMA, "tars": [asdict(tar) for tar in listing.tars]}
     with atomic_file(out / FILE, "w") as file:
-        json.dump(told, file, indent=1)
-    return found
+        json.dump(content, file, indent=1)
+    return listing
 
 
 def _address(path: AnyPath, out: AnyPath) -> str:
-    """How the listing names a tar: relative if it lies below it, so that both can be moved together."""
+    """A tar's address in the listing: relative if it lies below it, so that both can be moved together."""
     if is_remote(path) or is_remote(out):
         text, base = str(path), f"{str(out).rstrip('/')}/"
         return text.removeprefix(base)
-    whole, base_folder = Path(str(path)).resolve(), Path(str(out)).resolve()
-    return str(whole.relative_to(base_folder)) if whole.is_relative_to(base_folder) else str(whole)
+    absolute, base_folder = Path(str(path)).resolve(), Path(str(out)).resolve()
+    return str(absolute.relative_to(base_folder)) if absolute.is_relative_to(base_folder) else str(absolute)
 
 
 def _index_one(job: tuple[AnyPath, str, AnyPath]) -> Tar:
-    """Index one tar, unless that is done and the tar is the same by size and version."""
+    """Index one tar, unless an index exists and the tar's size and version are unchanged."""
     path, address, out = job
     try:
         size, version = file_version(path)
@@ -230,7 +230,7 @@ def _index_one(job: tuple[AnyPath, str, AnyPath]) -> Tar:
 
 
 def _save(tar: Tar, index: TarIndex, out: AnyPath) -> None:
-    """Write a tar's index, its links if it has some, and last what is said about it."""
+    """Write a tar's index, its links if it has some, and last its metadata."""
     with atomic_file(out / tar.index_file) as file:
         save_array(index.records, file)
     if tar.links:
@@ -241,7 +241,7 @@ def _save(tar: Tar, index: TarIndex, out: AnyPath) -> None:
 
 
 def _known(about: AnyPath, out: AnyPath) -> Tar | None:
-    """What is said about a tar that is indexed already; None if it is not, or its index is not whole."""
+    """The metadata of a tar with an index; None if there is none, or the index is damaged."""
     try:
         tar = parse_json(Tar, read_bytes(about, LARGEST_BYTES), about, _REMEDY)
         records, links = load_array(out / tar.index_file), load_links(out, tar)
@@ -255,7 +255,7 @@ def _identity(records: NDArray[np.void], links: NDArray[np.int64], address: str)
 
 
 def load_links(folder: AnyPath, tar: Tar) -> NDArray[np.int64]:
-    """Where a tar's links lead, int64 [links, 3]. Raises ValueError or OSError if that cannot be read."""
+    """Targets of a tar's links, int64 [links, 3]. Raises ValueError or OSError if the file cannot be read."""
     if not tar.links:
         return np.empty((0, 3), np.int64)
     path = inside(folder, tar.links_file)
@@ -263,4 +263,4 @@ def load_links(folder: AnyPath, tar: Tar) -> NDArray[np.int64]:
     _, start, size = links.T if links.shape == (tar.links, 3) and links.dtype == np.int64 else np.full((3, 1), -1)
     if not ((start >= 0) & (size >= 0) & (start <= tar.bytes) & (size <= tar.bytes - start)).all():
         raise DamagedArrayError(f"{path}: not the {tar.links:,} links of the tar; `genre-dist index` makes it again")
-    return np.array(links)  # no open file
+    return np.array(links)  # a copy holds no file open

@@ -1,4 +1,4 @@
-"""Images on the device: JPEGs decoded there, crops drawn, cut and resized, pixels normalised where the model runs."""
+"""Image transforms on the device: JPEG decoding, random crops, resizing, normalisation."""
 
 import math
 from functools import cache
@@ -14,7 +14,7 @@ from genre_dist.stream.decode import decode_jpeg
 from genre_dist.stream.order import uniforms
 from genre_dist.stream.sample import PADDING
 
-_CROP = 4  # which draw a hash is for; order.py has the others
+_CROP = 4  # the purpose of a draw; order.py has the others
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB; the weights of every torchvision classifier expect them
 STD = (0.229, 0.224, 0.225)
 
@@ -30,8 +30,8 @@ def crop_boxes(
     """Random resized crops, the same for any number of ranks: float32 [n, 4] of (left, top, right, bottom), as shares.
 
     Area uniform in `scale`, width over height log-uniform in `ratio`, position uniform (Szegedy et al. 2014,
-    https://arxiv.org/abs/1409.4842); a side that would be longer than the picture is cut to it. In a mirrored crop left
-    is greater than right.
+    https://arxiv.org/abs/1409.4842); a side longer than the image is clipped to it. In a mirrored crop left is
+    greater than right.
     """
     draws = uniforms(seed, epoch, _CROP, np.asarray(ids)[:, None], np.arange(5)[None, :])  # [n, 5]
     area = scale[0] + draws[:, 0] * (scale[1] - scale[0])
@@ -53,13 +53,13 @@ def normalised(images: Tensor) -> Tensor:
 
 @cache
 def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of values from 0 to 255, float32 [3] each; kept, as a copy to the device would wait for it."""
-    with torch.inference_mode(False):  # whoever asks first
+    """ImageNet's mean and deviation of values from 0 to 255, float32 [3]; cached, as a copy to the device blocks."""
+    with torch.inference_mode(False):  # the first caller may be in inference mode
         return torch.tensor(MEAN, device=device) * 255, torch.tensor(STD, device=device) * 255
 
 
 def whole(images: Tensor, size: int) -> Tensor:
-    """The whole posters for evaluation: uint8 [n, H, W, 3] -> float32 [n, 3, size, size]."""
+    """Whole images for evaluation: uint8 [n, H, W, 3] -> float32 [n, 3, size, size]."""
     pixels = normalised(images)
     if pixels.shape[-2:] == (size, size):
         return pixels
@@ -70,16 +70,15 @@ def whole(images: Tensor, size: int) -> Tensor:
 def cropped(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Crops for training: uint8 [n, H, W, 3] and boxes [n, 4] of `crop_boxes` -> float32 [n, 3, size, size].
 
-    Bilinear sampling skips pixels when it shrinks by more than two, so the picture is first averaged down by the
-    smallest whole number that leaves at most that; it follows from the sizes alone, so a film's pixels do not depend on
-    its batch.
+    Bilinear sampling skips pixels when it shrinks by more than two, so average pooling by the smallest sufficient
+    integer comes first; that integer depends on the sizes alone, so a sample's pixels do not depend on its batch.
     """
     pixels = normalised(images)
     shrink = math.ceil(pixels.shape[-1] / (2 * size))
     if shrink > 1:
         pixels = F.avg_pool2d(pixels, shrink)
     left, top, right, bottom = boxes.to(pixels).unbind(1)  # [n] each
-    # affine_grid's coordinates run from -1 to 1 over the picture
+    # affine_grid's coordinates run from -1 to 1 over the image
     zero = torch.zeros_like(left)
     theta = torch.stack(
         [
@@ -94,7 +93,7 @@ def cropped(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def why_not_decoded_on(device: torch.device) -> str | None:
-    """Why a device decodes no JPEG, found by decoding one."""
+    """The reason why a device cannot decode a JPEG, found by a trial; None if it can."""
     try:
         import simplejpeg
     except ImportError:
@@ -114,15 +113,15 @@ def _decode(jpegs: list[Tensor], device: torch.device) -> list[Tensor]:
     from torchcodec.decoders import decode_jpeg as decode_jpegs
 
     decoded = decode_jpegs(jpegs, mode="RGB", device=device)
-    assert isinstance(decoded, list)  # a list was given
+    assert isinstance(decoded, list)  # a list of JPEGs gives a list
     return decoded
 
 
 def decode_images(batch: Batch, device: torch.device) -> None:
-    """Make pixels on the device, uint8 [n, size, size, 3], of a batch that came with JPEGs.
+    """Decode a batch's JPEGs into pixels on the device, uint8 [n, size, size, 3].
 
-    Readers have seen that every JPEG is whole at both ends and of the right size. If the device finds one damaged
-    nevertheless, the batch is decoded on the CPU, which tells which: it becomes blank, weighs nothing and gets a line.
+    Readers have checked both ends and the size of every JPEG. If the device still finds one damaged, the CPU decodes
+    the batch to find out which: that sample becomes blank, has the weight 0 and a line in `Batch.faults`.
     """
     assert batch.images is not None
     assert batch.jpeg_bytes is not None
@@ -140,7 +139,7 @@ def decode_images(batch: Batch, device: torch.device) -> None:
 
 
 def _decoded_on_host(batch: Batch, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The same on the CPU, one by one, with a fault for each that is damaged."""
+    """Decode a batch's JPEGs on the CPU one by one, with a fault for each damaged one."""
     assert batch.images is not None
     assert batch.jpeg_bytes is not None
     pixels = np.full_like(batch.images, BLANK)

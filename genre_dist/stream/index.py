@@ -1,6 +1,6 @@
-"""The index of a shard: where each sample lies and what it has, 24 bytes a sample, read by mmap.
+"""The index of a shard: offset and members of each sample, 24 bytes a sample, read by mmap.
 
-It lies beside the shard as `<shard>.index.npy`, a plain NumPy array of `RECORD`, so several processes share its pages.
+The file `<shard>.index.npy` beside the shard is a plain NumPy array of `RECORD`; several processes share its pages.
 """
 
 import io
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 RECORD = np.dtype(
     [
-        ("id", "<i8"),  # the film's id
-        ("offset", "<i8"),  # byte in the tar where the sample's first header begins
-        ("size", "<u4"),  # bytes from there to the end of its last member, padding included
-        ("tokens", "<u2"),  # length of its text in tokens, at most 65,535
-        ("has", "<u2"),  # which members it has: POSTER | OVERVIEW
+        ("id", "<i8"),  # the sample's id
+        ("offset", "<i8"),  # of the sample's first header in the tar
+        ("size", "<u4"),  # bytes from there to the end of the last member, padding included
+        ("tokens", "<u2"),  # length of the text in tokens, at most 65,535
+        ("has", "<u2"),  # bits of its members: POSTER | OVERVIEW
     ]
 )
-_WHOLE = np.dtype((np.void, RECORD.itemsize))  # copied as it is; field by field takes twice as long
+_OPAQUE = np.dtype((np.void, RECORD.itemsize))  # a copy by bytes takes half as long as one by fields
 
 _REMEDY = "`genre-dist index` makes it again"
 
@@ -48,64 +48,64 @@ def index_path(shard: AnyPath) -> AnyPath:
 
 
 class DamagedArrayError(ValueError):
-    """A file or member is no array as np.save writes them."""
+    """A file or member is no array in the format of np.save."""
 
 
 def load_array(path: AnyPath, most: int | None = None) -> NDArray[Any]:
-    """An array that np.save wrote: mapped if it is local, read if it is remote, of at most `most` bytes then.
+    """An array that np.save wrote: a local file is mapped, a remote one of at most `most` bytes is read.
 
-    Raises OSError or ValueError if it cannot be read, DamagedArrayError, before memory is taken, if it is no array.
+    Raises OSError or ValueError if it is unreadable, DamagedArrayError, before allocating memory, if it is no array.
     """
     if not isinstance(path, Path):
         return array_in(read_bytes(path, most))
     with open(path, "rb") as file:
         dtype, shape = _array_head(file, path.stat().st_size)
-        # as a plain array: NumPy's memmap costs microseconds at every access
+        # a plain array: NumPy's memmap costs microseconds at every access
         return np.memmap(file, dtype, "r", file.tell(), shape).view(np.ndarray)
 
 
 def array_in(data: bytes | memoryview) -> NDArray[Any]:
-    """The array in bytes that np.save wrote, without a copy. Raises DamagedArrayError if they are anything else."""
+    """The array in bytes that np.save wrote, without a copy. Raises DamagedArrayError otherwise."""
     file = io.BytesIO(data[:LONGEST_HEAD])
     dtype, shape = _array_head(file, len(data))
     return np.ndarray(shape, dtype, data, file.tell())
 
 
 def _array_head(file: IO[bytes], size: int) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """Type and shape of the array that fills a file of `size` bytes; the file is left behind its head."""
+    """Dtype and shape of an array file of `size` bytes; the file position ends behind the header."""
     try:
         begin = file.read(len(_BEGIN) + 2)
         text = file.read(int.from_bytes(begin[-2:], "little"))
         if begin[:-2] != _BEGIN or b"\\" in text:  # Python warns of unknown escapes
             raise ValueError("another beginning")
         shape, by_columns, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(begin[-2:] + text))
-    except Exception as error:  # for a damaged head NumPy raises errors of many kinds
+    except Exception as error:  # NumPy raises errors of many kinds for a damaged header
         raise DamagedArrayError(f"no array that np.save wrote: {printable(error)[:200]}") from None
     if dtype.hasobject or (by_columns and len(shape) > 1) or min(shape, default=0) < 0:
         raise DamagedArrayError(f"an array of another kind: {printable(dtype)[:200]}")
-    if (whole := file.tell() + dtype.itemsize * math.prod(shape)) != size:
-        raise DamagedArrayError(f"{size:,} bytes where its head tells of {whole:,}")
+    if (expected := file.tell() + dtype.itemsize * math.prod(shape)) != size:
+        raise DamagedArrayError(f"{size:,} bytes where its head tells of {expected:,}")
     return dtype, shape
 
 
 def save_array(array: NDArray[Any], file: IO[bytes]) -> None:
-    """Write what np.save writes; on a full disk np.save raises an error that does not say so."""
+    """Write an array as np.save does, whose own error on a full disk does not name the cause."""
     np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
     file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def array_bytes(array: NDArray[Any]) -> bytes:
-    """What np.save writes."""
+    """The bytes that np.save writes."""
     file = io.BytesIO()
     save_array(array, file)
     return file.getvalue()
 
 
 class SplitIndex:
-    """The rows of some shards that have the wanted members, looked up shard by shard.
+    """The samples of a split that have the wanted members; records are loaded shard by shard.
 
-    Only the shards in use are held, the newest MOST_HELD; remote ones are 24 bytes a sample, local ones are mapped. (A
-    map is an open file to the system, so there are fewer where few may be open.)
+    An LRU cache holds the records of MOST_HELD shards; remote ones take 24 bytes a sample, local ones are mapped. (A
+    map counts as an open file, so a low limit of open files lowers their number.)
     """
 
     def __init__(self, manifest: "Manifest | Tars", split: str, members: tuple[str, ...]) -> None:
@@ -115,7 +115,7 @@ class SplitIndex:
         self.paths: list[AnyPath] = [inside(self.folder, shard.file) for shard in self.shards]
         self.is_remote = any(map(is_remote, self.paths))
         self._most = MOST_HELD if is_remote(self.folder) else most_open_files(MOST_HELD)
-        self._held: dict[int, NDArray[np.void]] = {}  # the longest unused first
+        self._held: dict[int, NDArray[np.void]] = {}  # least recently used first
 
     @property
     def samples(self) -> int:
@@ -133,21 +133,21 @@ class SplitIndex:
 
     def records(self, rows: Rows) -> NDArray[np.void]:
         """Index records of samples, RECORD [n]."""
-        found = np.empty(len(rows.row), _WHOLE)
+        records = np.empty(len(rows.row), _OPAQUE)
         numbers = np.unique(rows.shard).tolist()
         if is_remote(self.folder):
             self._fetch(numbers)
         for number in numbers:
             here = rows.shard == number
-            found[here] = self._of(number).view(_WHOLE)[rows.row[here]]
-        return found.view(RECORD)
+            records[here] = self._of(number).view(_OPAQUE)[rows.row[here]]
+        return records.view(RECORD)
 
     def ids(self, rows: Rows) -> NDArray[np.int64]:
-        """Film ids of samples, int64 [n]."""
+        """Ids of samples, int64 [n]."""
         return self.records(rows)["id"]
 
     def _fetch(self, numbers: list[int]) -> None:
-        """Have the records of remote shards at hand, those that are missing together, not one after the other."""
+        """Load the missing records of remote shards concurrently."""
         from concurrent.futures import ThreadPoolExecutor
 
         self._most = max(MOST_HELD, len(numbers))
@@ -157,7 +157,7 @@ class SplitIndex:
                 self._held.update(zip(missing, pool.map(self._read, missing), strict=True))
 
     def _of(self, number: int) -> NDArray[np.void]:
-        """The records of a shard, which is held from now on."""
+        """The records of a shard, through the cache."""
         records = self._held.pop(number, None)
         self._held[number] = records = self._read(number) if records is None else records
         while len(self._held) > self._most:
@@ -175,7 +175,7 @@ class SplitIndex:
             raise ValueError(f"{path}: the shard's index is damaged ({error}); {_REMEDY}") from None
         except OSError as error:
             if is_too_many(error) and self._held:
-                self._held.clear()  # other parts of the process have taken theirs
+                self._held.clear()  # other parts of the process hold open files
                 return self._read(number)
             raise ValueError(f"{path}: the shard's index cannot be read ({error.strerror})") from None
         if records.dtype != RECORD or records.shape != (shard.samples,):
@@ -200,15 +200,15 @@ class SplitIndex:
 
 
 def _not_inside(records: NDArray[np.void], size: int) -> int | None:
-    """The first sample that does not lie inside `size` bytes, or overlaps another one; None if all are well.
+    """The first sample that is not inside `size` bytes, or overlaps another one; None if all are valid.
 
-    Whole records may be there several times.
+    Identical records may occur several times.
     """
     start, length = records["offset"], records["size"].astype(np.int64)
     inside_it = (start >= 0) & (start <= size) & (length <= size - np.clip(start, 0, size))
     if not inside_it.all():
         return int(np.argmin(inside_it))
-    if (start[1:] < start[:-1] + length[:-1]).any():  # or they are in another order, or films that were left out
+    if (start[1:] < start[:-1] + length[:-1]).any():  # an overlap, or records in another order
         order = np.lexsort((length, start))
         start, length = start[order], length[order]
         again = (start[1:] == start[:-1]) & (length[1:] == length[:-1])

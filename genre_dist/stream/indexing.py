@@ -1,4 +1,4 @@
-"""The index of a tar made from its headers: of packed shards where it was lost, of anyone's WebDataset tars."""
+"""Indexes made from tar headers: for packed shards whose index was lost, and for any WebDataset tars."""
 
 import hashlib
 import posixpath
@@ -34,20 +34,20 @@ from genre_dist.stream.tar import (
 
 MOST_EXTENSIONS = 16  # bits of the index's `has`
 MOST_HOPS = 40
-"""Links that lead to links, one after the other."""
-LONGEST_TOLD = 200
+"""Links in a chain of links to links."""
+LONGEST_QUOTE = 200
 PADDING_BYTES = 10_240 + 2 * BLOCK
-"""Zeros at the end of a tar: its end mark, filled up to a whole record of tar's."""
+"""Zeros at the end of a tar: its end mark, padded to a whole record of tar."""
 _REMEDY = "fetch or pack it again"
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # WebDataset's rule: the key ends at the first dot of the name
 
 
 _Sample = tuple[str, dict[str, Member], int, int]
-"""Key, members by extension, where the first header begins, and bytes from there to the last member's end, padded."""
+"""Key, members by extension, offset of the first header, and padded bytes from there to the last member's end."""
 
 
 def _samples(data: memoryview, named: Iterable[tuple[str, str, Member]]) -> Iterator[_Sample]:
-    """The samples of a tar, runs that share a key, from the (key, extension, member) of each of its members."""
+    """The samples of a tar (neighbours with the same key) from the (key, extension, member) of its members."""
     for key, group in groupby(named, key=itemgetter(0)):
         parts = dict[str, Member]()
         for _, extension, member in group:
@@ -55,34 +55,34 @@ def _samples(data: memoryview, named: Iterable[tuple[str, str, Member]]) -> Iter
                 raise ValueError(f"two members {member.name!r} in one sample, the second at byte {member.header}")
             parts[extension] = member
         first, last = next(iter(parts.values())), member
-        end = min(last.start + padded(last.size), len(data))  # the last one may lack its padding
+        end = min(last.start + padded(last.size), len(data))  # the tar's last member may lack its padding
         if end - first.header >= 1 << 32:
             raise ValueError(f"the sample {key[:80]!r} has {end - first.header:,} bytes; 4 GiB is the most")
         yield key, parts, first.header, end - first.header
 
 
 class Indexed(NamedTuple):
-    """What `index_shards` did."""
+    """The result of `index_shards`."""
 
     samples: int
     unread: int
-    """Samples whose text cannot be read; they are in the index all the same."""
+    """Samples whose text cannot be read; the index has them nevertheless."""
 
 
 def index_shards(manifest: Manifest) -> Indexed:
     """Write the index of every shard of a manifest, byte for byte as packing wrote it.
 
-    Raises ValueError naming the shard and byte where a tar is damaged, or one that is not as the manifest says.
+    Raises ValueError with the shard, and the byte of damage, if a tar is damaged or differs from the manifest.
     """
     samples = unread = 0
     for shard in manifest.shards:
         path = manifest.folder / shard.file
         records, without_text = index_tar(path, shard.bytes, int(manifest.text["words"]))
-        found = [int(np.sum((records["has"] & mask) == mask)) for mask in (0, POSTER, OVERVIEW, POSTER | OVERVIEW)]
-        if found != [shard.samples, shard.poster, shard.overview, shard.both]:
+        counts = [int(np.sum((records["has"] & mask) == mask)) for mask in (0, POSTER, OVERVIEW, POSTER | OVERVIEW)]
+        if counts != [shard.samples, shard.poster, shard.overview, shard.both]:
             raise ValueError(
-                f"{path}: {found[0]} samples, {found[1]} with a poster, {found[2]} with a text, where the manifest has "
-                f"{shard.samples}, {shard.poster} and {shard.overview}; {_REMEDY}"
+                f"{path}: {counts[0]} samples, {counts[1]} with a poster, {counts[2]} with a text, where the manifest "
+                f"has {shard.samples}, {shard.poster} and {shard.overview}; {_REMEDY}"
             )
         with atomic_file(index_path(path)) as file:
             save_array(records, file)
@@ -91,23 +91,23 @@ def index_shards(manifest: Manifest) -> Indexed:
 
 
 def index_tar(path: AnyPath, size: int, words: int) -> tuple[NDArray[np.void], int]:
-    """The index of one tar of `size` bytes, RECORD [samples], and how many texts cannot be read.
+    """The index of one tar of `size` bytes, RECORD [samples], and the number of unreadable texts.
 
-    Only its headers and texts are looked at.
+    Only headers and texts are read.
     """
-    if (found := file_size(path)) != size:
-        raise ValueError(f"{path}: {found:,} bytes where the manifest has {size:,}; {_REMEDY}")
+    if (actual := file_size(path)) != size:
+        raise ValueError(f"{path}: {actual:,} bytes where the manifest has {size:,}; {_REMEDY}")
     try:
         with local_copy(path) as local:
             records = list(_packed_records(mapped(local), words))
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {_REMEDY}") from None
     unread = sum(length < 0 for *_, length, _ in records)
-    return np.array([(*any_path, max(0, length), has) for *any_path, length, has in records], RECORD), unread
+    return np.array([(*start, max(0, length), has) for *start, length, has in records], RECORD), unread
 
 
 def _packed_records(data: memoryview, words: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """A record for each film; the length of a text that cannot be read is -1."""
+    """A record for each sample; an unreadable text has the length -1."""
     named = ((key, extension, member) for member in members(data) for key, _, extension in [member.name.partition(".")])
     for key, parts, start, size in _samples(data, named):
         length = 0
@@ -116,20 +116,20 @@ def _packed_records(data: memoryview, words: int) -> Iterator[tuple[int, int, in
         if text := parts.get(MEMBER_OF["overview"]):
             try:
                 length = min(len(load_tokens(data[text.start : text.start + text.size], words)), 65_535)
-            except ValueError:  # of this film alone: whoever reads it is told
+            except ValueError:  # this sample alone; readers report it
                 length = -1
         has = sum(FLAGS[name] for name, extension in MEMBER_OF.items() if extension in parts)
         yield int(key), start, size, length, has
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """Key and extension of a member; None for one that is part of no sample."""
+    """Key and extension of a member; None for a file that belongs to no sample."""
     match = _NAME.fullmatch(name.removeprefix("./"))
     return (match[1], match[2].lower()) if match else None
 
 
 def sample_id(key: str) -> int:
-    """A sample's id: the number that its key is (`000000012` is 12), or a hash of the key. Keys may share an id."""
+    """A sample's id: its key as a number (`000000012` is 12), or a hash of the key. Two keys may share an id."""
     base = key.rpartition("/")[2]
     if base == key and base.isascii() and base.isdecimal() and len(base) <= 18:
         return int(base)
@@ -137,22 +137,22 @@ def sample_id(key: str) -> int:
 
 
 class TarIndex(NamedTuple):
-    """What `read_index` found."""
+    """The result of `read_index`."""
 
     records: NDArray[np.void]
     """RECORD [samples]; `has` has a bit for every extension."""
     extensions: tuple[str, ...]
-    """In the order of their bits."""
+    """Extensions in the order of their bits."""
     links: NDArray[np.int64]
-    """[n, 3] for each link that leads to a file of the tar: where its header begins, where the file does, its size."""
+    """[n, 3] for each link to a file of the tar: offset of its header, offset and size of the file."""
     notes: tuple[str, ...]
-    """A line for whatever is not read, or odd."""
+    """A line for each kind of skipped entry and each oddity."""
 
 
 def read_index(path: Path) -> TarIndex:
     """Index a local tar by its headers.
 
-    Raises ValueError, where it can with the byte, for what is no tar, compressed, damaged, or no samples.
+    Raises ValueError, with the byte if known, if it is no tar, compressed, damaged, or without samples.
     """
     reading = _Reading(mapped(path))
     records = np.array(list(reading.records()), RECORD)
@@ -169,7 +169,7 @@ class _Reading:
     def __init__(self, data: memoryview) -> None:
         self._data = data
         self.bits: dict[str, int] = {}
-        """Extension -> number of its bit."""
+        """Extension -> its bit."""
         self.links: list[tuple[int, int, int]] = []
         self._passed_over: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
@@ -184,7 +184,7 @@ class _Reading:
             yield sample_id(key), start, size, 0, has
 
     def _members(self) -> Iterator[tuple[str, str, Member]]:
-        """Key, extension and member, links to files included, for what is part of a sample; the rest is noted."""
+        """Key, extension and member of each file or link that belongs to a sample; other entries become notes."""
         for entry in entries(self._data):
             self._end = entry.start + padded(entry.size)
             named = split_name(entry.name)
@@ -196,7 +196,7 @@ class _Reading:
             yield *named, entry
 
     def _leads_to_a_file(self, entry: Member) -> bool:
-        """Note where a link leads, or that an entry is none."""
+        """Whether an entry is a link to a file of this tar, whose target is noted; other entries become notes."""
         if entry.kind in (HARD_LINK, SYMBOLIC_LINK):
             target: Member | None = entry
             for _ in range(MOST_HOPS):
@@ -217,16 +217,16 @@ class _Reading:
 
     @cached_property
     def _by_name(self) -> dict[str, Member]:
-        """All that links could lead to, looked up once there is a link."""
+        """Possible targets of links; built once a link appears."""
         return {posixpath.normpath(entry.name): entry for entry in entries(self._data)}
 
     def _pass_over(self, reason: str, entry: Member) -> None:
         self._passed_over[reason] += 1
-        target = f" -> {entry.target[:LONGEST_TOLD]!r}" if entry.target else ""
-        self._examples.setdefault(reason, f"{entry.name[:LONGEST_TOLD]!r}{target}")
+        target = f" -> {entry.target[:LONGEST_QUOTE]!r}" if entry.target else ""
+        self._examples.setdefault(reason, f"{entry.name[:LONGEST_QUOTE]!r}{target}")
 
     def check_keys(self, records: NDArray[np.void]) -> None:
-        """Raises ValueError for a key that comes twice. (`1` and `01` are two keys, though both have the id 1.)"""
+        """Raises ValueError for a repeated key. (`1` and `01` are two keys, though both have the id 1.)"""
         values, counts = np.unique(records["id"], return_counts=True)
         if not (again := values[counts > 1]).size:
             return
@@ -240,7 +240,7 @@ class _Reading:
                 seen.add(key)
 
     def notes(self) -> Iterator[str]:
-        """What is not read, and what is odd about the end: a tar that was cut looks like one with fewer members."""
+        """Lines on skipped entries and on an odd end: a truncated tar looks like one with fewer members."""
         if self.links:
             yield f"{len(self.links):,} members are links to other members of the tar, which are read in their place"
         for reason, count in self._passed_over.items():

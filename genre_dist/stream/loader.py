@@ -1,4 +1,4 @@
-"""The batches of one rank: for training from any position on, for evaluation every sample once."""
+"""The batches of one rank: for training from any position, for evaluation every sample once."""
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -23,12 +23,12 @@ if TYPE_CHECKING:  # the stream needs no torch
 class TrainStream:
     """The training batches of one rank: for each step its micro-batches, from any position.
 
-    A position is a number of steps since the start of training; epoch and step within it follow.
+    A position is the number of steps since the start of training, which determines epoch and step.
 
-    Used as a loader it iterates over what is left of the current epoch, one step at a time, and has `state_dict` and
-    `load_state_dict` in the convention of torchdata's StatefulDataLoader: a state taken after a step continues with the
-    next one. It is the same on every rank and loads at any world size that divides the global batch.
-    `batches` is the same stream without an end, for a trainer that keeps the position itself.
+    As an iterable it yields the remaining steps of the current epoch and has `state_dict` and `load_state_dict` as in
+    torchdata's StatefulDataLoader: a state taken after a step continues with the next one. The state is the same on
+    every rank and loads at any world size that divides the global batch. `batches` is the same stream without an end,
+    for a trainer that tracks the position itself.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class TrainStream:
         self._lanes = [(first, min(first + micro_batch, end)) for first in range(rank * share, end, micro_batch)]
         self._micro_batch, self._workers, self._prefetch = micro_batch, workers, prefetch
         self.position = 0
-        """Steps taken so far when used as a loader."""
+        """Steps yielded so far by iteration."""
         self._running: Generator[list[Batch], None, None] | None = None
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class TrainStream:
         return self.steps_per_epoch
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        """The steps left of the current epoch; the workers stay for the next one."""
+        """The remaining steps of the current epoch; the workers stay for the next one."""
         if self._running is None:
             self._running = self.batches(self.position)
         for _ in range(self.steps_per_epoch - self.position % self.steps_per_epoch):
@@ -93,11 +93,11 @@ class TrainStream:
             self._running = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, and what decides the order: all that resuming needs."""
+        """The position and the identity of the order: all that resuming needs."""
         return {"position": self.position} | self.identity()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where a state was taken. Raises ValueError if it was taken from another order of samples."""
+        """Continue at the position of a state. Raises ValueError if the state belongs to another order of samples."""
         for key, value in self.identity().items():
             if state.get(key) != value:
                 raise ValueError(f"the state was taken with {key}={state.get(key)}, this stream has {value}")
@@ -105,7 +105,7 @@ class TrainStream:
         self.position = int(state["position"])
 
     def identity(self) -> dict[str, Any]:
-        """What decides which samples each step takes."""
+        """The settings that determine the samples of each step."""
         order = self.order(0)
         return {
             "order_version": VERSION,
@@ -119,14 +119,14 @@ class TrainStream:
         }
 
     def step_ids(self, position: int) -> NDArray[np.int64]:
-        """The film ids of a whole step over all ranks, int64 [up to global batch]."""
+        """The sample ids of a step over all ranks, int64 [up to global batch]."""
         epoch, step = divmod(position, self.steps_per_epoch)
         return self.reader.index.ids(self.order(epoch).rows(step))
 
     def batches(self, position: int = 0, waiting: Waiting = no_limit) -> Generator[list[Batch], None, None]:
-        """From a position on, for every step the rank's micro-batches, valid until the next step is asked for.
+        """The rank's micro-batches of every step from a position on, valid until the next step is requested.
 
-        `waiting` is told about once a second for how many seconds readers have been waited for; it may raise.
+        While readers are slow, `waiting` is called about once a second with the seconds waited; it may raise.
         """
         micro = ring.batches(
             self.reader,
@@ -172,9 +172,9 @@ def evaluation_stream(
     feed: "DeviceFeed | None" = None,
     waiting: Waiting = no_limit,
 ) -> Generator[Batch, None, None]:
-    """One rank's part of a split, every sample once over all ranks, the same number of batches on each.
+    """One rank's part of a split: the ranks together read every sample once, each the same number of batches.
 
-    A batch is valid until the next one is asked for.
+    A batch is valid until the next one is requested.
     """
     refs = refs_in_stored_order(reader.index, evaluation_batches(reader.index.sizes, world, rank, batch), batch)
     pin = feed.pin if feed else None

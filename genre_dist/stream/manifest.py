@@ -1,4 +1,4 @@
-"""The manifest of a folder of shards: what is in them and how they were made. Pure data, read and written as JSON."""
+"""The manifest of a folder of shards: their contents and how they were packed. Pure data, stored as JSON."""
 
 import dataclasses
 import hashlib
@@ -21,12 +21,12 @@ FILE = "manifest.json"
 SPLITS = ("train", "val", "test")
 _REMEDY = "this is not a manifest that `genre-dist pack` wrote; pack the shards again, or fetch them again"
 
-Told = Annotated[str, Predicate(str.isprintable)]
+PrintableText = Annotated[str, Predicate(str.isprintable)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One tar: its counts by members present, its size and checksum. Raises ValueError for counts that cannot be."""
+    """One tar: its samples by their members, its size and checksum. Raises ValueError for inconsistent counts."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (no field)
 
@@ -56,12 +56,12 @@ class Shard:
 
     @property
     def index_file(self) -> str:
-        """Name of its index, beside it."""
+        """Name of the index beside the tar."""
         return f"{self.file.removesuffix('.tar')}.index.npy"
 
     @property
     def identity(self) -> str:
-        """A name for its bytes, wherever they lie."""
+        """Identifies the tar's bytes, wherever they are stored."""
         return self.sha256
 
     def mask(self, members: tuple[str, ...]) -> int:
@@ -69,7 +69,7 @@ class Shard:
         return sum(FLAGS[member] for member in members)
 
     def count(self, members: tuple[str, ...]) -> int:
-        """How many samples have all of these members. Raises ValueError for a member that films never have."""
+        """How many samples have all of these members. Raises ValueError for an unknown member."""
         unknown = set(members) - {"poster", "overview"}
         if unknown:
             raise ValueError(f"films have poster and overview, not {', '.join(sorted(unknown))}")
@@ -79,18 +79,18 @@ class Shard:
 
 
 class Image(TypedDict):
-    """The posters as they were packed."""
+    """How the images were packed."""
 
     size: Annotated[int, Interval(ge=1, le=4096)]
-    """Side of the square, pixels."""
-    fit: Told
+    """Side of the square images in pixels."""
+    fit: PrintableText
     quality: int
 
 
 class Text(TypedDict):
-    """The texts as they were packed."""
+    """How the texts were packed."""
 
-    source: Told
+    source: PrintableText
     """overview, title or both."""
     vocabulary: FileName
     words: Annotated[int, Interval(ge=2, le=2**31 - 1)]
@@ -99,17 +99,17 @@ class Text(TypedDict):
     dim: Annotated[int, Ge(1)] | None
     """Width of the vectors."""
     vectors_sha256: NotRequired[Sha256]
-    """Of the vectors' numbers, row by row; older shards have none."""
+    """Checksum of the vectors, row by row; older shards lack it."""
 
 
 class Encoding(TypedDict):
-    """Of shards of encodings."""
+    """Metadata of shards of encodings."""
 
     size: Annotated[int, Interval(ge=1, le=2**24)]
-    """Numbers a film."""
-    key: Told
-    source: Told
-    """Fingerprint of the shards they are made of."""
+    """Width of an encoding."""
+    key: PrintableText
+    source: PrintableText
+    """Fingerprint of the encoded shards."""
 
 
 for _kind in (Image, Text, Encoding):
@@ -118,23 +118,23 @@ for _kind in (Image, Text, Encoding):
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What `manifest.json` holds. Raises ValueError for what cannot be."""
+    """The contents of `manifest.json`. Raises ValueError if they are inconsistent."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (no field)
 
     format: Literal["genre_dist shards"] = "genre_dist shards"
     schema: Literal[1] = 1
     genres: tuple[Genre, ...]
-    """The labels, in the order of every logit and label list."""
+    """The labels, in the order of logits and label arrays."""
     image: Image
     text: Text
     require: tuple[str, ...]
-    """Members a film had to have to be packed."""
-    split_rule: Told
+    """Members that every packed sample has."""
+    split_rule: PrintableText
     genre_counts: dict[str, list[Count]]
-    """Per split, films of each genre."""
-    left_out: dict[Told, Count]
-    """Films that were not packed, by reason."""
+    """Split -> samples of each genre."""
+    left_out: dict[PrintableText, Count]
+    """Reason -> films that were not packed."""
     shards: tuple[Shard, ...]
     encoding: Encoding | None = None
 
@@ -155,14 +155,14 @@ class Contents:
 
 
 def _twice(values: Iterable[Any]) -> list[Any]:
-    """Values that come more than once."""
+    """Values that occur more than once."""
     seen: set[Any] = set()
     return [value for value in values if value in seen or seen.add(value)]  # type: ignore[func-returns-value]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(Contents):
-    """A manifest and the folder it lies in."""
+    """A manifest and its folder."""
 
     folder: AnyPath
 
@@ -178,27 +178,27 @@ class Manifest(Contents):
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the data: the same for the same shards, genres and vocabulary, wherever they lie.
+        """Identifies the data: equal for equal shards, genres and vocabulary, wherever they are stored.
 
-        Shards of encodings are identified by those they are made of: a run can be continued with them or without.
+        Shards of encodings have the fingerprint of the encoded shards: a run can continue with either.
         """
         if self.encoding is not None:
             return str(self.encoding["source"])
-        told = self.to_dict()
-        parts = [told["genres"], told["text"].get("vocabulary_sha256"), [shard.sha256 for shard in self.shards]]
+        contents = self.to_dict()
+        parts = [contents["genres"], contents["text"].get("vocabulary_sha256"), [shard.sha256 for shard in self.shards]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        told = dataclasses.asdict(self)
-        del told["folder"]
+        contents = dataclasses.asdict(self)
+        del contents["folder"]
         if self.encoding is None:
-            del told["encoding"]
-        told["genres"] = [genre._asdict() for genre in self.genres]
-        return told
+            del contents["encoding"]
+        contents["genres"] = [genre._asdict() for genre in self.genres]
+        return contents
 
 
 def save_manifest(manifest: Manifest) -> None:
-    """Write `manifest.json` into its folder: whole or not at all."""
+    """Write `manifest.json` into its folder, atomically."""
     with atomic_file(manifest.folder / FILE, "w") as file:
         json.dump(manifest.to_dict(), file, indent=1)
 
@@ -211,8 +211,8 @@ class _Head(TypedDict):
 def load_manifest(folder: AnyPath | str) -> Manifest:
     """Read the manifest of a folder of shards, which may lie behind a URL (https://, s3://, ...).
 
-    Raises ValueError if there is none, saying how shards are made, if another version of the schema wrote it, or if
-    anything in it is not as it can be: every name is one in its folder, every number one that was counted.
+    Raises ValueError if it is missing (the message says how to make shards), of another schema version, or invalid:
+    every file name must be one of its folder, every number a possible count.
     """
     folder = any_path(folder)
     path = folder / FILE

@@ -1,13 +1,12 @@
-"""Which sample each step trains on: a pure function of (shard sizes, seed, epoch, step).
+"""The order of samples: a pure function of (shard sizes, seed, epoch, step).
 
 Per epoch every shard is rotated by a random offset, the shards are permuted and laid end to end, the sequence is
 rotated too and cut into G equal *lanes*, G being the global batch. Step t takes one sample of every lane: the t-th,
 after a permutation inside small blocks of the lane. Nothing depends on ranks, workers or micro-batches: rank r of W
-owns lanes rG/W to (r+1)G/W, so it reads a contiguous piece of the sequence, and any step is found at the same cost as
-any other.
+owns lanes rG/W to (r+1)G/W, so it reads a contiguous part of the sequence, and every step costs the same to compute.
 
 Randomness is splitmix64 (Steele, Lea, Flood 2014, https://doi.org/10.1145/2660193.2660195) of the numbers that identify
-a draw, so an order never changes with a library's version and nothing has to be saved but (epoch, step).
+a draw, so an order does not depend on a library's version and a checkpoint stores only (epoch, step).
 """
 
 import math
@@ -22,20 +21,20 @@ from numpy.typing import NDArray
 Int64 = NDArray[np.int64]
 
 VERSION = 2
-"""Goes up whenever the same numbers give another order: a run is never continued in an order it was not begun in."""
+"""Version of the order: a run is continued only by the version that it began with."""
 
-_SHARDS, _OFFSET, _BLOCK, _LENGTHS, _WITHIN = 1, 2, 3, 5, 6  # which draw a hash is for; images.py has 4
+_SHARDS, _OFFSET, _BLOCK, _LENGTHS, _WITHIN = 1, 2, 3, 5, 6  # the purpose of a draw; images.py has 4
 
 
 class Rows(NamedTuple):
-    """Samples by number: the shard's, and the row among the shard's selected samples, int64 [n] each."""
+    """Samples by shard number and row among the shard's selected samples, int64 [n] each."""
 
     shard: Int64
     row: Int64
 
 
 def hash64(*parts: int | NDArray[np.generic]) -> NDArray[np.uint64]:
-    """splitmix64 over the parts, one after the other: uint64, broadcast to their common shape."""
+    """splitmix64 over the parts in turn: uint64 of their broadcast shape."""
     state = np.zeros((1,), np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
@@ -48,7 +47,7 @@ def hash64(*parts: int | NDArray[np.generic]) -> NDArray[np.uint64]:
 
 
 def uniforms(*parts: int | NDArray[np.generic]) -> NDArray[np.float64]:
-    """Uniform draws in [0, 1), one for each element of the parts' common shape."""
+    """Uniform draws in [0, 1) of the parts' broadcast shape."""
     return (hash64(*parts) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -56,21 +55,21 @@ def uniforms(*parts: int | NDArray[np.generic]) -> NDArray[np.float64]:
 class EpochOrder:
     """The order of one epoch.
 
-    Every sample is taken exactly once. When the global batch does not divide the number of samples, the left-over
-    samples make a smaller last step, spread evenly over the lanes (`last_batch="keep"`), or stay out, others in each
-    epoch (`"drop"`).
+    An epoch takes every sample once. If the global batch does not divide the number of samples, the remaining samples
+    make a smaller last step, spread evenly over the lanes (`last_batch="keep"`), or each epoch leaves out other ones
+    (`"drop"`).
     """
 
     sizes: Sequence[int]
-    """Selected samples of each shard."""
+    """Number of selected samples of each shard."""
     global_batch: int
     seed: int
     epoch: int
     block: int = 32
     last_batch: Literal["keep", "drop"] = "keep"
     by_length: float = 0.0
-    """How far samples of a step are of similar length, from 0 (not at all) to 1: then every lane's block is sorted by
-    length, and a step takes the same position of all of them. Needs `lengths`."""
+    """How similar in length the samples of a step are, from 0 (random) to 1: then every lane's block is sorted by
+    length and a step takes the same position of all blocks. Needs `lengths`."""
     lengths: Callable[[Rows], Int64] | None = None
     """Lengths of samples, int64 [n], from the index."""
 
@@ -86,12 +85,12 @@ class EpochOrder:
     def rows(self, step: int, first_lane: int = 0, last_lane: int | None = None) -> Rows:
         """The samples that lanes [first_lane, last_lane) take at a step, in the order of the lanes.
 
-        One sample a lane, but for the last step of an epoch, where some lanes may have none.
+        Every lane takes one sample, except in the last step of an epoch, where some lanes may have none.
         """
         assert 0 <= step < self.steps, f"step {step} of {self.steps}"
         last_lane = self.global_batch if last_lane is None else last_lane
         start, length = self._lanes(np.arange(first_lane, last_lane, dtype=np.int64))  # [lanes]
-        first = step // self.block * self.block  # where the step's block begins in every lane
+        first = step // self.block * self.block  # start of the step's block in every lane
         size = np.clip(length - first, 0, self.block)  # [lanes] samples of the lane in that block
         permutation = self._permutation(first_lane, last_lane, first, start, size)
         position = self._position_by_size(step, size)[size] if self.by_length else step - first
@@ -100,7 +99,7 @@ class EpochOrder:
         return self._locate((start + first + picked)[has_one])
 
     def lanes_at(self, step: int, first_lane: int, last_lane: int) -> Int64:
-        """Those of the lanes that take a sample at a step, ascending."""
+        """The lanes of a range that take a sample at a step, ascending."""
         lanes = np.arange(first_lane, last_lane, dtype=np.int64)
         return lanes[step < self._lanes(lanes)[1]]
 
@@ -115,7 +114,7 @@ class EpochOrder:
     def _permutation(self, first_lane: int, last_lane: int, first: int, start: Int64, size: Int64) -> NDArray[np.int32]:
         """The samples of the block that begins at `first`, in the order in which each lane takes them: [lanes, block].
 
-        The same for all steps of a block, so the newest one of each range of lanes is kept.
+        All steps of a block share it, so the newest one of each range of lanes is cached.
         """
         block, permutation = self._kept.get((first_lane, last_lane), (-1, None))
         if permutation is None or block != first:
@@ -132,7 +131,7 @@ class EpochOrder:
     def _sorted_by_length(self, shuffled: Int64, start: Int64, size: Int64) -> Int64:
         """The samples of a block, int64 [lanes, block], absent ones last.
 
-        The samples are sorted by length and at random; `by_length` mixes the two positions of each.
+        `by_length` interpolates between each sample's position by length and its random position.
         """
         assert self.lengths is not None, "by_length needs lengths"
         lanes, within = len(shuffled), np.arange(self.block, dtype=np.int64)
@@ -145,9 +144,9 @@ class EpochOrder:
         return np.argsort(mixed, axis=1, kind="stable")
 
     def _position_by_size(self, step: int, size: Int64) -> Int64:
-        """Which position of its sorted block a lane takes at a step, by the number of samples it has in the block.
+        """The position in its sorted block that a lane takes at a step, by the number of its samples in the block.
 
-        The order in which positions are taken is drawn once for all lanes; a lane leaves out those that it has not.
+        All lanes share one random order of positions; a lane skips positions beyond its samples.
         """
         first, within = step // self.block * self.block, np.arange(self.block, dtype=np.int64)
         order = np.argsort(hash64(self.seed, self.epoch, _LENGTHS, first, within), kind="stable")  # [block]
@@ -166,8 +165,8 @@ class EpochOrder:
     def _locate(self, positions: Int64) -> Rows:
         """Positions in the epoch's sequence -> shards and rows.
 
-        Were shards not rotated, blocks would begin at the same rows of them epoch after epoch wherever their size and
-        the length of a lane are in a simple ratio, and what is in a block would meet again.
+        Without the rotation of shards, blocks would begin at the same rows in every epoch if a shard's size and a
+        lane's length are in a simple ratio, and the same samples would share a block again.
         """
         rotated = (positions + self._offset) % self.samples
         slot = np.searchsorted(self._ends, rotated, side="right")
@@ -185,12 +184,12 @@ class EpochOrder:
 
     @cached_property
     def _offset(self) -> int:
-        """How far the sequence is rotated."""
+        """Rotation of the sequence."""
         return int(hash64(self.seed, self.epoch, _OFFSET)[0] % np.uint64(self.samples))
 
     @cached_property
     def _within(self) -> Int64:
-        """How far each shard is rotated."""
+        """Rotation of each shard."""
         draws = hash64(self.seed, self.epoch, _WITHIN, np.arange(len(self.sizes)))
         return (draws % np.maximum(self._sizes, 1).view(np.uint64)).astype(np.int64)
 
@@ -201,7 +200,7 @@ class EpochOrder:
 
     @cached_property
     def _ends(self) -> Int64:
-        """Where each shard ends in the sequence, in the order of this epoch."""
+        """End of each shard in the sequence, in the order of this epoch."""
         return np.cumsum(self._sizes[self._shards])
 
 
@@ -211,9 +210,10 @@ def steps_per_epoch(samples: int, global_batch: int, last_batch: Literal["keep",
 
 
 def evaluation_batches(sizes: Sequence[int], world: int, rank: int, batch: int) -> Iterator[Rows]:
-    """The batches in which one rank evaluates its part of a split, in stored order, every sample once over all ranks.
+    """The batches of one rank's part of a split for evaluation, in stored order.
 
-    Every rank gets the same number of batches; the last ones of a rank may be smaller or empty.
+    The ranks together take every sample once. Every rank has the same number of batches; its last ones may be smaller
+    or empty.
     """
     ends = np.cumsum(np.asarray(sizes, np.int64))
     samples = int(ends[-1]) if len(ends) else 0

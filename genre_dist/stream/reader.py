@@ -1,4 +1,4 @@
-"""Samples from tars by number: one positioned read each, nothing kept but a few open files."""
+"""Readers: samples looked up by (shard, row), one positioned read each, no data kept but a few open files."""
 
 import time
 from collections.abc import Callable
@@ -37,19 +37,19 @@ class ReadError(NamedTuple):
 
     error: Exception
     data: memoryview
-    """What was read of it."""
+    """The bytes of the sample that were read."""
 
 
 class Reader:
-    """Reads the samples of some shards that have the wanted members. Subclasses say what becomes of a sample's bytes.
+    """Reads the samples of a split that have the wanted members. Subclasses parse a sample's bytes.
 
-    Sent to a worker as what it was made from: open files stay here.
+    Pickle sends a reader's arguments to a worker; open files stay here.
     """
 
     has_texts = False
-    """Samples can be ordered by the length of their texts."""
+    """The samples have texts, by whose length batches can be ordered."""
     in_process = False
-    """Reading is too quick for other processes to help."""
+    """Reading is so fast that worker processes do not help."""
 
     def __init__(
         self, manifest: "Manifest | Tars", split: str, wanted: tuple[str, ...], cache: BlockCache | None
@@ -59,15 +59,15 @@ class Reader:
         self._source, self._buffer = source_of(self.index, cache), ReadBuffer()
 
     def slot_spec(self, samples: int) -> SlotSpec:
-        """What a slot has to take for batches of up to so many samples."""
+        """Capacity of a slot for batches of up to this many samples."""
         return SlotSpec(samples)
 
     def lengths(self, rows: Rows) -> NDArray[np.int64]:
-        """Lengths of the texts of samples as they will be read, int64 [n]; 0 where nothing is known of them."""
+        """Text lengths after truncation, int64 [n]; 0 if unknown."""
         return np.zeros(len(rows.row), np.int64)
 
     def longest(self, refs: SampleRefs) -> int:
-        """Width of the tokens of a batch: its longest text, at least 1."""
+        """Width of a batch's token array: its longest text, at least 1."""
         return 1
 
     def refs(self, rows: Rows) -> SampleRefs:
@@ -75,18 +75,18 @@ class Reader:
         return look_up(self.index, rows)
 
     def read(self, rows: Rows) -> Batch:
-        """The samples of these numbers, in this order, in fresh memory."""
+        """The samples at these rows, in this order, in fresh memory."""
         refs, spec = self.refs(rows), self.slot_spec(len(rows.row))
         batch = slot_batch(private_memory(1, spec), 0, spec, len(rows.row), self.longest(refs))
         self.fill(refs, batch)
         return batch
 
     def fill(self, refs: SampleRefs, batch: Batch) -> None:
-        """Read samples into a batch whose arrays are already there; its faults and seconds are set."""
+        """Read samples into a batch's allocated arrays; set its faults and seconds."""
         raise NotImplementedError
 
     def take_each(self, refs: SampleRefs, take: Callable[[int, memoryview], None]) -> dict[int, ReadError]:
-        """Have take(number, its piece of the tar) called for every sample; returns where that failed, by number."""
+        """Call take(number, bytes) for every sample; returns the errors by the sample's number in the batch."""
         self._source.prepare(refs)
         sizes, offsets = refs.record["size"].tolist(), refs.record["offset"].tolist()
         problems: dict[int, ReadError] = {}
@@ -104,16 +104,16 @@ class Reader:
 
     def describe(self, refs: SampleRefs, number: int, name: str, error: Exception) -> str:
         """A line for a sample that could not be read."""
-        place = f"{self.index.paths[refs.shard[number]]}: {name} at byte {refs.record['offset'][number]}"
-        return f"{place}: {_reason(error)}"
+        where = f"{self.index.paths[refs.shard[number]]}: {name} at byte {refs.record['offset'][number]}"
+        return f"{where}: {_reason(error)}"
 
 
 class ShardReader(Reader):
-    """Reads the samples of one split of packed shards, or of shards of what frozen encoders made of such.
+    """Reads the samples of one split of packed shards, or of shards of encodings.
 
-    A sample with a damaged member keeps its place: its members are blank (mid-grey, no words), its weight is 0, and a
-    line in `Batch.faults` names the shard, the offset and the film. A damaged encoding is an error: it can be made
-    again.
+    A sample with a damaged member keeps its row in the batch: its members are blank (mid-grey, no words), its weight is
+    0, and a line in `Batch.faults` names shard, offset and film. A damaged encoding is an error: a run can encode the
+    sample again.
     """
 
     manifest: Manifest
@@ -127,7 +127,7 @@ class ShardReader(Reader):
         decode: bool = True,
         cache: BlockCache | None = None,
     ) -> None:
-        """With decode=False batches carry the JPEGs, for a device that decodes them. The cache is for remote shards."""
+        """With decode=False the batches carry JPEGs, for a device that decodes them. The cache serves remote shards."""
         super().__init__(manifest, split, wanted, cache)
         self.max_tokens, self.decode = max_tokens, decode
         self.has_texts, self.in_process = "overview" in wanted, manifest.encoding is not None
@@ -138,7 +138,7 @@ class ShardReader(Reader):
             keeps_jpegs = image_size > 0 and not decode
             self._spec = SlotSpec(0, len(manifest.genres), image_size, max_tokens if self.has_texts else 0, keeps_jpegs)
         if self._spec.image_size:
-            decoder()  # if there is none, then better now than in a worker
+            decoder()  # raises here, not in a worker, if none is installed
         self._words = int(manifest.text["words"])
         self._labels = label_rows(manifest.genres)
 
@@ -156,14 +156,14 @@ class ShardReader(Reader):
 
     def fill(self, refs: SampleRefs, batch: Batch) -> None:
         began = time.perf_counter()
-        films = refs.record["id"].tolist()
-        batch.ids[:], batch.labels[:], batch.weights[:] = films, 0, 1
+        ids = refs.record["id"].tolist()
+        batch.ids[:], batch.labels[:], batch.weights[:] = ids, 0, 1
         if batch.tokens is not None and batch.lengths is not None:
             batch.tokens[:], batch.lengths[:] = PADDING, 0
-        posters: dict[int, memoryview] = {}
+        jpegs: dict[int, memoryview] = {}
 
         def take(number: int, data: memoryview) -> None:
-            parts = read_members(data, films[number])
+            parts = read_members(data, ids[number])
             if batch.encodings is not None:
                 self._take_encoding(parts, number, batch)
                 return
@@ -171,32 +171,32 @@ class ShardReader(Reader):
             if batch.tokens is not None:
                 self._take_text(parts["tokens.npy"], number, batch)
             if batch.images is not None:
-                posters[number] = parts["jpg"]
+                jpegs[number] = parts["jpg"]
 
         problems = {number: problem.error for number, problem in self.take_each(refs, take).items()}
         if batch.encodings is not None and problems:
             number = min(problems)
             raise ValueError(
-                f"{self.index.paths[refs.shard[number]]}: the encoding of film {films[number]} cannot be read "
+                f"{self.index.paths[refs.shard[number]]}: the encoding of film {ids[number]} cannot be read "
                 f"({_reason(problems[number])}); delete {self.manifest.folder}, it is made again"
             )
         self._check_words(batch, problems)
-        read = time.perf_counter()  # decoded by themselves: mixed with parsing, each finds its caches cold (4 %)
-        self._decode(posters, problems, batch)
+        read = time.perf_counter()  # decoding runs apart: interleaved with parsing, both lose their CPU caches (4 %)
+        self._decode(jpegs, problems, batch)
         for number in problems:
             batch.weights[number], batch.labels[number] = 0, 0
             if batch.tokens is not None and batch.lengths is not None:
                 batch.tokens[number], batch.lengths[number] = PADDING, 0
             if batch.images is not None:
                 batch.images[number] = BLANK
-        batch.faults += [self.describe(refs, n, f"film {films[n]}", problems[n]) for n in sorted(problems)]
+        batch.faults += [self.describe(refs, n, f"film {ids[n]}", problems[n]) for n in sorted(problems)]
         batch.seconds = Seconds(read - began, time.perf_counter() - read)
 
     def _take_text(self, data: memoryview, number: int, batch: Batch) -> None:
         assert batch.tokens is not None
         assert batch.lengths is not None
         tokens = read_tokens(data)
-        if len(tokens) > self.max_tokens:  # what is cut off is not seen by _check_words
+        if len(tokens) > self.max_tokens:  # _check_words does not see the truncated tokens
             check_tokens(tokens, self._words)
             tokens = tokens[: self.max_tokens]
         if len(tokens) > batch.tokens.shape[1]:
@@ -214,7 +214,7 @@ class ShardReader(Reader):
             batch.labels[number] = self._labels(load_genres(parts["json"]))
 
     def _check_words(self, batch: Batch, problems: dict[int, Exception]) -> None:
-        """Find texts with a token outside the vocabulary; for a whole batch this costs what it costs for one text."""
+        """Find texts with a token outside the vocabulary; one check of the whole batch costs as much as of one text."""
         tokens = batch.tokens
         if tokens is not None and tokens.size and tokens.view(np.uint32).max() >= self._words:
             for number, text in enumerate(tokens):
@@ -223,20 +223,20 @@ class ShardReader(Reader):
                 except ValueError as error:
                     problems.setdefault(number, error)
 
-    def _decode(self, posters: dict[int, memoryview], problems: dict[int, Exception], batch: Batch) -> None:
-        """Decode JPEGs into the batch's images, or keep them there."""
+    def _decode(self, jpegs: dict[int, memoryview], problems: dict[int, Exception], batch: Batch) -> None:
+        """Decode JPEGs into the batch's images, or copy them there undecoded."""
         if batch.images is None:
             return
         if batch.jpeg_bytes is not None:
             batch.jpeg_bytes[:] = 0
-        for number, poster in posters.items():
+        for number, jpeg in jpegs.items():
             if number in problems:
                 continue
             try:
                 if batch.jpeg_bytes is None:
-                    decode_jpeg(poster, batch.images[number])
+                    decode_jpeg(jpeg, batch.images[number])
                 else:
-                    batch.jpeg_bytes[number] = _keep_jpeg(poster, batch.images[number])
+                    batch.jpeg_bytes[number] = _keep_jpeg(jpeg, batch.images[number])
             except ValueError as error:
                 problems[number] = error
 
@@ -246,7 +246,7 @@ def _reason(error: Exception) -> str:
 
 
 def _keep_jpeg(data: memoryview, out: NDArray[np.uint8]) -> int:
-    """Put a JPEG of the shape of `out` where its pixels would lie; returns its size. Raises ValueError for another."""
+    """Copy a JPEG of the shape of `out` into the memory of its pixels; returns its size. Raises ValueError if unfit."""
     check_jpeg(data, out.shape)
     if len(data) > out.size:
         raise ValueError(f"a JPEG of {len(data)} bytes, more than its {out.size} pixels take; data.decode=cpu reads it")

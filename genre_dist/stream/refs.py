@@ -1,8 +1,8 @@
-"""Sample refs: samples looked up in the index, with those to prefetch. All that reading takes, small enough for a pipe.
+"""Sample refs: shards and index records of samples, with those to prefetch; small messages that a pipe carries.
 
-A lane reads its block of neighbouring samples in some order, and then the next block. Prefetching a lane's next block
-while this one is read makes one long request of it; a few lanes in every step, one group after the other, spread the
-requests over the steps, so that the line is always busy and memory holds at most two blocks a lane.
+A lane reads its block of neighbouring samples in some order, and then the next block. The prefetch of a lane's next
+block is one long request; a different group of lanes prefetches in every step, which spreads the requests over the
+steps: the network stays busy and memory holds at most two blocks a lane.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +17,7 @@ from genre_dist.stream.order import EpochOrder, Int64, Rows
 
 
 class Prefetch(NamedTuple):
-    """Samples of remote shards that the readers of the same lanes will read soon after those of a batch."""
+    """Samples of remote shards that the same lanes will read soon after a batch."""
 
     lanes: int
     """Lanes of the batch."""
@@ -27,26 +27,26 @@ class Prefetch(NamedTuple):
     of: Int64  # [m] the lane that will read it
 
     def between(self, first: int, last: int) -> "Prefetch":
-        """What lanes [first, last) will read."""
+        """The part that lanes [first, last) will read."""
         mine = (self.of >= first) & (self.of < last)
         return Prefetch(self.lanes, self.lane, self.shard[mine], self.record[mine], self.of[mine])
 
 
 class SampleRefs(NamedTuple):
-    """Where samples lie: their shards and index records."""
+    """Samples by shard and index record."""
 
     shard: Int64  # [n]
     record: NDArray[np.void]  # RECORD [n]
     prefetch: Prefetch | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Sent as bytes: with a structured dtype NumPy's own pickling takes several times as long."""
+        """Pickle as bytes: NumPy's pickling of a structured dtype takes several times as long."""
         return _received, (self.shard.tobytes(), self.record.tobytes(), self.prefetch)
 
     def parts(self, number: int) -> "list[tuple[int, SampleRefs]]":
-        """Cut into so many pieces of neighbours, each with the number of its first sample; some may be empty.
+        """Contiguous parts, one a reader, each with the number of its first sample; some may be empty.
 
-        With samples to prefetch a lane is always in the same piece: its bytes lie with that reader.
+        With a prefetch a lane is always in the same part, since that reader holds its bytes.
         """
         ahead = self.prefetch
         if ahead is None:
@@ -65,7 +65,7 @@ def _received(shard: bytes, record: bytes, prefetch: Prefetch | None) -> SampleR
 
 
 def look_up(index: SplitIndex, rows: Rows) -> SampleRefs:
-    """The refs of samples by number."""
+    """The refs of samples."""
     return SampleRefs(rows.shard, index.records(rows))
 
 
@@ -78,9 +78,9 @@ def lane_refs(
     last: int,
     is_first: bool,
 ) -> SampleRefs:
-    """The samples that lanes [first, last) take at a step, and if they are remote what a few of the lanes read next.
+    """The refs of lanes [first, last) at a step, and for remote shards the prefetch of a group of these lanes.
 
-    At the first step of a training these are the lanes of the steps before it too, and the rest of this block.
+    The first step of a launch also prefetches the rest of its block, and for the groups of the block's earlier steps.
     """
     now = order(epoch)
     rows = now.rows(step, first, last)
@@ -89,7 +89,7 @@ def lane_refs(
     begin = step // now.block * now.block
     end = min(begin + now.block, now.steps)
     lanes = np.arange(first, last, dtype=np.int64)
-    # in the last step some lanes may have no sample, and no reader that could be told
+    # in an epoch's last step some lanes have no sample, so no reader to prefetch for them
     group = lanes % (end - begin if end < now.steps else max(1, end - begin - 1))
     asking = lanes[group <= step - begin if is_first else group == step - begin]
     soon = [now.block_rows(end, asking) if end < now.steps else order(epoch + 1).block_rows(0, asking)]
@@ -101,7 +101,7 @@ def lane_refs(
 
 
 def refs_in_stored_order(index: SplitIndex, batches: Iterable[Rows], samples: int) -> Iterator[SampleRefs]:
-    """The refs of batches of up to `samples` in stored order; from remote shards each prefetches the next."""
+    """The refs of batches of up to `samples` in stored order; with remote shards each prefetches the next."""
     if not index.is_remote:
         yield from (look_up(index, rows) for rows in batches)
         return
@@ -110,6 +110,6 @@ def refs_in_stored_order(index: SplitIndex, batches: Iterable[Rows], samples: in
 
 
 def _with_prefetch(index: SplitIndex, rows: Rows, lanes: int, lane: Int64, soon: Rows, of: Int64) -> SampleRefs:
-    n = len(rows.row)  # both in one go: remote indexes that are missing come together
+    n = len(rows.row)  # one lookup for both: missing remote indexes load concurrently
     record = index.records(Rows(np.append(rows.shard, soon.shard), np.append(rows.row, soon.row)))
     return SampleRefs(rows.shard, record[:n], Prefetch(lanes, lane, soon.shard, record[n:], of))

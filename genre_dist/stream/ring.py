@@ -1,8 +1,8 @@
-"""Batches read ahead by processes that decode in place into a ring of shared slots.
+"""Prefetching: worker processes decode batches into a ring of shared slots.
 
-Only small messages cross the pipes: which samples to read into which slot, and that this is done. A batch is a view
-of its slot and costs no copy. At most `slots` batches exist at a time, whatever the size of the data: a batch's slot is
-filled again once `hold` later batches have been asked for.
+Only small messages cross the pipes: the samples to read into a slot, and the report that a part is done. A batch is a
+view of its slot, without a copy. At most `slots` batches exist at a time: a batch's slot is reused once `hold` later
+batches have been requested.
 
     trainer                      worker 0            worker 1
       task(slot 3, samples 0-31) -->
@@ -30,16 +30,16 @@ from genre_dist.stream.reader import Reader
 from genre_dist.stream.refs import SampleRefs
 from genre_dist.stream.worker import Done, ReadTask, WorkerSetup
 
-TOLD_SECONDS, TOLD_STOPPED_SECONDS = 60, 3
-"""When a reader process that is waited for is named, and when if somebody has stopped it."""
+SLOW_READER_SECONDS, STOPPED_READER_SECONDS = 60, 3
+"""Seconds of waiting after which a line names a slow reader process, and a stopped one."""
 Pin = Callable[[mmap.mmap], Callable[[], None]]
-"""Makes memory fit for copying to a device in the background; returns what undoes it."""
+"""Pins memory for background copies to a device; returns the function that undoes it."""
 Waiting = Callable[[int], None]
-"""Told about once a second for how many seconds readers have been waited for; may raise to give up."""
+"""Called about once a second with the seconds waited for readers; may raise to give up."""
 
 
 def no_limit(seconds: int) -> None:
-    """Readers are waited for however long."""
+    """Wait for readers without a limit."""
 
 
 def batches(
@@ -53,12 +53,12 @@ def batches(
     pin: Pin | None = None,
     waiting: Waiting = no_limit,
 ) -> Generator[Batch, None, None]:
-    """The batches of these samples, in this order, each of at most `samples` samples.
+    """The batches of these refs, in this order, each of at most `samples` samples.
 
-    A batch stays valid until `hold` later ones have been asked for and its `copied`, if set, is done. With workers=0
-    each is read when it is asked for, in this process, with the same bytes.
+    A batch stays valid until `hold` later ones have been requested and its `copied` event, if set, is done. With
+    workers=0 this process reads each batch on request, with the same bytes.
 
-    Raises ValueError for shards that cannot be read at all (a missing index), ChildProcessError if a worker dies.
+    Raises ValueError for unreadable shards (a missing index), ChildProcessError if a worker dies.
     """
     if workers == 0 or reader.in_process:
         yield from _read_in_process(reader, refs, samples, hold, pin)
@@ -73,7 +73,7 @@ def batches(
 def _read_in_process(
     reader: Reader, refs: Iterable[SampleRefs], samples: int, hold: int, pin: Pin | None
 ) -> Generator[Batch, None, None]:
-    """Each batch read when it is asked for, into the slot that has been let go: fresh memory would be paged in anew."""
+    """Read each batch on request, into a released slot: fresh memory would have to be paged in."""
     spec = reader.slot_spec(samples)
     memory = private_memory(hold, spec)
     unpin = pin(memory) if pin is not None else None
@@ -94,13 +94,13 @@ def _read_in_process(
 
 
 def _wait_for_copy(batch: Batch) -> None:
-    """Return when nothing is copied from a batch's slot any more."""
+    """Wait until the copies from a batch's slot are done."""
     if batch.copied is not None:
         batch.copied.synchronize()
 
 
 class Ring:
-    """Worker processes and the slots they fill."""
+    """Worker processes and their slots."""
 
     def __init__(
         self,
@@ -135,12 +135,12 @@ class Ring:
         self.unpin = pin(self.memory) if pin is not None else None
 
     def run(self, refs: Iterator[SampleRefs], hold: int) -> Generator[Batch, None, None]:
-        """Yield batches in the order of their refs, keeping every free slot at work."""
+        """Yield batches in the order of their refs, with every free slot in use."""
         waiting: deque[_Filling] = deque()
         while True:
-            self._take_back(hold - 1)
+            self._release(hold - 1)
             while self.free and (these := next(refs, None)) is not None:
-                waiting.append(self._hand_out(self.free.popleft(), these))
+                waiting.append(self._submit(self.free.popleft(), these))
             if not waiting:
                 return
             self._wait_for(waiting)
@@ -154,15 +154,15 @@ class Ring:
             self.held.append((filling.slot, batch))
             yield batch
 
-    def _take_back(self, hold: int) -> None:
-        """Free the slots of all but the last `hold` batches, each once nothing is copied from it any more."""
+    def _release(self, hold: int) -> None:
+        """Free the slots of all but the last `hold` batches, each once the copies from it are done."""
         while len(self.held) > hold:
             slot, batch = self.held.popleft()
             _wait_for_copy(batch)
             self.free.append(slot)
 
-    def _hand_out(self, slot: int, refs: SampleRefs) -> "_Filling":
-        """Give every worker its part of a batch: always the same lanes, so each reads on where it was."""
+    def _submit(self, slot: int, refs: SampleRefs) -> "_Filling":
+        """Send every worker its part of a batch: always the same lanes, so each continues its own reads."""
         samples, longest = len(refs.shard), self.reader.longest(refs)
         filling = _Filling(slot, slot_batch(self.memory, slot, self.spec, samples, longest))
         for number, (first, part) in enumerate(refs.parts(len(self.connections))):
@@ -176,14 +176,14 @@ class Ring:
         return filling
 
     def _wait_for(self, waiting: "deque[_Filling]") -> None:
-        """Take in what workers finish until the first waiting batch is whole."""
+        """Receive the workers' reports until the first waiting batch is complete."""
         by_slot = {filling.slot: filling for filling in waiting}
         seconds = 0
         while waiting[0].parts:
             ready = self.poll.poll(1000)
             if not ready:
                 seconds += 1
-                _name_silent(set(waiting[0].parts.values()), seconds)
+                _warn_of_slow(set(waiting[0].parts.values()), seconds)
                 self.waiting(seconds)
             for descriptor, _ in ready:
                 connection = self.by_descriptor[descriptor]
@@ -204,9 +204,9 @@ class Ring:
         raise ChildProcessError(f"a reader process (pid {process.pid}) {how}; start the run again, it continues")
 
     def close(self) -> None:
-        """End the workers. The memory goes when the last batch that lies in it goes."""
+        """End the workers. The memory is freed with the last batch that views it."""
         try:
-            self._take_back(0)
+            self._release(0)
             if self.unpin is not None:
                 self.unpin()
                 self.unpin = None
@@ -221,57 +221,59 @@ class Ring:
             if is_stopped(process.pid):
                 process.kill()
             try:
-                process.wait(max(0.0, ends - time.monotonic()))  # it sees the closed pipe once its task is done
+                process.wait(max(0.0, ends - time.monotonic()))  # a worker sees the closed pipe after its task
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
 
-def _name_silent(pids: set[int], seconds: int) -> None:
-    """Name the readers that are waited for, when it is time to."""
+def _warn_of_slow(pids: set[int], seconds: int) -> None:
+    """Name the readers that are waited for, after the seconds set above."""
     for pid in sorted(pids):
-        stopped = seconds == TOLD_STOPPED_SECONDS and is_stopped(pid)
-        if stopped or seconds == TOLD_SECONDS:
+        stopped = seconds == STOPPED_READER_SECONDS and is_stopped(pid)
+        if stopped or seconds == SLOW_READER_SECONDS:
             why = f", which is stopped: `kill -CONT {pid}` lets it go on" if stopped else ": is the storage slow?"
             print(f"warning: waiting for {seconds} s for reader process {pid}{why}", file=sys.stderr, flush=True)
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether somebody has stopped a process (SIGSTOP, a debugger)."""
+    """Whether a process is stopped (SIGSTOP, a debugger)."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
     return False
 
 
 class _Filling:
-    """A slot on its way."""
+    """A slot that workers are filling."""
 
     def __init__(self, slot: int, batch: Batch) -> None:
         self.slot, self.batch = slot, batch
-        self.parts: dict[int, int] = {}  # still being read: the sample a part begins with -> its reader process
-        self.done: dict[int, Done] = {}  # by the sample a part begins with: in order, whoever is done first
+        self.parts: dict[int, int] = {}  # pending parts: first sample -> reader process
+        self.done: dict[int, Done] = {}  # finished parts by first sample, which restores their order
 
 
 def _start_worker(start: WorkerSetup) -> tuple[subprocess.Popen[bytes], Connection]:
     """A fresh interpreter at the other end of a pipe.
 
-    Not multiprocessing: that would import the user's main module again, and keep a tracker process and named
-    semaphores. Not fork: the trainer has threads and perhaps a GPU.
+    Multiprocessing would import the user's main module again, and keep a tracker process and named semaphores. A fork
+    is unsafe: the trainer has threads and perhaps a GPU.
     """
-    ours, theirs = Pipe()
+    parent, child = Pipe()
     by_main = threading.current_thread() is threading.main_thread()
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),  # or NumPy starts a thread a core in each
+        **dict.fromkeys(
+            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
+        ),  # else NumPy starts a thread a core in each worker
     }
     try:
         process = subprocess.Popen(
-            [sys.executable, "-c", f"from genre_dist.stream.worker import main; main({theirs.fileno()}, {by_main})"],
-            pass_fds=[theirs.fileno(), start.memory],
+            [sys.executable, "-c", f"from genre_dist.stream.worker import main; main({child.fileno()}, {by_main})"],
+            pass_fds=[child.fileno(), start.memory],
             stdin=subprocess.DEVNULL,
             env=environment,
         )
     finally:
-        theirs.close()
-    ours.send(start)
-    return process, ours
+        child.close()
+    parent.send(start)
+    return process, parent

@@ -1,7 +1,7 @@
-"""One sample's piece of a tar: its members found and turned into numbers.
+"""Parsing of one sample: its members are located in their bytes of the tar and turned into arrays.
 
-What our own packing writes takes a short way here, in a few microseconds; everything else takes the long way, with the
-same result. Which is which shows in the bytes, so nothing has to be declared.
+Shards that `genre-dist pack` wrote take a fast path of a few microseconds; all others take a general path with the same
+result. The bytes themselves tell which path applies, so no flag declares it.
 """
 
 import json
@@ -20,39 +20,39 @@ from genre_dist.stream.index import DamagedArrayError, array_bytes, array_in
 from genre_dist.stream.tar import members
 
 PADDING, UNKNOWN = 0, 1  # token ids of the first two words of every vocabulary
-MEMBER_OF = {"poster": "jpg", "overview": "tokens.npy"}  # extension of each member that a film may lack
+MEMBER_OF = {"poster": "jpg", "overview": "tokens.npy"}  # extension of each optional member
 
 ENCODING = "encoding.npy"
-"""Extension of what frozen encoders made of a film, in shards of encodings."""
+"""Extension of the member with the outputs of frozen encoders, in shards of encodings."""
 
 Data = bytes | memoryview
 
 
-def read_members(data: Data, film: int) -> dict[str, memoryview]:
-    """A sample's members by extension, from its piece of the tar. Raises ValueError if it is another film's piece."""
+def read_members(data: Data, sample_id: int) -> dict[str, memoryview]:
+    """A sample's members by extension, from its bytes of the tar. Raises ValueError if they are another sample's."""
     view = memoryview(data)
-    return _plain_members(view, film) or _members(view, film)
+    return _plain_members(view, sample_id) or _members(view, sample_id)
 
 
-def _members(view: memoryview, film: int) -> dict[str, memoryview]:
-    key, parts = str(film), {}
+def _members(view: memoryview, sample_id: int) -> dict[str, memoryview]:
+    key, parts = str(sample_id), {}
     for name, start, size, *_ in members(view):
         owner, _, extension = name.partition(".")
         if owner != key:
-            raise ValueError(f"a member {name!r} lies where film {film} should; the index is of another tar")
+            raise ValueError(f"a member {name!r} lies where film {sample_id} should; the index is of another tar")
         parts[extension] = view[start : start + size]
     return parts
 
 
 _HEAD = struct.Struct(
     "100s24x11s1s20x1s100x8s80x1s166x"
-)  # name, size and its end, kind, magic, whether there is a prefix
+)  # name, size and its end, kind, magic, first byte of the prefix
 _EXTENSION = {b"json": "json", b"jpg": "jpg", b"tokens.npy": "tokens.npy"}
 
 
-def _plain_members(view: memoryview, film: int) -> dict[str, memoryview] | None:
-    """The members where all are USTAR files of the known kinds; None for anything that needs a closer look."""
-    key, parts, position, end = b"%d." % film, {}, 0, len(view)
+def _plain_members(view: memoryview, sample_id: int) -> dict[str, memoryview] | None:
+    """The fast path: the members if all are plain USTAR files with known extensions; None for everything else."""
+    key, parts, position, end = b"%d." % sample_id, {}, 0, len(view)
     try:
         while position < end:
             name, digits, ended, kind, magic, prefix = _HEAD.unpack_from(view, position)
@@ -84,15 +84,15 @@ _PLAIN_TOKENS = re.compile(
 
 
 def load_tokens(data: Data, words: int) -> NDArray[np.int32]:
-    """A member .tokens.npy -> int32 [length], ids of a vocabulary of `words`. ValueError if it is anything else."""
+    """A member .tokens.npy -> int32 [length], ids of a vocabulary of `words` words. Raises ValueError otherwise."""
     tokens = read_tokens(data)
     check_tokens(tokens, words)
     return tokens
 
 
 def read_tokens(data: Data) -> NDArray[np.int32]:
-    """A member .tokens.npy -> int32 [length], not yet compared with a vocabulary."""
-    plain = _PLAIN_TOKENS.match(data)  # np.load takes 40 us to parse this header, more than all other parsing here
+    """A member .tokens.npy -> int32 [length], not yet checked against a vocabulary."""
+    plain = _PLAIN_TOKENS.match(data)  # np.load parses this header in 40 us, longer than all other parsing here
     if plain and len(data) == plain.end() + 4 * int(plain[1]):
         return np.frombuffer(data, np.int32, offset=plain.end())
     try:
@@ -131,12 +131,12 @@ def load_genres(data: Data) -> tuple[int, ...]:
 def load_about(data: Data) -> dict[str, Any]:
     """A member .json. Raises ValueError if it is anything but an object."""
     try:
-        told = json.loads(bytes(data))
+        content = json.loads(bytes(data))
     except RecursionError:
         raise ValueError("the member .json is nested too deeply") from None
-    if not isinstance(told, dict):
+    if not isinstance(content, dict):
         raise ValueError("the member .json is no object, so it has no genre_ids")
-    return told
+    return content
 
 
 def load_encoding(data: Data, size: int) -> NDArray[np.float32]:
@@ -144,7 +144,7 @@ def load_encoding(data: Data, size: int) -> NDArray[np.float32]:
     head = _encoding_head(size)
     if data[: len(head)] == head and len(data) == len(head) + 4 * size:
         numbers = np.frombuffer(data, np.float32, offset=len(head))
-    else:  # a head that another NumPy wrote: to parse it takes ten times as long
+    else:  # another NumPy wrote the header; parsing it takes ten times as long
         numbers = array_in(data)
     if numbers.dtype != np.float32 or numbers.shape != (size,) or not np.isfinite(numbers).all():
         raise ValueError(f"not {size} finite numbers")
@@ -157,7 +157,7 @@ def _encoding_head(size: int) -> bytes:
 
 
 def load_fault(data: Data) -> str | None:
-    """Why a film could not be encoded, None if it could. Raises ValueError for a damaged member .json."""
+    """The reason why a sample could not be encoded, None if it was. Raises ValueError for a damaged member .json."""
     fault = load_about(data).get("fault")
     if fault is not None and not isinstance(fault, str):
         raise ValueError("the fault in the member .json is no text")
@@ -165,16 +165,16 @@ def load_fault(data: Data) -> str | None:
 
 
 def label_rows(genres: Iterable[Genre]) -> Callable[[tuple[int, ...]], NDArray[np.float32]]:
-    """What turns genre ids into float32 [genres] of 0 and 1. It raises ValueError for an id that is not among them."""
-    places = {genre.id: number for number, genre in enumerate(genres)}
+    """A function from genre ids to multi-hot labels, float32 [genres]. It raises ValueError for an unknown id."""
+    columns = {genre.id: number for number, genre in enumerate(genres)}
 
     @lru_cache(maxsize=4096)
     def row(chosen: tuple[int, ...]) -> NDArray[np.float32]:
-        labels = np.zeros(len(places), np.float32)
+        labels = np.zeros(len(columns), np.float32)
         for genre in chosen:
-            if genre not in places:
+            if genre not in columns:
                 raise ValueError(f"the genre {str(genre)[:40]} is not in the manifest")
-            labels[places[genre]] = 1
+            labels[columns[genre]] = 1
         return labels
 
     return row

@@ -1,4 +1,4 @@
-"""Where the bytes of samples come from: tars on this machine, or remote ones prefetched in long runs."""
+"""Sources of samples' bytes: local tars, or remote ones that are prefetched in long runs."""
 
 import errno
 import os
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 MOST_OPEN = 4096
 OPEN_FILES_SHARE = 8
-"""A process may have readers to train and to evaluate, each with tars and indexes, beside its sockets and pipes."""
+"""Divisor of the limit: a process may have readers for training and evaluation, each with tars and indexes."""
 CONNECTIONS = 16
-"""Requests at a time of one process."""
+"""Concurrent requests of one process."""
 LONGEST_RUN = 4 << 20
-"""Bytes asked for at once."""
+"""Bytes of the longest request."""
 
 
 def source_of(index: "SplitIndex", cache: BlockCache | None) -> "LocalTars | RemoteTars":
-    """What reads the shards of an index."""
+    """The source for the shards of an index."""
     return RemoteTars(index, cache) if index.is_remote else LocalTars(index.paths)
 
 
 class LocalTars:
-    """Tars on this machine: one positioned read a sample, nothing kept but a few open files."""
+    """Tars on this machine: one positioned read a sample, no data kept but a few open files."""
 
     def __init__(self, paths: Sequence[AnyPath]) -> None:
         self._paths = [str(path) for path in paths]
@@ -43,31 +43,31 @@ class LocalTars:
         self._open = lru_cache(most_open_files(MOST_OPEN))(OpenFile)
 
     def prepare(self, refs: "SampleRefs") -> None:
-        """Nothing is prefetched: the system's page cache does that."""
+        """Prefetch nothing: the kernel's page cache reads ahead."""
 
     def read(self, shard: int, offset: int, buffer: memoryview) -> memoryview:
-        """A sample's bytes, read into `buffer`: as many as it takes, fewer where the file ends early."""
+        """Fill `buffer` with a sample's bytes; returns the part that was read, shorter if the file ends early."""
         try:
             return self._open(self._paths[shard]).read(buffer, offset)
         except OSError as error:
             if not is_too_many(error):
                 raise
-            self._open.cache_clear()  # other parts of the process have taken theirs
+            self._open.cache_clear()  # other parts of the process hold open files
             return self._open(self._paths[shard]).read(buffer, offset)
 
     def fetch(self, shard: int, start: int, size: int) -> bytes:
-        """Bytes that nobody prepared."""
+        """Read bytes without a preceding `prepare`."""
         return bytes(self.read(shard, start, memoryview(bytearray(size))))
 
 
 class ReadBuffer:
-    """Memory that the bytes of one batch are read into, and those of the next: fresh memory is paged in every time."""
+    """Reused memory for the bytes of a batch: fresh memory would be paged in every time."""
 
     def __init__(self) -> None:
         self._memory = bytearray()
 
     def split(self, sizes: Sequence[int]) -> list[memoryview]:
-        """A part for so many bytes each; what was in the last ones is gone."""
+        """A view for each size; the views of the previous call are overwritten."""
         total = sum(sizes)
         if total > len(self._memory):
             self._memory = bytearray(total)
@@ -76,9 +76,9 @@ class ReadBuffer:
 
 
 def most_open_files(most: int) -> int:
-    """How many files one part of a reader may hold open: up to `most`, fewer where the system allows few.
+    """How many files one part of a reader may hold open: up to `most`, fewer under a low system limit.
 
-    What the system allows this process, and those that it starts, is raised as far as it may.
+    The soft limit of this process and its children is raised to the hard limit.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
@@ -89,7 +89,7 @@ def most_open_files(most: int) -> int:
 
 
 def is_too_many(error: OSError) -> bool:
-    """Whether a file could not be opened because too many are."""
+    """Whether the limit of open files caused an error."""
     return error.errno in (errno.EMFILE, errno.ENFILE)
 
 
@@ -100,7 +100,7 @@ class OpenFile:
         self._descriptor = os.open(path, os.O_RDONLY)
 
     def read(self, buffer: memoryview, offset: int) -> memoryview:
-        """Bytes into the buffer; the part of it that they take."""
+        """Read into the buffer; returns the part that was read."""
         return buffer[: os.preadv(self._descriptor, [buffer], offset)]
 
     def __del__(self) -> None:
@@ -109,29 +109,29 @@ class OpenFile:
 
 
 class _Run(NamedTuple):
-    """Bytes of neighbouring samples, on their way or there."""
+    """Bytes of neighbouring samples, requested or received."""
 
     start: int
     data: "Future[bytes]"
 
 
 class RemoteTars:
-    """Tars behind fsspec: runs of neighbouring samples are got before they are used, each sample's bytes once.
+    """Tars behind fsspec: runs of neighbouring samples are prefetched, each sample's bytes once.
 
-    A run is let go with its last sample, so memory holds the blocks of the lanes being read and those read ahead.
+    The last sample of a run releases it, so memory holds the current and the prefetched blocks of the lanes.
     """
 
     def __init__(self, index: "SplitIndex", cache: BlockCache | None) -> None:
         self._shards, self._paths, self._cache = index.shards, index.paths, cache
-        from concurrent.futures import ThreadPoolExecutor  # readers of local tars start faster without
+        from concurrent.futures import ThreadPoolExecutor  # readers of local tars start faster without this import
 
         self._pool = ThreadPoolExecutor(CONNECTIONS)
         self._runs: dict[tuple[int, int], _Run] = {}  # by (shard, offset), for every sample not yet taken
 
     def prepare(self, refs: "SampleRefs") -> None:
-        """Begin to get these samples, and those to prefetch; return when these are there.
+        """Request these samples and those to prefetch; return when these have arrived.
 
-        Raises ValueError naming a shard that cannot be had.
+        Raises ValueError with the shard that cannot be read.
         """
         shards, records = refs.shard, refs.record
         if refs.prefetch is not None:
@@ -146,7 +146,7 @@ class RemoteTars:
             self._runs[shard, offset].data.result()
 
     def _start(self, shard: int, sizes: dict[int, int]) -> None:
-        """Ask for samples of one shard, offset -> size, ascending: neighbours together, up to LONGEST_RUN bytes."""
+        """Request samples of one shard, offset -> size, ascending: neighbours share runs of up to LONGEST_RUN bytes."""
         run: list[int] = []
         end = 0
         for start, size in [*sizes.items(), (-1, 0)]:
@@ -158,12 +158,12 @@ class RemoteTars:
             end = start + size
 
     def read(self, shard: int, offset: int, buffer: memoryview) -> memoryview:
-        """A sample's bytes, where they came in; they are forgotten here."""
+        """A sample's bytes, a view of its run, which forgets the sample."""
         run = self._runs.pop((shard, offset))
         return memoryview(run.data.result())[offset - run.start : offset - run.start + len(buffer)]
 
     def fetch(self, shard: int, start: int, size: int) -> bytes:
-        """Bytes that nobody prepared."""
+        """Read bytes without a preceding `prepare`."""
         return self._get(shard, start, start + size)
 
     def _get(self, number: int, start: int, end: int) -> bytes:

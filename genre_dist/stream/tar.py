@@ -1,7 +1,7 @@
 """Tar headers, read in place from a buffer and written without extensions.
 
-Only what a shard needs: regular files, with names and sizes from USTAR, from PAX records (webdataset's own writer makes
-one for every member) or from GNU long names. See POSIX.1-2017, pax, "ustar Interchange Format".
+The module covers what a shard needs: regular files, with names and sizes from USTAR, from PAX records (webdataset's
+writer makes one for every member) or from GNU long names. See POSIX.1-2017, pax, "ustar Interchange Format".
 """
 
 import mmap
@@ -30,16 +30,16 @@ LONGEST_EXTENSION = 1 << 20
 
 
 class Member(NamedTuple):
-    """One entry of a tar: its name and where its bytes lie in the buffer."""
+    """One entry of a tar: its name and the offset of its content in the buffer."""
 
     name: str
     start: int
     size: int
     header: int
-    """Where its first header begins, those that extend it included."""
+    """Offset of its first header, which may be one that extends it."""
     kind: str = FILE
     target: str = ""
-    """What a link names: a hard link a member, a symbolic link a path relative to its own folder."""
+    """Target of a link: a hard link names a member, a symbolic link a path relative to its own folder."""
 
 
 def padded(size: int) -> int:
@@ -50,49 +50,51 @@ def padded(size: int) -> int:
 def header(name: str, size: int) -> bytes:
     """The 512-byte USTAR header of a regular file with mtime 0 and no owner, the same on every machine.
 
-    (A film has three; tarfile takes 27 us for one, this 4.) Raises ValueError for what such a header cannot hold.
+    (A sample has three; tarfile takes 27 us for one, this function 4.) Raises ValueError if name or size do not fit.
     """
     encoded = name.encode()
-    if len(encoded) > 100 or size >> 33:  # a name that is to be divided, or nothing that fits
-        import tarfile  # not for those who only read
+    if len(encoded) > 100 or size >> 33:  # the name must be split, or nothing fits
+        import tarfile  # imported here: readers do not need it
 
         info = tarfile.TarInfo(name)
         info.size = size
         return info.tobuf(format=tarfile.USTAR_FORMAT)
-    number, spaces = b"0000000", b" " * 8  # the checksum adds up all bytes, its own eight counting as spaces
+    number, spaces = b"0000000", b" " * 8  # the checksum sums all bytes, its own eight as spaces
     block = _WRITTEN.pack(encoded, b"0000644", number, number, b"%011o" % size, b"0" * 11, spaces, b"0", b"ustar\x0000")
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]
 
 
 def members(buffer: bytes | memoryview) -> Iterator[Member]:
-    """Regular files in a piece of a tar that begins at a header. Raises ValueError as `entries` does."""
+    """Regular files in a part of a tar that begins at a header. Raises ValueError as `entries` does."""
     return (entry for entry in entries(buffer) if entry.kind == FILE)
 
 
 def entries(buffer: bytes | memoryview) -> Iterator[Member]:
-    """Files, links, folders and whatever else is in a piece of a tar that begins at a header.
+    """All entries (files, links, folders, ...) in a part of a tar that begins at a header.
 
-    Behind an end mark, zeros, it goes on where another tar follows (`cat a.tar b.tar`), as `tar --ignore-zeros` does.
-    Raises ValueError naming the offset where the piece is no tar, or ends inside a header or a member.
+    Reading continues behind an end mark (zeros) if another tar follows (`cat a.tar b.tar`), as `tar --ignore-zeros`
+    does. Raises ValueError with the offset at which the bytes are no tar, or end inside a header or a member.
     """
     view = memoryview(buffer)
     position, first = 0, 0
-    told: dict[str, str] = {}  # what extensions say of the member that they stand before
+    fields: dict[str, str] = {}  # of the next member, from extension headers
     while position + BLOCK <= len(view):
-        name, digits, kind, link, magic, prefix = _HEADER.unpack_from(view, position)  # one call: this is the hot path
+        name, digits, kind, link, magic, prefix = _HEADER.unpack_from(
+            view, position
+        )  # one call, as this is the hot path
         if name[0] == 0 and view[position : position + BLOCK] == _ZEROS:
             position = first = behind_zeros(view, position)
             if view[position + 257 : position + 262] != b"ustar":
                 return
-            told = {}
+            fields = {}
             continue
         if magic[:5] != b"ustar":  # the same in USTAR, PAX and GNU headers
             raise ValueError(f"no tar header at byte {position}")
         size, start = _number(digits, position), position + BLOCK
         extension = _EXTENSIONS.get(kind)
-        is_plain = kind == b"0" and not told
+        is_plain = kind == b"0" and not fields
         if not is_plain and extension is None:
-            size = 0 if kind in _WITHOUT_CONTENT else _decimal(told["size"], position) if "size" in told else size
+            size = 0 if kind in _WITHOUT_CONTENT else _decimal(fields["size"], position) if "size" in fields else size
             start = _behind_sparse_map(view, position) if kind == b"S" else start
         if size < 0 or start + size > len(view):
             raise ValueError(f"the member at byte {position} should have {size} bytes, {len(view) - start} are there")
@@ -101,32 +103,32 @@ def entries(buffer: bytes | memoryview) -> Iterator[Member]:
         elif extension is not None:
             if size > LONGEST_EXTENSION:
                 raise ValueError(f"the extension at byte {position} has {size:,} bytes, over {LONGEST_EXTENSION:,}")
-            told |= extension(bytes(view[start : start + size]), position)
+            fields |= extension(bytes(view[start : start + size]), position)
             position = start + padded(size)
             continue
         else:
-            shown = "sparse file" if "sparse" in told else KINDS.get(kind, "entry of an unknown kind")
+            described = "sparse file" if "sparse" in fields else KINDS.get(kind, "entry of an unknown kind")
             plain_name = _name(name, prefix if magic == b"ustar\0" else b"")
-            target = told.get("linkpath") or _text(link)
-            yield Member(told.get("path") or plain_name, start, size, first, shown, target)
-            told = {}
+            target = fields.get("linkpath") or _text(link)
+            yield Member(fields.get("path") or plain_name, start, size, first, described, target)
+            fields = {}
         position = first = start + padded(size)
     if position < len(view) and any(view[position:]):
         raise ValueError(f"the tar header at byte {position} is cut short")
 
 
 def behind_zeros(view: memoryview, position: int) -> int:
-    """The first whole block from a position on that is not all zeros; the end if there is none."""
+    """Offset of the next block that is not all zeros; the end if there is none."""
     while position < len(view):
-        piece = view[position : position + _CHUNK]
-        if rest := len(bytes(piece).lstrip(b"\0")):
-            return position + (len(piece) - rest) // BLOCK * BLOCK
-        position += len(piece)
+        chunk = view[position : position + _CHUNK]
+        if rest := len(bytes(chunk).lstrip(b"\0")):
+            return position + (len(chunk) - rest) // BLOCK * BLOCK
+        position += len(chunk)
     return position
 
 
 def _behind_sparse_map(view: memoryview, position: int) -> int:
-    """Where the content of a sparse file begins: its map may take more blocks than the header."""
+    """Offset of a sparse file's content: its map may take more blocks than the header."""
     start, more = position + BLOCK, view[position + 482]
     while more and start + BLOCK <= len(view):
         more = view[start + 504]
@@ -150,7 +152,7 @@ _HEADER = struct.Struct("100s24x12s20xc100s6s82x155s12x")  # name, size, kind, l
 _WRITTEN = struct.Struct("100s8s8s8s12s12s8ss100x8s247x")  # name, mode, owner, group, size, time, sum, kind, magic
 _ZEROS = bytes(BLOCK)
 _CHUNK = 1 << 20
-_WITHOUT_CONTENT = b"123456"  # links, devices, folders, pipes: their size is of no meaning
+_WITHOUT_CONTENT = b"123456"  # links, devices, folders, pipes: their size field has no meaning
 
 
 def _number(digits: bytes, position: int) -> int:
@@ -178,7 +180,7 @@ def _decimal(text: str, position: int) -> int:
 
 
 def _pax_records(data: bytes, position: int) -> dict[str, str]:
-    """What counts here of PAX records: lines of `LENGTH KEY=VALUE\\n`, LENGTH counting the whole line."""
+    """The used fields of PAX records: lines of `LENGTH KEY=VALUE\\n`, where LENGTH counts the whole line."""
     records, begin = {}, 0
     try:
         while begin < len(data):
@@ -200,8 +202,8 @@ def _pax_records(data: bytes, position: int) -> dict[str, str]:
 _RECORDS = {b"path": "path", b"linkpath": "linkpath", b"size": "size", b"GNU.sparse.name": "path"}
 _EXTENSIONS: dict[bytes, Callable[[bytes, int], dict[str, str]]] = {
     **dict.fromkeys((b"x", b"X"), _pax_records),
-    b"g": lambda data, position: {},  # of the whole tar: times, comments
+    b"g": lambda data, position: {},  # fields of the whole tar: times, comments
     b"L": lambda data, position: {"path": _text(data)},
     b"K": lambda data, position: {"linkpath": _text(data)},
 }
-"""What is said before a member of its path, linkpath, size, and `sparse` if it is that, by the kind of header."""
+"""Kind of extension header -> parser of its fields for the next member: path, linkpath, size, sparse."""

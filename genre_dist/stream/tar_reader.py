@@ -1,4 +1,4 @@
-"""Samples of anyone's WebDataset tars as they are: the bytes of their members, in our order."""
+"""A reader for any WebDataset tars: the bytes of their members, unchanged, in the stream's order."""
 
 import time
 from collections.abc import Callable
@@ -22,9 +22,9 @@ Members: TypeAlias = dict[str, bytes]
 class TarReader(Reader):
     """Reads the samples of listed tars that have the wanted extensions; TrainStream and evaluation_stream take it.
 
-    `decode`, a function at the top of a module, is called in the worker with each sample's members; what it returns
-    goes to the trainer by pickle, as the members do, and lies in `Batch.samples`. Where it raises ValueError, or the
-    bytes are damaged, the sample is None and a fault. `tars` is a pattern of the tars' addresses.
+    A worker calls `decode`, a function at the top level of a module, with each sample's members; pickle sends its
+    result (or the members) to the trainer, in `Batch.samples`. If it raises ValueError, or the bytes are damaged, the
+    sample is None and a fault. `tars` is a pattern of the tars' addresses.
     """
 
     manifest: Tars
@@ -70,8 +70,8 @@ class TarReader(Reader):
         batch.seconds = Seconds(time.perf_counter() - began - decoding, decoding)
 
     def _members(self, data: memoryview, number: int, shard: int, offset: int) -> Members:
-        """The members in a sample's piece of its tar, those that are links read where they lead."""
-        found: dict[str, Any] = {}
+        """The members in a sample's bytes of the tar; links are resolved."""
+        members: dict[str, Any] = {}
         key = None
         for name, start, length, header, kind, _ in entries(data):
             if (named := split_name(name)) is None:
@@ -85,23 +85,23 @@ class TarReader(Reader):
             if named[0] != key:
                 if key is not None or sample_id(named[0]) != number:
                     raise ValueError(f"a member {name!r} lies there; the index is of another tar")
-                found["__key__"] = key = named[0]
-            found[named[1]] = content
+                members["__key__"] = key = named[0]
+            members[named[1]] = content
         if key is None:
             raise ValueError("the index is of another tar")
         for name in self.wanted:
-            if name not in found:
+            if name not in members:
                 raise ValueError(f"no member .{name}")
-        return found
+        return members
 
     def _links_of(self, shard: int) -> dict[int, tuple[int, int]]:
-        """Where a link's header begins -> where the file begins that it leads to, and its size."""
+        """Offset of a link's header -> offset and size of the file that it names."""
         links = load_links(self.manifest.folder, self._tars[shard])
         return {header: (start, size) for header, start, size in links.tolist()}
 
 
 def _decoded(decode: Callable[[Members], Any], sample: Members) -> Any:
-    """What `decode` makes of a sample. Raises ValueError for whatever it raises: other people's code, on any data."""
+    """The result of `decode`. Raises ValueError for any error of it: users' code may raise anything."""
     try:
         return decode(sample)
     except (ValueError, OSError):
@@ -110,10 +110,10 @@ def _decoded(decode: Callable[[Members], Any], sample: Members) -> Any:
         raise ValueError(f"{type(error).__name__} in {decode.__name__}: {error}") from None
 
 
-def _key_of(piece: memoryview) -> str:
-    """The key that a sample's piece begins with; "" where that cannot be read."""
+def _key_of(data: memoryview) -> str:
+    """The key in a sample's first header; "" if that header is unreadable."""
     with suppress(ValueError):
-        for entry in entries(piece):
+        for entry in entries(data):
             if named := split_name(entry.name):
                 return printable(named[0])
     return ""

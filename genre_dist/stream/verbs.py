@@ -8,7 +8,7 @@ MOST_NOTES = 20
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add this room's verbs to the console command."""
+    """Add this package's verbs to the console command."""
     verb = verbs.add_parser(
         "index",
         help="make the index of packed shards again, or list anyone's WebDataset tars",

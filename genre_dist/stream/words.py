@@ -1,4 +1,4 @@
-"""The vocabulary of shards and its vectors, read back and compared with what the manifest says of them."""
+"""The vocabulary of shards and its word vectors, read and checked against the manifest."""
 
 import hashlib
 
@@ -9,15 +9,15 @@ from genre_dist.storage import AnyPath, read_bytes
 from genre_dist.stream.index import LONGEST_HEAD, DamagedArrayError, load_array
 from genre_dist.stream.manifest import Text
 
-SPECIAL = ("<pad>", "<unk>")  # ids 0 and 1, as stream.sample has them
+SPECIAL = ("<pad>", "<unk>")  # ids 0 and 1, as in stream.sample
 _REMEDY = "restore it, or pack the shards again (--overwrite)"
 
 
 def load_words(path: AnyPath, sha256: str = "") -> dict[str, int]:
     """The ids of a vocabulary's words; the file has one word a line.
 
-    Raises ValueError if the file is missing or is no vocabulary and, given its checksum (of the manifest's or the
-    run's `vocabulary_sha256`), if it is another one: with words in another order all would be read wrong.
+    Raises ValueError if the file is missing or no vocabulary or, given a checksum (`vocabulary_sha256` of the manifest
+    or the run), another vocabulary: words in another order would give every token a wrong meaning.
     """
     try:
         written = read_bytes(path)
@@ -37,9 +37,9 @@ def load_words(path: AnyPath, sha256: str = "") -> dict[str, int]:
 
 
 def load_vectors(folder: AnyPath, text: Text) -> NDArray[np.float32] | None:
-    """The words' vectors as a manifest's `text` tells of them, float32 [words, dim], mapped if they are local.
+    """The word vectors that a manifest's `text` describes, float32 [words, dim], mapped if they are local.
 
-    None if the shards have none. Raises ValueError, before memory is taken, if the file is missing, damaged or another.
+    None if the shards have none. Raises ValueError, before allocating memory, if the file is missing, damaged or wrong.
     """
     if text["vectors"] is None or text["dim"] is None:
         return None
@@ -60,5 +60,5 @@ def load_vectors(folder: AnyPath, text: Text) -> NDArray[np.float32] | None:
 
 
 def vectors_sha256(vectors: NDArray[np.float32]) -> str:
-    """The checksum of vectors that a manifest keeps."""
+    """The checksum of word vectors in a manifest."""
     return hashlib.sha256(vectors.data).hexdigest()

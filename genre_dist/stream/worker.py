@@ -1,7 +1,7 @@
-"""A reader process: takes sample refs, decodes into slots, says when it is done. Started by `ring.py`, never by hand.
+"""A reader process, started by `ring.py`: it receives sample refs, decodes into slots and reports finished tasks.
 
-It ends when its end of the pipe closes, so it never outlives the trainer, however that ends. It ignores the signals
-that a terminal or SLURM sends to the whole job: whether to go on is the trainer's decision.
+The process ends when the pipe closes, so it never outlives the trainer, however that ends. It ignores the signals
+that a terminal or SLURM sends to the whole job: the trainer decides whether to go on.
 """
 
 import ctypes
@@ -21,11 +21,11 @@ from genre_dist.stream.reader import Reader
 from genre_dist.stream.refs import SampleRefs
 
 PR_SET_PDEATHSIG = 1
-"""Asks the kernel for a signal when the thread that started this process ends (prctl(2))."""
+"""Requests a signal from the kernel when the thread that started this process ends (prctl(2))."""
 
 
 class WorkerSetup(NamedTuple):
-    """What a worker is told first."""
+    """The first message to a worker."""
 
     reader: Reader
     spec: SlotSpec
@@ -41,13 +41,13 @@ class ReadTask(NamedTuple):
     samples: int
     """Samples of the whole batch."""
     first: int
-    """Where in the batch this part begins."""
+    """The part's first sample in the batch."""
     longest: int
-    """Width of the batch's tokens."""
+    """Width of the batch's token array."""
 
 
 class Done(NamedTuple):
-    """A task that is finished."""
+    """Report of a finished task."""
 
     slot: int
     first: int
@@ -57,8 +57,8 @@ class Done(NamedTuple):
 
 
 def main(descriptor: int, by_main_thread: bool) -> None:
-    """Serve tasks until the pipe closes. Started by the main thread it is also killed with it."""
-    if by_main_thread and sys.platform == "linux":  # one that is stopped sees no pipe close
+    """Serve tasks until the pipe closes. A main thread that started this process takes it down with it."""
+    if by_main_thread and sys.platform == "linux":  # a stopped process does not see the pipe close
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
@@ -68,16 +68,16 @@ def main(descriptor: int, by_main_thread: bool) -> None:
     try:
         start: WorkerSetup = _next(tasks, connection)
         memory = mmap.mmap(start.memory, 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)  # no page faults later
-        gc.freeze()  # what was imported lives as long as the process: no need to look at it again and again
+        gc.freeze()  # garbage collection need not traverse the imported modules again
         while True:
             waiting = time.perf_counter()
             task: ReadTask = _next(tasks, connection)
             idle = time.perf_counter() - waiting
-            whole = slot_batch(memory, task.slot, start.spec, task.samples, task.longest)
-            part = part_of(whole, slice(task.first, task.first + len(task.refs.shard)))
+            batch = slot_batch(memory, task.slot, start.spec, task.samples, task.longest)
+            part = part_of(batch, slice(task.first, task.first + len(task.refs.shard)))
             try:
                 start.reader.fill(task.refs, part)
-            except ValueError as error:  # the user's to mend: told by the trainer, not here
+            except ValueError as error:  # the trainer reports it to the user
                 connection.send(error)
                 return
             seconds = part.seconds._replace(idle=idle)
@@ -87,13 +87,13 @@ def main(descriptor: int, by_main_thread: bool) -> None:
 
 
 def _receive(connection: Connection, tasks: "SimpleQueue[Any]") -> None:
-    """Take in what the trainer sends, and leave when it is gone, whatever is still being read or sent."""
+    """Queue the trainer's messages; exit at once when the trainer is gone."""
     while True:
         try:
             tasks.put(connection.recv())
         except (EOFError, ConnectionResetError):
             os._exit(0)
-        except Exception as error:  # whatever it takes to make the trainer's decoder again
+        except Exception as error:  # unpickling the user's decoder may raise anything
             tasks.put(
                 ValueError(
                     f"a reader process cannot take over its work ({type(error).__name__}: {error}); what it is to "
@@ -103,7 +103,7 @@ def _receive(connection: Connection, tasks: "SimpleQueue[Any]") -> None:
 
 
 def _next(tasks: "SimpleQueue[Any]", connection: Connection) -> Any:
-    """The next thing the trainer sent; one that could not be taken in is told, and the end."""
+    """The trainer's next message; if it could not be unpickled, report that and exit."""
     if isinstance(sent := tasks.get(), ValueError):
         connection.send(sent)
         sys.exit()

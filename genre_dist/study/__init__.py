@@ -1,1 +1,1 @@
-"""The whole chain by one command: stages from a YAML, run and stopped, each a process of its own."""
+"""A whole study by one command: a chain of stages from a YAML file, each in its own process."""

@@ -1,4 +1,4 @@
-"""One task of a study at work: a process that is watched, asked to stop, and never left alone."""
+"""The process of a running task: its exit code, its stop request, and its end with the study."""
 
 import ctypes
 import signal
@@ -17,7 +17,7 @@ _LAST_LINES, _LAST_BYTES = 20, 1 << 16
 
 
 class Child:
-    """A task's process, on all its ranks. It inherits the study's lock; its output goes to a file if one is given."""
+    """A task's process with all its ranks. It inherits the study's lock; `log` is a file for its output."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Child:
         log: Path | None,
         environment: Mapping[str, str],
     ) -> None:
-        self.task, self.log, self._told = task, log, False
+        self.task, self.log, self._signalled = task, log, False
         self._began = time.monotonic()
         with ExitStack() as stack:
             output = None
@@ -48,7 +48,7 @@ class Child:
         return (time.monotonic() - self._began) / 60
 
     def exit_code(self) -> int | None:
-        """None while it runs. torchrun ends with 1 whatever its ranks end with: their code is read from the run."""
+        """None while it runs. torchrun always ends with 1 on failure: the ranks' code is read from the run's folder."""
         code = self._process.poll()
         if code == 1 and self.task.run and self.task.processes > 1:
             with suppress(OSError, ValueError):
@@ -56,22 +56,22 @@ class Child:
         return code
 
     def stop(self) -> None:
-        """Ask it to save and stop; to be called again until it has ended.
+        """Ask the process to save and stop; call it again until the process has ended.
 
-        One process is sent SIGTERM. Ranks are asked through the STOP file of their run: torchrun would kill them 30 s
-        after a signal, whatever they are saving.
+        A single process gets SIGTERM. Several ranks get the STOP file of their run: torchrun would kill them 30 s after
+        a signal, even while they save.
         """
         if self._process.poll() is not None:
             return
         if self.task.run and self.task.processes > 1:
-            with suppress(OSError):  # the run's folder may not be there yet; the run removes a STOP as it begins
+            with suppress(OSError):  # the run makes its folder, and removes an old STOP, as it begins
                 (self.task.run / "STOP").touch()
-        elif not self._told:
+        elif not self._signalled:
             self._process.send_signal(signal.SIGTERM)
-            self._told = True
+            self._signalled = True
 
     def where_to_look(self) -> str:
-        """What says more about how it ended."""
+        """The end of its log, for an error message."""
         if self.log is None:
             return "see above"
         with open(self.log, "rb") as file:
@@ -81,6 +81,6 @@ class Child:
 
 
 def _end_with_parent() -> None:
-    """In the child: be sent SIGTERM when the study's process ends, even by SIGKILL, so that no stage runs on alone."""
+    """In the child: ask the kernel for SIGTERM when the study's process ends, even by SIGKILL."""
     with suppress(OSError, AttributeError):  # Linux only
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

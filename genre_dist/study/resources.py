@@ -1,4 +1,4 @@
-"""What several stages at a time share: this machine's GPUs, each for one stage only, or else its cores."""
+"""The resources that concurrent stages share: the machine's GPUs, each for one stage only, or else its cores."""
 
 import os
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from genre_dist.study.tasks import Task
 
 
 class Resources:
-    """The GPUs that no stage has at the moment, and the cores of each parallel stage. Alone, a stage has everything.
+    """The free GPUs, and the number of cores of each concurrent stage. With one lane a stage has all resources.
 
     Raises ValueError if a stage has more ranks than there are GPUs, where there are any.
     """
@@ -22,11 +22,11 @@ class Resources:
                         "has one of its own: lower processes, or use one lane"
                     )
 
-    def has_room(self, task: Task) -> bool:
+    def fits(self, task: Task) -> bool:
         return self.parallel == 1 or not self._has_gpus or _gpus_of(task) <= len(self._free)
 
     def take(self, task: Task) -> dict[str, str]:
-        """Environment variables by which a task keeps to its share, which is its own until given back."""
+        """Reserve a task's share until `give_back`; returns the environment variables that limit the task to it."""
         if self.parallel == 1:
             return {}
         if self._has_gpus and task.run:
@@ -37,7 +37,7 @@ class Resources:
         return {"OMP_NUM_THREADS": str(max(1, self._cores // (self.parallel * task.processes)))}
 
     def give_back(self, share: dict[str, str]) -> None:
-        """The task has ended."""
+        """Release the share of a task that has ended."""
         if gpus := share.get("CUDA_VISIBLE_DEVICES"):
             self._free += gpus.split(",")
 

@@ -1,4 +1,4 @@
-"""Running a study's tasks, each in a process of its own: one after the other, or as many at a time as it has lanes."""
+"""Running a study's tasks, each in its own process, as many at a time as the study has lanes."""
 
 import os
 import shlex
@@ -23,10 +23,10 @@ LOOK_SECONDS = 0.2
 
 
 def run_study(config: Path, out: Path, changes: Sequence[str], lock: Lock) -> int:
-    """Run, or continue, a study: what is done is skipped, what was begun goes on.
+    """Run or continue a study: finished tasks are skipped, interrupted ones continue.
 
-    Stages inherit the folder's lock: it is free when the last of them has ended. Returns 0, PREEMPTED if it was asked
-    to stop and can be continued by the same command, 2 or 1 if a stage failed. Raises ValueError for a mistake in the
+    Stages inherit the folder's lock, which is free when the last stage has ended. Returns 0, PREEMPTED if it was asked
+    to stop (the same command continues it), 2 or 1 if a stage failed. Raises ValueError for a mistake in the
     study before anything runs.
     """
     study = load_study(config, changes)
@@ -39,9 +39,9 @@ def run_study(config: Path, out: Path, changes: Sequence[str], lock: Lock) -> in
 
 
 def run_tasks(chain: Sequence[Task], resources: Resources, out: Path, lock: Lock) -> int:
-    """Run tasks whose turn it is, `resources.parallel` at most at a time, until all are done; returns as `run_study`.
+    """Run all tasks, `resources.parallel` at most at a time; returns as `run_study`.
 
-    A stage that fails or is stopped ends the study: those beside it are asked to stop, and can be continued.
+    A stage that fails or stops ends the study: concurrent stages are asked to stop, and can be continued.
     """
     with Stopping() as stopping, closing(Running(chain, resources, out, lock)) as running:
         while running.more():
@@ -58,8 +58,8 @@ def run_tasks(chain: Sequence[Task], resources: Resources, out: Path, lock: Lock
                     print(f"stopped in {child.task.name} ({why}); the same command goes on", flush=True)
                     return PREEMPTED
                 if code != 0:
-                    told = f"error: {child.task.name} ended with exit code {code}; {child.where_to_look()}"
-                    print(told, file=sys.stderr, flush=True)
+                    message = f"error: {child.task.name} ended with exit code {code}; {child.where_to_look()}"
+                    print(message, file=sys.stderr, flush=True)
                     return 2 if code == 2 else 1
             if running.children:
                 time.sleep(LOOK_SECONDS)
@@ -67,7 +67,7 @@ def run_tasks(chain: Sequence[Task], resources: Resources, out: Path, lock: Lock
 
 
 class Running:
-    """Which tasks are done, at work and still to come."""
+    """The finished, running and waiting tasks."""
 
     def __init__(self, chain: Sequence[Task], resources: Resources, out: Path, lock: Lock) -> None:
         self.resources, self.out, self.lock = resources, out, lock
@@ -79,11 +79,11 @@ class Running:
         return bool(self.waiting or self.children)
 
     def start(self) -> None:
-        """Start what can be started; what is done already is passed over. Raises ValueError as `Task.done` does."""
+        """Start the tasks that can start; finished ones are skipped. Raises ValueError as `Task.done` does."""
         for number, task in list(self.waiting):
             if len(self.children) == self.resources.parallel:
                 return
-            if not self.done.issuperset(task.after) or not self.resources.has_room(task):
+            if not self.done.issuperset(task.after) or not self.resources.fits(task):
                 continue
             self.waiting.remove((number, task))
             if task.done():
@@ -96,12 +96,12 @@ class Running:
             self.children.append((number, Child(task, command, self.lock, log, os.environ | share), share))
 
     def ended(self) -> Iterator[tuple[Child, int]]:
-        """The tasks that have come to an end since the last call, each with its exit code."""
-        for place in list(self.children):
-            number, child, share = place
+        """The tasks that have ended since the last call, with their exit codes."""
+        for entry in list(self.children):
+            number, child, share = entry
             if (code := child.exit_code()) is None:
                 continue
-            self.children.remove(place)
+            self.children.remove(entry)
             self.resources.give_back(share)
             name = child.task.name
             if code == 0:
@@ -111,19 +111,19 @@ class Running:
             yield child, code
 
     def stop(self) -> None:
-        """Ask all that is at work to stop; to be called again until it has."""
+        """Ask all running tasks to stop; call it again until they have."""
         for _, child, _ in self.children:
             child.stop()
 
     def close(self) -> None:
-        """Have all that is at work stop, and wait for it."""
+        """Stop all running tasks and wait for their ends."""
         while any(child.exit_code() is None for _, child, _ in self.children):
             self.stop()
             time.sleep(LOOK_SECONDS)
 
 
 def started_as(task: Task) -> list[str]:
-    """The command of a task on all its ranks."""
+    """A task's command; torchrun starts several ranks."""
     if task.processes == 1:
         return task.command()
     python, *rest = task.command()
@@ -131,7 +131,7 @@ def started_as(task: Task) -> list[str]:
 
 
 class Stopping:
-    """Notes a request to stop instead of dying of it."""
+    """Signal handlers that note a request to stop in `reason`."""
 
     def __init__(self) -> None:
         self.reason: str | None = None

@@ -1,4 +1,4 @@
-"""What a study's YAML may say. Every mistake is found before anything runs, and names the nearest right key."""
+"""The schema of a study's YAML. Every mistake is reported before anything runs, with the nearest right key."""
 
 import dataclasses
 import json
@@ -22,14 +22,14 @@ Positive = Annotated[int, Ge(1)]
 
 @dataclass(frozen=True, kw_only=True)
 class DataPlan:
-    """Where the films are, and how shards are made of them if they are not there yet."""
+    """The shards, and how to make them if they do not exist."""
 
     shards: str
     """The shards' folder."""
     catalogue: str | None = None
-    """What to pack if there are no shards."""
+    """The catalogue to pack if there are no shards."""
     sample: Positive | None = None
-    """So many procedural films are drawn if there is no catalogue."""
+    """The number of procedural films to generate if there is no catalogue."""
     pack: dict[str, Any] = field(default_factory=dict)
     """Options of `genre-dist pack`, such as size: 160."""
 
@@ -44,7 +44,7 @@ class StagePlan:
     config: str
     """The experiment's YAML, relative to the study's."""
     weights: dict[str, str] = field(default_factory=dict)
-    """Encoder (text, poster) -> the stage whose trained one it starts from, of the same seed."""
+    """Encoder (text, poster) -> the earlier stage whose trained encoder it starts from, of the same seed."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Settings that differ from the YAML, nested or dotted."""
     processes: Positive | None = None
@@ -53,26 +53,26 @@ class StagePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """The chain: data, a look at it, baselines, stages, comparison."""
+    """The chain: data, exploration, baselines, stages, comparison."""
 
     data: DataPlan
-    """Shards, and what they are made of."""
+    """The shards and their sources."""
     stages: Annotated[dict[str, StagePlan], MinLen(1)]
-    """Training runs in their order, by name; null takes one out."""
+    """Training runs by name, in order; null removes one."""
     seeds: Annotated[tuple[Annotated[int, Ge(0), Le(2**32 - 1)], ...], MinLen(1)] = (0,)
-    """Every stage runs once for each, in a folder NAME-seedN."""
+    """Every stage runs once for each seed, in a folder NAME-seedN."""
     processes: Positive = 1
-    """Ranks of a stage; more than one are started by torchrun."""
+    """Ranks of a stage; torchrun starts more than one."""
     lanes: Positive = 1
-    """Stages at a time, each on GPUs of its own, or with its share of the cores; what they say goes to OUT/logs."""
+    """Concurrent stages, each on its own GPUs or with its share of the cores; their output goes to OUT/logs."""
     overrides: dict[str, Any] = field(default_factory=dict)
-    """Settings for all stages; a stage's own win."""
+    """Settings for all stages; a stage's own settings override them."""
     explore: bool = True
-    """Look at the data first."""
+    """Whether to run `genre-dist explore` on the data first."""
     baselines: tuple[str, ...] = tuple(BASELINES)
     """Kinds of `genre-dist baseline`."""
     split: Literal["train", "val", "test"] = "test"
-    """On which split the runs are compared."""
+    """The split on which the runs are compared."""
     group: str | None = None
     """W&B group of all runs; the YAML's name by default."""
 
@@ -100,17 +100,17 @@ def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such study")
-    told = _parse(path.read_bytes(), str(path))
-    if not isinstance(told, dict):
-        raise ValueError(f"{path} is a section of keys, found: {printable(told)[:80]}")
+    settings = _parse(path.read_bytes(), str(path))
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is a section of keys, found: {printable(settings)[:80]}")
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
             raise ValueError(f"--set takes KEY=VALUE, such as seeds=[0], not `{change}`")
-        _set(told, key, _parse(value.encode(errors="replace"), f"--set {key}"))
+        _set(settings, key, _parse(value.encode(errors="replace"), f"--set {key}"))
     try:
-        written = json.dumps(_given(told), default=str).encode()
-    except (ValueError, TypeError, RecursionError) as error:  # such as an alias inside what it names
+        written = json.dumps(_known_keys(settings), default=str).encode()
+    except (ValueError, TypeError, RecursionError) as error:  # such as an alias inside its own anchor
         raise ValueError(f"{path}: {_brief(error)}") from None
     return parse_json(Study, written, path, "configs/study.yaml shows how a study is written")
 
@@ -127,7 +127,7 @@ def _brief(error: Exception) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which only true and false are truth values, as in the experiments' files: `wandb: off` is a word."""
+    """YAML in which only true and false are truth values, as in the experiments' files: `wandb: off` is a string."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
@@ -138,32 +138,32 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|false)$"), list("tf"))
 
 
-def _given(told: dict[Any, Any]) -> dict[Any, Any]:
-    """A study's keys, each known, without those that null takes out. Raises ValueError for a key that is not known."""
-    told = _section(Study, told, "")
-    if "data" in told:
-        told["data"] = _section(DataPlan, told["data"], "data.")
-    if isinstance(stages := told.get("stages"), dict):
-        told["stages"] = {
+def _known_keys(settings: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings without keys that are null. Raises ValueError for an unknown key."""
+    settings = _section(Study, settings, "")
+    if "data" in settings:
+        settings["data"] = _section(DataPlan, settings["data"], "data.")
+    if isinstance(stages := settings.get("stages"), dict):
+        settings["stages"] = {
             name: _section(StagePlan, stage, f"stages.{name}.") for name, stage in stages.items() if stage is not None
         }
-    if told.get("baselines") == "all":
-        del told["baselines"]
-    return told
+    if settings.get("baselines") == "all":
+        del settings["baselines"]
+    return settings
 
 
-def _section(cls: type, told: Any, prefix: str) -> Any:
-    if not isinstance(told, dict):
-        return told
-    for key in told:
+def _section(cls: type, section: Any, prefix: str) -> Any:
+    if not isinstance(section, dict):
+        return section
+    for key in section:
         known(key, [item.name for item in dataclasses.fields(cls)], prefix)
-    return {key: value for key, value in told.items() if value is not None}
+    return {key: value for key, value in section.items() if value is not None}
 
 
-def _set(told: dict[str, Any], key: str, value: Any) -> None:
+def _set(settings: dict[str, Any], key: str, value: Any) -> None:
     *sections, last = key.split(".")
-    for section in sections:
-        told = told.setdefault(section, {})
-        if not isinstance(told, dict):
-            raise ValueError(f"--set {key}: {section} is no section of keys")
-    told[last] = value
+    for name in sections:
+        settings = settings.setdefault(name, {})
+        if not isinstance(settings, dict):
+            raise ValueError(f"--set {key}: {name} is no section of keys")
+    settings[last] = value

@@ -1,4 +1,4 @@
-"""From a study to its tasks: what is run for each, in which folder, and how to see that it is done."""
+"""The tasks of a study: the command of each, its folder, and the check whether it is done."""
 
 import json
 import sys
@@ -27,14 +27,14 @@ class Task(NamedTuple):
 
     name: str
     command: Callable[[], list[str]]
-    """Of one process, asked for when its turn comes; several ranks are started by torchrun."""
+    """Gives the command of one process when the task starts; torchrun starts several ranks."""
     processes: int
     run: Path | None
-    """A training run's folder; None for what is no training."""
+    """A training run's folder; None for other tasks."""
     done: Callable[[], bool]
-    """Asked when its turn comes. Raises ValueError if what is there belongs to another study."""
+    """Called before the task starts. Raises ValueError if the folder belongs to another study."""
     after: tuple[str, ...] = ()
-    """Names of the tasks that have to be done before."""
+    """Names of the tasks that must finish first."""
 
 
 class Stage(NamedTuple):
@@ -43,7 +43,7 @@ class Stage(NamedTuple):
     name: str
     run: Path
     options: list[str]
-    """Of genre_dist.train."""
+    """The options of genre_dist.train."""
     config: Config
     processes: int
     after: tuple[str, ...]
@@ -51,7 +51,7 @@ class Stage(NamedTuple):
 
 
 def tasks(study: Study, folder: Path, out: Path, group: str) -> list[Task]:
-    """The chain of a study in its order; `folder` is where its YAML lies.
+    """The tasks of a study in order; `folder` is that of its YAML.
 
     Raises ValueError, as training would, for a stage whose configuration is wrong.
     """
@@ -82,7 +82,7 @@ def tasks(study: Study, folder: Path, out: Path, group: str) -> list[Task]:
 
 
 def stage(study: Study, folder: Path, out: Path, group: str, name: str, seed: int) -> Stage:
-    """A stage's options as they are given to training, and the configuration they mean."""
+    """A stage: its options for training and the configuration that they give."""
     plan: StagePlan = study.stages[name]
     run = out / f"{name}-seed{seed}"
     settings = {"tracking.group": group} | dict(flat(study.overrides)) | dict(flat(plan.overrides))
@@ -130,7 +130,7 @@ def _data(study: Study) -> Iterator[Task]:
 
 def _explore(shards: Path, out: Path, after: tuple[str, ...]) -> Task:
     def done() -> bool:
-        return _says(out / "explore.json", "data_fingerprint", load_manifest(shards).fingerprint)
+        return _has_value(out / "explore.json", "data_fingerprint", load_manifest(shards).fingerprint)
 
     return Task("explore", _verb("explore", str(shards), "--out", str(out)), 1, None, done, after)
 
@@ -139,7 +139,7 @@ def _baselines(shards: Path, out: Path, kinds: tuple[str, ...], after: tuple[str
     def done() -> bool:
         manifest = load_manifest(shards)
         possible = [kind for kind in kinds if kind != "svm_vectors" or manifest.text["vectors"]]
-        return all(_says(out / kind / BASELINE, "data_fingerprint", manifest.fingerprint) for kind in possible)
+        return all(_has_value(out / kind / BASELINE, "data_fingerprint", manifest.fingerprint) for kind in possible)
 
     command = _verb("baseline", str(shards), "--out", str(out), "--folders", "--kind", ",".join(kinds))
     return Task("baselines", command, 1, None, done, after)
@@ -149,15 +149,17 @@ def _trained(stage: Stage, shards: Path) -> Callable[[], bool]:
     def done() -> bool:
         if not (stage.run / CONFIG).is_file():
             return False
-        there = load_config(stage.run / CONFIG)
-        if difference := differing(there, stage.config):
+        existing = load_config(stage.run / CONFIG)
+        if difference := differing(existing, stage.config):
             key, old, new = difference
             raise ValueError(
                 f"{stage.run} was trained with {key}={old}, the study asks for {new}: change the study, choose another "
                 "--out, or remove the folder"
             )
-        same_length = (there.train.steps, there.train.epochs) == (stage.config.train.steps, stage.config.train.epochs)
-        return same_length and _says(stage.run / METADATA, "data_fingerprint", load_manifest(shards).fingerprint)
+        length, wanted = ((config.train.steps, config.train.epochs) for config in (existing, stage.config))
+        return length == wanted and _has_value(
+            stage.run / METADATA, "data_fingerprint", load_manifest(shards).fingerprint
+        )
 
     return done
 
@@ -166,7 +168,7 @@ def _compare(study: Study, runs: list[Path], out: Path, after: tuple[str, ...]) 
     report = out / "report"
 
     def compared() -> list[Path]:
-        """A baseline may have been left out."""
+        """The runs to compare; a baseline without its word vectors was left out."""
         baselines = [out / "baselines" / kind for kind in study.baselines]
         return [*(run for run in baselines if (run / BASELINE).is_file()), *runs]
 
@@ -181,9 +183,9 @@ def _compare(study: Study, runs: list[Path], out: Path, after: tuple[str, ...]) 
     return Task("report", command, 1, None, done, after)
 
 
-def _says(path: Path, key: str, value: Any) -> bool:
-    """Whether a JSON file is there and has this value; such files are written last."""
+def _has_value(path: Path, key: str, value: Any) -> bool:
+    """Whether a JSON file, which its task writes last, exists and has this value."""
     try:
         return bool(read_json(dict[str, Any], path, "").get(key) == value)
     except (OSError, ValueError):
-        return False  # to be made again
+        return False  # a missing or damaged file means: not done

@@ -1,4 +1,4 @@
-"""The console verb study; a folder is locked before what writes it is imported."""
+"""The console verb study; it locks its folder before the heavy imports."""
 
 from argparse import Namespace
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""Films and posters from TMDB: a client with a rate, a journal of what is done, and the fetch stage."""
+"""Films and posters from TMDB: a client with a rate limit, a journal of results, and the fetch stage."""

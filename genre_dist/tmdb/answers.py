@@ -1,6 +1,6 @@
-"""What the API answers, as types: an answer that is none of these is no answer, and the same is asked again.
+"""The API's answers as types: an answer of no such type counts as a failed attempt, and the request is repeated.
 
-What the API says beside them is let be: it grows.
+Unknown fields are ignored, as the API grows.
 """
 
 from typing import Annotated, NotRequired, TypeVar
@@ -13,17 +13,17 @@ from genre_dist.tmdb.web import UnreachableError
 from genre_dist.validation import Count
 
 MOST_LISTED = 100
-"""Films of a page (TMDB gives 20), genres of a film or of the API (19)."""
+"""Longest list that is accepted: films of a page (TMDB gives 20), genres of a film or of the API (19)."""
 
 FilmId = Annotated[int, Ge(1), Le(2**63 - 1)]
-"""What the catalogue's column can hold."""
+"""An id that the catalogue's column can hold."""
 GenreId = Annotated[int, Ge(0), Le(2**31 - 1)]
 Number = Annotated[float, Ge(-3e38), Le(3e38)]
-"""What fits into 32 bits, so neither infinite nor NaN."""
+"""A number that fits into 32 bits, so neither infinite nor NaN."""
 
 
 class GenreAnswer(TypedDict):
-    """A genre as the API lists it."""
+    """A genre in the API's list."""
 
     id: GenreId
     name: str
@@ -36,7 +36,7 @@ class GenresAnswer(TypedDict):
 
 
 class FilmAnswer(TypedDict):
-    """A film: on a page with `genre_ids`, by its id with `genres` and `imdb_id`. Other fields may be null."""
+    """A film; pages give `genre_ids`, a request by id gives `genres` and `imdb_id`. Other fields may be null."""
 
     id: FilmId
     imdb_id: NotRequired[str | None]
@@ -75,7 +75,7 @@ Answer = TypeVar("Answer")
 
 
 def read_answer(kind: TypeAdapter[Answer], body: bytes) -> Answer:
-    """An answer's JSON as a value of a type. Raises UnreachableError, which quotes nothing: the key may be in it."""
+    """An answer's JSON as a value of a type. Raises UnreachableError without a quotation: that could reveal the key."""
     try:
         return kind.validate_json(body, strict=True)
     except ValidationError as error:

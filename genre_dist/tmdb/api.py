@@ -1,4 +1,4 @@
-"""The TMDB API: genres, films by release date, one film; and how a film becomes a catalogue row."""
+"""The TMDB API: genres, films by release date, one film."""
 
 import os
 import re
@@ -7,21 +7,21 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from genre_dist.genres import GENRES as OUR_GENRES
+from genre_dist.genres import GENRES as KNOWN_GENRES
 from genre_dist.tmdb.answers import FILM, GENRES, PAGE, Answer, FilmAnswer, PageAnswer, read_answer
 from genre_dist.tmdb.web import FetchError, Web
 from genre_dist.tmdb.windows import Window
 
-MOST_PAGES = 500  # of a query; the API refuses page 501
+MOST_PAGES = 500  # pages of a query; the API refuses page 501
 FILMS_PER_PAGE = 20
 MOST_FILMS = MOST_PAGES * FILMS_PER_PAGE
 LARGEST_ANSWER_BYTES = 4 << 20
-# By date, not popularity: that changes while pages are read, and films would move between them.
+# Popularity changes while pages are read, so films would move between pages; dates do not.
 SORTED_BY = "primary_release_date.asc"
 
 
 def read_key(key_file: Path | None) -> str:
-    """The API key or bearer token, from a file or the variable TMDB_API_KEY. ValueError if there is none."""
+    """The API key or bearer token, from a file or the variable TMDB_API_KEY. Raises ValueError without one."""
     source = f"--key_file {key_file}" if key_file else "TMDB_API_KEY"
     key = (key_file.read_text(errors="replace") if key_file else os.environ.get("TMDB_API_KEY", "")).strip()
     if not key:
@@ -35,19 +35,19 @@ def read_key(key_file: Path | None) -> str:
 
 
 def is_bearer_token(key: str) -> bool:
-    """Whether it is a v4 read access token (a JWT: three long parts between dots) and no v3 key (32 hex digits)."""
+    """Whether a key is a v4 read access token (a JWT: three long parts between dots), not a v3 key (32 hex digits)."""
     return len(key) > 60 and key.count(".") == 2
 
 
 class KeyRefusedError(ValueError):
-    """TMDB does not know the key."""
+    """TMDB refused the key."""
 
 
 class Tmdb:
     """The metadata API. Its methods may run in any thread; they raise FetchError or KeyRefusedError."""
 
     def __init__(self, shared: Web, key: str, api_url: str) -> None:
-        """`api_url` may end in the API's version, /3, or leave it out."""
+        """`api_url` may end in the API's version, /3, or omit it."""
         self.web = shared
         self.address = api_url.rstrip("/").removesuffix("/3") + "/3"
         self._headers = {"Accept": "application/json", "Accept-Encoding": "gzip"}
@@ -56,7 +56,7 @@ class Tmdb:
             self._headers["Authorization"] = f"Bearer {key}"
 
     def genres(self) -> dict[int, str]:
-        """The API's own list: id -> name."""
+        """The API's genres: id -> name."""
         return {genre["id"]: genre["name"] for genre in self._ask("genre/movie/list", GENRES)["genres"]}
 
     def discover(self, window: Window, page: int, filters: dict[str, Any]) -> PageAnswer:
@@ -70,7 +70,7 @@ class Tmdb:
         return self._ask("discover/movie", PAGE, **query)
 
     def movie(self, film: int) -> FilmAnswer:
-        """One film, with its imdb_id, which `discover` does not give."""
+        """One film, with its imdb_id, which the answers of `discover` lack."""
         answer = self._ask(f"movie/{film}", FILM)
         if answer["id"] != film:
             raise FetchError("the answer is another film")
@@ -80,7 +80,7 @@ class Tmdb:
         request = {"params": query | self._key, "headers": self._headers}
 
         def once() -> Answer:
-            # no redirections: another host, or one without TLS, would be given the key
+            # no redirects: they would send the key to another host, or to one without TLS
             return read_answer(kind, self.web.body(f"{self.address}/{path}", LARGEST_ANSWER_BYTES, 0, **request))
 
         try:
@@ -92,10 +92,10 @@ class Tmdb:
 
 
 def genre_differences(listed: dict[int, str]) -> list[str]:
-    """How the API's genres differ from ours, in words; empty if they do not."""
-    ours = {genre.id: genre.name for genre in OUR_GENRES}
+    """A line for each genre that differs between the API's list and this package's."""
+    known = {genre.id: genre.name for genre in KNOWN_GENRES}
     return [
-        f"genre {number}: {ours.get(number, 'none')!r} here, {listed.get(number, 'none')!r} in the API"
-        for number in sorted(ours.keys() | listed.keys())
-        if ours.get(number) != listed.get(number)
+        f"genre {number}: {known.get(number, 'none')!r} here, {listed.get(number, 'none')!r} in the API"
+        for number in sorted(known.keys() | listed.keys())
+        if known.get(number) != listed.get(number)
     ]

@@ -1,6 +1,6 @@
-"""Connections on which a whole answer, head and body, has a deadline, and which are given up when a fetch is to stop.
+"""Connections with a deadline for the whole answer, head and body, which a fetch that stops can interrupt.
 
-The time-outs of `requests` are for the silence between two pieces, so a server that sends a byte now and then would
+A time-out of `requests` limits the silence between two reads only, so a server that sends a byte now and then would
 hold a request for ever.
 """
 
@@ -17,17 +17,17 @@ from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, PoolManager
 
 ANSWER_SECONDS = 120.0
-"""Longest time for an answer, and a second more for every SLOWEST_BYTES that it has brought."""
+"""Longest time for an answer; every SLOWEST_BYTES received add a second."""
 SLOWEST_BYTES = 32 << 10
-LOOK_SECONDS = 0.5
-"""How often a wait looks whether it is to go on."""
+CHECK_SECONDS = 0.5
+"""Interval at which a waiting read calls `check_stopped`."""
 
 
 class TimedAdapter(HTTPAdapter):
-    """The connections of a session; `go_on` is called all the while, in any thread, and may raise to end a request."""
+    """The connections of a session; waiting reads keep calling `check_stopped`, which may raise to end a request."""
 
-    def __init__(self, connections: int, go_on: Callable[[], object]) -> None:
-        self._go_on = go_on
+    def __init__(self, connections: int, check_stopped: Callable[[], object]) -> None:
+        self._check_stopped = check_stopped
         super().__init__(pool_maxsize=connections)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
@@ -48,22 +48,22 @@ class TimedAdapter(HTTPAdapter):
         manager.pool_classes_by_scheme = {scheme: self._timed(pool) for scheme, pool in pools}
 
     def _timed(self, pool: type[HTTPConnectionPool]) -> type[HTTPConnectionPool]:
-        response = staticmethod(partial(_TimedResponse, self._go_on))
+        response = staticmethod(partial(_TimedResponse, self._check_stopped))
         connection = type("TimedConnection", (pool.ConnectionCls,), {"response_class": response})
         return type(pool.__name__, (pool,), {"ConnectionCls": connection})
 
 
 class _TimedResponse(http.client.HTTPResponse):
-    def __init__(self, go_on: Callable[[], object], sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, check_stopped: Callable[[], object], sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        self.fp = io.BufferedReader(_Incoming(sock, self.fp.detach(), go_on))
+        self.fp = io.BufferedReader(_Incoming(sock, self.fp.detach(), check_stopped))
 
 
 class _Incoming(io.RawIOBase):
-    """What a server sends from now on. Raises TimeoutError when it is silent or slow for too long."""
+    """The stream of bytes from a server. Raises TimeoutError when the server is silent or slow for too long."""
 
-    def __init__(self, sock: socket.socket, file: io.RawIOBase, go_on: Callable[[], object]) -> None:
-        self._socket, self._file, self._go_on = sock, file, go_on
+    def __init__(self, sock: socket.socket, file: io.RawIOBase, check_stopped: Callable[[], object]) -> None:
+        self._socket, self._file, self._check_stopped = sock, file, check_stopped
         self._silence = sock.gettimeout() or ANSWER_SECONDS
         self._deadline = time.monotonic() + ANSWER_SECONDS
 
@@ -73,8 +73,8 @@ class _Incoming(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         ends = min(time.monotonic() + self._silence, self._deadline)
         while (left := ends - time.monotonic()) > 0:
-            self._go_on()
-            self._socket.settimeout(min(left, LOOK_SECONDS))
+            self._check_stopped()
+            self._socket.settimeout(min(left, CHECK_SECONDS))
             with suppress(TimeoutError):
                 received = self._socket.recv_into(buffer)
                 self._deadline += received / SLOWEST_BYTES
@@ -82,5 +82,5 @@ class _Incoming(io.RawIOBase):
         raise TimeoutError("too slow")
 
     def close(self) -> None:
-        self._file.close()  # the socket's own count of who still reads from it
+        self._file.close()  # the socket counts its open readers
         super().close()

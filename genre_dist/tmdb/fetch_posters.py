@@ -1,4 +1,4 @@
-"""The posters: downloaded several at a time, checked, kept whole; the journal says what became of each."""
+"""The posters: downloaded several at a time, checked, written atomically; the journal has the result of each."""
 
 import io
 from array import array
@@ -15,18 +15,18 @@ LARGEST_BYTES = 64 << 20
 MOST_REDIRECTS = 5
 
 
-def fetch_posters(work: FetchContext) -> None:
-    """Fetch the posters of the catalogue's films that are not there yet. Raises OSError when the disk is full."""
-    options, state, tally = work.options, work.state, work.tally
-    wanted = array("q", _wanted(work))
+def fetch_posters(context: FetchContext) -> None:
+    """Fetch the missing posters of the catalogue's films. Raises OSError when the disk is full."""
+    options, state, tally = context.options, context.state, context.tally
+    wanted = array("q", _wanted(context))
     tally.start("posters", len(wanted))
 
     def fetch(item: tuple[int, str]) -> tuple[int, str]:
-        body = download_poster(work.web, options.image_url, options.size, item[1])
+        body = download_poster(context.web, options.image_url, options.size, item[1])
         return write_poster(options.out, item[0], body)
 
     items = ((film, state.film(film)["poster_path"] or "") for film in wanted)
-    for (film, path), answer in work.answers(fetch, items, work.stopping, in_order=False):
+    for (film, path), answer in context.answers(fetch, items, context.stopping, in_order=False):
         if isinstance(answer, FetchError):
             status, size, sha256 = f"failed: {answer}", 0, ""
             tally.failed(answer)
@@ -36,26 +36,26 @@ def fetch_posters(work: FetchContext) -> None:
         state.record({"poster": film, "path": path, "status": status, "bytes": size, "sha256": sha256})
 
 
-def _wanted(work: FetchContext) -> Iterator[int]:
-    """Films whose poster is not there, ascending: never tried, replaced at TMDB, lost, or failed and to be retried."""
-    for film in work.state.films:
-        path = work.state.film(film)["poster_path"]
+def _wanted(context: FetchContext) -> Iterator[int]:
+    """Films without their poster, ascending: never tried, replaced at TMDB, lost, or failed and to be retried."""
+    for film in context.state.films:
+        path = context.state.film(film)["poster_path"]
         if not path:
             continue
-        tried = work.state.poster(film, path)
+        tried = context.state.poster(film, path)
         if tried is None:
             yield film
         elif tried["status"] == "ok":
-            # A power cut may have cost the file, or its end, but not the line.
-            file = poster_file(work.options.out, film)
+            # A power cut may have lost the file, or its end, but not the journal's line.
+            file = poster_file(context.options.out, film)
             if not file.is_file() or file.stat().st_size != tried["bytes"]:
                 yield film
-        elif work.options.retry_failed:
+        elif context.options.retry_failed:
             yield film
 
 
 def download_poster(web: Web, image_url: str, size: str, path: str) -> bytes:
-    """A poster's file. Raises FetchError if it cannot be had, or StoppedError."""
+    """A poster's bytes. Raises FetchError if the download fails, StoppedError if the fetch stops."""
     url = f"{image_url.rstrip('/')}/{size}/{path.lstrip('/')}"
 
     def once() -> bytes:
@@ -67,7 +67,7 @@ def download_poster(web: Web, image_url: str, size: str, path: str) -> bytes:
 
 
 def check_image(body: bytes) -> None:
-    """Raise TransientError unless the header is that of an image a poster may be; pixels are not decoded."""
+    """Raise TransientError unless the header is that of an accepted image format; pixels are not decoded."""
     if not body:
         raise TransientError("empty")
     try:

@@ -1,7 +1,7 @@
-"""What a fetch was asked for, and what is done: the journal's lines, read back.
+"""The options of a fetch, and its state: the results that the journal's lines record.
 
-Recording a line and reading it back go through the same function, so a resumed fetch knows what the killed one knew.
-Memory holds two offsets a film, and page numbers and ids of the windows that are not finished; never rows.
+A new line and a line read back update the state by the same function, so a resumed fetch has the state of the killed
+one. Memory holds two offsets a film, and page numbers and ids of the unfinished windows; never rows.
 """
 
 import re
@@ -29,7 +29,7 @@ NO_POSTERS = "none"  # the value of --size that fetches none
 
 @dataclass(frozen=True, kw_only=True)
 class FetchOptions:
-    """What to fetch, from where, and how fast."""
+    """The films to fetch, the servers, and the speed."""
 
     out: Path
     """The catalogue's folder."""
@@ -44,11 +44,11 @@ class FetchOptions:
     with_undated: bool = False
     """Films without a release date too, through the daily export of ids."""
     limit: int | None = None
-    """Add films until the catalogue has so many."""
+    """Films in the catalogue at which the fetch stops."""
     size: str = "w342"
-    """TMDB's name of a poster size; 'none' leaves posters out. Posters that are there already keep their size."""
+    """TMDB's name of a poster size; 'none' leaves posters out. Existing posters keep their size."""
     rate: int = 40
-    """Requests a second, of all kinds together; 0 for no limit."""
+    """Requests of all kinds per second; 0 for no limit."""
     concurrency: int = 16
     """Requests at a time."""
     retry_failed: bool = False
@@ -69,7 +69,7 @@ class FetchOptions:
                 raise ValueError(f"--{name} must be 0 or more, not {getattr(self, name)}")
 
     def filters(self) -> dict[str, Any]:
-        """The conditions that the API checks itself. It leaves adult films out unless asked; so did the study."""
+        """The conditions that the API checks. It omits adult films by default, as the 2018 study did."""
         conditions: dict[str, Any] = {}
         if self.languages:
             conditions["with_original_language"] = "|".join(self.languages)
@@ -78,17 +78,17 @@ class FetchOptions:
         return conditions
 
     def window_key(self, window: Window) -> str:
-        """What the journal calls a window under these conditions."""
+        """The journal's key of a window under these conditions."""
         return f"{self.query()} {window}"
 
     def query(self) -> str:
-        """All conditions but the dates, as one word: what is done under one says nothing about another."""
+        """All conditions but the dates, as one word: results of one query say nothing about another."""
         languages = "+".join(sorted(self.languages)) or "all"
         return f"{languages},votes>={self.min_votes}{',poster' if self.with_poster_only else ''}"
 
 
 class Page(NamedTuple):
-    """What a page says about its whole window."""
+    """The totals of a window, which each of its pages states."""
 
     pages: int
     results: int
@@ -99,48 +99,48 @@ class Page(NamedTuple):
 
 
 class Refresh(NamedTuple):
-    """A renewal of windows: films recorded before `offset` are to be brought up to date."""
+    """A refresh of windows: films recorded before `offset` are fetched again."""
 
     offset: int
     query: str
     years: frozenset[int]
 
     def covers(self, key: str) -> bool:
-        """Whether it renews the window of this key."""
+        """Whether this refresh includes the window of a key."""
         query, dates = key.split(" ")
         return query == self.query and int(dates[:4]) in self.years
 
 
 class State:
-    """What the journal says is done."""
+    """The results recorded in the journal."""
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
-        self.films, self.posters = Offsets(), Offsets()  # a film's newest lines
-        self.done: set[str] = set()  # windows; each key holds the query too
-        self.split: set[str] = set()
+        self.films, self.posters = Offsets(), Offsets()  # offsets of a film's newest lines
+        self.done: set[str] = set()  # keys of finished windows; a key holds the query too
+        self.split: set[str] = set()  # keys of windows whose halves are fetched instead
         self.read_again: set[str] = set()
-        self.pages: dict[str, dict[int, Page]] = {}  # of windows that are not done
-        self.listed: dict[str, set[int]] = {}  # the films on those pages
-        self.passed_over: dict[str, set[int]] = {}  # query -> films of the id export that do not belong
-        self.refresh: Refresh | None = None  # the one that is under way
-        self.damaged = LeftOut()  # lines that say nothing
-        self.doubtful = False  # whether what belongs to the next page may be damaged
+        self.pages: dict[str, dict[int, Page]] = {}  # key of an unfinished window -> its recorded pages
+        self.listed: dict[str, set[int]] = {}  # key -> the films on those pages
+        self.passed_over: dict[str, set[int]] = {}  # query -> films of the id export outside the query
+        self.refresh: Refresh | None = None  # the unfinished one
+        self.damaged = LeftOut()  # damaged or unknown lines
+        self.doubtful = False  # whether a film of the next page may be on a damaged line
         for number, (offset, line) in enumerate(journal.lines(), start=1):
-            if line is None or not self._take(offset, line):
+            if line is None or not self._apply(offset, line):
                 self.damaged.add("damaged lines", f"line {number:,}")
                 self.doubtful = True
         self.doubtful = False
 
     def record(self, *lines: dict[str, Any]) -> None:
-        """Write to the journal, then count it as done."""
+        """Write lines to the journal, then update the state."""
         for offset, line in self.journal.append(*lines):
-            self._take(offset, line)
+            self._apply(offset, line)
 
-    def _take(self, offset: int, line: Line) -> bool:
-        """Count as done what a line says; whether it says anything.
+    def _apply(self, offset: int, line: Line) -> bool:
+        """Update the state by a line; returns whether the line is of a known kind.
 
-        Only what is there in whole is done: a page with all its films, a window with all its pages.
+        A page counts only with all its films recorded, a window only with all its pages.
         """
         match line:
             case {"film": {"tmdb_id": film}}:
@@ -151,7 +151,7 @@ class State:
                 if self.doubtful:
                     self.doubtful = False
                     for film in ids:
-                        if not self.is_fresh(film):  # in a refresh: the damaged line was newer
+                        if not self.is_fresh(film):  # in a refresh, the damaged line was the newer one
                             self.films.discard(film)
                 elif ",poster" in key or all(film in self.films for film in ids):
                     self.pages.setdefault(key, {})[page] = Page(pages, results)
@@ -194,7 +194,7 @@ class State:
         self.read_again.discard(key)
 
     def is_fresh(self, film: int) -> bool:
-        """Whether the film's metadata is there, and not to be refreshed."""
+        """Whether the film's metadata is recorded and needs no refresh."""
         offset = self.films.get(film)
         return offset is not None and (self.refresh is None or offset >= self.refresh.offset)
 
@@ -203,9 +203,9 @@ class State:
         return self._line(self.films, film)["film"]
 
     def poster(self, film: int, path: str) -> Line | None:
-        """What became of the poster at `path`, TMDB's name of it: `status`, `bytes`, `sha256`. None if not tried yet.
+        """The result for the poster at TMDB's `path`: `status`, `bytes`, `sha256`. None if not tried yet.
 
-        If TMDB has no poster, the one that the film had before is meant.
+        An empty path, of a film that lost its poster at TMDB, gives the film's last poster.
         """
         if film not in self.posters:
             return None
@@ -221,7 +221,7 @@ class State:
 
 @dataclass
 class FetchContext:
-    """What the parts of one fetch share."""
+    """The options, state and client that the parts of one fetch share."""
 
     options: FetchOptions
     state: State
@@ -232,11 +232,11 @@ class FetchContext:
     unknown_genres: Counter[str] = field(default_factory=Counter)
 
     def stopping(self) -> bool:
-        """Whether to ask for nothing more: told to stop, or the server is out of reach."""
+        """Whether to send no more requests: the user or the server ended the fetch, or the server is out of reach."""
         return self.web.stopping.is_set() or self.tally.hopeless()
 
     def enough(self) -> bool:
-        """Whether to ask for no more films: the catalogue has those it may have, none of them to be refreshed."""
+        """Whether to request no more films: the catalogue has --limit and no refresh is under way, or `stopping`."""
         limit = self.options.limit
         is_full = limit is not None and len(self.state.films) >= limit and self.state.refresh is None
         return is_full or self.stopping()
@@ -244,9 +244,9 @@ class FetchContext:
     def answers(
         self, ask: Callable[[Item], Result], items: Iterable[Item], enough: Callable[[], bool], in_order: bool = True
     ) -> Iterator[tuple[Item, Result | FetchError]]:
-        """Ask for items in threads until there are enough: each with its answer or why there is none.
+        """Call `ask` for items in threads until `enough`; yields each item with its result or its error.
 
-        Items whose request was stopped are left out. The other order is that in which requests end.
+        Items whose request was stopped are left out. Without `in_order`, items come as their requests end.
         """
         wanted = takewhile(lambda _: not enough(), items)
         in_flight = self.options.concurrency * (1 if in_order else 2)
@@ -260,5 +260,5 @@ class FetchContext:
 
 
 def now() -> str:
-    """The time as the journal has it."""
+    """The time in the journal's format."""
     return datetime.now(UTC).replace(microsecond=0).isoformat()

@@ -1,7 +1,7 @@
-"""Fetch: TMDB's films and posters into a catalogue, stopped and continued at any point.
+"""Fetch: TMDB's films and posters into a catalogue, resumable at any point.
 
-Everything fetched goes into a journal (CATALOGUE/.fetch/journal.jsonl) as it comes; movies.parquet is written from it
-at the end, or when the process is asked to stop. The journal stays: it is what makes the next fetch an addition.
+Each result goes into a journal (CATALOGUE/.fetch/journal.jsonl) when it arrives; movies.parquet is written from it at
+the end, or when the process is asked to stop. The journal stays, so that the next fetch only adds to it.
 """
 
 from collections import Counter
@@ -23,11 +23,11 @@ from genre_dist.tmdb.tally import Tally
 from genre_dist.tmdb.web import FetchError, StoppedError, Web
 
 POSTER_COLUMNS = ("poster_status", "poster_bytes", "poster_sha256")
-NOT_YET = "failed: not fetched yet"  # the fetch was stopped before it
+NOT_YET = "failed: not fetched yet"  # status of a poster that a stopped fetch did not reach
 
 
 class FetchReport(NamedTuple):
-    """What a fetch left in the catalogue, and what it could not get."""
+    """Counts of the catalogue after a fetch, and of its failures."""
 
     films: int
     posters: Counter[str]
@@ -35,23 +35,23 @@ class FetchReport(NamedTuple):
     tally: Tally
     unknown_genres: Counter[str]
     stopped: str
-    """Why the fetch ended before its end; '' if it did not."""
+    """The reason of an early end; '' if the fetch ran to its end."""
 
     def failed_posters(self) -> Counter[str]:
-        """Reason -> films whose poster could not be had, in this fetch or an earlier one."""
+        """Status -> films whose poster failed, in this fetch or an earlier one."""
         return Counter({status: count for status, count in self.posters.items() if status not in ("ok", "none")})
 
     def is_complete(self) -> bool:
-        """Whether nothing that was asked for is missing."""
+        """Whether the fetch got everything it was asked for."""
         return not (self.tally.missing.total() or self.failed_posters() or self.stopped)
 
 
 def fetch(options: FetchOptions) -> FetchReport:
-    """Fetch films and posters into the catalogue `options.out`, going on where an earlier fetch stopped.
+    """Fetch films and posters into the catalogue `options.out`, resuming an earlier fetch.
 
-    Films already in movies.parquet are kept, whoever wrote them. SIGINT and SIGTERM end the fetch early with a whole
-    catalogue, the second of them at once. Raises ValueError for what the user must change (KeyRefusedError and
-    BusyError among them), OSError when the disk is full.
+    Films already in movies.parquet are kept, whoever wrote them. The first SIGINT or SIGTERM ends the fetch early with
+    a complete catalogue, the second ends it at once. Raises ValueError for errors that the user can mend
+    (KeyRefusedError and BusyError among them), OSError when the disk is full.
     """
     web = Web(options.rate, options.concurrency)
     try:
@@ -73,32 +73,32 @@ def _fetch(options: FetchOptions, web: Web) -> FetchReport:
             tally.notes.append(f"{journal.path}: {lines}, passed over; what they said is fetched again")
         _adopt(state, options)
         with ThreadPoolExecutor(options.concurrency) as pool:
-            work = FetchContext(options, state, web, Tmdb(web, options.key, options.api_url), pool, tally)
+            context = FetchContext(options, state, web, Tmdb(web, options.key, options.api_url), pool, tally)
             try:
-                _fetch_all(work)
+                _fetch_all(context)
             except StoppedError:
                 pass
             finally:
-                web.stop("")  # nothing is under way but after an error; then threads would go on while the pool waits
+                web.stop("")  # after an error: else threads would go on while the pool waits for them
         stopped = web.why_stopped or ("the server is out of reach before the end" if tally.hopeless() else "")
         posters = write_catalogue(state, options)
-    return FetchReport(len(state.films), posters, tally, work.unknown_genres, stopped)
+    return FetchReport(len(state.films), posters, tally, context.unknown_genres, stopped)
 
 
-def _fetch_all(work: FetchContext) -> None:
-    """Everything that needs the network. Raises StoppedError if it is to stop before the first answer."""
-    options, state, tally = work.options, work.state, work.tally
-    tally.notes += _check_genres(work.tmdb, options)
+def _fetch_all(context: FetchContext) -> None:
+    """Do everything that needs the network. Raises StoppedError if the fetch stops before the first answer."""
+    options, state, tally = context.options, context.state, context.tally
+    tally.notes += _check_genres(context.tmdb, options)
     if options.refresh and not _covers(options, state.refresh):
         state.record({"refresh": options.years, "query": options.query(), "at": now()})
-    fetch_films(work)
-    if options.with_undated and not work.stopping():
-        fetch_undated(work, options.out / ".fetch")
-    whole = not (work.stopping() or tally.missing.total())
-    if whole and _covers(options, state.refresh):
+    fetch_films(context)
+    if options.with_undated and not context.stopping():
+        fetch_undated(context, options.out / ".fetch")
+    complete = not (context.stopping() or tally.missing.total())
+    if complete and _covers(options, state.refresh):
         state.record({"refreshed": now()})
-    if options.size != NO_POSTERS and not work.stopping():
-        fetch_posters(work)
+    if options.size != NO_POSTERS and not context.stopping():
+        fetch_posters(context)
 
 
 def summary(report: FetchReport, options: FetchOptions) -> list[str]:
@@ -120,12 +120,12 @@ def summary(report: FetchReport, options: FetchOptions) -> list[str]:
 
 
 def _covers(options: FetchOptions, refresh: Refresh | None) -> bool:
-    """Whether a refresh is under way that these options bring to its end."""
+    """Whether these options complete the unfinished refresh."""
     return refresh is not None and refresh.query == options.query() and refresh.years <= set(options.years)
 
 
 def _check_genres(tmdb: Tmdb, options: FetchOptions) -> list[str]:
-    """Warnings about genres that are not ours. The first request of all: ValueError if the API cannot be reached."""
+    """Warnings about genres that differ here. As this is the first request, an unreachable API raises ValueError."""
     try:
         differences = genre_differences(tmdb.genres())
     except StoppedError:
@@ -138,7 +138,7 @@ def _check_genres(tmdb: Tmdb, options: FetchOptions) -> list[str]:
 
 
 def _adopt(state: State, options: FetchOptions) -> None:
-    """Take what the journal lacks of movies.parquet into it: an import's films, or those of lost or damaged lines."""
+    """Record films of movies.parquet that the journal lacks: an import's films, or those of lost or damaged lines."""
     if not movies_file(options.out).exists():
         return
     for row in read_rows(options.out):
@@ -157,7 +157,7 @@ def _adopt(state: State, options: FetchOptions) -> None:
 
 
 def write_catalogue(state: State, options: FetchOptions) -> Counter[str]:
-    """Write movies.parquet, films ascending by id; poster status -> films."""
+    """Write movies.parquet, films ascending by id; returns poster status -> films."""
     statuses: Counter[str] = Counter()
     with CatalogueWriter(options.out) as writer:
         for film in state.films:

@@ -1,7 +1,7 @@
-"""The journal of a fetch: one JSON object a line, only ever appended to; what is done is what it says.
+"""The journal of a fetch: an append-only file with a JSON object a line, the only record of finished requests.
 
-A line is handed to the system before the next request's result is looked at, so a killed process loses nothing it had
-recorded. It is forced to the disk in groups, so a power cut loses at most the last group. Each line ends in a checksum.
+A line is written before the next request's result is handled, so a killed process loses no recorded line. Lines are
+synced to the disk in groups, so a power cut loses at most the last group. Each line ends in a checksum.
 """
 
 import json
@@ -33,7 +33,7 @@ _SUM = b',"crc":"'
 
 
 def is_time(text: str) -> bool:
-    """Whether this is a time with its zone, in the years that a catalogue can hold."""
+    """Whether a text is a time with its zone, in the years that a catalogue can hold."""
     try:
         return datetime.fromisoformat(text).astimezone(UTC) >= datetime(1970, 1, 1, tzinfo=UTC)
     except (ValueError, TypeError, OverflowError):
@@ -45,7 +45,7 @@ Int32 = Annotated[int, Ge(-(2**31)), Le(2**31 - 1)]
 
 
 class FilmRow(TypedDict):
-    """A film as the catalogue has it, less what concerns its poster."""
+    """A row of the catalogue without its poster's columns."""
 
     tmdb_id: FilmId
     imdb_id: str | None
@@ -61,7 +61,7 @@ class FilmRow(TypedDict):
 
 
 class Line(TypedDict, total=False):
-    """What a line may hold. What happened, its first key says, and what else belongs to that `State` knows."""
+    """The keys of all kinds of lines. A line's first key names its kind; `State` knows which keys belong to it."""
 
     film: FilmRow
     poster: FilmId
@@ -86,7 +86,7 @@ class Line(TypedDict, total=False):
 
 _LINE = TypeAdapter(Line)
 _KEYS = {*Line.__annotations__, "films", "reason", "at"}
-"""Of lines of older versions: one with another key has lost the name of its checksum, and who knows what else."""
+"""Keys of older versions' lines, which have no checksum; any other key may be a damaged `crc`."""
 
 
 def _written(line: dict[str, Any]) -> bytes:
@@ -95,7 +95,7 @@ def _written(line: dict[str, Any]) -> bytes:
 
 
 def _read(text: bytes, is_old: bool = False) -> Line | None:
-    """A line's content; None if it is damaged. Only lines of older versions, which come first, have no checksum."""
+    """A line's content; None if it is damaged. Only lines of older versions, which come first, lack a checksum."""
     body, mark, rest = text.rpartition(_SUM)
     if (mark or not is_old) and rest != b'%08x"}\n' % zlib.crc32(body):
         return None
@@ -107,7 +107,7 @@ def _read(text: bytes, is_old: bool = False) -> Line | None:
 
 
 class Journal:
-    """An append-only file of JSON lines; the catalogue's lock keeps others away. Use it in a `with` block."""
+    """An append-only file of JSON lines, guarded by the catalogue's lock. Use it in a `with` block."""
 
     def __init__(self, path: Path) -> None:
         """Open or create it; a torn last line, left by a kill, is cut off."""
@@ -132,9 +132,9 @@ class Journal:
         self.writer.close()
 
     def append(self, *lines: dict[str, Any]) -> list[tuple[int, Line]]:
-        """Write lines in one go; each with its byte offset, as it will be read.
+        """Write lines together; returns each as it will be read, with its byte offset.
 
-        Raises OSError when the disk is full, and ValueError for what could not be read again.
+        Raises OSError when the disk is full, and ValueError for a line that could not be read again.
         """
         encoded = [_written(line) for line in lines]
         appended = []
@@ -145,7 +145,7 @@ class Journal:
             appended.append((end, line))
             end += len(text)
         left = memoryview(b"".join(encoded))
-        while left:  # a write may take only a part, on a disk that is nearly full
+        while left:  # on a nearly full disk a write may be partial
             left = left[self.writer.write(left) :]
         self.end = end
         self.unsynced += len(lines)
@@ -155,15 +155,15 @@ class Journal:
         return appended
 
     def read(self, offset: int) -> Line:
-        """The line at an offset that `append` or `lines` gave. ValueError if it was changed since."""
+        """The line at an offset from `append` or `lines`. Raises ValueError if the line has changed since."""
         self.reader.seek(offset)
-        line = _read(self.reader.readline(LONGEST_LINE), is_old=True)  # where the old ones end, `lines` has checked
+        line = _read(self.reader.readline(LONGEST_LINE), is_old=True)  # `lines` has checked where old lines end
         if line is None:
             raise ValueError(f"{self.path}, byte {offset}: damaged while it was in use; run the same command again")
         return line
 
     def lines(self) -> Iterator[tuple[int, Line | None]]:
-        """Every line with its offset, from the first; None for one that is damaged."""
+        """Every line with its offset, from the first; None for a damaged line."""
         offset, is_old = 0, True
         with self.path.open("rb") as file:
             for text in iter(partial(file.readline, LONGEST_LINE), b""):
@@ -192,7 +192,7 @@ class Offsets:
         block[index] = offset
 
     def discard(self, film: int) -> None:
-        """Forget the film, if it is there."""
+        """Remove a film, if it has an offset."""
         self[film] = -1
 
     def get(self, film: int) -> int | None:

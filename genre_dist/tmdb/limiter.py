@@ -1,4 +1,4 @@
-"""How fast a fetch may ask: one rate for all threads, and the server's own word on when to come back."""
+"""Rate limit of a fetch: one rate for all threads, and the pauses that the server asks for."""
 
 import threading
 import time
@@ -8,21 +8,21 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 WINDOW_SECONDS = 1.005  # a little more than the second that the server counts: clocks differ
-CATCH_UP_SECONDS = 0.1  # how far behind its pace the limiter may fall and still make up for it
-MOST_SECONDS = 366 * 86400.0  # a Retry-After beyond says no more than that
-LOOK_AGAIN_SECONDS = 0.01  # while as many requests as a second may have are still without an answer
+CATCH_UP_SECONDS = 0.1  # delay that later requests may make up for
+MOST_SECONDS = 366 * 86400.0  # a longer Retry-After counts as this
+CHECK_SECONDS = 0.01  # interval of checks while `rate` requests are unanswered
 
 
 class Limiter:
     """One rate for all threads: `rate` requests a second, evenly, and never more in any second; 0 for no limit.
 
-    The server counts when requests arrive, which is some time between sending and the answer's first bytes. So a
+    The server counts a request when it arrives, at some time between sending and the answer's first bytes. So a
     request counts from when it may be sent until a second after its answer, less the time of the fastest answer so
-    far, as no request has been under way for less. However long threads and packets are held up, the server then sees
-    no more than `rate` requests in a second, unless one outruns all before it by more than WINDOW_SECONDS allow; the
-    mean falls short of the rate by what answers take longer than the fastest one.
+    far, as no request has been under way for less. However long threads and packets are delayed, the server then sees
+    no more than `rate` requests in a second, unless a request outruns all before it by more than WINDOW_SECONDS
+    allow. The mean rate is lower by the time that answers take longer than the fastest one.
 
-    A pause that the server asked for holds for everybody, with or without a rate.
+    A pause that the server asked for holds for all threads, with or without a rate.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Limiter:
         self._next, self._counting = threading.Lock(), threading.Lock()
 
     def acquire(self) -> int:
-        """Return when the next request may be sent: its number, which `answered` wants."""
+        """Wait until the next request may be sent; returns its number, the argument of `answered`."""
         with self._next:
             while (wait := self._ready_at() - self.clock()) > 0:
                 self.sleep(wait)
@@ -51,7 +51,7 @@ class Limiter:
             return self.requests
 
     def answered(self, request: int) -> None:
-        """Note that a request's answer has begun to arrive, or that it failed; only the first note of each counts."""
+        """Note that a request's answer has begun to arrive, or that it failed; only a request's first call counts."""
         with self._counting:
             sent_at = self.under_way.pop(request, None)
             if sent_at is not None:
@@ -67,17 +67,17 @@ class Limiter:
         with self._counting:
             free = self.rate - len(self.under_way)
             if free <= 0:
-                return max(ready, self.clock() + LOOK_AGAIN_SECONDS)
+                return max(ready, self.clock() + CHECK_SECONDS)
             if free <= len(self.answered_at):
-                ready = max(ready, self.answered_at[-free] + WINDOW_SECONDS - self._surely_under_way())
+                ready = max(ready, self.answered_at[-free] + WINDOW_SECONDS - self._least_seconds_under_way())
         return ready
 
-    def _surely_under_way(self) -> float:
-        """How long every request is under way; nothing is known before a second's requests are answered."""
+    def _least_seconds_under_way(self) -> float:
+        """The least time that a request is under way; 0 before `rate` requests are answered."""
         return min(self.fastest, 1.0) if self.answers >= self.rate else 0.0
 
     def pause(self, seconds: float) -> float:
-        """Let nobody ask for so long, and return how much longer that is than what was to wait already."""
+        """Pause all requests; returns by how many seconds this prolongs the pause under way."""
         with self._counting:
             now = self.clock()
             longer = max(0.0, now + seconds - max(self.paused_until, now))
@@ -86,13 +86,13 @@ class Limiter:
 
 
 def retry_after_seconds(header: str | None, now: datetime | None = None) -> float | None:
-    """What a Retry-After header asks for, in seconds; it may give seconds or a date. None if it says nothing usable."""
+    """The wait that a Retry-After header asks for, as seconds or as a date; None for any other header."""
     text = (header or "").strip()
     if text.isascii() and text.isdigit():
         return min(float(text), MOST_SECONDS)
     try:
         then = parsedate_to_datetime(text)
-    except (ValueError, TypeError, IndexError, OverflowError):  # the parser of the standard library, by what it meets
+    except (ValueError, TypeError, IndexError, OverflowError):  # the parser's error depends on the text
         return None
     then = then if then.tzinfo else then.replace(tzinfo=UTC)
     return min(max(0.0, (then - (now or datetime.now(UTC))).total_seconds()), MOST_SECONDS)

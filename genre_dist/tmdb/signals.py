@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM to a fetch: the first asks it to stop, the second ends it at once."""
+"""SIGINT and SIGTERM during a fetch: the first signal asks it to stop, the second ends it at once."""
 
 import os
 import signal
@@ -13,10 +13,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def stopping_on_signals(stop: Callable[[str], object]) -> Iterator[None]:
-    """Call `stop` with a reason at the first signal, and leave the process at the second, whatever hangs.
+    """Call `stop` with a reason at the first signal, and exit at the second, even if the process hangs.
 
-    A thread of its own does both: the main thread may be in a wait, or hold the very lock that `stop` needs. Nothing
-    changes outside the main thread, where Python does not let signals be handled.
+    A separate thread does both: the main thread may be waiting, or hold the very lock that `stop` needs. Outside the
+    main thread this does nothing, as Python handles signals only there.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -46,7 +46,7 @@ def _heed(signals: socket.socket, stop: Callable[[str], object]) -> None:
         seen += 1
         if seen == 1:
             stop("stopped before the end")
-            with suppress(OSError):  # Ctrl-C has ended the program that reads our messages
+            with suppress(OSError):  # Ctrl-C may have ended the reader of stderr
                 print(
                     "stopping: the catalogue is being written; once more to leave at once", file=sys.stderr, flush=True
                 )

@@ -1,4 +1,4 @@
-"""How a fetch is going: a bar on a terminal, elsewhere a line every ten seconds; failures by cause."""
+"""Progress of a fetch: a bar on a terminal, elsewhere a line every ten seconds; failures by cause."""
 
 import sys
 import time
@@ -8,13 +8,13 @@ from genre_dist.progress import progress_bar
 from genre_dist.tmdb.web import FetchError, UnreachableError
 
 PAGES, UNDATED = "pages of films", "films without a date"
-"""What may be missing."""
+"""Kinds of missing results."""
 SECONDS_PER_LINE = 10.0
 MOST_UNREACHABLE_IN_A_ROW = 50
 
 
 class Tally:
-    """Counts what is done and what failed; the bar shows while `progress` is entered."""
+    """Counts successes and failures; the bar shows while `progress` is entered."""
 
     def __init__(self) -> None:
         self.causes: Counter[str] = Counter()
@@ -25,19 +25,19 @@ class Tally:
         self.start("", 0)
 
     def start(self, name: str, total: int | None) -> None:
-        """Begin to count things of a kind, of which there are `total`, if that is known."""
+        """Begin to count items of a kind; `total` is their number, if known."""
         self.name, self.total, self.count = name, total, 0
-        self.started_at = self.told_at = time.monotonic()
+        self.started_at = self.printed_at = time.monotonic()
         if name:
             self.task = self.progress.add_task(name, total=total)
 
     def succeeded(self, count: int = 1) -> None:
-        """So many more are done, by an answer of the server."""
+        """Count items that an answer of the server completed."""
         self.unreachable_in_a_row = 0
         self._advance(count)
 
     def failed(self, failure: FetchError, count: int = 1) -> None:
-        """So many more failed, all attempts included."""
+        """Count items that failed after all attempts."""
         self.causes[str(failure)] += 1
         self.unreachable_in_a_row = self.unreachable_in_a_row + 1 if isinstance(failure, UnreachableError) else 0
         self._advance(count)
@@ -55,8 +55,8 @@ class Tally:
         failures = f" (failed: {self.failures()})" if self.causes else ""
         self.progress.update(self.task, advance=count, description=self.name + failures)
         now = time.monotonic()
-        if self.progress.disable and now - self.told_at >= SECONDS_PER_LINE:
-            self.told_at = now
+        if self.progress.disable and now - self.printed_at >= SECONDS_PER_LINE:
+            self.printed_at = now
             print(self._line(now - self.started_at) + failures, file=sys.stderr, flush=True)
 
     def _line(self, seconds: float) -> str:

@@ -1,7 +1,7 @@
-"""HTTP as every request of a fetch goes: at the shared rate, tried again with patience, over kept connections.
+"""The HTTP client of a fetch: requests at the shared rate, repeated with backoff, over kept connections.
 
 A v3 key travels in the URL, and the errors of `requests` quote the URL. So no error of that library leaves this file:
-each becomes a `FetchError` with a short reason, which quotes nothing of what the server says.
+each becomes a `FetchError` with a short reason, which quotes nothing of the server's answer.
 """
 
 import gzip
@@ -27,34 +27,34 @@ from genre_dist.tmdb.limiter import Limiter, retry_after_seconds
 
 USER_AGENT = f"genre_dist/{__version__}"
 ATTEMPTS = 6
-TIMEOUT_SECONDS = (10.0, 30.0)  # to connect; between two pieces of an answer
-PAUSE_SECONDS = 1.0  # for everybody, after a 429 that does not say how long
+TIMEOUT_SECONDS = (10.0, 30.0)  # to connect; between two reads of an answer
+PAUSE_SECONDS = 1.0  # for all threads, after a 429 without Retry-After
 LONG_PAUSE_SECONDS = 10.0
 LONGEST_PAUSE_SECONDS = 15 * 60.0
-"""Of pauses that the server asks for with no answer between them; beyond, the fetch ends."""
+"""Limit on the sum of the server's pauses without an answer between them; beyond it the fetch ends."""
 CHUNK_BYTES = 1 << 16
 
 Result = TypeVar("Result")
 
 
 class FetchError(Exception):
-    """A request that did not bring what it should. The text is a short reason, without URL or key."""
+    """A failed request. The text is a short reason, without URL or key."""
 
 
 class TransientError(FetchError):
-    """A failure that another attempt may mend."""
+    """A failure after which another attempt may succeed."""
 
 
 class UnreachableError(TransientError):
-    """The server, or the way to it, is in trouble: nothing is known about the film asked for."""
+    """A fault of the server or the network, which says nothing about the requested film."""
 
 
 class StoppedError(FetchError):
-    """Nothing more is to be asked for: the user said so, or the server."""
+    """The user or the server ended the fetch."""
 
 
 class Web:
-    """What all threads of a fetch share: connections, rate, and whether to stop."""
+    """The HTTP client of all threads of a fetch: connections, rate limit, and stopping."""
 
     def __init__(self, rate: int, concurrency: int) -> None:
         self.stopping = threading.Event()
@@ -63,16 +63,16 @@ class Web:
         self.limiter = Limiter(rate, sleep=self.nap)
         self.session = _Session()
         self.session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
-        self.session.auth = _leave_alone
-        self.waiting = threading.local()  # of each thread: the limiter's number of the request that it waits for
-        self.session.hooks["response"].append(self._answered)  # called at an answer's head, before its body
+        self.session.auth = _unchanged
+        self.waiting = threading.local()  # per thread: the limiter's number of its request
+        self.session.hooks["response"].append(self._answered)  # called after an answer's head, before its body
         for scheme in ("https://", "http://"):
             self.session.mount(scheme, TimedAdapter(concurrency, lambda: self.nap(0)))
-        # Its debug lines hold whole URLs, and so the key; its warnings about odd heads of answers too.
+        # urllib3's debug lines, and its warnings about malformed headers, quote URLs and so the key.
         logging.getLogger("urllib3").setLevel(logging.ERROR)
 
     def stop(self, why: str) -> None:
-        """Let all requests end with a StoppedError, those under way too; of several reasons the first counts."""
+        """End all requests, those under way too, with a StoppedError; of several reasons the first counts."""
         self.why_stopped = self.why_stopped or why
         self.stopping.set()
 
@@ -81,19 +81,19 @@ class Web:
         if self.stopping.wait(seconds) if seconds else self.stopping.is_set():
             raise StoppedError(self.why_stopped)
 
-    def retried(self, work: Callable[[], Result]) -> Result:
-        """Do one request, again where that may help. Raises FetchError, StoppedError among them."""
-        return retried(lambda: self._once(work), lambda error: isinstance(error, TransientError), ATTEMPTS, self.nap)
+    def retried(self, attempt: Callable[[], Result]) -> Result:
+        """Call `attempt`, which sends a request, again after a TransientError. Raises FetchError, also StoppedError."""
+        return retried(lambda: self._once(attempt), lambda error: isinstance(error, TransientError), ATTEMPTS, self.nap)
 
     def body(self, url: str, most_bytes: int, redirects: int, **request: Any) -> bytes:
-        """A whole answer, unpacked. To be called within `retried`; `request` is what `requests` takes."""
+        """A whole answer, decompressed. Call it within `retried`; `request` holds arguments of `requests`."""
         with self.opened(url, redirects, **request) as answer:
-            packed = b"".join(pieces(answer, most_bytes))
+            packed = b"".join(chunks(answer, most_bytes))
             return unpacked(packed, answer.headers, most_bytes)
 
     @contextmanager
     def opened(self, url: str, redirects: int, **request: Any) -> Iterator[requests.Response]:
-        """An answer whose body is still to be read. To be called within `retried`."""
+        """An answer whose body is not read yet. Call it within `retried`."""
         for _ in range(redirects + 1):
             with self.session.get(url, stream=True, timeout=TIMEOUT_SECONDS, **request) as answer:
                 if not answer.is_redirect:
@@ -105,18 +105,18 @@ class Web:
         target = urlsplit(url)
         raise FetchError(printable(f"redirected to {target.scheme}://{target.hostname}")[:200])
 
-    def _once(self, work: Callable[[], Result]) -> Result:
+    def _once(self, attempt: Callable[[], Result]) -> Result:
         self.nap(0)
         self.waiting.mine = self.limiter.acquire()
         try:
-            result = work()
+            result = attempt()
             self.paused = 0.0
             return result
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
-            plain = _plain(error)
+            fetch_error = _fetch_error(error)
         finally:
             self._answered()
-        raise plain  # outside the handler, so that the error with the URL is not its context
+        raise fetch_error  # outside the handler, so that the error with the URL is not its context
 
     def _answered(self, *_: object, **__: object) -> None:
         self.limiter.answered(self.waiting.mine)
@@ -129,7 +129,7 @@ class Web:
         return UnreachableError(str(status)) if status == 429 or status >= 500 else FetchError(str(status))
 
     def _pause(self, seconds: float, status: int) -> None:
-        """Do as the server asks, and say so; end the fetch where that is asked too much."""
+        """Pause as the server asks, with a message; end the fetch if the pauses become too long."""
         longer = self.limiter.pause(seconds)
         self.paused += longer
         until = datetime.now().astimezone() + timedelta(seconds=seconds)
@@ -141,17 +141,17 @@ class Web:
 
 
 class _Session(requests.Session):
-    """A session that follows no redirections by itself: it reads their bodies whole, however large they are."""
+    """A session without automatic redirects, because `requests` reads a redirect's body whole, however large."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         return None
 
 
-def _leave_alone(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request  # without any `auth`, requests would put a password from ~/.netrc in the place of our bearer token
+def _unchanged(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request  # without any `auth`, requests would replace the bearer token by a password from ~/.netrc
 
 
-def _plain(error: Exception) -> FetchError:
+def _fetch_error(error: Exception) -> FetchError:
     if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
         return UnreachableError("timeout")
     if isinstance(error, requests.ConnectionError):
@@ -161,8 +161,8 @@ def _plain(error: Exception) -> FetchError:
     return FetchError(type(error).__name__)
 
 
-def pieces(answer: requests.Response, most_bytes: int) -> Iterator[bytes]:
-    """An answer's body as it comes, packed if it is. Raises FetchError if it is too large."""
+def chunks(answer: requests.Response, most_bytes: int) -> Iterator[bytes]:
+    """The raw chunks of an answer's body, not decompressed. Raises FetchError if the body is too large."""
     read = 0
     while chunk := answer.raw.read(CHUNK_BYTES, decode_content=False):
         read += len(chunk)
@@ -172,9 +172,9 @@ def pieces(answer: requests.Response, most_bytes: int) -> Iterator[bytes]:
 
 
 def unpacked(body: bytes, headers: Mapping[str, str], most_bytes: int) -> bytes:
-    """The body of a JSON document or an image, by its first bytes: some servers say gzip where it is none, or nothing.
+    """Decompress a body. Its first bytes decide about gzip, as some servers send a wrong header or none.
 
-    Raises UnreachableError if it is cut short or damaged, FetchError if it is too large.
+    Raises UnreachableError for a damaged or truncated body, FetchError for one that is too large.
     """
     try:
         if body.startswith(b"\x1f\x8b"):
@@ -190,13 +190,13 @@ def unpacked(body: bytes, headers: Mapping[str, str], most_bytes: int) -> bytes:
 
 
 def _inflated(body: bytes, most_bytes: int) -> bytes:
-    """The body of an answer that is called deflate: zlib or, as some read the standard, without its head."""
+    """The body of an answer with the encoding deflate: zlib or, as some servers send it, raw deflate without a head."""
     has_head = len(body) > 1 and body[0] & 15 == zlib.DEFLATED and int.from_bytes(body[:2], "big") % 31 == 0
     inflater = zlib.decompressobj(zlib.MAX_WBITS if has_head else -zlib.MAX_WBITS)
     try:
         inflated = inflater.decompress(body, most_bytes + 1)
     except zlib.error:
-        return body  # nothing packed at all, it may be
+        return body  # the body may not be compressed at all
     if not inflater.eof and len(inflated) <= most_bytes:
         raise EOFError
     return inflated

@@ -1,11 +1,11 @@
-"""Release dates as windows: years to ask for, halved where a window holds more films than the API will list."""
+"""Windows of release dates: years to request, halved where a window holds more films than the API will list."""
 
 import re
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
 
-FIRST_YEAR = 1870  # the oldest films TMDB knows are of the 1870s
+FIRST_YEAR = 1870  # TMDB's oldest films are of the 1870s
 YEARS_AHEAD = 10  # announced films have dates too
 
 

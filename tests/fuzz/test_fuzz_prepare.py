@@ -142,8 +142,8 @@ def test_fuzz_files_of_word_vectors(folder: Path, name: str, data: bytes) -> Non
         path.write_bytes(changed)
         found = told_or_read(lambda: read_vectors(path, set(VALUES)), path)
         if found is not None:
-            assert set(found.of) <= set(VALUES)
-            assert all(row.shape == (found.dim,) and np.isfinite(row).all() for row in found.of.values())
+            assert set(found.by_word) <= set(VALUES)
+            assert all(row.shape == (found.dim,) and np.isfinite(row).all() for row in found.by_word.values())
 
     check()
 

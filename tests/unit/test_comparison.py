@@ -24,7 +24,7 @@ from genre_dist import cli
 from genre_dist.compare.comparison import compare, compared
 from genre_dist.compare.comparison_tables import p_value
 from genre_dist.compare.costs import POINTS, read_record
-from genre_dist.compare.differences import show_films
+from genre_dist.compare.differences import read_film_info
 from genre_dist.compare.results import read_models, read_result
 from genre_dist.genres import GENRE_NAMES
 from genre_dist.metrics.bootstrap import MEASURES
@@ -251,7 +251,7 @@ def test_calibration_by_hand() -> None:
     assert [(point["pairs"], point["true"]) for point in told["curve"]] == [(2, 0), (2, 0.5)]
 
 
-def test_wins_and_losses_show_films_with_titles_and_what_each_model_named(told: dict[str, Any]) -> None:
+def test_wins_and_losses_read_film_info_with_titles_and_what_each_model_named(told: dict[str, Any]) -> None:
     films = told["films"]
     assert (films["one"], films["other"]) == ("warm", "frozen")
     assert len(films["wins"]) == 6
@@ -296,7 +296,7 @@ def test_a_damaged_film_is_shown_by_its_id_alone(shards_copy: Path) -> None:
         data = shard.read_bytes()
         start = f'{{"tmdb_id": {ids[0]}'.encode()
         shard.write_bytes(data.replace(start, b"[" * len(start)))
-    assert set(show_films(shards_copy, "test", ids[:3].tolist())) == set(ids[1:3].tolist())
+    assert set(read_film_info(shards_copy, "test", ids[:3].tolist())) == set(ids[1:3].tolist())
 
 
 def remove_evaluation(run: Path) -> None:

@@ -13,7 +13,7 @@ from fake_cuda import CUDA_13, GB, FakeCuda, no_kernels
 
 from genre_dist.config import Config
 from genre_dist.parallel import gpu as devices
-from genre_dist.parallel.gpu import RankGpu, exchange_cards, has_kernels, is_shared, ranks_on, take_device
+from genre_dist.parallel.gpu import RankGpu, exchange_gpus, has_kernels, is_shared, ranks_on, take_device
 from genre_dist.parallel.world import World, _backend, start_world
 from genre_dist.planner.memory import CONTEXT_BYTES
 from genre_dist.training import backoff
@@ -98,7 +98,7 @@ def exchanged(cards: list[RankGpu]) -> list[list[RankGpu] | str]:
 
     def meet(rank: int) -> None:
         try:
-            told[rank] = exchange_cards(store, cards[rank], rank, len(cards))
+            told[rank] = exchange_gpus(store, cards[rank], rank, len(cards))
         except ValueError as error:
             told[rank] = str(error)
 
@@ -129,7 +129,7 @@ def test_a_rank_without_a_gpu_among_ranks_that_have_one_is_named() -> None:
 
 
 def test_ranks_on_cpus_do_not_ask_for_each_others_gpus() -> None:
-    assert exchange_cards(dist.HashStore(), RankGpu(), 0, 2) == [RankGpu()]
+    assert exchange_gpus(dist.HashStore(), RankGpu(), 0, 2) == [RankGpu()]
     assert _backend([RankGpu()]) == "gloo"
 
 

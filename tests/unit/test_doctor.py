@@ -156,7 +156,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 
 def looked_at() -> dict[str, Finding]:
-    return {finding.name: finding for finding in cards.check_cards()}
+    return {finding.name: finding for finding in cards.check_gpus()}
 
 
 def test_every_gpu_is_looked_at(cuda: FakeCuda) -> None:
@@ -169,7 +169,7 @@ def test_every_gpu_is_looked_at(cuda: FakeCuda) -> None:
 
 
 def test_without_a_gpu_nothing_is_said_of_gpus() -> None:
-    assert cards.check_cards() == []
+    assert cards.check_gpus() == []
 
 
 def test_a_gpu_without_kernels_in_this_torch_is_wrong_and_the_others_are_looked_at_all_the_same(cuda: FakeCuda) -> None:

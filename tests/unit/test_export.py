@@ -78,7 +78,7 @@ def test_the_best_is_the_checkpoint_of_the_best_evaluation(run: Path, tmp_path: 
     assert sorted(losses) == [2, 4, 6]
     best = min(losses, key=lambda step: losses[step])
     out = export(run, tmp_path / "out", "--which", "best")
-    assert load_run(out, torch.device("cpu")).facts["step"] == best
+    assert load_run(out, torch.device("cpu")).metadata["step"] == best
     weights, last = load_file(out / "model.safetensors"), load_file(run / "model.safetensors")
     assert all(torch.equal(weights[name], last[name]) for name in last) == (best == STEPS)
     assert cli.main(["evaluate", str(out), "--split", "val"]) == 0

@@ -138,7 +138,7 @@ def test_word_vectors_are_read_from_an_object_store(tmp_path: Path, kind: str) -
     there = any_path(f"memory://vectors/glove{kind}")
     there.fs.pipe_file(there.path, file.getvalue())
     (tmp_path / there.name).write_bytes(file.getvalue())
-    found = read_vectors(there, {"woman"}).of
+    found = read_vectors(there, {"woman"}).by_word
     assert {word: vector.tolist() for word, vector in found.items()} == {"woman": [4, 5, 6]}
     assert sha256_of(there) == sha256_of(tmp_path / there.name)
     with pytest.raises(ValueError, match="no such file of word vectors"):

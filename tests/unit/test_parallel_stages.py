@@ -62,11 +62,11 @@ def test_no_two_stages_have_a_gpu_in_common(tmp_path: Path) -> None:
     given = resources(3, chain, "4", "5", "6")
     shares = [given.take(chain[0]), given.take(chain[1])]
     assert shares == [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "5"}]
-    assert not given.has_room(chain[2])
-    assert given.has_room(chain[3])
+    assert not given.fits(chain[2])
+    assert given.fits(chain[3])
     given.give_back(shares[0])
     assert given.take(chain[2]) == {"CUDA_VISIBLE_DEVICES": "6,4"}
-    assert not given.has_room(chain[3])
+    assert not given.fits(chain[3])
 
 
 def test_a_stage_sees_its_gpus_only(tmp_path: Path) -> None:

@@ -206,7 +206,8 @@ def test_figures_and_page_of_an_exploration_take_any_names_of_genres(tmp_path: P
     assert sorted(tmp_path.iterdir()) == sorted(files.values())
     assert len(set(cloud_names(ODD).values())) == len(ODD)
     pictures = {name: file.read_bytes() for name, file in files.items()}
-    page = render("exploration.html", told=told, figures=pictures, faults=["<i>"], clouds=cloud_names(told["words"]))
+    context = {"figures": pictures, "faults": ["<i>"], "clouds": cloud_names(told["words"])}
+    page = render("exploration.html", exploration=told, **context)
     tags, _ = read(page)
     assert tags.count("script") == 1
     assert "b" not in tags

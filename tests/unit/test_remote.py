@@ -11,7 +11,7 @@ from range_server import RangeServer, serve_folder
 
 from genre_dist import storage
 from genre_dist.cli import main
-from genre_dist.compare.differences import show_films
+from genre_dist.compare.differences import read_film_info
 from genre_dist.config import ParallelConfig
 from genre_dist.stream import ShardReader, TrainStream, evaluation_stream, load_manifest
 from genre_dist.stream.cache import BlockCache
@@ -126,7 +126,7 @@ def test_training_and_evaluating_take_the_address_of_a_server_for_a_folder(
     assert main(["evaluate", str(run), "--split", "val", "--shards", str(sample_shards)]) == 0
     assert predictions.read_bytes() == from_afar
     two = next(evaluation_stream(reader_of(sample_shards, "val"), batch=2, workers=0)).ids.tolist()
-    assert show_films(server.url, "val", two) == show_films(sample_shards, "val", two)
+    assert read_film_info(server.url, "val", two) == read_film_info(sample_shards, "val", two)
 
 
 @pytest.mark.parametrize("trouble", ["503", "429", "cut", "slow", "hang"])

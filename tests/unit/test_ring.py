@@ -20,7 +20,7 @@ from genre_dist.stream.batch import Batch
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import EpochOrder, Rows
 from genre_dist.stream.reader import ShardReader
-from genre_dist.stream.ring import TOLD_STOPPED_SECONDS, Ring, batches
+from genre_dist.stream.ring import STOPPED_READER_SECONDS, Ring, batches
 
 BATCH = 8
 
@@ -161,7 +161,7 @@ def test_a_stopped_reader_is_named_and_the_wait_for_it_can_be_given_up(
     before = children()
 
     def give_up(seconds: int) -> None:
-        if seconds == TOLD_STOPPED_SECONDS:
+        if seconds == STOPPED_READER_SECONDS:
             raise InterruptedError
 
     ring = Ring(reader, BATCH, slots=3, workers=1, waiting=give_up)

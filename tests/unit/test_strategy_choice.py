@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from genre_dist.config import Config, DataConfig, ModelConfig, ParallelConfig, PosterConfig, derive_batches
 from genre_dist.models.classifier import GenreClassifier
-from genre_dist.parallel.deepspeed_config import OURS, bucket_bytes, engine_config
+from genre_dist.parallel.deepspeed_config import FROM_CONFIG, bucket_bytes, engine_config
 from genre_dist.parallel.sharded import units
 from genre_dist.parallel.strategies import check_strategy, strategy_name
 from genre_dist.parallel.tensors import divide
@@ -85,7 +85,7 @@ def test_fp16_is_answered_with_what_there_is(
     assert "fp32" in line
 
 
-@pytest.mark.parametrize("key", OURS)
+@pytest.mark.parametrize("key", FROM_CONFIG)
 def test_what_we_compute_deepspeeds_file_may_not_say_again(key: str, tmp_path: Path) -> None:
     section, _, inner = key.partition(".")
     (tmp_path / "ds.json").write_text(json.dumps({section: {inner: 1} if inner else 1}))

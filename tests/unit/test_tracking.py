@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from small_disk import small_disk
-from wandb.proto.wandb_internal_pb2 import MetricsLog as StoredRecord
+from wandb.proto.wandb_internal_pb2 import Record as StoredRecord
 
 from genre_dist.config import Config, ModelConfig, PosterConfig, RunConfig, TextConfig, TrackingConfig
 from genre_dist.config.files import parse_config

@@ -27,7 +27,7 @@ def written(folder: Path, text: str) -> Path:
 def test_vectors_of_any_width_are_read(tmp_path: Path, width: int) -> None:
     values = np.random.default_rng(0).normal(size=(3, width)).astype(np.float32)
     lines = [f"{word} {' '.join(map(str, row))}" for word, row in zip("abc", values, strict=True)]
-    found = read_vectors(written(tmp_path, "\n".join(lines) + "\n"), {"a", "c"}).of
+    found = read_vectors(written(tmp_path, "\n".join(lines) + "\n"), {"a", "c"}).by_word
     assert {word: vector.tolist() for word, vector in found.items()} == {
         "a": values[0].tolist(),
         "c": values[2].tolist(),
@@ -36,19 +36,19 @@ def test_vectors_of_any_width_are_read(tmp_path: Path, width: int) -> None:
 
 def test_only_wanted_rows_are_kept(tmp_path: Path) -> None:
     path = written(tmp_path, "".join(f"w{number} 0.5 {number}.0\n" for number in range(1000)))
-    assert list(read_vectors(path, Counter(w7=3, absent=1)).of) == ["w7"]
-    assert read_vectors(path, set()).of == {}
+    assert list(read_vectors(path, Counter(w7=3, absent=1)).by_word) == ["w7"]
+    assert read_vectors(path, set()).by_word == {}
 
 
 def test_the_header_line_of_word2vec_is_passed_over(tmp_path: Path) -> None:
-    found = read_vectors(written(tmp_path, "2 3\nthe 0.1 0.2 0.3\n2 1 2 3\n"), {"the", "2"}).of
+    found = read_vectors(written(tmp_path, "2 3\nthe 0.1 0.2 0.3\n2 1 2 3\n"), {"the", "2"}).by_word
     assert found["the"].tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert found["2"].tolist() == [1, 2, 3]
 
 
 def test_words_with_spaces_as_in_glove_840b_are_understood(tmp_path: Path) -> None:
     path = written(tmp_path, "the 0.1 0.2\n. . . 0.3 0.4\nat name@domain.com 0.5 0.6\nend 0.7 0.8\n")
-    found = read_vectors(path, {"end", "at", ". . ."}).of
+    found = read_vectors(path, {"end", "at", ". . ."}).by_word
     assert set(found) == {"end", ". . ."}
     assert found["end"].tolist() == pytest.approx([0.7, 0.8])
 
@@ -60,7 +60,7 @@ def test_the_last_numbers_of_a_row_are_its_vector_whatever_the_words_look_like(t
         written(tmp_path, head + "".join(f"{row}\n" for row in rows)),
         {"the", "phrase 5", "version 2.0", "1984", "new\u00a0york", "phrase"},
     )
-    assert {word: vector.tolist() for word, vector in found.of.items()} == {
+    assert {word: vector.tolist() for word, vector in found.by_word.items()} == {
         "the": [1, 2, 3],
         "phrase 5": [4, 5, 6],
         "version 2.0": [7, 8, 9],
@@ -76,11 +76,11 @@ def test_a_phrase_in_the_first_row_does_not_set_the_width(tmp_path: Path) -> Non
     found = read_vectors(
         written(tmp_path, "top 10 0.1 0.2\n. . . 0.3 0.4\nthe 0.5 0.6\nend 0.7 0.8\n"), {"top 10", "end"}
     )
-    assert {word: len(vector) for word, vector in found.of.items()} == {"top 10": 2, "end": 2}
+    assert {word: len(vector) for word, vector in found.by_word.items()} == {"top 10": 2, "end": 2}
 
 
 def test_a_mark_of_the_byte_order_belongs_to_no_word(tmp_path: Path) -> None:
-    assert list(read_vectors(written(tmp_path, "\ufeffthe 1 2\nend 3 4\n"), {"the", "end"}).of) == ["the", "end"]
+    assert list(read_vectors(written(tmp_path, "\ufeffthe 1 2\nend 3 4\n"), {"the", "end"}).by_word) == ["the", "end"]
 
 
 def test_words_that_are_there_twice_are_told(tmp_path: Path) -> None:
@@ -90,11 +90,11 @@ def test_words_that_are_there_twice_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["\r\n", " \n"])
 def test_line_endings_and_trailing_spaces_are_no_values(tmp_path: Path, ending: str) -> None:
-    assert read_vectors(written(tmp_path, f"a 1 2{ending}b 3 4{ending}"), {"b"}).of["b"].tolist() == [3, 4]
+    assert read_vectors(written(tmp_path, f"a 1 2{ending}b 3 4{ending}"), {"b"}).by_word["b"].tolist() == [3, 4]
 
 
 def test_the_first_of_two_rows_of_a_word_counts(tmp_path: Path) -> None:
-    assert read_vectors(written(tmp_path, "a 1 2\na 3 4\n"), {"a"}).of["a"].tolist() == [1, 2]
+    assert read_vectors(written(tmp_path, "a 1 2\na 3 4\n"), {"a"}).by_word["a"].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def file_of(path: Path, data: bytes) -> Path:
     ],
 )
 def test_every_form_gives_the_same_vectors(tmp_path: Path, name: str, data: bytes) -> None:
-    found = read_vectors(file_of(tmp_path / name, data), {"the", "少年は", "end", "absent"}).of
+    found = read_vectors(file_of(tmp_path / name, data), {"the", "少年は", "end", "absent"}).by_word
     assert {word: vector.tolist() for word, vector in found.items()} == {
         word: VALUES[word].tolist() for word in ("the", "少年は", "end")
     }
@@ -174,7 +174,7 @@ def test_every_form_gives_the_same_vectors(tmp_path: Path, name: str, data: byte
 )
 def test_the_one_file_of_vectors_in_a_zip_is_read(tmp_path: Path, more: dict[str, bytes]) -> None:
     found = read_vectors(zipped(tmp_path / "glove.zip", more | {"glove/glove.7d.txt": text_of(VALUES)}), {"the"})
-    assert found.of["the"].tolist() == VALUES["the"].tolist()
+    assert found.by_word["the"].tolist() == VALUES["the"].tolist()
     assert (found.file, found.dim, found.notes) == ("glove/glove.7d.txt", 7, [])
 
 
@@ -183,7 +183,7 @@ def test_the_one_file_of_vectors_in_a_zip_is_read(tmp_path: Path, more: dict[str
 )
 def test_a_zip_may_hold_any_form_of_vectors(tmp_path: Path, name: str, data: bytes) -> None:
     found = read_vectors(zipped(tmp_path / "vectors.ZIP", {name: data}), {"end"})
-    assert found.of["end"].tolist() == VALUES["end"].tolist()
+    assert found.by_word["end"].tolist() == VALUES["end"].tolist()
 
 
 def test_a_zip_with_several_files_of_vectors_is_refused_with_their_names(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_line_without_end_takes_no_memory(tmp_path: Path, name: str) -> None:
 
 def test_a_binary_file_longer_than_a_chunk_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vectors, "CHUNK", 5)
-    found = read_vectors(file_of(tmp_path / "v.bin", binary_of(VALUES)), set(VALUES)).of
+    found = read_vectors(file_of(tmp_path / "v.bin", binary_of(VALUES)), set(VALUES)).by_word
     assert {word: vector.tolist() for word, vector in found.items()} == {
         word: row.tolist() for word, row in VALUES.items()
     }
@@ -257,7 +257,7 @@ def test_a_binary_file_longer_than_a_chunk_is_read(tmp_path: Path, monkeypatch: 
 def test_a_damaged_file_is_refused_with_the_place(tmp_path: Path, name: str, data: bytes, reason: str | None) -> None:
     path = file_of(tmp_path / name, data)
     if reason is None:
-        assert read_vectors(path, set(VALUES)).of == {}
+        assert read_vectors(path, set(VALUES)).by_word == {}
         return
     with pytest.raises(ValueError, match=rf"{name}:? .*{reason}"):
         read_vectors(path, set(VALUES))
