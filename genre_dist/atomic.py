@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Atomic file writes: a file is whole or absent."""
 
 import os
 import re
@@ -11,16 +11,16 @@ from typing import IO, Any
 from genre_dist.storage import AnyPath, upload
 
 _TEMPORARY = re.compile(r".+\..+-\d+-[0-9a-f]{8}\.tmp|\.(movies\.parquet|\d+\.jpg)\.part", re.DOTALL)
-"""The second kind is of older versions: a catalogue's files."""
+"""Older versions wrote the second kind in catalogues."""
 
 
 @contextmanager
 def atomic_file(path: AnyPath, mode: str = "wb", sync: bool = True) -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; on success fsync it and rename it to `path`, on an error remove it.
 
-    Without `sync` a crash of the machine may leave a file that is not whole, a crash of the process may not.
-    Its name is this process's alone, so writers of the same file on several nodes never meet: the last rename counts.
-    After a kill it stays behind until `remove_leftovers`. What is for a remote place is written here and then uploaded.
+    Without `sync` a crash of the machine may leave a partial file, a crash of the process cannot. The temporary name is
+    unique to this process, so writers of the same file on several nodes do not collide: the last rename wins. A killed
+    process leaves it behind until `remove_leftovers`. A remote file is written to a local one and then uploaded.
     """
     encoding = None if "b" in mode else "utf-8"
     if not isinstance(path, Path):
@@ -41,17 +41,16 @@ def atomic_file(path: AnyPath, mode: str = "wb", sync: bool = True) -> Iterator[
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        # a full disk does not say which file it was
+        # the error of a full disk names no file
         if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = str(path)
         raise
 
 
 def remove_leftovers(folder: AnyPath) -> int:
-    """Remove what killed writers left in a folder (not below it), and return how many files that were.
+    """Remove the temporary files of killed writers in a folder (not below it), and return their number.
 
-    For whoever has just taken the folder's lock, before any other rank is let in: all writers but this one are dead
-    then.
+    The caller has just taken the folder's lock and has not let other ranks in yet: all other writers are dead.
     """
     removed = 0
     if isinstance(folder, Path) and folder.is_dir():

@@ -1,4 +1,4 @@
-"""The console command `genre-dist`: one verb a stage. The verbs lie in the rooms they belong to, in `verbs.py`."""
+"""The console command `genre-dist`: one verb per stage, defined in `verbs.py` of its package."""
 
 import sys
 from argparse import ArgumentParser
@@ -21,15 +21,15 @@ from genre_dist.study import verbs as study
 from genre_dist.tmdb import verbs as tmdb
 from genre_dist.training import verbs as training
 
-ROOMS = (
+PACKAGES = (
     catalogue, tmdb, packing, stream, planner, training, inference, compare, explore, baselines, explain, study, doctor
 )  # fmt: skip
 STOPPED = 130
-"""Exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
+"""Exit code after Ctrl-C, as in shells (128 + SIGINT)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb. User mistakes end with one line on stderr and exit code 2, Ctrl-C with one and STOPPED."""
+    """Run a verb. A user's mistake ends with one line on stderr and exit code 2, Ctrl-C with a line and STOPPED."""
     arguments = _parser().parse_args(argv)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # titles on a terminal that cannot show them
@@ -51,8 +51,8 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"genre-dist {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for room in ROOMS:
-        room.add_verbs(verbs)
+    for package in PACKAGES:
+        package.add_verbs(verbs)
     return parser
 
 

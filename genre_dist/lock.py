@@ -1,8 +1,8 @@
-"""One writer a folder: a lock of the kernel's, which any death releases.
+"""One writer per folder: a kernel lock, which is released however the process ends.
 
-The lock is `flock` on the file `.lock` in the folder, which stays there and says who has it. Nodes that share the
-folder share the lock, where their file system has locks at all. Processes started by the writer do not inherit it.
-A copy of the folder is not locked.
+The lock is `flock` on the file `.lock` in the folder, which stays there and names its holder. Nodes that share the
+folder share the lock, if their file system supports locks. Child processes of the writer do not inherit it. A copy of
+the folder is not locked.
 """
 
 import fcntl
@@ -19,9 +19,9 @@ from genre_dist.storage import AnyPath
 
 FILE = ".lock"
 GRACE_SECONDS = 1.0
-"""For so long a writer that is about to end is waited for: a killed process, the ranks of a start before this one."""
+"""Longest wait for a writer that is about to end: a killed process, or the ranks of an earlier start."""
 _LAUNCH = ("TORCHELASTIC_RUN_ID", "MASTER_PORT")
-"""What is the same on all nodes of a launch: addresses and counts of restarts are not."""
+"""Variables that are the same on all nodes of a launch; addresses and counts of restarts differ."""
 
 
 class BusyError(ValueError):
@@ -35,32 +35,32 @@ class Lock:
         self._file, self._shared, self._made = file, shared, made
 
     def share(self) -> None:
-        """Let the other ranks of this run in (`take` with shared=True); whoever wants the folder alone stays out.
+        """Make the lock shared: other ranks of this run can take it (shared=True), exclusive writers cannot.
 
-        The kernel gives one lock up before it gives the other: raises BusyError if another start was quicker.
+        The kernel releases the exclusive lock first: raises BusyError if another start took the folder meanwhile.
         """
         if self._file is not None and not _lock(self._file, fcntl.LOCK_SH, GRACE_SECONDS):
             raise BusyError(_refusal(Path(self._file.name).parent, self._file))
 
     def fileno(self) -> int | None:
-        """For a child that is to hold the lock as well, for as long as it lives."""
+        """The file descriptor, for a child process that also holds the lock while it lives."""
         return None if self._file is None else self._file.fileno()
 
     def release(self) -> None:
-        """Give the lock up, and remove the folder if it was made for the lock and nothing was written to it."""
+        """Release the lock, and remove the folder if it was made for the lock and is empty."""
         if self._file is not None:
             if not self._shared:
                 with suppress(OSError):
-                    self._file.truncate(0)  # nobody writes here: folders that hold the same are the same
+                    self._file.truncate(0)  # no holder: folders of equal content are equal byte for byte
                     _remove_if_empty(Path(self._file.name), self._made)
             self._file.close()
 
 
 def take(folder: AnyPath, shared: bool = False, file: str = FILE) -> Lock:
-    """Lock a folder, made if it is not there, against all other writers or, if shared, against those who want it alone.
+    """Lock a folder (and make it if missing) against all other writers or, if shared, against exclusive ones.
 
-    Raises BusyError, naming host and process, if another one has it. A remote place has no locks, nor have a few file
-    systems; the latter is said.
+    Raises BusyError, naming host and process, if another process has the lock. A remote folder has no lock; a file
+    system without locks gives a warning.
     """
     if not isinstance(folder, Path):
         return Lock(None)
@@ -68,17 +68,17 @@ def take(folder: AnyPath, shared: bool = False, file: str = FILE) -> Lock:
     folder.mkdir(parents=True, exist_ok=True)
     opened = open(folder / file, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 (held on purpose)
     try:
-        # also where it will share: the first of them writes over the names of those that are gone
+        # exclusive first, even to share: the first rank overwrites the names of earlier holders
         is_first = _lock(opened, fcntl.LOCK_EX, 0.0 if shared else GRACE_SECONDS)
         if not is_first and not (shared and _lock(opened, fcntl.LOCK_SH, GRACE_SECONDS)):
             raise BusyError(_refusal(folder, opened))
-        if not _is_there(folder / file, opened):  # its last holder has removed the folder that it made in vain
+        if not _is_there(folder / file, opened):  # the last holder removed its empty folder
             opened.close()
             return take(folder, shared, file)
-        with suppress(OSError):  # a full disk: the lock holds, only its name is missing
+        with suppress(OSError):  # on a full disk the lock holds, only the holder's name is missing
             if is_first:
                 opened.truncate(0)
-            os.write(opened.fileno(), _own_line().encode())  # nothing is left in a buffer for close() to fail on
+            os.write(opened.fileno(), _own_line().encode())  # unbuffered, so that close() cannot fail
         if shared and is_first and not _lock(opened, fcntl.LOCK_SH, GRACE_SECONDS):
             raise BusyError(_refusal(folder, opened))
     except BaseException:
@@ -89,7 +89,7 @@ def take(folder: AnyPath, shared: bool = False, file: str = FILE) -> Lock:
 
 @contextmanager
 def one_writer(folder: AnyPath, shared: bool = False, file: str = FILE) -> Iterator[Lock]:
-    """Hold a folder's lock for a block; the folder is made if it is not there, and goes again if nothing is written.
+    """Hold a folder's lock for a block; a missing folder is made, and removed again if nothing is written.
 
     Raises as `take` does.
     """
@@ -101,13 +101,13 @@ def one_writer(folder: AnyPath, shared: bool = False, file: str = FILE) -> Itera
 
 
 def refuse_if_busy(folder: Path, file: str = FILE) -> None:
-    """For the ranks that do not take the lock themselves: raise BusyError if a process of another launch has it.
+    """On ranks that do not take the lock themselves: raise BusyError if a process of another launch has it.
 
-    So all ranks of a second start end at once, not only the one that wanted the lock.
+    All ranks of a second start then end at once, not only the one that takes the lock.
     """
     with suppress(FileNotFoundError, PermissionError), open(folder / file, "r+", encoding="utf-8") as opened:
         ends = time.monotonic() + GRACE_SECONDS
-        # ranks share it once they have met: then it is not held by ours
+        # ranks share the lock once they have joined, so a shared lock is not held by this start
         while not _could(opened, fcntl.LOCK_EX) and (_could(opened, fcntl.LOCK_SH) or _launch_of(opened) != _launch()):
             if time.monotonic() >= ends:
                 raise BusyError(_refusal(folder, opened))
@@ -115,12 +115,12 @@ def refuse_if_busy(folder: Path, file: str = FILE) -> None:
 
 
 def holds_files(folder: Path, beside: Sequence[str] = ()) -> bool:
-    """Whether there is anything in a folder beside its lock and files of these names."""
+    """Whether a folder has files other than its lock and these names."""
     return folder.is_dir() and any(path.name not in (FILE, *beside) for path in folder.iterdir())
 
 
 def _remove_if_empty(file: Path, made: Sequence[Path]) -> None:
-    """Remove a folder in which nothing but the lock is, and those above it that were made for it."""
+    """Remove a folder that holds only the lock, and the parents that were made for it."""
     if made and not holds_files(made[0]):
         file.unlink()
         for path in made:
@@ -128,7 +128,7 @@ def _remove_if_empty(file: Path, made: Sequence[Path]) -> None:
 
 
 def _lock(opened: IO[str], mode: int, seconds: float) -> bool:
-    """Try for so long to get a lock; True also where the file system knows none."""
+    """Try for so many seconds to get a lock; True also if the file system has no locks."""
     ends = time.monotonic() + seconds
     while True:
         try:
@@ -147,7 +147,7 @@ def _lock(opened: IO[str], mode: int, seconds: float) -> bool:
 
 
 def _could(opened: IO[str], mode: int) -> bool:
-    """Whether a lock could be had, which is given up again."""
+    """Whether a lock is available; it is released again."""
     could = _lock(opened, mode, 0.0)
     with suppress(OSError):
         fcntl.flock(opened, fcntl.LOCK_UN)
@@ -165,7 +165,7 @@ def _own_line() -> str:
 
 
 def _launch(environment: Mapping[str, str] = os.environ) -> str:
-    """The same on all ranks of one launch, and different for two of them; '-' for a process alone."""
+    """An identifier of the launch, the same on all its ranks; '-' for a process without a launcher."""
     return ",".join(environment.get(name, "").replace(" ", "_") for name in _LAUNCH).strip(",") or "-"
 
 

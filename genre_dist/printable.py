@@ -1,4 +1,4 @@
-"""Other people's text (titles, genres, words, names of files and runs) as it is shown: without effect of its own."""
+"""Escaping untrusted text (titles, genres, words, names of files and runs) for terminals and Markdown."""
 
 import re
 from typing import TYPE_CHECKING, Any
@@ -16,31 +16,31 @@ _LINE_START = re.compile(r"^(\d{1,9})?([-+=.)])")
 
 
 def printable(text: object) -> str:
-    r"""Text in one line without effect on a terminal: line breaks as blanks, what is not printable as `\x1b`.
+    r"""Text in one line that cannot control a terminal: line breaks become blanks, unprintable characters `\x1b`.
 
-    Not printable are control characters, marks that turn the direction of writing, and halves of surrogate pairs.
+    Unprintable are control characters, marks that change the direction of writing, and halves of surrogate pairs.
     """
-    told = str(text)
-    if told.isprintable():
-        return told
-    in_line = re.sub(r"\s+", lambda run: run[0] if run[0].strip(" ") == "" else " ", told)
+    result = str(text)
+    if result.isprintable():
+        return result
+    in_line = re.sub(r"\s+", lambda run: run[0] if run[0].strip(" ") == "" else " ", result)
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in in_line)
 
 
 def one_line(text: str, most: int) -> str:
-    """Text in one line of at most so many letters, what is not printable as blanks: of a damaged file."""
-    told = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    return told if len(told) <= most else f"{told[:most]}..."
+    """Text of a damaged file in one line of at most so many characters, unprintable ones as blanks."""
+    result = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return result if len(result) <= most else f"{result[:most]}..."
 
 
 def markdown(text: object) -> str:
-    """Text in one line that Markdown shows as it is: no markup, HTML, table or link of its own."""
+    """Text in one line, escaped for Markdown: it makes no markup, HTML, table or link."""
     escaped = _MARKUP.sub(r"\\\g<0>", printable(text))
     return _LINE_START.sub(r"\1\\\2", escaped)
 
 
 def terminal(**options: Any) -> "Console":
-    """A console that takes no text for markup; what is printed there is to be `printable`."""
+    """A console without markup; text for it must be `printable`."""
     from rich.console import Console
 
     return Console(markup=False, emoji=False, **options)

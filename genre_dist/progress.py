@@ -17,7 +17,7 @@ from rich.text import Text
 
 
 class RateColumn(ProgressColumn):
-    """Things finished per second."""
+    """Items per second."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.1f}/s" if task.speed else "-/s")

@@ -1,4 +1,4 @@
-"""JSON files of ours that carry a checksum of what they say: a changed byte or an edited value is told when read."""
+"""JSON files with a checksum of their content: reading detects a changed byte or an edited value."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ _SEAL = "sha256"
 
 
 def write_sealed(path: AnyPath, content: dict[str, Any]) -> None:
-    """Write a JSON file, whole or not at all, with the checksum of what it says under `sha256`."""
+    """Write a JSON file atomically, with the checksum of its content under `sha256`."""
     with atomic_file(path, "w") as file:
         json.dump(content | {_SEAL: _checksum(content)}, file, indent=1)
 
@@ -20,7 +20,7 @@ def write_sealed(path: AnyPath, content: dict[str, Any]) -> None:
 def read_sealed(kind: type[Kind], path: AnyPath, remedy: str) -> Kind:
     """A JSON file as a value of a type; older files have no checksum.
 
-    Raises ValueError as `read_json` does, and for content that is not what was written.
+    Raises ValueError as `read_json` does, and for content that was changed after it was written.
     """
     content = read_json(dict[str, Any], path, remedy)
     seal = content.pop(_SEAL, None)

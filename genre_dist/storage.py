@@ -1,8 +1,8 @@
-"""Files on this machine or behind fsspec: http(s), s3 and whatever else it knows, with patience and plain errors.
+"""Local files and remote ones behind fsspec (http(s), s3 and others), with retries and plain errors.
 
-A place is a `pathlib.Path` or, for a URL, a `UPath`, which has the same methods. Local files are never touched through
-fsspec, which takes longer to import than a reader process to start: it is imported where the first URL is seen. What is
-read from afar is read in ranges of bytes, each tried several times.
+A path is a `pathlib.Path` or, for a URL, a `UPath`, which has the same methods. Local files never go through fsspec,
+which takes longer to import than a reader process to start: the first URL imports it. Remote files are read in ranges
+of bytes, with several attempts each.
 """
 
 import hashlib
@@ -31,14 +31,14 @@ BACKOFF_SECONDS = 1.0  # twice the mean of the first wait; it doubles with every
 LONGEST_BACKOFF_SECONDS = 20.0
 CONNECT_SECONDS = 10
 SILENCE_SECONDS = 30
-"""Longest wait between two pieces of an answer."""
+"""Longest wait between two chunks of a response."""
 ANSWER_SECONDS = 60
-"""Longest wait for an answer of RANGE_BYTES: all attempts end before the other ranks take it to hang."""
+"""Longest wait for a response of RANGE_BYTES: all attempts end before the other ranks consider this one hanging."""
 RANGE_BYTES = 8 << 20
 
 
 def any_path(text: str | AnyPath) -> AnyPath:
-    """A local path, or the URL's place. Raises ValueError for a kind of URL that cannot be used here."""
+    """The path of a local file or a URL. Raises ValueError for a kind of URL that cannot be used here."""
     if not isinstance(text, str):
         return text
     scheme, mark, rest = text.partition("://")
@@ -56,7 +56,7 @@ def any_path(text: str | AnyPath) -> AnyPath:
 
 
 def _options(scheme: str) -> dict[str, Any]:
-    """Time-outs; and no repetition inside the client libraries, which would multiply with ours."""
+    """Time-outs of the client libraries, without their own retries, which would multiply with those of this module."""
     if scheme in ("http", "https"):
         import aiohttp
 
@@ -74,12 +74,12 @@ def inside(folder: AnyPath, file: str) -> AnyPath:
 
 
 def is_remote(path: AnyPath) -> bool:
-    """Whether a place is behind fsspec."""
+    """Whether a path is behind fsspec."""
     return not isinstance(path, Path)
 
 
 def read_bytes(path: AnyPath, most: int | None = None) -> bytes:
-    """A whole file of up to `most` bytes. Raises FileNotFoundError, or ValueError naming a file that cannot be had."""
+    """A whole file of up to `most` bytes. Raises FileNotFoundError, or ValueError naming a file that cannot be read."""
     if isinstance(path, Path):
         with open(path, "rb") as local:
             data = local.read() if most is None else _read_up_to(local, most + 1)
@@ -94,15 +94,15 @@ def read_bytes(path: AnyPath, most: int | None = None) -> bytes:
 
 
 def _read_up_to(file: IO[bytes], most: int) -> bytes:
-    """As `read` does, but memory is taken for what is there, not for what is asked for."""
+    """Read up to `most` bytes; unlike `read(most)`, this allocates memory only for bytes that exist."""
     data = bytearray()
-    while len(data) < most and (piece := file.read(min(most - len(data), RANGE_BYTES))):
-        data += piece
+    while len(data) < most and (chunk := file.read(min(most - len(data), RANGE_BYTES))):
+        data += chunk
     return bytes(data)
 
 
 def sha256_of(path: AnyPath) -> str:
-    """The SHA-256 of a file, which is not kept in memory."""
+    """The SHA-256 of a file, read in chunks."""
     with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
@@ -111,7 +111,7 @@ def read_range(path: AnyPath, start: int, end: int, size: int) -> bytes:
     """Bytes start to end of a file of `size` bytes.
 
     Raises FileNotFoundError; ValueError naming the file if the server has no range requests, if the file is shorter,
-    or if it cannot be had after ATTEMPTS attempts.
+    or if it cannot be read in ATTEMPTS attempts.
     """
     if isinstance(path, Path):
         with open(path, "rb", buffering=0) as local:
@@ -130,7 +130,7 @@ def _range(path: "UPath", start: int, end: int, size: int) -> bytes:
 
 
 def _over_http(path: "UPath", most: int | None, wanted: str = "", size: int = 0) -> bytes:
-    """What a server answers, up to a little over `most` bytes: a whole file, or a range of one that has `size` bytes.
+    """A server's response, up to a little over `most` bytes: a whole file, or a range of one that has `size` bytes.
 
     Raises EOFError if the server sends another range, ValueError if it has none or the file has another size.
     """
@@ -147,8 +147,8 @@ def _over_http(path: "UPath", most: int | None, wanted: str = "", size: int = 0)
             if wanted:
                 _check_range(answer.status, answer.headers, wanted, size)
             data = bytearray()
-            async for piece in answer.content.iter_chunked(RANGE_BYTES):
-                data += piece
+            async for chunk in answer.content.iter_chunked(RANGE_BYTES):
+                data += chunk
                 if time.monotonic() - began > ANSWER_SECONDS * (1 + len(data) / RANGE_BYTES):
                     raise TimeoutError(f"{len(data):,} bytes came in {time.monotonic() - began:.0f} s")
                 if most is not None and len(data) > most:
@@ -171,12 +171,12 @@ def _check_range(status: int, headers: Mapping[str, str], wanted: str, size: int
 
 
 def file_size(path: AnyPath) -> int:
-    """Bytes of a file. Raises FileNotFoundError, or ValueError naming a remote file that cannot be had."""
+    """Size of a file in bytes. Raises FileNotFoundError, or ValueError naming a remote file that cannot be read."""
     return file_version(path)[0]
 
 
 def file_version(path: AnyPath) -> tuple[int, str]:
-    """Bytes of a file, and what changes when it does: its time, or what a server names its version ("" if nothing).
+    """Size of a file in bytes and its version: its modification time, or a server's ETag or date ("" if there is none).
 
     Raises as `file_size` does.
     """
@@ -191,7 +191,7 @@ def file_version(path: AnyPath) -> tuple[int, str]:
 
 
 def exists(path: AnyPath) -> bool:
-    """Whether there is such a file."""
+    """Whether a file exists."""
     if isinstance(path, Path):
         return path.is_file()
     try:
@@ -203,7 +203,7 @@ def exists(path: AnyPath) -> bool:
 
 @contextmanager
 def local_copy(path: AnyPath) -> Iterator[Path]:
-    """The file itself if it is local, otherwise a copy that goes when the block ends."""
+    """The file itself if it is local, otherwise a temporary copy for the block."""
     if isinstance(path, Path):
         yield path
         return
@@ -215,14 +215,14 @@ def local_copy(path: AnyPath) -> Iterator[Path]:
 
 
 def opened(path: AnyPath) -> IO[bytes]:
-    """A file to read and seek in; a remote one is read in blocks of RANGE_BYTES, each with patience."""
+    """A file to read and seek in; a remote one is read in blocks of RANGE_BYTES, with retries."""
     if isinstance(path, Path):
         return open(path, "rb")
     return io.BufferedReader(_Ranges(path), RANGE_BYTES)
 
 
 class _Ranges(io.RawIOBase):
-    """A remote file as Python's buffered reader wants it."""
+    """A remote file as a raw stream for Python's buffered reader."""
 
     def __init__(self, path: "UPath") -> None:
         self.path, self.size, self.position = path, file_size(path), 0
@@ -246,9 +246,9 @@ class _Ranges(io.RawIOBase):
 
 
 def upload(local: Path, path: AnyPath) -> None:
-    """Put a finished local file at a remote place, where it appears whole or not at all.
+    """Upload a finished local file to a remote path, where it appears whole or not at all.
 
-    Raises ValueError naming the place if that cannot be done.
+    Raises ValueError naming the path if that fails.
     """
     assert not isinstance(path, Path)
     check_writable(path)
@@ -256,13 +256,13 @@ def upload(local: Path, path: AnyPath) -> None:
 
 
 def check_writable(path: AnyPath) -> None:
-    """Raises ValueError if nothing can be written there."""
+    """Raise ValueError for a path that cannot be written."""
     if not isinstance(path, Path) and path.protocol in ("http", "https"):
         raise ValueError(f"{path}: http(s) can only be read; write to a folder or to s3://")
 
 
 def remove(path: AnyPath) -> None:
-    """Remove a file if it is there."""
+    """Remove a file if it exists."""
     if isinstance(path, Path):
         path.unlink(missing_ok=True)
         return
@@ -271,7 +271,7 @@ def remove(path: AnyPath) -> None:
 
 
 def remove_folder(path: AnyPath) -> None:
-    """Remove a folder (or file) and all in it, if it is there."""
+    """Remove a folder (or file) and its contents, if it exists."""
     if isinstance(path, Path):
         shutil.rmtree(path, ignore_errors=True)
         return
@@ -286,7 +286,7 @@ def retried(
     attempts: int = ATTEMPTS,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Result:
-    """Do something, again after a while for as long as its error may pass."""
+    """Call `work`, and retry it with growing waits while its error may be temporary."""
     from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
     retrying = Retrying(
@@ -300,14 +300,14 @@ def retried(
 
 
 def _remotely(path: "UPath", work: Callable[[], Result]) -> Result:
-    """Do something with a remote file. Raises FileNotFoundError, or ValueError naming the file."""
+    """Call `work` on a remote file, with retries. Raises FileNotFoundError, or ValueError naming the file."""
     if hasattr(path.fs, "retries"):
-        path.fs.retries = 1  # s3fs repeats by itself, five times for each of our attempts
+        path.fs.retries = 1  # by default s3fs itself retries each attempt five times
     try:
         return retried(work, _may_pass)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is not there") from None
-    except Exception as error:  # of the client libraries, which have no common kind
+    except Exception as error:  # the client libraries' errors have no common type
         if _status(error) == 404:
             raise FileNotFoundError(f"{path} is not there") from None
         raise ValueError(f"{path}: {_plain(error)}") from None
@@ -320,7 +320,7 @@ def _status(error: Exception) -> int | None:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Whether another attempt may help: not where the file is missing, closed to us, or the request is wrong."""
+    """Whether another attempt may help: not if the file is missing or forbidden, or if the request is wrong."""
     if not isinstance(error, Exception) or isinstance(error, FileNotFoundError | PermissionError | TypeError):
         return False
     if isinstance(error, ValueError) or type(error).__name__ in ("NoCredentialsError", "ParamValidationError"):
@@ -330,7 +330,7 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _plain(error: Exception) -> str:
-    """What went wrong, in one line, and what to do."""
+    """The error in one line, and what to do."""
     if "range requests" in str(error):
         return (
             "the server answers range requests with the whole file, so samples cannot be read one by one; use a server "

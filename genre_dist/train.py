@@ -3,8 +3,8 @@
     torchrun --nproc_per_node=4 -m genre_dist.train --config configs/end_to_end.yaml --data.shards shards/default
 
 Without arguments it trains the default experiment on the default shards. Started again on the same `run.dir`, it
-continues. Exit codes: 0 finished, 2 something for the user to change, 70 a rank hung, 75 stopped early and to be
-continued. torchrun itself ends with 1 instead of any of these; under it the code is in the run's folder too.
+resumes the run. Exit codes: 0 finished, 2 something for the user to change, 70 a rank hung, 75 stopped early and can be
+resumed. torchrun itself exits with 1 instead of these codes; under torchrun the run's folder has the code too.
 """
 
 import sys
@@ -19,24 +19,24 @@ from genre_dist.printable import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, train, and turn the user's mistakes into one line and exit code 2."""
+    """Parse and train; a user's mistake ends with one line on stderr and exit code 2."""
     if (code := settled()) is not None:
         return code
     try:
         parsed = parse_config(sys.argv[1:] if argv is None else argv)
         config = parsed.config
-        if restarted():  # what this launch has trained so far is not the earlier run that was to go
+        if restarted():  # a restart must not delete what its own launch has trained
             config = replace(config, run=replace(config.run, overwrite=False))
         return dry_run(config) if parsed.dry_run else train(config)
     except (ValueError, OSError, MemoryError) as error:
         print(f"error: {printable(error) or type(error).__name__}", file=sys.stderr, flush=True)
-        if isinstance(error, ValueError):  # after other errors another attempt may go further
+        if isinstance(error, ValueError):  # after other errors torchrun's restart may succeed
             settle(2)
         return 2
 
 
 def train(config: Config) -> int:
-    """Join the other ranks and train. Raises BusyError, before torch is imported, if another start is at it."""
+    """Join the other ranks and train. Raises BusyError, before torch is imported, if another start writes the run."""
     with joined(config) as world:
         from genre_dist.training.trainer import Trainer
 
@@ -44,7 +44,7 @@ def train(config: Config) -> int:
 
 
 def dry_run(config: Config) -> int:
-    """Print what would be trained and at what cost."""
+    """Print the planned training and its cost."""
     from genre_dist.training.estimate import estimate
 
     print(estimate(config, world_size()))

@@ -1,7 +1,7 @@
-"""Files that come from outside: what they say is checked against its type before any of it is used.
+"""Validation of untrusted JSON files against a type before their content is used.
 
-A type is a dataclass, a NamedTuple or a TypedDict, its fields annotated with the kinds below. Nothing is guessed: a
-number in quotes is no number, a field that is not known is refused.
+A type is a dataclass, a NamedTuple or a TypedDict, its fields annotated with the kinds below. Values are not converted:
+a number in quotes is no number. Unknown fields are refused.
 """
 
 import re
@@ -15,7 +15,7 @@ from genre_dist.printable import one_line
 from genre_dist.storage import AnyPath, file_size, read_bytes
 
 LARGEST_BYTES = 64 << 20
-"""A JSON file above this is refused before it is read."""
+"""Larger JSON files are refused before they are read."""
 LONGEST_VALUE, LONGEST_LINE = 80, 300
 _PLAIN = {
     "Predicate 'is_file_name' failed": "not the name of a file in or below its folder",
@@ -26,7 +26,7 @@ Kind = TypeVar("Kind")
 
 
 def is_file_name(text: str) -> bool:
-    """Whether this names a file in or below a folder, and nothing outside: relative, no `..`, no odd characters."""
+    """Whether this names a file in or below a folder: relative, without `..`, in printable characters."""
     path = PurePosixPath(text)
     return (
         0 < len(text) <= 1024
@@ -51,8 +51,8 @@ Count = Annotated[int, Ge(0), Le(2**62)]
 
 
 def parse_json(kind: type[Kind], written: bytes, path: AnyPath | str, remedy: str) -> Kind:
-    """JSON as a value of a type. Raises ValueError in one line with the file, the key, what is wrong and the remedy."""
-    from pydantic import ValidationError  # not where only types are needed: 0.1 s
+    """JSON as a value of a type. Raises ValueError in one line with the file, the key, the problem and the remedy."""
+    from pydantic import ValidationError  # importing takes 0.1 s, which modules that need only types save
 
     try:
         return _validator(kind).validate_json(written, strict=True)  # type: ignore[arg-type]
@@ -81,7 +81,7 @@ def _validator(kind: Any) -> Any:
 
 
 def _failing_fast(schema: Any) -> Any:
-    """A schema under which the first wrong item of a list ends it: pydantic keeps some 500 bytes of each."""
+    """A schema that stops at the first wrong item of a list: pydantic keeps some 500 bytes per wrong item."""
     if isinstance(schema, list | tuple):
         return type(schema)(map(_failing_fast, schema))
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""What the console verbs of all rooms share."""
+"""Options that console verbs share."""
 
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from collections.abc import Callable, Iterable
@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import TypeAlias
 
 Verbs: TypeAlias = "_SubParsersAction[ArgumentParser]"
-"""Where a room adds its verbs: a parser each, with `set_defaults(run=...)`."""
+"""The parsers to which a package adds its verbs, each with `set_defaults(run=...)`."""
 
 
 def add_verb(
     verbs: Verbs, name: str, run: Callable[[Namespace], int | None], help: str, about: str | None = None
 ) -> ArgumentParser:
-    """Add a verb to the console command, and what runs it."""
+    """Add a verb and its function to the console command."""
     verb = verbs.add_parser(name, help=help, description=about)
     verb.set_defaults(run=run)
     return verb
 
 
 def add_run(verb: ArgumentParser) -> None:
-    """The run that a verb reads."""
+    """Add the arguments of a verb that reads a run."""
     verb.add_argument("folder", metavar="RUN", type=Path)
     verb.add_argument(
         "--trust_code", action="store_true", help="run code that the config.yaml of a run made elsewhere names"
@@ -31,16 +31,16 @@ def add_split(verb: ArgumentParser, default: str) -> None:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """A comma-separated option as its names."""
+    """The names of a comma-separated option."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def columns(pairs: Iterable[str]) -> dict[str, str]:
-    """The option --columns: our names of columns and the table's. Raises ValueError for what is no pair."""
+    """The option --columns: column of the catalogue -> column of the table. Raises ValueError for what is no pair."""
     named = {}
     for pair in pairs:
-        ours, equals, theirs = pair.partition("=")
+        column, equals, of_table = pair.partition("=")
         if not equals:
             raise ValueError(f"--columns takes pairs such as overview=plot, not `{pair}`")
-        named[ours] = theirs
+        named[column] = of_table
     return named

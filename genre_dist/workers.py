@@ -1,4 +1,4 @@
-"""Work that is shared out to threads, or to processes, which end when their parent does."""
+"""Pools of threads, or of processes that end with their parent."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -15,17 +15,17 @@ Result = TypeVar("Result")
 
 
 def usable_cores() -> int:
-    """How many cores this process may use, which under SLURM or taskset are fewer than the machine has."""
+    """The number of cores this process may use; SLURM and taskset give it fewer than the machine has."""
     return len(os.sched_getaffinity(0))
 
 
 def in_processes(
     work: Callable[[Item], Result], jobs: Sequence[Item], workers: int, doing: str
 ) -> Iterator[tuple[Item, Result]]:
-    """Jobs with what `work`, a function at the top of a module, made of them, as they get finished.
+    """Pairs of a job and its result, as they finish; `work` is a function at the top of a module.
 
-    They are done here if there is one job or one worker. Raises what `work` raises, or ValueError if a process was
-    killed; `doing` says at what.
+    One job, or one worker, runs in this process. Raises what `work` raises, or ValueError if a process was killed, with
+    `doing` in its message.
     """
     if workers <= 1 or len(jobs) <= 1:
         yield from ((job, work(job)) for job in jobs)
@@ -33,7 +33,7 @@ def in_processes(
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
-    spawn = multiprocessing.get_context("spawn")  # a fork would copy the locks of whatever threads this process has
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads of this process hold
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
         try:
             for job, future in outcomes(pool, work, jobs, 2 * workers, in_order=False):
@@ -50,9 +50,9 @@ def in_processes(
 def outcomes(
     pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], in_flight: int, in_order: bool
 ) -> Iterator[tuple[Item, Future[Result]]]:
-    """Work on items in a pool, `in_flight` of them at a time: each with its finished future, in order or as they end.
+    """Pairs of an item and its finished future from a pool, `in_flight` at a time, in order or as they finish.
 
-    Items are taken one by one as there is room, so neither they nor the results add up in memory.
+    Items are taken only as others finish, so neither items nor results pile up in memory.
     """
     running: dict[Future[Result], Item] = {}
     source = iter(items)
@@ -67,9 +67,9 @@ def outcomes(
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed ends too: it would go on writing, and then wait for ever.
+    """End this worker when its parent was killed: it would go on writing, and then wait for ever.
 
-    Ctrl-C is the parent's to heed.
+    Workers ignore Ctrl-C, which the parent handles.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

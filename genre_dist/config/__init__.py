@@ -1,4 +1,4 @@
-"""The one schema: every setting of a training run, what it means, and the rules between them.
+"""The configuration schema: every setting of a training run, its meaning, and the rules between settings.
 
 A run is described by a YAML file in `configs/` plus dotted overrides (`--model.poster.arch resnet18`). The resolved
 copy is saved as `config.yaml` in the run's folder. Rules are checked where a section is made; those that need the
@@ -42,7 +42,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything a training run depends on. The defaults are the experiment of `configs/end_to_end.yaml`."""
+    """All settings of a training run. The defaults are the experiment of `configs/end_to_end.yaml`."""
 
     data: DataConfig = field(default_factory=DataConfig)
     """Shards, batches, augmentation."""
@@ -72,7 +72,7 @@ class Config:
 
     @property
     def why_not_encoded_once(self) -> str | None:
-        """Why the films' encodings may change from step to step; None: they never do; empty: encoders are trained."""
+        """Why the samples' encodings may change between steps; None: they never do; empty: encoders are trained."""
         model, strategy = self.model, self.parallel.strategy
         if (model.uses_text and not model.text.frozen) or (model.uses_poster and not model.poster.frozen):
             return ""
@@ -90,5 +90,5 @@ class Config:
         return dataclasses.asdict(self)
 
     def to_yaml(self) -> str:
-        """What `--config` reads back."""
+        """The configuration as YAML that `--config` reads back."""
         return yaml.safe_dump(json.loads(json.dumps(self.to_dict())), sort_keys=False)  # tuples are lists

@@ -7,7 +7,7 @@ from genre_dist.config.rules import require
 
 
 class Batches(NamedTuple):
-    """How a global batch is cut: per_rank = micro * accumulation, global = per_rank * world."""
+    """The parts of a global batch: per_rank = micro * accumulation, global = per_rank * world."""
 
     per_rank: int
     micro: int

@@ -1,7 +1,7 @@
-"""Which settings may change while a run goes on: each setting of the schema is decided here, once.
+"""Which settings may change when a run is resumed: this module decides it for each setting of the schema, once.
 
-What a run was trained with travels in its checkpoints and its model.json (`trained_with`), so that neither another
-command nor an edited config.yaml says something else of the weights than is true.
+A run's checkpoints and its model.json store the settings that it was trained with (`trained_with`), so that another
+command or an edited config.yaml cannot misrepresent the weights.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from genre_dist.config import Config
 Effect = Literal["fixed", "start", "recorded", "free"]
 
 EFFECTS: Mapping[Effect, tuple[str, ...]] = {
-    # how the weights are to be read, what fits them, and the order of the samples: refused for a run that has steps
+    # layout and meaning of the weights, and the order of the samples: a run with steps refuses a change
     "fixed": (
         *("data.global_batch", "data.last_batch", "data.block", "data.by_length", "data.image_size", "data.max_tokens"),
         *("model.text.arch", "model.text.hidden", "model.text.layers", "model.text.bidirectional"),
@@ -21,9 +21,9 @@ EFFECTS: Mapping[Effect, tuple[str, ...]] = {
         *("model.poster.arch", "model.poster.frozen", "model.poster.frozen_through", "model.poster.batch_norm"),
         *("model.heads.hidden", "optim.optimizer", "run.seed"),
     ),
-    # where the weights began: a run that has steps keeps its own
+    # starting weights: a run with steps keeps its own
     "start": ("model.text.weights", "model.poster.weights"),
-    # how the weights are trained on, and for how long: printed, and in the record with the first step it applies to
+    # further training and its length: a change is printed and recorded with the first step it applies to
     "recorded": (
         *("data.micro_batch", "data.crop_scale", "data.crop_ratio", "data.flip", "data.decode"),
         *("model.text.dropout", "model.text.unfreeze_at", "model.poster.unfreeze_at", "loss"),
@@ -33,7 +33,7 @@ EFFECTS: Mapping[Effect, tuple[str, ...]] = {
         *("train.stop_patience", "train.stop_min_delta", "train.ema_decay"),
         *("parallel.compress_gradients", "parallel.deepspeed_config"),
     ),
-    # where the run lives, what it costs, what is shown of it; the shards are known by what is in them
+    # location, cost and display of the run; a fingerprint of their content identifies the shards
     "free": (
         *("data.shards", "data.workers", "data.prefetch", "data.cache_dir", "data.cache_gb", "data.max_bad_fraction"),
         *("model.heads.kernel", "train.channels_last", "train.activation_checkpointing", "train.compile"),
@@ -42,31 +42,31 @@ EFFECTS: Mapping[Effect, tuple[str, ...]] = {
         *("checkpoint", "tracking", "run.dir", "run.overwrite", "run.max_minutes"),
     ),
 }
-"""What a change of a setting, or of a whole section, means for a run that has steps."""
+"""The effect of changing a setting, or a whole section, of a run with steps."""
 
 Changes = dict[str, tuple[Any, Any]]
-"""Setting -> what the run was trained with, and what is asked for now."""
+"""Setting -> its value so far, and its new value."""
 
 
 def effect_of(setting: str) -> Effect:
-    """What a change of a setting, by its dotted key, means."""
-    found = [
+    """The effect of changing a setting, given by its dotted key."""
+    effects = [
         effect
         for effect, names in EFFECTS.items()
         if any(setting == name or setting.startswith(f"{name}.") for name in names)
     ]
-    assert len(found) == 1, f"{setting} is to be decided once in {__name__}, not {len(found)} times"
-    return found[0]
+    assert len(effects) == 1, f"{setting} is to be decided once in {__name__}, not {len(effects)} times"
+    return effects[0]
 
 
 def trained_with(config: Config) -> dict[str, Any]:
-    """All settings that are not free, as JSON keeps them."""
+    """All settings that are not free, in JSON's types."""
     return {name: value for name, value in settings(config) if effect_of(name) != "free"}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any], effect: Effect) -> Changes:
-    """The settings of a kind that differ between two runs' `trained_with`; one that an older version did not know does
-    not."""
+    """The settings with this effect that differ between two `trained_with`; settings that an older version did not have
+    do not count."""
     return {
         name: (before[name], value)
         for name, value in now.items()
@@ -75,7 +75,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], effect: Effect) -
 
 
 def describe(changed: Changes) -> str:
-    """Changes as people read them."""
+    """Changes as text."""
     return ", ".join(f"{name}={new} (was {old})" for name, (old, new) in changed.items())
 
 

@@ -1,4 +1,4 @@
-"""The data: which shards, in which batches, with which augmentation."""
+"""The data section: shards, batches, augmentation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 from genre_dist.config.rules import require
 
 ALWAYS_TOLERATED = 8
-"""Samples of an epoch or a split that may be unreadable whatever its size."""
+"""Number of samples of an epoch or a split that may be unreadable, whatever its size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +65,10 @@ class DataConfig:
         require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction must be in [0, 1]")
 
     def tolerated_bad(self, samples: int) -> float:
-        """How many of so many samples may be unreadable before the work stops."""
+        """The number of unreadable samples, of so many, above which a run stops."""
         return max(ALWAYS_TOLERATED, self.max_bad_fraction * samples)
 
     @property
     def shows_whole_posters(self) -> bool:
-        """Training sees posters as evaluation does: no crop, no mirror."""
+        """Whether training sees posters as evaluation does: neither cropped nor mirrored."""
         return self.crop_scale == (1.0, 1.0) and not self.flip

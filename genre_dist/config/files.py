@@ -23,15 +23,15 @@ from genre_dist.printable import printable
 
 DEFAULT_FILE = "configs/end_to_end.yaml"
 MOST_BYTES, MOST_VALUES = 100_000, 10_000
-"""A file of settings above these is none; one of a run has 2,000 bytes and 100 values."""
+"""Limits for a file of settings; that of a run has 2,000 bytes and 100 values."""
 _OF_A_RUN = ("checkpoints/step-*", RECORD, METADATA, WEIGHTS)
-"""What lies beside the config.yaml of a run, at least one of them."""
+"""Files beside the config.yaml of a run, at least one of them."""
 _SWITCHES = ("config", "dry_run", "trust_code", "help", "print_config")
 """Options that are no settings."""
 
 
 class Parsed(NamedTuple):
-    """A resolved configuration and the one switch that is no part of it."""
+    """A resolved configuration and the switch that is no part of it."""
 
     config: Config
     dry_run: bool
@@ -58,19 +58,19 @@ def config_parser(prog: str = "python -m genre_dist.train") -> ArgumentParser:
 def parse_config(argv: Sequence[str], prog: str = "python -m genre_dist.train") -> Parsed:
     """Parse command-line options into a checked `Config`.
 
-    The folder of a run is where its config.yaml lies, whatever that says: runs are moved and copied. Raises ValueError
-    with one line that names the wrong key (and the nearest right one) or the wrong value, and for code that only the
-    config.yaml of a run made elsewhere names, without --trust_code.
+    A run's folder is the one of its config.yaml, whatever `run.dir` in it says: runs are moved and copied. Raises
+    ValueError with one line that names the wrong key (and the nearest right one) or the wrong value; also, without
+    --trust_code, for code that only the config.yaml of a run made elsewhere names.
     """
     values = _parse(argv, prog)
     config = _config_of(values)
     named = {value for _, value in _given(argv, "--model.poster.arch")}
     for at, file in ((at, Path(file)) for at, file in _given(argv, "--config") if _is_of_a_run(Path(file))):
-        theirs, arch = load_config(file), config.model.poster.arch
-        if arch == theirs.model.poster.arch and arch not in named and not values.trust_code:
+        recorded, arch = load_config(file), config.model.poster.arch
+        if arch == recorded.model.poster.arch and arch not in named and not values.trust_code:
             refuse_foreign_code(config, file)
-        moved = Path(theirs.run.dir).resolve() != file.parent.resolve()
-        if moved and theirs.run.dir == config.run.dir and not _given(argv[at:], "--run.dir"):
+        moved = Path(recorded.run.dir).resolve() != file.parent.resolve()
+        if moved and recorded.run.dir == config.run.dir and not _given(argv[at:], "--run.dir"):
             if config.run.overwrite:
                 raise ValueError(f"{file} is of the run in its folder: name what to overwrite with --run.dir")
             config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(file.parent)))
@@ -78,7 +78,7 @@ def parse_config(argv: Sequence[str], prog: str = "python -m genre_dist.train") 
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the resolved configuration as YAML that `--config` reads back, unless that is what is there."""
+    """Write the resolved configuration as YAML that `--config` reads back, unless the file has it already."""
     written = config.to_yaml().encode()
     if not path.is_file() or path.read_bytes() != written:
         with atomic_file(path) as file:
@@ -86,7 +86,7 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def load_config(path: Path) -> Config:
-    """Read a configuration written by `save_config` or by hand, as it is; none of its code is run.
+    """Read a configuration written by `save_config` or by hand; none of the code that it names is run.
 
     Raises ValueError as `parse_config` does, naming the file.
     """
@@ -113,9 +113,9 @@ def _parse(argv: Sequence[str], prog: str = "python -m genre_dist.train") -> Nam
             warnings.simplefilter("ignore")
             return parser.instantiate(namespace)
     except ArgumentError as error:
-        # the parser's error text as it is, the key in our words where it is found
-        told = re.sub(r"Parser key \"([\w.]+)\":", r"configuration key `\1`:", str(error))
-        raise ValueError(printable(told).strip()[:1000]) from None
+        # the parser's message, with its "Parser key" in this project's words
+        message = re.sub(r"Parser key \"([\w.]+)\":", r"configuration key `\1`:", str(error))
+        raise ValueError(printable(message).strip()[:1000]) from None
 
 
 def _config_of(values: Namespace) -> Config:
@@ -123,7 +123,7 @@ def _config_of(values: Namespace) -> Config:
 
 
 def _given(argv: Sequence[str], option: str) -> list[tuple[int, str]]:
-    """Where an option stands among the arguments, with its value, each time it is given."""
+    """The position and value of each occurrence of an option among the arguments."""
     following = [*argv[1:], ""]
     return [
         (at, word.removeprefix(f"{option}=") if "=" in word else following[at])
@@ -138,10 +138,9 @@ def _is_of_a_run(file: Path) -> bool:
 
 
 def _check_file(path: Path) -> None:
-    """Raise ValueError, naming it, for a file that no parser should see: not text, endless, or too deep; and for a key
-    that the schema does not have.
+    """Raise ValueError, naming the file, if it is too large, too deep or not text, or has a key unknown to the schema.
 
-    Sections have to be written out: in place of one the parser would read any file that is named.
+    A section must be a mapping: the parser would take a string for the path of another file and read that.
     """
     if not os.path.exists(path):
         raise ValueError(f"{path}: no such configuration file")
@@ -152,20 +151,20 @@ def _check_file(path: Path) -> None:
     try:
         text = path.read_bytes().decode()
         _check_size(yaml.compose(text, Loader=yaml.SafeLoader))
-        told = yaml.safe_load(text)
-        if not isinstance(told, dict):
-            raise ValueError(f"found: {told}")
+        content = yaml.safe_load(text)
+        if not isinstance(content, dict):
+            raise ValueError(f"found: {content}")
     except (ValueError, RecursionError, yaml.YAMLError, TypeError) as error:
         raise ValueError(f"{path} is not a YAML file of sections and keys: {printable(error)[:300]}") from None
     try:
-        _check_keys(told)
+        _check_keys(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _check_keys(told: dict[Any, Any], prefix: str = "") -> None:
-    """Raise ValueError for a key that the schema does not have, and for a section that is not written out."""
-    for key, value in told.items():
+def _check_keys(content: dict[Any, Any], prefix: str = "") -> None:
+    """Raise ValueError for a key that the schema does not have, and for a section that is no mapping."""
+    for key, value in content.items():
         _check_key(name := f"{prefix}{key}")
         if _options().get(name):
             if not isinstance(value, dict):
@@ -176,7 +175,7 @@ def _check_keys(told: dict[Any, Any], prefix: str = "") -> None:
 def _check_key(key: str) -> None:
     """Raise ValueError, naming the nearest right one, for a key that is no setting, section or switch."""
     options = _options()
-    # what lies below a setting, such as a key of its mapping, is for the parser to judge
+    # the parser checks keys below a setting, such as those of a mapping
     of_setting = any(options.get(key[:at]) is False for at, letter in enumerate(key) if letter == ".")
     if key not in options and key not in _SWITCHES and not of_setting:
         close = nearest_option(key)
@@ -185,7 +184,7 @@ def _check_key(key: str) -> None:
 
 
 def _check_size(node: yaml.Node | None) -> None:
-    """Raise ValueError for more values than a file of settings has; what stands for another counts as that."""
+    """Raise ValueError for more values than a file of settings has; an alias counts as the values it stands for."""
     left, seen = [node], 0
     while left:
         seen += 1
@@ -199,18 +198,18 @@ def _check_size(node: yaml.Node | None) -> None:
 @cache
 def _options(cls: type = Config, prefix: str = "") -> dict[str, bool]:
     """Every dotted key of the schema, and whether it is a section."""
-    found = {}
+    options = {}
     for name, kind in typing.get_type_hints(cls).items():
-        found[prefix + name] = dataclasses.is_dataclass(kind)
+        options[prefix + name] = dataclasses.is_dataclass(kind)
         if dataclasses.is_dataclass(kind):
-            found |= _options(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
-    return found
+            options |= _options(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+    return options
 
 
 def nearest_option(key: str) -> str | None:
-    """The key of the schema nearest to a wrong one, or None if nothing is near.
+    """The key of the schema nearest to a wrong one, or None if none is near.
 
-    A key that is right but for its sections is nearer than any misspelling.
+    A key that only has wrong sections is nearer than any misspelling.
     """
     names, leaf = list(_options()), key.rsplit(".", 1)[-1]
     same_leaf = [name for name in names if name.rsplit(".", 1)[-1] == leaf]
@@ -219,7 +218,7 @@ def nearest_option(key: str) -> str | None:
 
 
 def _check_sections(namespace: Any, cls: Any = Config, prefix: str = "") -> None:
-    """Raise ValueError if something else stands where a section of keys belongs, or nothing where a value does."""
+    """Raise ValueError if a section is no mapping, or a required value is null."""
     for name, kind in typing.get_type_hints(cls).items():
         value = getattr(namespace, name)
         if dataclasses.is_dataclass(kind):

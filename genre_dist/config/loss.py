@@ -1,4 +1,4 @@
-"""What is minimised: the loss of a genre's logit, how rare genres count, and how sure the labels are."""
+"""The loss section: the loss of a label's logit, class weights, and label smoothing."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,13 +11,14 @@ class LossConfig:
     """The training loss. The loss of val and test rows is plain `bce` whatever is set here, so runs can be compared."""
 
     kind: Literal["bce", "focal", "asymmetric"] = "bce"
-    """Binary cross-entropy; `focal` (Lin et al. 2017) and `asymmetric` (Ridnik et al. 2021) turn down what is easy."""
+    """Binary cross-entropy; `focal` (Lin et al. 2017) and `asymmetric` (Ridnik et al. 2021) reduce the weight of easy
+    examples."""
     focal_gamma: float = 2.0
-    """`focal`: how much; 0 is plain bce."""
+    """`focal`: how much less easy examples weigh; 0 is plain bce."""
     gamma_positive: float = 0.0
-    """`asymmetric`: how much easy positives are turned down."""
+    """`asymmetric`: how much less easy positives weigh."""
     gamma_negative: float = 4.0
-    """`asymmetric`: how much easy negatives are turned down; a film lacks most genres."""
+    """`asymmetric`: how much less easy negatives weigh; a film lacks most genres."""
     margin: float = 0.05
     """`asymmetric`: negatives with a probability below this count as nothing."""
     class_weights: Literal["none", "sqrt", "balanced"] = "none"

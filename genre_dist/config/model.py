@@ -1,4 +1,4 @@
-"""The model: which encoders, how they start, what is frozen, and the heads."""
+"""The model section: encoders, their starting weights, freezing, and the heads."""
 
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -84,7 +84,7 @@ class PosterConfig:
 
     @property
     def unfreezing(self) -> dict[str, int | str]:
-        """`unfreeze_at` as what stays frozen through which module, or `none`, from when on."""
+        """`unfreeze_at` as a mapping: the module up to which the encoder stays frozen (or `none`) -> from when on."""
         if self.unfreeze_at is None:
             return {}
         return self.unfreeze_at if isinstance(self.unfreeze_at, dict) else {"none": self.unfreeze_at}
@@ -134,7 +134,7 @@ class ModelConfig:
 
     @property
     def kind(self) -> str:
-        """What is trained, in a word or two: text, poster, frozen, partly frozen or end to end."""
+        """The kind of model: text, poster, frozen, partly frozen or end to end."""
         if not self.uses_poster:
             return "text"
         if not self.uses_text:
@@ -146,5 +146,5 @@ class ModelConfig:
 
     @property
     def members(self) -> tuple[str, ...]:
-        """What a sample must have to be trained on: names as in the manifest's counts."""
+        """The inputs that a sample must have, by their names in the manifest's counts."""
         return ("overview",) * self.uses_text + ("poster",) * self.uses_poster

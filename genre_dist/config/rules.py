@@ -1,4 +1,4 @@
-"""How the sections of the configuration refuse what cannot be, and points in time that several of them have."""
+"""Checks that the sections of the configuration share, and points in a run (a step or an epoch)."""
 
 import difflib
 from collections.abc import Iterable
@@ -13,12 +13,12 @@ def require(condition: bool, message: str) -> None:
 
 
 def near(name: str, names: Iterable[str], cutoff: float = 0.4) -> str | None:
-    """The name most like another one, None if none is like it."""
+    """The name most similar to another one; None if none is similar."""
     return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)), None)
 
 
 def known(key: object, names: Iterable[str], prefix: str) -> None:
-    """Raise ValueError, naming the nearest right key, for one that is none of the names."""
+    """Raise ValueError, naming the nearest right key, for an unknown key."""
     if key not in (names := list(names)):
         close = near(str(key), names)
         hint = f"did you mean `{close}`?" if close else f"there are {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""How a run lives: its ranks, its folder, what it saves."""
+"""The sections for a run's ranks, its folder and its checkpoints."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,7 +7,7 @@ from genre_dist.config.rules import require
 from genre_dist.config.training import Metric
 
 CONFIG, RECORD, METADATA, WEIGHTS = "config.yaml", "metrics.jsonl", "model.json", "model.safetensors"
-"""Files of a run's folder: its configuration, its record, what its model was trained on, and the model."""
+"""Files of a run's folder: its configuration, its record, its model's metadata, and the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +22,10 @@ class ParallelConfig:
     offload_optimizer: bool = False
     """zero: keep the optimizer's states and its work on the CPU."""
     deepspeed_config: str | None = None
-    """zero: a JSON file of DeepSpeed settings laid over ours, see configs/deepspeed/."""
+    """zero: a JSON file of DeepSpeed settings that override those of this project, see configs/deepspeed/."""
     timeout_seconds: int = 600
-    """When no rank has finished a collective or a piece of its own work for so long, all print where they are and end
-    with exit code 70. Longer than the longest such piece (loading a checkpoint, writing the model)."""
+    """When no rank has finished a collective or work of its own for so long, all print where they are and end with exit
+    code 70. It must be longer than the longest such work (loading a checkpoint, writing the model)."""
 
     def __post_init__(self) -> None:
         require(self.timeout_seconds >= 1, "parallel.timeout_seconds must be at least 1")
@@ -57,7 +57,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Where a run lives and what makes it repeatable."""
+    """A run's folder, seed and time budget."""
 
     dir: str = "runs/end_to_end"
     """The run's folder. Started again on the same folder, a run continues from its newest whole checkpoint."""

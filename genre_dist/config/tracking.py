@@ -1,4 +1,4 @@
-"""Where a run is shown: W&B, TensorBoard, and what is told there beside losses."""
+"""The tracking section: W&B, TensorBoard, and what they show beside metrics."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""How a model is trained: optimizer, schedule, length, precision."""
+"""The sections for training: optimizer, schedule, length, precision."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -52,7 +52,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long, in which precision, and when to look."""
+    """Length, precision, evaluation and profiling of training."""
 
     steps: int | None = None
     """Optimizer steps; null means `epochs` epochs."""

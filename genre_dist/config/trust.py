@@ -1,7 +1,7 @@
-"""Code that a configuration names runs only where a user of this machine has named it, or says to trust it.
+"""Code that a configuration names runs only if the user has trained with it on this machine, or passes --trust_code.
 
 A run's folder may come from anybody, and its config.yaml may name any function (`model.poster.arch: module:function`).
-What a user trained with is noted outside of all runs' folders, under $XDG_STATE_HOME, one name a line.
+The functions that a user trained with are noted outside of all runs' folders, under $XDG_STATE_HOME, one name a line.
 """
 
 import os
@@ -13,9 +13,9 @@ from genre_dist.config import Config
 
 
 def trust_code_of(config: Config) -> None:
-    """Note the code that a user trains with: runs that name it need no --trust_code from now on."""
+    """Note the code that a user trains with: other runs that name it then need no --trust_code."""
     code = _code(config)
-    with suppress(OSError, RuntimeError):  # no home, or one that cannot be written: --trust_code stays the way
+    with suppress(OSError, RuntimeError):  # without a writable home, --trust_code remains
         known = _known()
         if code is not None and code not in known:
             _notes().parent.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""What predictions are worth: measures, fitted thresholds, calibration, intervals, and their files."""
+"""Metrics of predictions: measures, fitted thresholds, calibration, confidence intervals, and their files."""

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say. Pure."""
+"""Calibration: how closely predicted probabilities match observed frequencies. Pure functions."""
 
 from typing import Any
 
@@ -9,25 +9,25 @@ BINS = 15
 
 
 def calibration(logits: NDArray[np.float32], labels: NDArray[np.bool_]) -> dict[str, Any]:
-    """The reliability curve over all pairs of film and genre, its expected calibration error, and the Brier score.
+    """The reliability curve over all pairs of sample and label, its expected calibration error, and the Brier score.
 
-    logits, labels [films, genres]. Bins are equally wide in probability; the error is the mean over all pairs of the
-    distance between a bin's mean probability and its share of true ones (Guo et al. 2017, On Calibration of Modern
-    Neural Networks, eq. 3, with each pair's probability in the place of the confidence). `curve` leaves empty bins out.
+    logits, labels [samples, labels]. Bins are equally wide in probability; the error is the mean over all pairs of the
+    distance between a bin's mean probability and its share of positives (Guo et al. 2017, On Calibration of Modern
+    Neural Networks, eq. 3, with each pair's probability instead of the confidence). `curve` leaves empty bins out.
     """
     probability = 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -50, 50))).ravel()
     true = labels.ravel()
-    place = np.minimum((probability * BINS).astype(int), BINS - 1)
+    bins = np.minimum((probability * BINS).astype(int), BINS - 1)
     pairs, trues, probabilities = (
-        np.bincount(place, weights, BINS) for weights in (np.ones(len(place)), true.astype(float), probability)
+        np.bincount(bins, weights, BINS) for weights in (np.ones(len(bins)), true.astype(float), probability)
     )
     used = pairs > 0
-    predicted, found = probabilities[used] / pairs[used], trues[used] / pairs[used]
+    predicted, observed = probabilities[used] / pairs[used], trues[used] / pairs[used]
     return {
-        "expected_calibration_error": float((pairs[used] * np.abs(predicted - found)).sum() / len(place)),
+        "expected_calibration_error": float((pairs[used] * np.abs(predicted - observed)).sum() / len(bins)),
         "brier": float(((probability - true) ** 2).mean()),
         "curve": [
             {"predicted": float(x), "true": float(y), "pairs": int(n)}
-            for x, y, n in zip(predicted, found, pairs[used], strict=True)
+            for x, y, n in zip(predicted, observed, pairs[used], strict=True)
         ],
     }

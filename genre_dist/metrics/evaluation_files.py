@@ -21,11 +21,11 @@ from genre_dist.validation import Count
 AGAIN = "evaluate the run again"
 Share = Annotated[float, Ge(0), Le(1)]
 AGREES_TO = 1e-6
-"""So closely the micro F1 of the metrics is that of the predictions."""
+"""Largest difference between the micro F1 of the metrics and that of the predictions."""
 
 
-class GenreFigures(TypedDict):
-    """A genre, at threshold 0.5."""
+class LabelMetrics(TypedDict):
+    """Metrics of a genre, at threshold 0.5."""
 
     films: Count
     f1: Share
@@ -37,27 +37,27 @@ class GenreFigures(TypedDict):
 
 
 class Fitted(TypedDict):
-    """At the thresholds fitted on val."""
+    """Metrics at the thresholds fitted on val."""
 
     micro_f1: Share
 
 
 class Metrics(TypedDict):
-    """What is read of metrics-SPLIT.json; there is more in it."""
+    """The keys that are read of metrics-SPLIT.json, which has more."""
 
     films: Count
     micro_f1: Share
-    per_genre: dict[str, GenreFigures]
+    per_genre: dict[str, LabelMetrics]
     left_out: NotRequired[Count]
     fitted: NotRequired[Fitted]
 
 
 class Predictions(NamedTuple):
-    """Films by rising id."""
+    """Samples by rising id."""
 
-    ids: NDArray[np.int64]  # [films]
-    logits: NDArray[np.float32]  # [films, genres]
-    labels: NDArray[np.bool_]  # [films, genres]
+    ids: NDArray[np.int64]  # [samples]
+    logits: NDArray[np.float32]  # [samples, labels]
+    labels: NDArray[np.bool_]  # [samples, labels]
 
 
 def predictions_file(run: Path, split: str) -> Path:
@@ -68,7 +68,7 @@ def metrics_file(run: Path, split: str) -> Path:
     return run / f"metrics-{split}.json"
 
 
-def write_evaluation(run: Path, split: str, predictions: Predictions, told: Mapping[str, Any]) -> None:
+def write_evaluation(run: Path, split: str, predictions: Predictions, metrics: Mapping[str, Any]) -> None:
     """Write both files, the metrics last."""
     ids, logits, labels = predictions
     table = pa.table(
@@ -78,41 +78,41 @@ def write_evaluation(run: Path, split: str, predictions: Predictions, told: Mapp
             "labels": pa.array(list(labels), pa.list_(pa.bool_())),
         }
     )
-    table = table.replace_schema_metadata({"genres": json.dumps(list(told["per_genre"]))})
+    table = table.replace_schema_metadata({"genres": json.dumps(list(metrics["per_genre"]))})
     with atomic_file(predictions_file(run, split)) as file:
         pq.write_table(table, file, write_page_checksum=True)
-    write_sealed(metrics_file(run, split), dict(told))
+    write_sealed(metrics_file(run, split), dict(metrics))
 
 
 def read_evaluation(run: Path, split: str) -> tuple[Predictions, Metrics]:
-    """Both files of a split. Raises ValueError if one is missing, damaged, or not of the same evaluation."""
+    """Both files of a split. Raises ValueError if one is missing or damaged, or if they are of two evaluations."""
     path = metrics_file(run, split)
     if not (path.is_file() and predictions_file(run, split).is_file()):
         raise ValueError(f"{run}: not evaluated on {split} yet; run `genre-dist evaluate {run} --split {split}`")
-    told = read_metrics(path)
-    found = read_predictions(predictions_file(run, split), list(told["per_genre"]))
-    films = [row["films"] for row in told["per_genre"].values()]
-    same = told["films"] == len(found.ids) and films == found.labels.sum(axis=0).tolist()
-    if not same or abs(told["micro_f1"] - _micro_f1(found)) > AGREES_TO:
+    metrics = read_metrics(path)
+    predictions = read_predictions(predictions_file(run, split), list(metrics["per_genre"]))
+    films = [row["films"] for row in metrics["per_genre"].values()]
+    same = metrics["films"] == len(predictions.ids) and films == predictions.labels.sum(axis=0).tolist()
+    if not same or abs(metrics["micro_f1"] - _micro_f1(predictions)) > AGREES_TO:
         raise ValueError(f"{path} and {predictions_file(run, split).name} are not of the same evaluation; {AGAIN}")
-    return found, told
+    return predictions, metrics
 
 
-def _micro_f1(found: Predictions) -> float:
-    named = found.logits > 0
-    return float(2 * (named & found.labels).sum() / max(1, named.sum() + found.labels.sum()))
+def _micro_f1(predictions: Predictions) -> float:
+    named = predictions.logits > 0
+    return float(2 * (named & predictions.labels).sum() / max(1, named.sum() + predictions.labels.sum()))
 
 
 def read_metrics(path: Path) -> Metrics:
-    """The metrics of an evaluation. Raises ValueError if the file is not that."""
-    told = read_sealed(Metrics, path, AGAIN)
-    if not told["per_genre"]:
+    """The metrics of an evaluation. Raises ValueError for a file of other content."""
+    metrics = read_sealed(Metrics, path, AGAIN)
+    if not metrics["per_genre"]:
         raise ValueError(f"{path}: per_genre: there is no genre; {AGAIN}")
-    return told
+    return metrics
 
 
 def read_predictions(path: Path, genres: Sequence[str]) -> Predictions:
-    """The predictions of films for these genres. Raises ValueError if the file is not that."""
+    """The predictions of samples for these genres. Raises ValueError for a file of other content."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             written_for = (file.schema_arrow.metadata or {}).get(b"genres")
@@ -123,8 +123,8 @@ def read_predictions(path: Path, genres: Sequence[str]) -> Predictions:
         logits = _rows(table["logits"], len(genres), pa.float32())
         labels = _rows(table["labels"], len(genres), pa.bool_())
     except (pa.ArrowException, OSError, KeyError, ValueError, MemoryError) as error:
-        told = printable(error)[:200]
-        raise ValueError(f"{path}: no predictions of {len(genres)} genres ({told}); {AGAIN}") from None
+        problem = printable(error)[:200]
+        raise ValueError(f"{path}: no predictions of {len(genres)} genres ({problem}); {AGAIN}") from None
     if not np.isfinite(logits).all():
         raise ValueError(f"{path}: some logits are not finite; the model's weights have run away")
     if not len(ids):
@@ -136,7 +136,7 @@ def read_predictions(path: Path, genres: Sequence[str]) -> Predictions:
 
 
 def _rows(column: pa.ChunkedArray, width: int, kind: pa.DataType) -> NDArray[Any]:
-    """A column of lists, all `width` long, as [rows, width]. Raises ValueError if it is not that."""
+    """A column of lists, all `width` long, as [rows, width]. Raises ValueError for any other column."""
     if not pa.types.is_list(column.type):
         raise ValueError(f"a column of lists is needed, found {column.type}")
     if column.null_count or not pc.all(pc.equal(pc.list_value_length(column), width), min_count=0).as_py():
@@ -145,7 +145,7 @@ def _rows(column: pa.ChunkedArray, width: int, kind: pa.DataType) -> NDArray[Any
 
 
 def _numbers(column: pa.ChunkedArray, kind: pa.DataType) -> NDArray[Any]:
-    """A column without nulls. Raises ValueError if it is not that, or of another kind of numbers."""
+    """A column as numbers of a kind. Raises ValueError for a column with nulls or of another kind."""
     families = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean)
     if not any(of(column.type) and of(kind) for of in families):
         raise ValueError(f"a column of {kind} is needed, found {column.type}")

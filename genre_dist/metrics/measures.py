@@ -1,4 +1,4 @@
-"""How good predictions are. Pure functions of logits and labels."""
+"""Metrics of predictions: pure functions of logits and labels."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support, roc_auc_score
 
 
-def metrics(logits: NDArray[np.float32], labels: NDArray[np.bool_], genres: Sequence[str]) -> dict[str, Any]:
-    """Everything about one split, at the study's threshold of 0.5 (logit > 0).
+def metrics(logits: NDArray[np.float32], labels: NDArray[np.bool_], names: Sequence[str]) -> dict[str, Any]:
+    """All metrics of a split, at the study's threshold of 0.5 (logit > 0).
 
-    logits, labels [films, genres]. Accuracy is the mean over genres, as in the study. A genre without a positive or
-    without a negative film has no AUC, one without a positive film no average precision: null there, and left out of
-    the means. F1 of a genre or film with nothing to find and nothing found is 0, as scikit-learn counts it.
+    logits, labels [samples, labels]. Accuracy is the mean over labels, as in the study. AUC is None for a label without
+    positives or without negatives, average precision for one without positives; the means leave it out. F1 of a label
+    or sample without true and without predicted positives is 0, as in scikit-learn.
     """
-    named = figures_of_named(logits > 0, labels, genres)
-    average_precision = [_or_none(average_precision_score, labels[:, g], logits[:, g]) for g in range(len(genres))]
-    auc = [_or_none(roc_auc_score, labels[:, g], logits[:, g]) for g in range(len(genres))]
+    named = figures_of_named(logits > 0, labels, names)
+    average_precision = [_or_none(average_precision_score, labels[:, g], logits[:, g]) for g in range(len(names))]
+    auc = [_or_none(roc_auc_score, labels[:, g], logits[:, g]) for g in range(len(names))]
     for g, row in enumerate(named["per_genre"].values()):
         row |= {"average_precision": average_precision[g], "auc": auc[g]}
     return {
@@ -31,10 +31,10 @@ def metrics(logits: NDArray[np.float32], labels: NDArray[np.bool_], genres: Sequ
     }
 
 
-def figures_of_named(named: NDArray[np.bool_], labels: NDArray[np.bool_], genres: Sequence[str]) -> dict[str, Any]:
-    """What depends on which genres are named, by whatever threshold: accuracy, F1 and the rows of the genres.
+def figures_of_named(named: NDArray[np.bool_], labels: NDArray[np.bool_], names: Sequence[str]) -> dict[str, Any]:
+    """The metrics that depend on the predicted labels `named`, by any threshold: accuracy, F1 and a row per label.
 
-    named, labels [films, genres].
+    named, labels [samples, labels].
     """
     precision, recall, f1, films = precision_recall_fscore_support(labels, named, average=None, zero_division=0)
     return {
@@ -50,7 +50,7 @@ def figures_of_named(named: NDArray[np.bool_], labels: NDArray[np.bool_], genres
                 "recall": float(recall[g]),
                 "accuracy": float((named[:, g] == labels[:, g]).mean()),
             }
-            for g, genre in enumerate(genres)
+            for g, genre in enumerate(names)
         },
     }
 
@@ -64,6 +64,6 @@ def _or_none(score: Any, labels: NDArray[np.bool_], logits: NDArray[np.float32])
 
 
 def mean_of_known(values: Sequence[float | None]) -> float | None:
-    """The mean of what is not None, None if there is nothing."""
+    """The mean of the values that are not None; None if there are none."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None

@@ -1,1 +1,1 @@
-"""What a training step needs of a GPU's memory, found without a GPU: the step is run on the meta device and counted."""
+"""The GPU memory and time of a training step, computed without a GPU from a trace of the step on the meta device."""

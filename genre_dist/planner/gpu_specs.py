@@ -1,10 +1,10 @@
-"""What GPUs can do at best, by their vendor's data sheets. Pure: it imports nothing of torch.
+"""Peak figures of GPUs from their vendor's data sheets; this module does not import torch.
 
 Peaks are dense (half of the figures "with sparsity") and accumulate in fp32, as training does: on GeForce cards that is
 half of what is advertised for fp16. Sources, each by NVIDIA: data sheets of A10, A10G, A30, A40, A100, A800, L4, L40,
 L40S, H20, H100, H200, H800, GH200, T4, V100, RTX A6000, RTX 6000 Ada; HGX and "Blackwell Architecture" (B200, B300,
 GB200, GB300: figures of a whole board or rack, divided); white papers "Ampere GA102" (RTX 3090), "Ada" (RTX 3090 Ti,
-4080, 4090) and "RTX Blackwell" (RTX 5080, 5090). A card whose tensor peaks no sheet tells is left out: RTX 4090 D and
+4080, 4090) and "RTX Blackwell" (RTX 5080, 5090). Cards without published tensor peaks are left out: RTX 4090 D and
 other variants, laptops' chips, slices (MIG), virtual GPUs.
 """
 
@@ -14,34 +14,34 @@ from typing import NamedTuple
 
 
 class GpuSpec(NamedTuple):
-    """A GPU's best: peaks in TFLOPS, bandwidths in 10^9 bytes a second."""
+    """A GPU's data sheet: peaks in TFLOPS, bandwidths in 10^9 bytes a second."""
 
     name: str
     words: str
-    """The words of its names; those with a question mark may be missing, and no other may be there."""
+    """The words of its names; a name may lack those with a question mark, and has no others."""
     half: float
-    """Tensor cores in bf16; in fp16 where the card has no bf16."""
+    """Peak of the tensor cores in bf16; in fp16 if the card has no bf16."""
     tf32: float
-    """Tensor cores in TF32; 0 where it has none."""
+    """Peak of the tensor cores in TF32; 0 without TF32."""
     fp32: float
-    """Outside of the tensor cores."""
+    """Peak without tensor cores."""
     memory_gib: float
-    """What can be used: of GDDR6 that corrects errors, a sixteenth less than the sheet says."""
+    """Usable memory: GDDR6 with error correction has a sixteenth less than the data sheet says."""
     bandwidth: float
-    """Of its memory."""
+    """Bandwidth of the memory."""
     link: float
-    """To the other GPUs, both directions together: NVLink with a switch or mesh of all, else PCIe. Bridges that join
-    two or four cards do not count."""
+    """Bandwidth to the other GPUs, both directions together: NVLink with a switch or full mesh, else PCIe. Bridges that
+    join two or four cards do not count."""
     host: float
-    """To the host, both directions together."""
+    """Bandwidth to the host, both directions together."""
 
     @property
     def has_bf16(self) -> bool:
-        """Whether the tensor cores know bf16: since the generation that brought TF32."""
+        """Whether the tensor cores have bf16, which came with TF32."""
         return self.tf32 > 0
 
     def flops(self, precision: str) -> float:
-        """Peak in FLOP a second in bf16, tf32 or fp32; without TF32, fp32 is what computes instead."""
+        """Peak in FLOP/s in bf16, tf32 or fp32; a card without TF32 computes in fp32 instead."""
         peaks = {"bf16": self.half, "tf32": self.tf32 or self.fp32, "fp32": self.fp32}
         return peaks[precision] * 1e12
 
@@ -91,7 +91,7 @@ MAKERS = ("nvidia", "geforce", "tesla")
 
 
 def find_card(device_name: str) -> GpuSpec | None:
-    """The card of a name as `torch.cuda.get_device_name` or a person writes it, or None if it is not in the table.
+    """The card of a name, written as `torch.cuda.get_device_name` or a user does; None if the table lacks it.
 
     Every word counts: "RTX 4090 D", "RTX 4090 Laptop GPU" and "A100-SXM4-40GB MIG 3g.20gb" are not the cards they
     begin with.
@@ -106,7 +106,7 @@ def find_card(device_name: str) -> GpuSpec | None:
 
 
 def card_named(name: str) -> GpuSpec:
-    """The card of a name; ValueError with the nearest known ones if there is none."""
+    """The card of a name. Raises ValueError with the nearest known names if there is none."""
     card = find_card(name)
     if card is None:
         known = {" ".join(_words(card.name)): card.name for card in CARDS}
@@ -116,6 +116,6 @@ def card_named(name: str) -> GpuSpec:
 
 
 def _words(name: str) -> list[str]:
-    """Words in small letters, without the maker's; RTX stands apart from its number."""
+    """Lower-case words without the vendor's; RTX is separated from its number."""
     apart = re.sub(r"\brtx(?=\w)", "rtx ", re.sub(r"[-_ ]+", " ", name.lower()))
     return [word for word in apart.split() if word not in MAKERS]

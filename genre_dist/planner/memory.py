@@ -1,7 +1,7 @@
-"""The peak of a rank's GPU memory, for any strategy, lever and micro-batch. Pure arithmetic over a traced step.
+"""The peak of a rank's GPU memory, for any strategy, lever and micro-batch: pure arithmetic over a traced step.
 
-Bytes a parameter: fp32 weight 4, gradient 4, AdamW's two moments 8. ZeRO and FSDP spread them over N ranks (Rajbhandari
-et al. 2020, https://arxiv.org/abs/1910.02054, without its fp16 copies, since weights here are fp32).
+Bytes per parameter: fp32 weight 4, gradient 4, AdamW's two moments 8. ZeRO and FSDP shard them over N ranks
+(Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, without its fp16 copies, since weights here are fp32).
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from genre_dist.parallel.deepspeed_config import REDUCE_BUCKET
 from genre_dist.planner.trace import Trace
 
 Strategy = Literal["single", "ddp", "fsdp", "zero1", "zero2", "zero3"]
-Checkpointing = Literal["none", "selective", "stages", "blocks"]  # in the order of the time they cost
+Checkpointing = Literal["none", "selective", "stages", "blocks"]  # by rising cost in time
 Precision = Literal["fp32", "bf16"]
 
 CONTEXT_BYTES = int(0.6e9)
@@ -22,20 +22,20 @@ CONTEXT_BYTES = int(0.6e9)
 WORKSPACE_BYTES = int(0.25e9)
 """Assumed: scratch memory of convolutions and matrix products, inside of torch's allocator."""
 FRAGMENTATION = 0.06
-"""Assumed: memory that torch's allocator holds beside what is in use, as a share of it."""
+"""Assumed: unused memory that torch's allocator holds, as a share of the used memory."""
 ZERO_BUCKET_BYTES = 4 * REDUCE_BUCKET
-"""DeepSpeed's buffer of gradients on their way, taken whole for any model, unless a JSON file says otherwise."""
+"""DeepSpeed's communication buffer for gradients, allocated in full for any model; a JSON file may set another size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What does not depend on batch or lever, in bytes of fp32."""
+    """Sizes that do not depend on batch or lever, in bytes of fp32."""
 
     trained: int
     frozen: int
     buffers: int
     copied: int
-    """Weights that autocast keeps a half-size copy of until their backward pass."""
+    """Weights of which autocast keeps a half-size copy until their backward pass."""
     units: tuple[int, ...]
     """Weights of each unit that FSDP and ZeRO-3 gather together, largest first."""
 
@@ -53,17 +53,17 @@ class Setting:
     accumulates: bool = False
     """Several micro-batches a step: gradients stay between them."""
     bucket: int = ZERO_BUCKET_BYTES
-    """ZeRO's buffer of gradients on their way, in bytes."""
+    """ZeRO's communication buffer for gradients, in bytes."""
 
 
 def static_bytes(sizes: Sizes, setting: Setting) -> dict[str, float]:
-    """Bytes a rank holds all the time: weights, gradients (those that stay), optimizer states, extra."""
+    """Bytes a rank holds all the time: weights, gradients that stay between steps, optimizer states, extra."""
     spread = 1 / setting.ranks
     weights: float = sizes.trained + sizes.frozen
     gradients = float(sizes.trained)
     states, extra = 2.0 * sizes.trained, 0.0
     if setting.strategy == "single" and not setting.accumulates:
-        gradients = 0.0  # they come and go within the step and are in the trace
+        gradients = 0.0  # they live within the step and are in the trace
     if setting.strategy in ("fsdp", "zero3"):
         weights *= spread
         extra += _gathered(sizes)
@@ -72,7 +72,7 @@ def static_bytes(sizes: Sizes, setting: Setting) -> dict[str, float]:
     if setting.strategy in ("fsdp", "zero1", "zero2", "zero3"):
         states *= spread
     if setting.strategy.startswith("zero"):
-        # DeepSpeed keeps an fp32 copy of its part of the weights beside them
+        # DeepSpeed keeps another fp32 copy of its shard of the weights
         states += sizes.trained * spread
         extra += setting.bucket
     if setting.offload:
@@ -86,32 +86,32 @@ def static_bytes(sizes: Sizes, setting: Setting) -> dict[str, float]:
 
 
 def _gathered(sizes: Sizes) -> float:
-    """Whole weights of the unit at work and of the next one, and the whole gradients of one."""
+    """Full weights of the current and the next unit, and full gradients of one."""
     largest = [*sizes.units[:2], 0, 0]
     return 2.0 * largest[0] + largest[1]
 
 
 def step_bytes(trace: Trace, setting: Setting, micro_batch: int) -> float:
-    """The most that a micro-batch's forward and backward pass adds, pixels and tokens included."""
+    """The peak of a micro-batch's forward and backward pass, pixels and tokens included."""
     share = 0.5 if setting.precision == "bf16" else 1.0
     alive = trace.fixed + micro_batch * (trace.computed * share + trace.kept)  # [operations]
     if setting.strategy == "single" and not setting.accumulates:
         alive = alive + trace.gradients
     elif setting.strategy != "single":
-        alive = alive + np.minimum(trace.gradients, trace.largest_gradient)  # on their way into the buckets
+        alive = alive + np.minimum(trace.gradients, trace.largest_gradient)  # until they are in the buckets
     inputs = trace.sample_input * (1.5 if setting.precision == "bf16" else 1.0)  # autocast copies the pixels
     return float(alive.max(initial=0)) + micro_batch * inputs
 
 
 def peak_bytes(traces: Mapping[Checkpointing, Trace], sizes: Sizes, setting: Setting, micro_batch: int) -> float:
-    """What `torch.cuda.max_memory_allocated` should show."""
+    """The expected value of `torch.cuda.max_memory_allocated`."""
     copies = sizes.copied / 2 if setting.precision == "bf16" else 0.0
     held = sum(static_bytes(sizes, setting).values())
     return held + copies + step_bytes(traces[setting.checkpointing], setting, micro_batch) + WORKSPACE_BYTES
 
 
 def card_bytes(allocated: float) -> float:
-    """What the card needs for so much allocated memory."""
+    """Memory of the card that so much allocated memory takes."""
     return allocated * (1 + FRAGMENTATION) + CONTEXT_BYTES
 
 
@@ -120,7 +120,7 @@ def largest_micro_batch(
 ) -> tuple[int, Setting] | None:
     """The largest micro-batch from `least` on that divides a rank's share and fits the card, or None.
 
-    With it the setting it makes: with less than the share, gradients stay between micro-batches.
+    Its setting comes with it: a micro-batch smaller than the share accumulates gradients.
     """
     for micro in (n for n in range(share, least - 1, -1) if share % n == 0):
         accumulating = replace(setting, accumulates=micro < share)

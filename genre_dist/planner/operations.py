@@ -1,9 +1,9 @@
-"""The operations of a training step: what each computes and moves, found without a GPU and without memory.
+"""The operations of a training step, their FLOP and their bytes, recorded without a GPU and without memory.
 
 Forward and backward pass run on fake tensors (shapes and types without content) under bf16 autocast as in training, so
-that every cast is there; their device is a CPU, as a GPU's fake would ask for a real one. A dispatch mode sees each
-operation: its operands are read once and its results written once, the least that a kernel of its own can do if caches
-keep nothing between kernels.
+that every cast is recorded; their device is a CPU, as a fake GPU tensor needs a real GPU. A dispatch mode sees each
+operation and counts its operands as read once and its results as written once: a lower bound for a separate kernel if
+caches keep nothing between kernels.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ CASTS, PRODUCTS, HEADS, PIXELS = "casts to bf16 and back", "matrix products", "h
 
 @dataclass
 class Operation:
-    """What a GPU does at once, with the memory that it touches: (storage, bytes)."""
+    """An operation on the GPU with the memory that it reads and writes: (storage, bytes)."""
 
     name: str
     kind: str
@@ -39,25 +39,25 @@ class Operation:
     flops: float
     """2 for a multiply-add."""
     precision: str
-    """What its products run in: bf16, tf32 or fp32."""
+    """The type of its products: bf16, tf32 or fp32."""
     reads: list[tuple[int, int]]
     again: int
     """Bytes that a second pass reads."""
     writes: list[tuple[int, int]]
     joined: bool = False
-    """Whether it shares the kernel of an operation before it, where neighbours share one."""
+    """Whether compilation fuses it into the kernel of an earlier operation."""
 
     def __post_init__(self) -> None:
         self.eager = self.again + sum(size for _, size in self.reads + self.writes)
         """Bytes read and written by a kernel of its own."""
         self.compiled = self.eager
-        """The same where neighbours share a kernel."""
+        """Bytes read and written after fusion."""
 
 
 def trace_operations(
     config: Config, vocabulary: Vocabulary, precision: str, samples: int, packed_size: int
 ) -> list[Operation]:
-    """The operations of a micro-batch, from uint8 posters of a side to gradients, without the text encoder.
+    """The operations of a micro-batch, from uint8 images of side `packed_size` to gradients, without the text encoder.
 
     Raises ValueError if the model cannot run on fake tensors.
     """
@@ -85,7 +85,7 @@ def _pixels(config: Config, samples: int, packed_size: int) -> list[Operation]:
 
 
 def _passes(model: GenreClassifier, image_size: int, half: bool, samples: int) -> list[Operation]:
-    """Forward and backward pass of the poster's network, then of the heads."""
+    """Forward and backward pass of the image network, then of the heads."""
     network, heads = Recorder(None), Recorder(HEADS)
     encodings = []
     if model.text is not None:
@@ -94,7 +94,7 @@ def _passes(model: GenreClassifier, image_size: int, half: bool, samples: int) -
         posters = torch.empty(samples, 3, image_size, image_size).to(memory_format=torch.channels_last)
         with network, torch.autocast("cpu", torch.bfloat16, enabled=half):
             encoding = model.poster(posters)
-        encodings.append(encoding.detach().requires_grad_(encoding.requires_grad))  # the heads' part begins here
+        encodings.append(encoding.detach().requires_grad_(encoding.requires_grad))  # cuts the graph before the heads
     with heads, torch.autocast("cpu", torch.bfloat16, enabled=half):
         logits = model.heads(torch.cat(encodings, dim=1))
     with heads.going_back():
@@ -106,17 +106,17 @@ def _passes(model: GenreClassifier, image_size: int, half: bool, samples: int) -
 
 
 class Recorder(TorchDispatchMode):
-    """Notes every operation that touches memory, as of one kind or by its name."""
+    """Records every operation that touches memory, all as of one kind or each by its name."""
 
     def __init__(self, kind: str | None) -> None:
         super().__init__()
         self._kind, self._backward = kind, False
         self._seen: list[Operation] = []
-        self._kept: list[Any] = []  # no storage goes, so that its address names it; tensors go, as ever
+        self._kept: list[Any] = []  # keeps storages alive, so that addresses identify them
 
     @contextmanager
     def going_back(self) -> Iterator[None]:
-        """Note the backward pass."""
+        """Record a backward pass."""
         self._backward = True
         with self:
             yield
@@ -126,7 +126,7 @@ class Recorder(TorchDispatchMode):
         return self
 
     def operations(self) -> list[Operation]:
-        """All that was seen, in order."""
+        """All recorded operations, in order."""
         if self._kind is None:
             _share_kernels(self._seen)
         return self._seen
@@ -166,7 +166,8 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _size(tensor: Tensor) -> int:
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())  # expanded ones are small
+    """Bytes of a tensor in memory: an expanded one has more elements than its storage."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
 def _kind(name: str, has_products: bool) -> str:
@@ -180,14 +181,15 @@ def _kind(name: str, has_products: bool) -> str:
 
 
 def _precision(result: Tensor, name: str) -> str:
-    """torch lets convolutions use TF32 by default, and matrix products not."""
+    """By default torch uses TF32 for convolutions, and not for matrix products."""
     if result.dtype == torch.bfloat16:
         return "bf16"
     return "tf32" if name.startswith("convolution") else "fp32"
 
 
 def _read_again(name: str, args: Any) -> int:
-    """Bytes of a second pass: BatchNorm's statistics come before its values, a convolution has two gradients."""
+    """Bytes of a second pass: BatchNorm reads its input for statistics and again for values, a convolution's backward
+    reads for two gradients."""
     if name == "native_batch_norm":
         training = args[5]
         return _size(args[0]) if training else 0
@@ -204,9 +206,9 @@ def _read_again(name: str, args: Any) -> int:
 
 
 def _share_kernels(operations: list[Operation]) -> None:
-    """Count the bytes of operations where those of a run share a kernel.
+    """Count the bytes of operations if those of a run are fused into one kernel.
 
-    What passes between them is neither written nor read, unless it is needed later; BatchNorm's second pass stays.
+    Intermediate tensors are neither written nor read, unless they are needed later; BatchNorm's second pass stays.
     """
     last_read = {storage: number for number, operation in enumerate(operations) for storage, _ in operation.reads}
     for run in _runs(operations):

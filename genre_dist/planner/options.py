@@ -1,4 +1,4 @@
-"""Which ways of running a step fit a card, with which micro-batch, and the one to take."""
+"""The settings in which a step fits a card, each with its largest micro-batch, and the best of them."""
 
 import itertools
 from collections.abc import Iterator
@@ -22,28 +22,28 @@ from genre_dist.planner.planned_model import PlannedModel, plan_model
 
 LEVERS = ("bf16", "checkpointing", "accumulation", "sharding", "offload")
 ENOUGH = 16
-"""A micro-batch from which on a GPU is busy: with less, a lever that costs time is taken before a smaller one."""
+"""The smallest micro-batch that keeps a GPU busy: below it, a lever that costs time is better than a smaller one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One way to run, and what it needs."""
+    """One setting and the memory that it needs."""
 
     setting: Setting
     micro_batch: int
-    """The largest that fits; the smallest possible if none does."""
+    """The largest that fits; a rank's share if none does."""
     fits: bool
     parts: dict[str, float]
-    """Bytes that are held all the time."""
+    """Bytes that a rank holds all the time."""
     peak: float
-    """Bytes `torch.cuda.max_memory_allocated` should show."""
+    """Expected bytes of `torch.cuda.max_memory_allocated`."""
     card: float
-    """Bytes the card needs for it."""
+    """Bytes of the card's memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """All options for a card and the one to take (None if nothing fits)."""
+    """All options for a card and the best one (None if nothing fits)."""
 
     config: Config
     ranks: int
@@ -60,7 +60,7 @@ def make_plan(
 ) -> MemoryPlan:
     """Try every strategy with every lever. ValueError for an unknown lever or a batch that the ranks cannot share.
 
-    `planned`: what an earlier plan of the same model found.
+    `planned`: the traces of an earlier plan of the same model.
     """
     if unknown := set(levers) - set(LEVERS):
         raise ValueError(f"unknown lever {', '.join(sorted(unknown))}; the levers are {', '.join(LEVERS)}")
@@ -73,7 +73,7 @@ def make_plan(
 
 
 def _ways(config: Config, ranks: int, levers: tuple[str, ...], planned: PlannedModel) -> Iterator[Setting]:
-    """All combinations of what the levers allow; `train.precision` of the configuration, if set, stays as it is."""
+    """All combinations that the levers allow; a `train.precision` that the configuration sets stays."""
     precisions: tuple[Precision, ...] = ("bf16", "fp32") if "bf16" in levers else ("fp32",)
     if config.train.precision != "auto":
         precisions = (config.train.precision,)
@@ -88,7 +88,7 @@ def _ways(config: Config, ranks: int, levers: tuple[str, ...], planned: PlannedM
 
 
 def configured_setting(config: Config, ranks: int, precision: str, accumulates: bool = False) -> Setting:
-    """The way in which a configuration runs on so many ranks."""
+    """The setting in which a configuration runs on so many ranks."""
     return Setting(
         strategy=cast(Strategy, strategy_name(config, ranks)),
         ranks=ranks,
@@ -101,13 +101,13 @@ def configured_setting(config: Config, ranks: int, precision: str, accumulates: 
 
 
 def _option(planned: PlannedModel, setting: Setting, share: int, card: int, least: int) -> Option:
-    found = largest_micro_batch(planned.traces, planned.sizes, setting, share, card, least)
-    micro, setting = found or (share, setting)
+    result = largest_micro_batch(planned.traces, planned.sizes, setting, share, card, least)
+    micro, setting = result or (share, setting)
     peak = peak_bytes(planned.traces, planned.sizes, setting, micro)
     return Option(
         setting=setting,
         micro_batch=micro,
-        fits=found is not None,
+        fits=result is not None,
         parts=static_bytes(planned.sizes, setting),
         peak=peak,
         card=card_bytes(peak),
@@ -115,7 +115,7 @@ def _option(planned: PlannedModel, setting: Setting, share: int, card: int, leas
 
 
 def _cost(option: Option) -> tuple[float, ...]:
-    """What is taken first: a micro-batch that keeps the GPU busy, then the levers that cost the least time."""
+    """Sort key of options: first a micro-batch that keeps the GPU busy, then levers that cost little time."""
     setting = option.setting
     return (
         -min(option.micro_batch, ENOUGH),
@@ -127,12 +127,12 @@ def _cost(option: Option) -> tuple[float, ...]:
 
 
 def planned_micro_batch(config: Config, card: int, ranks: int, precision: str) -> int:
-    """The largest micro-batch for a run as it is configured, with texts as long as they may be.
+    """The largest micro-batch for a configuration, with texts of the maximum length.
 
-    1 if even that does not fit: the run then says so itself. Raises ValueError if the model cannot be planned.
+    1 if not even that fits: the run then fails with a message. Raises ValueError if the model cannot be planned.
     """
     share = derive_batches(config.data, ranks).per_rank
     setting = configured_setting(config, ranks, precision)
     planned = plan_model(config, (setting.checkpointing,), tokens=config.data.max_tokens)
-    found = largest_micro_batch(planned.traces, planned.sizes, setting, share, card)
-    return found[0] if found else 1
+    result = largest_micro_batch(planned.traces, planned.sizes, setting, share, card)
+    return result[0] if result else 1

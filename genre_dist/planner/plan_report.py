@@ -1,4 +1,4 @@
-"""A plan for people (a table, what it consists of, the command) and for programs (JSON)."""
+"""A plan as text (a table, the parts of the memory, the command) and as JSON."""
 
 import shlex
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from genre_dist.printable import printable
 
 
 def print_plan(plan: MemoryPlan, config_file: str) -> None:
-    """The whole answer."""
+    """Print the plan."""
     for line in (*_model_lines(plan.planned), *_table(plan), *_answer(plan, config_file)):
         print(printable(line))
 
@@ -28,7 +28,7 @@ def parameter_lines(planned: PlannedModel) -> list[str]:
 
 
 def held(parts: dict[str, float]) -> str:
-    """What a rank holds all the time, part by part."""
+    """The memory that a rank holds all the time, part by part."""
     return ", ".join(f"{name} {gb(size)}" for name, size in parts.items() if size)
 
 
@@ -49,15 +49,15 @@ def _model_lines(planned: PlannedModel) -> list[str]:
 
 
 def _growth(trace: Trace, precision: memory.Precision) -> float:
-    """Bytes by which a sample more raises the peak."""
+    """Bytes by which one more sample raises the peak."""
     setting = memory.Setting(strategy="ddp", ranks=1, precision=precision)
     return (memory.step_bytes(trace, setting, 2000) - memory.step_bytes(trace, setting, 1000)) / 1000
 
 
 def _table(plan: MemoryPlan) -> list[str]:
-    """The largest micro-batch and what it needs: a row a strategy and precision, a column a kind of checkpointing.
+    """The largest micro-batch and its memory: a row per strategy and precision, a column per kind of checkpointing.
 
-    One line where all options have the same micro-batch.
+    One line if all options have the same micro-batch.
     """
     title = f"largest micro-batch (GB of the card) for {plan.share} samples a rank, {plan.ranks} "
     title += f"{'rank' if plan.ranks == 1 else 'ranks'} of {gb(plan.card)}"
@@ -110,7 +110,7 @@ def describe(option: Option) -> str:
 
 
 def command(plan: MemoryPlan, option: Option, config_file: str) -> str:
-    """The command that trains this way."""
+    """The command that trains with this option."""
     setting = option.setting
     words = [
         f"torchrun --nproc_per_node={plan.ranks} -m genre_dist.train",
@@ -124,7 +124,7 @@ def command(plan: MemoryPlan, option: Option, config_file: str) -> str:
 
 
 def to_json(plan: MemoryPlan, config_file: str) -> dict[str, Any]:
-    """Everything the table shows, in bytes."""
+    """All numbers of the plan, in bytes."""
     planned, best = plan.planned, plan.best
     return {
         "card_bytes": plan.card,

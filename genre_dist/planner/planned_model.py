@@ -18,11 +18,11 @@ from genre_dist.planner.trace import Trace, trace_step
 from genre_dist.stream.manifest import load_manifest
 
 ASSUMED_WORDS, ASSUMED_DIM = 30_000, 300
-"""Vocabulary without shards in reach: about the study's, with GloVe's width."""
+"""Vocabulary if the shards cannot be read: about the study's, with GloVe's width."""
 
 
 class Vocabulary(NamedTuple):
-    """What the model takes from the shards."""
+    """The sizes that the model takes from the shards."""
 
     words: int
     dim: int | None
@@ -32,11 +32,11 @@ class Vocabulary(NamedTuple):
 
 
 class PlannedModel(NamedTuple):
-    """A model, as the planner knows it."""
+    """Sizes and traces of a model."""
 
     vocabulary: Vocabulary
     parameters: dict[str, tuple[int, int]]
-    """For each part: trained, frozen."""
+    """Numbers of trained and frozen parameters of each part."""
     sizes: Sizes
     traces: dict[Checkpointing, Trace]
     tokens: int
@@ -64,7 +64,7 @@ def plan_model(
 
 
 def find_vocabulary(config: Config) -> Vocabulary:
-    """From the shards if they are in reach, else an assumption that says so."""
+    """The vocabulary of the shards if they can be read, else an assumption that says so."""
     try:
         manifest = load_manifest(config.data.shards)
     except (ValueError, OSError):
@@ -75,12 +75,12 @@ def find_vocabulary(config: Config) -> Vocabulary:
 
 
 def meta_model(config: Config, vocabulary: Vocabulary, on_gpu: bool) -> GenreClassifier:
-    """The model without memory; heads as they are computed on a GPU or a CPU."""
+    """The model on the meta device, with the heads' kernel of a GPU or a CPU."""
     heads = config.model.heads
     if heads.kernel == "auto":
         heads = replace(heads, kernel="batched" if on_gpu else "separate")
     vectors = None
-    if vocabulary.dim is not None:  # a view of one number: the shape is all that counts
+    if vocabulary.dim is not None:  # only the shape counts: a view of one number
         vectors = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (vocabulary.words, vocabulary.dim), (0, 0))
     with torch.device("meta"):
         return GenreClassifier(
@@ -94,15 +94,15 @@ def meta_model(config: Config, vocabulary: Vocabulary, on_gpu: bool) -> GenreCla
 
 
 def model_sizes(model: GenreClassifier) -> Sizes:
-    """Bytes of weights and buffers, and of the units that are gathered together."""
+    """Bytes of weights and buffers, and of the units that FSDP and ZeRO-3 gather."""
     trained = [p for p in model.parameters() if p.requires_grad]
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    # the heads' copies are in the trace where they are stacked
+    # the trace has the copies of stacked heads
     stacked = {id(p) for p in model.heads.parameters()} if model.heads.kernel == "batched" else set()
     # recurrent layers compute in fp32
     recurrent = {id(p) for m in model.modules() if isinstance(m, nn.RNNBase) for p in m.parameters()}
     copied = [p for p in trained if p.ndim > 1 and id(p) not in embeddings | stacked | recurrent]
-    gathered, counted = [], set()  # a unit holds what no unit inside it holds
+    gathered, counted = [], set()  # parameters of a unit's inner units are theirs alone
     for unit in units(model):
         own = [p for p in unit.parameters() if id(p) not in counted]
         counted |= {id(p) for p in own}
@@ -117,7 +117,7 @@ def model_sizes(model: GenreClassifier) -> Sizes:
 
 
 def _recomputes(model: GenreClassifier, kind: Checkpointing) -> bool:
-    """Make a model recompute its activations; False if it has no poster encoder that can and is trained."""
+    """Make a model recompute its activations; False without a trained poster encoder that supports it."""
     if model.poster is None or model.poster.frozen:
         return False
     try:

@@ -1,8 +1,8 @@
-"""How long a training step takes on a card at best: bytes over bandwidth, operations over peak. Computed, not measured.
+"""The shortest time of a training step on a card: bytes over bandwidth, operations over peak. Computed, not measured.
 
 A roofline (Williams, Waterman and Patterson 2009, https://doi.org/10.1145/1498765.1498785): no operation is faster than
-its bytes at the memory's bandwidth, nor than its products at the peak. What real kernels reach of it is an assumption
-of its own, REACHED.
+its bytes at the memory's bandwidth, nor than its products at the peak. REACHED is the share of it that real kernels are
+assumed to reach.
 """
 
 from collections import defaultdict
@@ -22,21 +22,22 @@ from genre_dist.planner.throughput import recurrent_flops, training_flops
 from genre_dist.stream.manifest import load_manifest
 
 REACHED = (0.4, 0.75)
-"""Assumed: what training reaches of its roofline. ResNet-50 as NVIDIA published it on one GPU (DeepLearningExamples,
-PyTorch 21.03) against the roofline here: A100 2,470 of 3,700 images/s in half precision, 0.67, and 938 of 1,860 in
-TF32, 0.50; V100 1,200 of 1,600 in half precision, 0.75, and 367 of 430 in fp32, 0.85, where products are the limit. The
-lower end is for BatchNorm in bf16, which is not cuDNN's, and for newer cards, which are harder to fill."""
+"""Assumed: the share of its roofline that training reaches. ResNet-50 as NVIDIA published it on one GPU
+(DeepLearningExamples, PyTorch 21.03) against the roofline here: A100 2,470 of 3,700 images/s in half precision, 0.67,
+and 938 of 1,860 in TF32, 0.50; V100 1,200 of 1,600 in half precision, 0.75, and 367 of 430 in fp32, 0.85, where
+products are the limit. The lower end is for BatchNorm in bf16, which is not cuDNN's, and for newer cards, which are
+harder to fill."""
 RECURRENT_STEP_SECONDS = 10e-6
 """Assumed: a time step of a recurrent layer, forward or backward. Two kernels wait for one another (the product with
 the previous state, then the gates), about 5 us each: launch and memory latency, not work. Both directions run side by
 side; a layer waits for both directions of the one below."""
 OPERATION_SECONDS = 20e-6
-"""Assumed: what Python, autograd and the launch of an operation take on the host. If that is longer than the GPU's
-work, the GPU waits; at best, CUDA graphs take it away."""
+"""Assumed: host time of an operation in Python, autograd and its launch. If that exceeds the GPU's work, the GPU waits;
+the times at best leave it out, as with CUDA graphs."""
 PACKED_SIZE = 256
-"""Assumed without shards in reach: side of the packed posters, the default of `genre-dist pack`."""
+"""Assumed if the shards cannot be read: side of the packed images, the default of `genre-dist pack`."""
 BUCKET_BYTES = 25 * 2**20
-"""DistributedDataParallel's default: gradients travel in parts of this size, the last one after the backward pass."""
+"""DistributedDataParallel's default: gradients are reduced in such buckets, the last one after the backward pass."""
 ADAMW_BYTES = {"adamw": 28, "adamw8bit": 16}
 """A parameter's update in one kernel: weight, gradient and two averages read, weight and averages written."""
 CLIP_BYTES = 12
@@ -57,21 +58,21 @@ class OperationTime:
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """A step as it is run eagerly, or with the poster network's blocks compiled."""
+    """The times of a step in eager mode, or with the image network's blocks compiled."""
 
     name: str
     works: tuple[OperationTime, ...]
-    """Of one micro-batch, by kind: pixels, poster network, heads."""
+    """Work of one micro-batch by kind: pixels, image network, heads."""
     launches: int
     """Operations that the host starts in a micro-batch."""
     passes: float
-    """Seconds of a micro-batch: pixels, poster network or text encoder (the longer one), heads."""
+    """Seconds of a micro-batch: pixels, image network or text encoder (the longer one), heads."""
     exposed: float
     """Seconds of the exchange of gradients that the backward pass does not hide."""
     step: float
     """Seconds of the step at best."""
     likely: tuple[float, float]
-    """The same at REACHED of the roofline, or as long as the host takes to start it: shortest, longest."""
+    """Seconds at REACHED of the roofline, or the host's time for the launches if longer: shortest, longest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,7 @@ class Timing:
     ranks: int
     precision: str
     samples: int
-    """Of a step, over all ranks."""
+    """Samples of a step, over all ranks."""
     micro_batch: int
     accumulation: int
     planned: bool
@@ -92,18 +93,18 @@ class Timing:
     recurrent: tuple[OperationTime, OperationTime] | None
     """Forward and backward pass of the text encoder for a micro-batch."""
     copy: OperationTime
-    """Of a micro-batch's posters to the card, beside the passes."""
+    """Copy of a micro-batch's images to the card, parallel to the passes."""
     update: OperationTime
     """Accumulation and clipping of gradients, optimizer."""
     gradient_bytes: float
     all_reduce: float
     """Seconds of a ring's exchange of all gradients."""
     flops: float
-    """Of a sample, as training counts them for its MFU."""
+    """FLOP of a sample, as training counts them for its MFU."""
     ways: tuple[Way, ...]
 
     def mfu(self, seconds: float) -> float:
-        """Share of the cards' peak that a step of this time makes use of."""
+        """Share of the cards' peak that a step of this time uses."""
         peak = self.card.flops("bf16" if self.precision == "bf16" else "tf32")
         return self.flops * self.samples / seconds / (peak * self.ranks)
 
@@ -181,7 +182,7 @@ def _way(name: str, operations: list[Operation], timing: Timing) -> Way:
 
 
 def at_best(flops: float, size: float, precision: str, card: GpuSpec) -> float:
-    """Seconds by the roofline."""
+    """Seconds of an operation by the roofline."""
     return max(size / (card.bandwidth * 1e9), flops / card.flops(precision))
 
 

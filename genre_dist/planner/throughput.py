@@ -1,4 +1,4 @@
-"""How fast and how well used: floating-point work of a sample, the device's peak, peak memory."""
+"""FLOP of a training sample, the device's peak FLOP/s, and its peak memory."""
 
 import resource
 
@@ -14,9 +14,9 @@ from genre_dist.planner.sizes import TYPICAL_TOKENS
 
 
 def peak_flops(device: torch.device, precision: str) -> float:
-    """Floating-point operations per second at best, or 0 where the device is unknown or a slice of one.
+    """Peak FLOP/s of a device, or 0 if the device is unknown or a slice of one.
 
-    fp32 is taken for TF32 where torch lets convolutions, nearly all of the work, use that.
+    fp32 counts as TF32 if torch allows that for convolutions, which are nearly all of the work.
     """
     if device.type != "cuda":
         return 0.0
@@ -28,11 +28,11 @@ def peak_flops(device: torch.device, precision: str) -> float:
 
 
 def training_flops(model: GenreClassifier, config: Config, device: torch.device) -> float:
-    """Floating-point operations of one training sample with a text of typical length, 2 for a multiply-add.
+    """FLOP of one training sample with a text of typical length, 2 for a multiply-add.
 
-    What a frozen part spares is not counted. The counter of torch sees convolutions and products; recurrent layers
-    count as nothing there and are added by hand: per layer, direction and token gates * hidden * (inputs + hidden)
-    multiply-adds forward and twice that backward. Count before anything is recomputed or compiled.
+    Gradients of frozen parts do not count. torch's counter sees convolutions and products but no recurrent layers,
+    which are added by hand: per layer, direction and token gates * hidden * (inputs + hidden) multiply-adds forward and
+    twice that backward. Call this before the model is recomputed or compiled.
     """
     was_training = model.training
     model.eval()  # BatchNorm's statistics stay as they are
@@ -52,7 +52,7 @@ def training_flops(model: GenreClassifier, config: Config, device: torch.device)
 
 
 def _counted(part: nn.Module, inputs: Tensor) -> float:
-    """Operations of a forward pass, and of the backward pass if there is one."""
+    """FLOP of a forward pass, and of the backward pass if there is one."""
     with FlopCounterMode(display=False) as counter:
         output = part(inputs)
         if output.requires_grad:
@@ -61,7 +61,7 @@ def _counted(part: nn.Module, inputs: Tensor) -> float:
 
 
 def recurrent_flops(text: TextEncoder) -> tuple[float, float]:
-    """Operations a token, forward and backward; without the gradient of frozen word vectors."""
+    """FLOP per token, forward and backward, without the gradient of frozen word vectors."""
     products = [weight for name, weight in text.rnn.named_parameters() if "weight" in name]
     forward = 2.0 * sum(weight.numel() for weight in products)
     if text.frozen:
@@ -71,7 +71,7 @@ def recurrent_flops(text: TextEncoder) -> tuple[float, float]:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory so far: allocated on the GPU, or resident in this process."""
+    """Peak memory so far: allocated on the GPU, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""A timing for people (a table) and for programs (JSON): computed, not measured."""
+"""A computed timing as a table and as JSON."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -8,7 +8,7 @@ from genre_dist.planner.roofline import OPERATION_SECONDS, REACHED, RECURRENT_ST
 
 
 def print_timing(timing: Timing) -> None:
-    """The whole answer."""
+    """Print the timing."""
     for line in (*_heading(timing), *_table(timing), *_assumed(timing)):
         print(line)
 
@@ -25,7 +25,7 @@ def _heading(timing: Timing) -> list[str]:
 
 
 def _table(timing: Timing) -> Iterator[str]:
-    """A row a kind of operation (of a sample, and ms of a step), then the step's; two columns eager, two compiled."""
+    """A row per kind of operation (of a sample, and ms of a step), then the step's; two columns eager, two compiled."""
     ways, passes = timing.ways, timing.accumulation
     yield f"{'at best: a sample, ms a step':<29}{'GFLOP':>7}" + "".join(
         f"{'MB':>8}{'ms ' + way.name.split()[-1]:>13}" for way in ways
@@ -77,7 +77,7 @@ def _a_sample(amount: float, unit: float, timing: Timing) -> str:
 
 
 def timing_to_json(timing: Timing) -> dict[str, Any]:
-    """Everything the table shows, in seconds, bytes and FLOP; works are those of a micro-batch."""
+    """All numbers of the table, in seconds, bytes and FLOP; works are those of a micro-batch."""
     answer = asdict(timing)
     for way, figures in zip(timing.ways, answer["ways"], strict=True):
         figures["samples_per_second"] = timing.samples / way.step

@@ -1,8 +1,8 @@
 """One training step on the meta device: which bytes are alive after every operation, for any batch, in one pass.
 
-Meta tensors have shapes and no memory, so this takes seconds and no RAM, whatever the model. Autograd runs as ever; a
-dispatch mode sees every operation, and a storage counts from the operation that made it until Python lets it go. The
-batch is a prime: a storage whose size it divides belongs to the samples, any other does not depend on the batch.
+Meta tensors have shapes and no memory, so this takes seconds and no RAM for any model. Autograd runs as usual; a
+dispatch mode sees every operation, and a storage counts from the operation that made it until Python frees it. The
+batch size is a prime: a storage whose size it divides belongs to the samples, any other does not depend on the batch.
 """
 
 import weakref
@@ -22,7 +22,7 @@ PRIME_BATCH = 1009
 
 RECURRENT_VALUES = 8
 """Assumed: numbers a recurrent kernel keeps per unit, token, layer and direction. Four gates, the cell before and
-after, its tanh, the output; cuDNN does not tell what lies in its reserve space."""
+after, its tanh, the output; the contents of cuDNN's reserve space are not documented."""
 
 KEPT_FP32 = ("native_layer_norm", "_softmax", "_log_softmax", "native_group_norm", "embedding")
 """Operations whose results autocast leaves in fp32."""
@@ -31,9 +31,9 @@ KEPT_FP32 = ("native_layer_norm", "_softmax", "_log_softmax", "native_group_norm
 class Trace(NamedTuple):
     """Bytes alive after each operation of a forward and backward pass in fp32; weights and inputs are left out."""
 
-    computed: NDArray[np.int64]  # [operations] bytes a sample in the type that is computed in: half under bf16
-    kept: NDArray[np.int64]  # [operations] bytes a sample in a type of their own
-    fixed: NDArray[np.int64]  # [operations] bytes whatever the batch, such as stacked weights
+    computed: NDArray[np.int64]  # [operations] bytes per sample in the compute type: half under bf16
+    kept: NDArray[np.int64]  # [operations] bytes per sample in a type of their own
+    fixed: NDArray[np.int64]  # [operations] bytes that do not depend on the batch, such as stacked weights
     gradients: NDArray[np.int64]  # [operations] bytes of gradients of parameters
     forward: int  # operations of the forward pass
     largest_gradient: int  # bytes of the largest storage that became gradients
@@ -46,7 +46,7 @@ class Trace(NamedTuple):
 
 
 def trace_step(model: GenreClassifier, image_size: int, tokens: int) -> Trace:
-    """Run forward and backward of a model on the meta device with texts of so many tokens; its gradients are dropped.
+    """Run forward and backward of a model on the meta device with texts of so many tokens, then drop its gradients.
 
     Raises ValueError if an operation of the model has no meta form.
     """
@@ -101,7 +101,7 @@ class _Alive(TorchDispatchMode):
         self.rows: list[tuple[int, ...]] = []
         self.largest_gradient = 0
         self.in_fp32 = False
-        """Whether what is computed now stays in fp32 whatever autocast says."""
+        """Whether the current operation's results stay in fp32 under autocast."""
         self._now = [0, 0, 0, 0]
         self._kind: dict[int, int] = {tensor.untyped_storage()._cdata: OUTSIDE for tensor in known}
         self._sizes: dict[int, int] = {}
@@ -142,7 +142,7 @@ class _Alive(TorchDispatchMode):
 class _Recurrent(torch.autograd.Function):
     """Stands in for a recurrent kernel, which has no meta form: the memory it keeps and the gradients it makes.
 
-    All of it is fp32, under autocast too, as in `PooledStates`.
+    Its tensors are fp32, under autocast too, as in `PooledStates`.
     """
 
     @staticmethod

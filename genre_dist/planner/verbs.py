@@ -1,4 +1,4 @@
-"""The console verb of the planner: plan. It imports only what it needs."""
+"""The console verb `plan`."""
 
 import importlib
 import sys
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add this room's verb to the console command."""
+    """Add this package's verb to the console command."""
     verb = verbs.add_parser(
         "plan", help="what a configuration needs of a GPU, what makes it fit, the command, and how long a step takes"
     )
@@ -61,7 +61,7 @@ def _plan(arguments: Namespace) -> None:
 
 
 def _check(arguments: Namespace) -> None:
-    """Raise ValueError for options that say too little, or do not go together."""
+    """Raise ValueError for options that are missing or do not go together."""
     if arguments.gpu_memory is None and arguments.time is None:
         raise ValueError(
             "--gpu_memory SIZE tells what fits a card, --time GPU how long a step takes: give one, or both"
@@ -87,7 +87,7 @@ def _config(arguments: Namespace) -> "Config":
 
 
 def _memory(arguments: Namespace, config: "Config", memory: int) -> dict[str, Any]:
-    """Print what fits and compare with the real peak if asked to; return the plan for programs."""
+    """Print the plan and compare it with the real peak if asked to; return the plan as JSON."""
     import torch
 
     from genre_dist.parallel.gpu import crowded
@@ -105,7 +105,7 @@ def _memory(arguments: Namespace, config: "Config", memory: int) -> dict[str, An
 
 
 def _measure(plan: "MemoryPlan") -> None:
-    """Compare a plan with the real peak: by a benchmark, since it takes training, which needs the planner itself."""
+    """Compare a plan with the real peak by a benchmark: it needs training, which itself imports the planner."""
     script = Path(__file__).parents[2] / "benchmarks" / "gpu_measure.py"
     if not script.is_file():
         raise ValueError(f"--measure needs {script}, which a checkout of the sources has: pip install -e")
