@@ -68,5 +68,5 @@ def _model(config: Config) -> str:
 @cache
 def _code() -> bytes:
     package = Path(genre_dist.__file__).parent
-    files = [*package.glob("planner/*.py"), *package.glob("models/*.py"), package / "training" / "throughput.py"]
+    files = [*package.glob("planner/*.py"), *package.glob("models/*.py")]
     return b"".join(file.read_bytes() for file in sorted(files))

@@ -6,9 +6,11 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from itertools import islice
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,12 +50,14 @@ def in_processes(
 
 
 def outcomes(
-    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], in_flight: int, in_order: bool
-) -> Iterator[tuple[Item, Future[Result]]]:
+    pool: "Executor", work: Callable[[Item], Result], items: Iterable[Item], in_flight: int, in_order: bool
+) -> Iterator[tuple[Item, "Future[Result]"]]:
     """Pairs of an item and its finished future from a pool, `in_flight` at a time, in order or as they finish.
 
     Items are taken only as others finish, so neither items nor results pile up in memory.
     """
+    from concurrent.futures import FIRST_COMPLETED, wait  # reader processes of local tars start faster without this
+
     running: dict[Future[Result], Item] = {}
     source = iter(items)
     while True:
