@@ -34,3 +34,10 @@ def in_steps(point: int | str, steps_per_epoch: int) -> int:
     """A point in a run as a step."""
     count = int(str(point).removesuffix(EPOCH))
     return count * steps_per_epoch if str(point).endswith(EPOCH) else count
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return the candidates nearest to `name`, as the end of an error message."""
+    candidates = list(names)
+    close = difflib.get_close_matches(name, candidates, n=3, cutoff=0.4) or candidates[:5]
+    return f"nearest: {', '.join(close)}"

@@ -11,7 +11,7 @@ from genre_dist.config.files import load_config
 from genre_dist.config.run import CONFIG, WEIGHTS
 from genre_dist.config.trust import refuse_foreign_code
 from genre_dist.models.classifier import GenreClassifier
-from genre_dist.models.poster import load_state
+from genre_dist.models.weights import load_state
 from genre_dist.training.model_files import read_metadata, read_weights, read_words
 
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from genre_dist.config import ModelConfig, OptimConfig
 from genre_dist.models.heads import Heads
-from genre_dist.models.poster import PosterEncoder, load_state, read_state
+from genre_dist.models.poster import PosterEncoder
 from genre_dist.models.text import Lengths, TextEncoder
+from genre_dist.models.weights import load_state, read_state
 
 
 class GenreClassifier(nn.Module):

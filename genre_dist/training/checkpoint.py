@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, StorageMeta
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
@@ -35,6 +34,7 @@ from genre_dist.parallel.strategy import Strategy
 from genre_dist.parallel.world import World
 from genre_dist.printable import printable
 from genre_dist.training.ema import TrainState
+from genre_dist.training.staging import by_name
 from genre_dist.validation import Count, FileName, is_file_name, read_json
 
 COMPLETE, METADATA = "COMPLETE", "facts.json"
@@ -286,8 +286,7 @@ def _quiet() -> Iterator[None]:
 
 def _refuse_leftovers(tensors: dict[str, Any], metadata: Metadata) -> None:
     """Raise ValueError for a checkpoint with more tensors than the model has: torch would ignore them."""
-    own = flatten_state_dict(tensors)[0]
-    if left := sorted(set(metadata.state_dict_metadata) - set(own)):
+    if left := sorted(set(metadata.state_dict_metadata) - set(by_name(tensors))):
         raise ValueError(f"it also holds {', '.join(left[:3])}{' ...' if len(left) > 3 else ''}")
 
 

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 
@@ -43,5 +42,13 @@ class Staging:
 
 def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
     """This rank's tensors of a state by name; of a sharded tensor, its local shard."""
-    flat = flatten_state_dict(state)[0]
-    return {name: value.to_local() if isinstance(value, DTensor) else value for name, value in flat.items()}
+    flat = by_name(state).items()
+    return {name: value.to_local() if isinstance(value, DTensor) else value for name, value in flat}
+
+
+def by_name(state: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The tensors of nested dictionaries under their keys joined by dots, the names they have in a checkpoint."""
+    flat: dict[str, Any] = {}
+    for key, value in state.items():
+        flat |= by_name(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer, get_model, resnet18
 
 from genre_dist.config import PosterConfig
-from genre_dist.models.poster import PosterEncoder, load_state
+from genre_dist.models.poster import PosterEncoder
+from genre_dist.models.weights import load_state
 
 torch.set_num_threads(1)
 HERE = "test_poster_encoder"
