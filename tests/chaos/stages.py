@@ -14,7 +14,7 @@ from helpers import TORCHRUN, Processes, options
 from laws import contents
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-HANG_SECONDS = 15
+HANG_SECONDS = 30
 ALL = ("SIGKILL", "SIGKILL", "SIGTERM", "pause", "full disk", "few descriptors")
 TRAINING = (*ALL, "hang")
 ALONE, RANKS, READERS = ("first", "child", "all"), ("first", "rank", "all"), ("first", "rank", "reader", "all")
