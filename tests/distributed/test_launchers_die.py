@@ -84,7 +84,7 @@ def test_ranks_and_readers_end_with_a_launcher_that_is_killed(
         os.kill(next(pid for pid in descendants(launcher) if who in command_line(pid)), signal.SIGKILL)
         gone_in_time(everyone)
         told = started.output()
-    assert told.count("the launcher is gone") == 2, told
+    assert told.count("the launcher is gone") in (1, 2), told  # a rank may stop with the other before it looks itself
 
 
 def test_they_save_first(sample_shards: Path, tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ def test_a_disk_that_gets_full_is_told_in_one_line_and_the_next_start_goes_on(
 
     with monkeypatch.context() as patch:
         if what == "the export":
-            patch.setattr(fetch_undated, "pieces", full)
+            patch.setattr(fetch_undated, "chunks", full)
         elif what == "movies.parquet":
             patch.setattr(catalogue.pq.ParquetWriter, "write_table", full)
         else:
