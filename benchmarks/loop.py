@@ -39,7 +39,7 @@ GOAL = 0.02
 CPU = torch.device("cpu")
 
 
-class Turns:
+class Interleaved:
     """A stream that, beside each of its steps, takes the bare loop's step on the same batches; both are timed."""
 
     def __init__(self, experiment: Experiment, steps: int) -> None:
@@ -125,10 +125,10 @@ def main() -> None:
         with Timed(config, start_world()) as trainer:
             if trainer.run.record is not None:
                 trainer.run.record.views.clear()
-            turns: Any = Turns(trainer.experiment, steps)
-            trainer.experiment = trainer.experiment._replace(stream=turns)
+            interleaved: Any = Interleaved(trainer.experiment, steps)
+            trainer.experiment = trainer.experiment._replace(stream=interleaved)
             trainer.train()
-    report(_rows(turns.seconds), arguments.json)
+    report(_rows(interleaved.seconds), arguments.json)
 
 
 def _rows(seconds: dict[str, list[tuple[float, float]]]) -> list[Row]:
