@@ -65,9 +65,9 @@ class Bench:
         return len(os.sched_getaffinity(0))
 
     def config(self, frozen: bool = False, **train: Any) -> Config:
-        """The study's model at 224 pixels, a small one if quick; not compiled unless asked for."""
+        """The study's model at 224 pixels, a small one if quick; neither compiled nor graphed unless asked for."""
         config = study_config(self.quick, frozen)
-        return replace(config, train=replace(config.train, **{"compile": False} | train))
+        return replace(config, train=replace(config.train, **{"compile": False, "cuda_graph": False} | train))
 
     def batch(self, config: Config, samples: int) -> Batch:
         """Noise in the shape of samples, in pinned memory."""

@@ -103,6 +103,9 @@ def agreement(bench: Bench) -> Iterator[Row]:
     expected = losses(bench, [config], bench.world)
     shorter = replace(config, train=replace(config.train, steps=config.train.steps // 2))
     yield off_by("resumed after half of its steps", expected, losses(bench, [shorter, config], bench.world))
+    if bench.on_gpu:
+        graphed = replace(config, train=replace(config.train, cuda_graph=True))
+        yield off_by("with CUDA graphs", expected, losses(bench, [graphed], bench.world))
     world = start_world(group=True)
     try:
         for strategy in ("ddp",) if bench.quick else ("ddp", "fsdp"):
@@ -121,7 +124,7 @@ def small_run(bench: Bench) -> Config:
         model=model,
         data=replace(config.data, workers=0, micro_batch=4),
         optim=OptimConfig(schedule="constant", warmup_steps=0),
-        train=replace(config.train, precision="fp32", compile=False),
+        train=replace(config.train, precision="fp32", compile=False, cuda_graph=False),
     )
 
 

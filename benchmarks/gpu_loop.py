@@ -58,18 +58,18 @@ def train(config: Config, world: World, folder: Path) -> TrainRows:
 
 def loop(bench: Bench) -> Iterator[Row]:
     """The real loop against the same model on one of its batches again and again."""
-    yield from real_loop(bench, compile=False)
+    yield from real_loop(bench)
 
 
-def real_loop(bench: Bench, compile: bool) -> Iterator[Row]:
+def real_loop(bench: Bench, compile: bool = False, cuda_graph: bool = False) -> Iterator[Row]:
     steps, batch = (4, 8) if bench.quick else (60, 128)
-    config = loop_config(bench, bench.config(compile=compile), steps, batch)
+    config = loop_config(bench, bench.config(compile=compile, cuda_graph=cuda_graph), steps, batch)
     with tempfile.TemporaryDirectory(dir=bench.work) as folder:
         rows = train(config, bench.world, Path(folder, "run"))[steps // 3 :]  # the first ones warm up
     seconds = sum(row["step_seconds"] for row in rows)
     speed = sum(row["samples"] for row in rows) / seconds
     wait, mfu = (sum(row[name] * row["step_seconds"] for row in rows) / seconds for name in ("data_wait", "mfu"))
-    what = f"real loop{', blocks compiled' * compile}"
+    what = f"real loop{', blocks compiled' * compile}{', CUDA graphs' * cuda_graph}"
     yield Row(
         claim=f"{what}: crops, real lengths, back-off and records, {bench.precision}, batch {batch}",
         value=speed,
@@ -81,7 +81,7 @@ def real_loop(bench: Bench, compile: bool) -> Iterator[Row]:
     if mfu:  # 0 where the peak is unknown
         yield Row(claim=f"{what}: MFU", value=mfu, unit="share of the peak")
     yield Row(claim=f"{what}: peak memory", value=rows[-1]["memory_bytes"] / 2**30, unit="GiB")
-    if not compile:
+    if not (compile or cuda_graph):
         bench.free()
         alone = model_alone(bench, config, one_batch(bench, config))
         yield Row(claim="the model alone on one of the loop's batches", value=alone, unit="samples/s")

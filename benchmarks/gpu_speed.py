@@ -38,6 +38,7 @@ class Case:
     precision: str = "bf16"
     checkpointing: Checkpointing = "none"
     compile: bool = False
+    graph: bool = False
 
     @property
     def kept_in(self) -> Precision:
@@ -50,7 +51,7 @@ class Case:
 
     def __str__(self) -> str:
         parts = ["frozen-cached" if self.cached else "frozen" if self.frozen else "end to end", self.precision]
-        parts += ["blocks compiled"] * self.compile
+        parts += ["blocks compiled"] * self.compile + ["CUDA graphs"] * self.graph
         parts += [f"checkpointing {self.checkpointing}"] * (self.checkpointing != "none")
         return f"{', '.join(parts)}, batch {self.micro}"
 
@@ -65,7 +66,8 @@ CASES = {
     ),
     "frozen": (Case(128, frozen=True), Case(1024, frozen=True, cached=True)),
     "fp32": (Case(64, precision="tf32"), Case(64, precision="fp32")),
-    "compiled": (Case(128, compile=True),),
+    "graphed": (Case(64, graph=True), Case(128, graph=True), Case(256, graph=True)),
+    "compiled": (Case(128, compile=True), Case(128, compile=True, graph=True)),
 }
 
 
@@ -80,12 +82,21 @@ def cases(quick: bool, section: str | None = None) -> list[Case]:
 
 
 def compiled(bench: Bench) -> Iterator[Row]:
-    """The poster encoder's blocks compiled: a step, then the real loop."""
+    """The poster encoder's blocks compiled: a step, also with CUDA graphs, then the real loop with them."""
     from gpu_loop import real_loop
 
     yield from _speeds(bench, "compiled")
     bench.free()
-    yield from real_loop(bench, compile=True)
+    yield from real_loop(bench, compile=True, cuda_graph=True)
+
+
+def graphed(bench: Bench) -> Iterator[Row]:
+    """The poster encoder's passes as CUDA graphs: steps, then the real loop."""
+    from gpu_loop import real_loop
+
+    yield from _speeds(bench, "graphed")
+    bench.free()
+    yield from real_loop(bench, cuda_graph=True)
 
 
 def _speeds(bench: Bench, section: str) -> Iterator[Row]:
@@ -102,7 +113,7 @@ bf16, batches, recompute, frozen, fp32 = (
 
 def _speed(bench: Bench, case: Case) -> Iterator[Row]:
     """Samples per second, MFU, peak memory, and the planner's peak."""
-    config = bench.config(case.frozen, compile=case.compile)
+    config = bench.config(case.frozen, compile=case.compile, cuda_graph=case.graph)
     took, rate = _measure(bench, case, config)
     if case.compile:
         yield Row(claim=f"{case}: first step, with compiling", value=took, unit="s")

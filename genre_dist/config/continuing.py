@@ -37,6 +37,7 @@ EFFECTS: Mapping[Effect, tuple[str, ...]] = {
     "free": (
         *("data.shards", "data.workers", "data.prefetch", "data.cache_dir", "data.cache_gb", "data.max_bad_fraction"),
         *("model.heads.kernel", "train.channels_last", "train.activation_checkpointing", "train.compile"),
+        *("train.cuda_graph",),
         *("train.cache_encodings", "train.deterministic", "train.profile_steps", "train.memory_snapshot"),
         *("train.log_every_steps", "parallel.strategy", "parallel.offload_optimizer", "parallel.timeout_seconds"),
         *("checkpoint", "tracking", "run.dir", "run.overwrite", "run.max_minutes"),

@@ -66,8 +66,13 @@ class TrainConfig:
     """What the poster encoder computes again in the backward pass instead of keeping it: its stages, its blocks, or in
     its blocks only what is cheap (norms and activations). Results stay the same."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile the poster encoder's repeated blocks with torch.compile: one to three minutes, once. `auto`: on a GPU, in
-    runs of 500 steps or more. Without a GPU it gains nothing and is left out."""
+    """Compile the poster encoder's repeated blocks with torch.compile: under a minute, once. `auto`: on a GPU with
+    `cuda_graph`, in runs of 500 steps or more; without graphs compiled blocks take the host longer than they save an
+    H100. Without a GPU it gains nothing and is left out."""
+    cuda_graph: bool = False
+    """Replay the poster encoder's training passes as CUDA graphs (single, ddp), so that no GPU waits for its host;
+    results stay the same. Takes the memory of its activations once more, and ddp exchanges gradients only after the
+    encoder's backward pass. Not yet run on a GPU, so it is off."""
     cache_encodings: Literal["auto", "on", "off"] = "auto"
     """With all encoders frozen and posters shown whole (data.crop_scale [1, 1], no flip), compute every film's encoding
     once, beside the run's folder, and train the heads on those. `on`: an error where that cannot be."""

@@ -1,4 +1,4 @@
-"""Settings that change the cost of training, not its results: memory format, recomputation, compilation."""
+"""Settings that change the cost of training, not its results: memory format, recomputation, compiling, CUDA graphs."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,6 +8,7 @@ from torch import nn
 
 from genre_dist.config import Config, TrainConfig
 from genre_dist.models.classifier import GenreClassifier
+from genre_dist.models.cuda_graph import graph_passes
 from genre_dist.models.recompute import blocks, recompute_activations
 
 COMPILE_FROM_STEPS = 500
@@ -16,19 +17,20 @@ COMPILED_VARIANTS = 64
 """Limit of compiled shapes and modes of a block; torch's default is 8, and ResNet152 has 8 in training alone."""
 
 
-class Compiling(NamedTuple):
-    """Whether the image encoder's blocks are compiled, and the reason; no reason if the setting does not apply."""
+class Choice(NamedTuple):
+    """A setting resolved for a run, and the reason; no reason if the setting does not apply."""
 
     wanted: bool
     why: str = ""
 
 
-def choose_compiling(config: Config, device: torch.device, steps: int) -> Compiling:
+def choose_compiling(config: Config, device: torch.device, steps: int) -> Choice:
     """Resolve `train.compile` for a run of `steps` steps. Without a compiler the model runs uncompiled."""
     train, poster = config.train, config.model.poster
     if train.compile is False or device.type != "cuda" or not config.model.uses_poster:
-        return Compiling(False)
+        return Choice(False)
     reasons = {
+        "without train.cuda_graph compiled blocks keep the GPU waiting for the host": not train.cuda_graph,
         f"the run has {steps} steps, and compiling takes as long as some {COMPILE_FROM_STEPS}": steps
         < COMPILE_FROM_STEPS,
         "encoders are frozen and run once": train.cache_encodings != "off" and config.why_not_encoded_once is None,
@@ -38,10 +40,26 @@ def choose_compiling(config: Config, device: torch.device, steps: int) -> Compil
     }
     against = next((reason for reason, holds in reasons.items() if holds), None)
     if train.compile == "auto" and against is not None:
-        return Compiling(False, f"train.compile=auto: off, {against}")
+        return Choice(False, f"train.compile=auto: off, {against}")
     if problem := _why_not_compiling(device):
-        return Compiling(False, f"train.compile={train.compile} is left out: no compiler works here ({problem})")
-    return Compiling(True, f"train.compile={train.compile}: on, the poster encoder's blocks, for {steps:,} steps")
+        return Choice(False, f"train.compile={train.compile} is left out: no compiler works here ({problem})")
+    return Choice(True, f"train.compile={train.compile}: on, the poster encoder's blocks, for {steps:,} steps")
+
+
+def choose_cuda_graph(config: Config, device: torch.device, strategy: str) -> Choice:
+    """Resolve `train.cuda_graph` for a run by a strategy; where it cannot work it is off."""
+    train, poster = config.train, config.model.poster
+    if not train.cuda_graph or device.type != "cuda" or not config.model.uses_poster or poster.frozen:
+        return Choice(False)
+    reasons = {
+        f"{strategy} moves the weights": strategy not in ("single", "ddp"),
+        f"train.activation_checkpointing={train.activation_checkpointing}": train.activation_checkpointing != "none",
+        "ranks exchange BatchNorm's statistics in the pass": poster.batch_norm == "sync",
+    }
+    against = next((reason for reason, holds in reasons.items() if holds), None)
+    if against is not None:
+        return Choice(False, f"train.cuda_graph={train.cuda_graph} is left out: {against}")
+    return Choice(True, f"train.cuda_graph={train.cuda_graph}: on, from the third step")
 
 
 def _why_not_compiling(device: torch.device) -> str | None:
@@ -54,7 +72,7 @@ def _why_not_compiling(device: torch.device) -> str | None:
 
 
 def pull_levers(model: GenreClassifier, train: TrainConfig, device: torch.device) -> None:
-    """Apply these settings to a model; `train.compile` must be resolved, as `auto` counts as off.
+    """Apply these settings to a model; `compile` must be resolved, as `auto` counts as off.
 
     Raises ValueError if the image encoder does not support a setting, or is missing.
     """
@@ -68,6 +86,8 @@ def pull_levers(model: GenreClassifier, train: TrainConfig, device: torch.device
     if train.compile is True and device.type == "cuda":
         compile_blocks(network)
     recompute_activations(network, kind)
+    if train.cuda_graph and device.type == "cuda":
+        graph_passes(network)
 
 
 def compile_blocks(network: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
@@ -86,6 +106,7 @@ def without_effect(train: TrainConfig, device: torch.device) -> list[str]:
         return []
     reasons = {
         "compile": f"on a {device.type} it gains nothing",
+        "cuda_graph": f"this is a {device.type}",
         "memory_snapshot": f"it shows what fills a GPU's memory, and this is a {device.type}",
     }
     return [f"train.{name} is left out: {reason}" for name, reason in reasons.items() if getattr(train, name) is True]

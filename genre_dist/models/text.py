@@ -1,6 +1,7 @@
 """The text encoder: word vectors, then a stacked LSTM or GRU with pooling over its top layer's states."""
 
 import contextlib
+import warnings
 from typing import Self, TypeAlias
 
 import numpy as np
@@ -13,6 +14,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from genre_dist.config import TextConfig
 from genre_dist.config.model import Pooling
 from genre_dist.stream.sample import PADDING
+
+# a strategy that shards weights keeps them in buffers of its own: cuDNN copies them together at each call, some 20 MB
+warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk of memory")
 
 Lengths: TypeAlias = Tensor | NDArray[np.int64]
 """Words of each text, int64 [B], on the host, so that no step waits for a GPU. DistributedDataParallel and FSDP2 move

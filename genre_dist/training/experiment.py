@@ -12,8 +12,8 @@ from torch import Tensor
 
 from genre_dist.config import Config, derive_batches
 from genre_dist.models.classifier import GenreClassifier
-from genre_dist.models.levers import Compiling, choose_compiling, pull_levers, without_effect
-from genre_dist.parallel.strategies import check_strategy, make_strategy
+from genre_dist.models.levers import Choice, choose_compiling, choose_cuda_graph, pull_levers, without_effect
+from genre_dist.parallel.strategies import check_strategy, make_strategy, strategy_name
 from genre_dist.parallel.strategy import Strategy
 from genre_dist.parallel.world import LONGEST_ALLOWED, World
 from genre_dist.planner.throughput import peak_flops, training_flops
@@ -36,7 +36,7 @@ from genre_dist.training.views import check_views
 
 
 class Compute(NamedTuple):
-    """Precision, micro-batch and compilation of an experiment on these ranks."""
+    """Precision, micro-batch, compilation and CUDA graphs of an experiment on these ranks."""
 
     precision: str
     """fp32 or bf16."""
@@ -44,7 +44,8 @@ class Compute(NamedTuple):
     """Samples of a rank that are computed together."""
     splits: bool = False
     """Whether micro-batches may be halved during training."""
-    compiling: Compiling = Compiling(False)
+    compiling: Choice = Choice(False)
+    graphed: Choice = Choice(False)
     flops_per_sample: float = 0.0
     """Of a training step; 0 where the device's peak is unknown."""
 
@@ -241,7 +242,9 @@ def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
     flops = training_flops(model, config, world.device) if known else 0.0
     steps = total_steps(config, stream.steps_per_epoch)
     compiling = choose_compiling(config, world.device, steps)
-    pull_levers(model, replace(config.train, compile=compiling.wanted), world.device)
+    graphed = choose_cuda_graph(config, world.device, strategy_name(config, world.size))
+    train = replace(config.train, compile=compiling.wanted, cuda_graph=graphed.wanted)
+    pull_levers(model, train, world.device)
     if config.model.unfreezes:
         thaw_all_that_ever_trains(model, config.model)
     strategy = make_strategy(config, model, partial(make_optimizer, config=config), world, precision, splits)
@@ -249,7 +252,7 @@ def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
     average = None if decay is None else Average(strategy.model, decay, world)
     loss, autocast = training_loss(config.loss, manifest, world.device), autocast_for(precision, world.device)
     train_step = TrainStep(strategy, world, loss, autocast, config.optim.clip_norm)
-    compute = Compute(precision, batches.micro, splits, compiling, flops)
+    compute = Compute(precision, batches.micro, splits, compiling, graphed, flops)
     return Experiment(config, world, manifest, stream, model, strategy, average, train_step, compute)
 
 
@@ -267,7 +270,8 @@ def summary(experiment: Experiment) -> str:
     ]
     if poster is not None:
         lines.append(f"poster encoder {config.model.poster.arch}, starting weights: {poster.weights_used}")
-    lines += [_computed_in(experiment), *filter(None, [experiment.compute.compiling.why])]
+    compute = experiment.compute
+    lines += [_computed_in(experiment), *filter(None, [compute.compiling.why, compute.graphed.why])]
     return "\n".join(lines + without_effect(config.train, experiment.world.device))
 
 

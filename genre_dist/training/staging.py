@@ -17,7 +17,7 @@ class Staging:
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._pinned = device, device.type == "cuda"
-        self._stager = DefaultStager(StagingOptions(self._pinned, False, False, self._pinned))
+        self._stager: DefaultStager | None = None
         self._layout: dict[str, tuple[Any, ...]] = {}
         self._buffers: list[Tensor] = []
         self._staged: dict[str, Any] = {}
@@ -28,6 +28,8 @@ class Staging:
         tensors = _tensors(state)
         layout = {name: (tensor.shape, tensor.stride(), tensor.dtype) for name, tensor in tensors.items()}
         if layout != self._layout:
+            self.close()  # a stager of torch 2.11 stages one layout only
+            self._stager = DefaultStager(StagingOptions(self._pinned, False, False, self._pinned))
             self._staged = cast(dict[str, Any], self._stager.stage(state))
             self._layout, self._buffers = layout, list(_tensors(self._staged).values())
         else:
@@ -37,7 +39,8 @@ class Staging:
         return self._staged
 
     def close(self) -> None:
-        self._stager.close()
+        if self._stager is not None:
+            self._stager.close()
 
 
 def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:

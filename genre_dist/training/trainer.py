@@ -64,7 +64,7 @@ class Trainer:
         with ExitStack() as exits:  # set-up may take minutes: requests to stop count from here on
             self.stop = exits.enter_context(StopRequest(folder, self.config.run.max_minutes))
             config = planned_config(self.config, self.world)
-            experiment = set_up(config, self.world, may_split(config, self.world))
+            experiment = set_up(config, self.world, may_split(self.config, self.world))
             start = resume(experiment, folder, self.stop)
             self.config, self.is_finished, self.ends_early = config, start is None, start is None
             if start is not None:
@@ -120,7 +120,7 @@ class Trainer:
         self.profiler.before_step(number + 1)
         set_learning_rates(experiment.strategy.optimizer, lr_factor(number, experiment.total_steps, self.config.optim))
         if is_first:
-            experiment.allow_compiling("compiling the poster encoder's blocks: 1 to 3 minutes, once")
+            experiment.allow_compiling("compiling the poster encoder's blocks: under a minute, once")
         counts = agree(self.world, micro_batches, self.stop.requested(), self.run.saver.asks())
         seed = dropout_seed(self.config.run.seed, number, self.world.rank)
         result = self.backoff.step(micro_batches, partial(experiment.take, counts, number), seed)

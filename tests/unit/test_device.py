@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from fake_cuda import CUDA_13, GB, FakeCuda, no_kernels
 
-from genre_dist.config import Config
+from genre_dist.config import Config, DataConfig, RunConfig
 from genre_dist.parallel import gpu as devices
 from genre_dist.parallel.gpu import RankGpu, exchange_gpus, has_kernels, is_shared, ranks_on, take_device
 from genre_dist.parallel.world import World, _backend, start_world
@@ -20,6 +20,7 @@ from genre_dist.training import backoff
 from genre_dist.training.experiment import agreed_precision, choose_precision
 from genre_dist.training.host_bound import host_bound
 from genre_dist.training.ranks import Meter, memory_to_plan
+from genre_dist.training.trainer import Trainer
 
 GPU = torch.device("cuda", 0)
 
@@ -280,6 +281,23 @@ def test_the_plan_of_a_gpu_that_others_use_is_for_what_is_free_and_counts_the_co
     assert "CUDA_VISIBLE_DEVICES" in told
 
 
+@pytest.mark.parametrize(("asked", "splits"), [("auto", True), (16, False)])
+def test_planned_micro_batches_may_be_halved_and_those_asked_for_may_not(
+    asked: Any, splits: bool, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class SetUpError(Exception): ...
+
+    def set_up(config: Config, world: World, splits: bool) -> None:
+        raise SetUpError(config.data.micro_batch, splits)
+
+    monkeypatch.setattr("genre_dist.planner.options.planned_micro_batch", lambda *_: 16)
+    monkeypatch.setattr("genre_dist.training.trainer.set_up", set_up)
+    config = Config(data=DataConfig(global_batch=32, micro_batch=asked), run=RunConfig(dir=str(tmp_path)))
+    with pytest.raises(SetUpError) as raised, Trainer(config, World(0, 1, GPU)):
+        pass
+    assert raised.value.args == (16, splits)
+
+
 def test_a_model_that_cannot_be_planned_is_trained_all_the_same_and_the_reason_is_printed(
     cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -312,19 +330,19 @@ RESNET152 = {"operations": 2466, "flops": 74.4e9, "peak": 989e12}  # on an H100 
 def test_eight_samples_of_a_resnet152_leave_an_h100_idle_most_of_the_time() -> None:
     told = host_bound(8, **RESNET152)
     assert told is not None
-    assert "busy for about 6 ms" in told
-    assert "takes the CPU about 28 ms" in told
-    assert "290 samples/s" in told
-    assert "below 37 samples" in told
+    assert "busy for about 5 ms" in told
+    assert "takes the CPU about 86 ms" in told
+    assert "93 samples/s" in told
+    assert "below 150 samples" in told
 
 
 @pytest.mark.parametrize(
     ("samples", "changed", "idles"),
     [
-        (36, {}, True),
-        (37, {}, False),
-        (128, {}, False),
-        (8, {"peak": 65e12}, False),  # a T4 is slower than its CPU even then
+        (149, {}, True),
+        (150, {}, False),
+        (256, {}, False),
+        (10, {"peak": 65e12}, False),  # a T4 is slower than its CPU even then
         (8, {"peak": 0.0}, False),  # unknown: nothing is claimed
     ],
 )

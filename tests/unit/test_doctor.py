@@ -168,7 +168,8 @@ def test_every_gpu_is_looked_at(cuda: FakeCuda) -> None:
     assert cuda.current == torch.device("cuda", 0)  # again, for what comes after
 
 
-def test_without_a_gpu_nothing_is_said_of_gpus() -> None:
+def test_without_a_gpu_nothing_is_said_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cards.check_gpus() == []
 
 

@@ -7,7 +7,7 @@ from fake_cuda import GB, FakeCuda
 from helpers import options
 
 from genre_dist.config.files import parse_config
-from genre_dist.models.levers import Compiling
+from genre_dist.models.levers import Choice
 from genre_dist.training import estimate as estimates
 from genre_dist.training.estimate import estimate
 
@@ -74,7 +74,7 @@ def test_nothing_is_claimed_of_steps_that_are_no_convolutional_network_in_eager_
 def test_nothing_is_claimed_of_what_is_compiled(
     cuda: FakeCuda, sample_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimates, "choose_compiling", lambda *_: Compiling(True))
+    monkeypatch.setattr(estimates, "choose_compiling", lambda *_: Choice(True))
     assert "keep the GPU busy" not in told(sample_shards, 8, "--data.global_batch", 64, "--data.image_size", 224)
 
 
