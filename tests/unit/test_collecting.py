@@ -12,6 +12,8 @@ from genre_dist.train import main
 from genre_dist.training import garbage as collecting
 from genre_dist.training.garbage import EVERY_STEPS, GarbageCollector
 
+pytestmark = pytest.mark.slow  # whole runs
+
 
 class Knot:
     """An object that only the collector can free."""

@@ -16,6 +16,8 @@ from genre_dist.inference.trained_model import load_run
 from genre_dist.lock import one_writer
 from genre_dist.train import main
 
+pytestmark = pytest.mark.slow  # whole runs
+
 STEPS = 6
 RUN = (
     *("--model.poster.arch", "none", "--data.global_batch", 16, "--train.steps", STEPS, "--optim.text_lr", 0.3),

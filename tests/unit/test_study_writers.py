@@ -17,6 +17,8 @@ from genre_dist.lock import FILE as LOCK
 from genre_dist.lock import one_writer
 from genre_dist.train import main as train_main
 
+pytestmark = pytest.mark.slow  # whole runs
+
 SMALL = Path(__file__).parents[2] / "configs" / "study_small.yaml"
 
 

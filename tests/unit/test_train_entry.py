@@ -11,6 +11,8 @@ from helpers import losses, options, rows, snapshot
 from genre_dist.config.files import load_config
 from genre_dist.train import main
 
+pytestmark = pytest.mark.slow  # whole runs
+
 
 def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Run, expect exit code 2, and return the one line on stderr."""
