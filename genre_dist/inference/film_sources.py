@@ -11,7 +11,7 @@ from genre_dist.catalogue.poster_search import Look, TarMember, find_posters, re
 from genre_dist.catalogue.tables import Films, FilmTable, open_table, text_of
 from genre_dist.inference.prediction import TEXT_FIELDS, Unlabelled
 from genre_dist.inference.trained_model import Run
-from genre_dist.packing.choosing import film_text
+from genre_dist.packing.layout import film_text
 
 Thing = TypeVar("Thing")
 

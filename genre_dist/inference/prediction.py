@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from genre_dist.catalogue.poster_search import LARGEST_BYTES, TarMember
 from genre_dist.inference.trained_model import Run
-from genre_dist.packing.choosing import film_text
+from genre_dist.packing.layout import film_text
 from genre_dist.packing.posters import load_rgb, square
 from genre_dist.packing.vocabulary import encode, tokenise
 from genre_dist.stream.images import whole

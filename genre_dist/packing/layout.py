@@ -1,19 +1,187 @@
-"""A file of JSON lines for each shard, its films in the order of the shard: the input of a packing worker."""
+"""Samples to pack, the shard of each, and a file of JSON lines for each shard: the input of a packing worker.
+
+Memory holds a number or two for each sample, never its row.
+"""
 
 import hashlib
 import json
+from array import array
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from genre_dist.catalogue.catalogue import read_rows
 from genre_dist.genres import INDEX_OF_ID
-from genre_dist.packing.choosing import COLUMNS, Chosen, film_text, index_of
-from genre_dist.packing.shard import Job
-from genre_dist.packing.shard_report import Recipe
-from genre_dist.packing.splits import order_key
-from genre_dist.storage import AnyPath
+from genre_dist.packing.shard import Job, films_of
+from genre_dist.packing.shard_report import Recipe, Report, read_report, shortened
+from genre_dist.packing.splits import order_key, split_of
+from genre_dist.packing.vocabulary import forget_rare, tokenise
+from genre_dist.storage import AnyPath, exists
+from genre_dist.stream.manifest import FILE, SPLITS, Text, load_manifest
+
+COLUMNS = ["tmdb_id", "title", "overview", "genre_ids", "release_date", "poster_status", "poster_sha256"]
+
+
+class ExistingShards(NamedTuple):
+    """Shards and films of a finished folder. These films stay in their shards; only others are packed."""
+
+    reports: list[Report]
+    """Reports of the manifest's complete shards, in the manifest's order, shortened."""
+    ids: NDArray[np.int64]  # [films] ascending; films whose poster could not be read are among them
+    text: Text | None
+    """The manifest's `text`; None if no shard is complete."""
+
+
+NO_SHARDS = ExistingShards([], np.empty(0, np.int64), None)
+
+
+class Chosen(NamedTuple):
+    """The shard of each film, and the counts taken while the catalogue was read."""
+
+    ids: NDArray[np.int64]  # [films] ascending, without films that are packed already
+    shard: NDArray[np.int32]  # [films] number of each film's shard
+    shards: list[tuple[str, str]]
+    """(file, split) of each shard."""
+    counts: Counter[str]
+    """Word -> occurrences in the train split; empty if the folder has a vocabulary already."""
+    left_out: Counter[str]
+
+
+def existing_shards(out: AnyPath, recipe: Recipe) -> ExistingShards:
+    """The shards of a folder with a manifest; a shard that lost a file counts as not packed, so that it is made again.
+
+    Raises ValueError if the shards were packed with other options, or if none is complete.
+    """
+    if not exists(out / FILE):
+        return NO_SHARDS
+    try:
+        manifest = load_manifest(out)
+    except ValueError as error:
+        raise ValueError(f"{error} (--overwrite replaces what is there)") from None
+    reports, ids = [], []
+    for shard in manifest.shards:
+        report, films = read_report(out / shard.file, damaged_is_none=True), films_of(out, shard)
+        if report is None or films is None or report.shard != shard:
+            continue
+        _refuse_other_options(out, report.recipe, recipe)
+        if "poster" in recipe.require:
+            films = np.append(films, [problem["tmdb_id"] for problem in report.problems]).astype(np.int64)
+        ids.append(films)
+        reports.append(shortened(report))
+    if manifest.shards and not reports:
+        raise ValueError(
+            f"{out}: no shard of its manifest is whole (their reports or indexes are lost): bring them back, or pack "
+            "all anew with --overwrite"
+        )
+    return ExistingShards(reports, np.unique(np.concatenate(ids)), manifest.text) if reports else NO_SHARDS
+
+
+def _refuse_other_options(out: AnyPath, existing: Recipe, recipe: Recipe) -> None:
+    """Raise ValueError if the recipes differ: one folder never mixes shards of two recipes."""
+    there, wanted = asdict(existing), asdict(recipe)
+    for name, value in wanted.items():
+        if name != "vocabulary_sha256" and there[name] != value:
+            old, new = (",".join(option) if isinstance(option, tuple) else option for option in (there[name], value))
+            raise ValueError(
+                f"{out} already holds shards packed with another --{name.removesuffix('_sha256')} ({old or 'none'} "
+                f"there, {new or 'none'} here); pack into another folder, or pass --overwrite to replace them"
+            )
+
+
+def film_text(row: dict[str, Any], text: str) -> str:
+    """The text a film is trained on: its overview, its title, or the title followed by the overview."""
+    parts = {"overview": [row["overview"]], "title": [row["title"]], "both": [row["title"], row["overview"]]}[text]
+    return " ".join(part.strip() for part in parts if part)
+
+
+def _why_not(row: dict[str, Any], require: tuple[str, ...]) -> str | None:
+    """The reason to leave a film out, or None."""
+    if not any(genre in INDEX_OF_ID for genre in row["genre_ids"] or ()):
+        return "no known genre"
+    if "poster" in require and row["poster_status"] != "ok":
+        return "no poster"
+    if "overview" in require and not (row["overview"] or "").strip():
+        return "no overview"
+    return None
+
+
+def index_of(ids: NDArray[np.int64], film: int) -> int | None:
+    """The index of a film in ascending ids, None if they lack it."""
+    index = int(np.searchsorted(ids, film))
+    return index if index < len(ids) and ids[index] == film else None
+
+
+def choose(catalogue: AnyPath, recipe: Recipe, existing: ExistingShards) -> Chosen:
+    """Read the catalogue once: the films to pack, the shard of each, and the words of the train split.
+
+    Raises ValueError for a film with two rows, for a catalogue without a film to pack, and for a catalogue that has
+    less than half of the packed films: it is another catalogue, not a later state of the same.
+    """
+    ids, keys, splits = array("q"), array("Q"), array("b")
+    counts: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
+    known = 0
+    for row in read_rows(catalogue, COLUMNS):
+        film = row["tmdb_id"]
+        if index_of(existing.ids, film) is not None:
+            known += 1
+            continue
+        reason = _why_not(row, recipe.require)
+        if reason:
+            left_out[reason] += 1
+            continue
+        split = split_of(film)
+        ids.append(film)
+        keys.append(order_key(film))
+        splits.append(SPLITS.index(split))
+        if split == "train" and not existing.reports:  # words of val and test would leak into training
+            counts.update(tokenise(f"{row['title'] or ''} {row['overview'] or ''}"))
+            forget_rare(counts)
+    if not existing.reports and not ids:
+        reasons = ", ".join(f"{count:,} with {reason}" for reason, count in left_out.most_common())
+        raise ValueError(
+            f"{catalogue}: no film to pack ({reasons or 'it is empty'}); require less with --require, or import more"
+        )
+    if 2 * known < len(existing.ids):
+        raise ValueError(
+            f"{catalogue} knows {known:,} of the {len(existing.ids):,} films packed before: another catalogue? Pack it "
+            "into another folder, or pass --overwrite to replace the shards"
+        )
+    taken = {report.shard.file for report in existing.reports}
+    arrays = np.asarray(ids), np.asarray(keys), np.asarray(splits)
+    sorted_ids, shard, shards = _assign(*arrays, recipe.shard_size, taken)
+    twice = np.flatnonzero(sorted_ids[1:] == sorted_ids[:-1])
+    if len(twice):
+        raise ValueError(f"{catalogue}: the film {sorted_ids[twice[0]]} is there twice; make the catalogue again")
+    return Chosen(sorted_ids, shard, shards, counts, left_out)
+
+
+def _assign(
+    ids: NDArray[np.int64], keys: NDArray[np.uint64], splits: NDArray[np.int8], shard_size: int, taken: set[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int32], list[tuple[str, str]]]:
+    """Cut each split, in hash order, into shards with unused names; returns ascending ids, their shard, the shards."""
+    shard = np.empty(len(ids), np.int32)
+    shards: list[tuple[str, str]] = []
+    for number, split in enumerate(SPLITS):
+        films = np.flatnonzero(splits == number)
+        films = films[np.argsort(keys[films])]
+        shard[films] = len(shards) + np.arange(len(films)) // shard_size
+        wanted, index = -(-len(films) // shard_size), 0
+        while wanted:
+            file = f"{split}-{index:06d}.tar"
+            index += 1
+            if file not in taken:
+                shards.append((file, split))
+                wanted -= 1
+    order = np.argsort(ids)
+    return ids[order], shard[order], shards
+
 
 MAX_PENDING_BYTES = 2 << 20
 """Bytes of lines collected before they are appended: the limit bounds memory and saves opening a file per film."""

@@ -20,8 +20,7 @@ from genre_dist import lock
 from genre_dist.atomic import atomic_file
 from genre_dist.genres import GENRES
 from genre_dist.lock import one_writer, take
-from genre_dist.packing.choosing import NO_SHARDS, ExistingShards, choose, existing_shards
-from genre_dist.packing.layout import lay_out
+from genre_dist.packing.layout import NO_SHARDS, ExistingShards, choose, existing_shards, lay_out
 from genre_dist.packing.parts import missing_shards_message, part_folder
 from genre_dist.packing.shard import Job, finished, pack_shard
 from genre_dist.packing.shard_report import Recipe, Report, poster_lines, report_path

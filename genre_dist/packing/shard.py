@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,6 @@ from numpy.typing import NDArray
 from genre_dist.atomic import atomic_file
 from genre_dist.catalogue.catalogue import poster_file
 from genre_dist.genres import INDEX_OF_ID
-from genre_dist.packing.members import sample
 from genre_dist.packing.posters import MAX_BYTES, UNTOUCHED, square_jpeg
 from genre_dist.packing.shard_report import (
     NO_FILE,
@@ -211,3 +211,26 @@ def _outcome(film: dict[str, Any], data: bytes | OSError | None, job: Job) -> Ou
     except ValueError as error:
         return Outcome(None, UNREADABLE, f"{path}: {error}")
     return Outcome(jpeg, odd if odd == UNTOUCHED else ODD if odd else RESIZED, odd)
+
+
+def sample(film: dict[str, Any], poster: bytes | None, tokens: NDArray[np.int32] | None) -> bytes:
+    """The members of one film as bytes of a tar, in the order json, jpg, tokens.npy."""
+    key = str(film["tmdb_id"])
+    about = {name: film[name] for name in ("tmdb_id", "title", "genre_ids", "release_date")}
+    members = {"json": json.dumps(about, ensure_ascii=False).encode()}
+    if poster is not None:
+        members["jpg"] = poster
+    if tokens is not None:
+        members["tokens.npy"] = _array_head(len(tokens)) + tokens.tobytes()
+    blocks = []
+    for extension, data in members.items():
+        blocks += [tar.header(f"{key}.{extension}", len(data)), data, bytes(tar.padded(len(data)) - len(data))]
+    return b"".join(blocks)
+
+
+@lru_cache(maxsize=4096)
+def _array_head(length: int) -> bytes:
+    """The header that np.save writes for an int32 [length]."""
+    buffer = io.BytesIO()
+    save_array(np.empty(length, np.int32), buffer)
+    return buffer.getvalue()[: -4 * length] if length else buffer.getvalue()

@@ -28,8 +28,8 @@ from genre_dist import lock
 from genre_dist.catalogue.catalogue import CatalogueWriter, poster_file, read_rows
 from genre_dist.cli import main
 from genre_dist.genres import GENRES
-from genre_dist.packing import members as film_members
 from genre_dist.packing import posters
+from genre_dist.packing import shard as one_shard
 from genre_dist.packing.pack import pack
 from genre_dist.packing.shard_report import read_report
 from genre_dist.packing.splits import order_key, split_of
@@ -165,7 +165,7 @@ def test_a_films_members_are_what_tarfile_and_numpy_write(length: int) -> None:
     tokens = np.arange(length, dtype=np.int32)
     buffer = io.BytesIO()
     np.save(buffer, tokens)
-    data = film_members.sample(film, b"jpg", tokens)
+    data = one_shard.sample(film, b"jpg", tokens)
     with tarfile.open(fileobj=io.BytesIO(data + tar.END)) as archive:
         contents = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
     assert list(contents) == ["7.json", "7.jpg", "7.tokens.npy"]

@@ -9,7 +9,7 @@ from fuzzing import within_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genre_dist.packing.members import sample
+from genre_dist.packing.shard import sample
 from genre_dist.stream import sample as reading
 from genre_dist.stream.sample import load_genres, load_tokens, read_members
 
