@@ -34,7 +34,7 @@ def test_a_stopped_reader_is_named_and_the_run_can_be_stopped_all_the_same(
         for rank in started.children:
             rank.terminate()
         assert started.wait() == [75] * world, started.output()
-        assert not alive(reader)
+        until(lambda: not alive(reader), 10, "the stopped reader to be gone")
     assert saved(run) == (world == 1)  # ranks that wait for each other cannot agree on what to save
     if world == 1:
         assert f"saved after step {last_step(run)}" in started.output()
@@ -73,4 +73,4 @@ def test_ranks_that_wait_for_one_with_a_stopped_reader_hang_as_it_does(sample_sh
         assert started.wait() == [70, 70]
         assert f"reader process {reader}, which is stopped" in started.output()
         assert "in _wait_for" in (tmp_path / "log" / "1.log").read_text()
-        assert not alive(reader)
+        until(lambda: not alive(reader), 10, "the stopped reader to be gone")

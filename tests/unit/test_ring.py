@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -254,7 +255,9 @@ def test_workers_end_with_a_trainer_that_is_killed_and_nothing_has_a_name_in_sha
     sample_shards: Path, how: signal.Signals, stopped: bool
 ) -> None:
     command = [sys.executable, "-c", TRAINER, str(sample_shards)]
-    trainer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background commands ignore it
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    trainer = subprocess.Popen(command, **pipes, text=True, preexec_fn=heard)
     assert trainer.stdout is not None
     try:
         workers = [int(pid) for pid in trainer.stdout.readline().split()]
