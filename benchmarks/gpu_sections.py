@@ -9,7 +9,8 @@ class Section:
 
     name: str
     seconds: float
-    """As measured on one H100 on a host of 16 cores, with setting up; of `compiled-whole` an estimate."""
+    """As measured on one H100 on a host of 16 cores, with setting up; of checkpoint, graphed, compiled,
+    fp32, ranks and compiled-whole an estimate."""
     function: str
     """Module and name of the generator of its rows: imported by the process that runs it, the first to need torch."""
     alone: bool = False

@@ -15,7 +15,7 @@ EAGER_CALLS = 2
 """Calls of one kind in a row before a capture: libraries choose kernels in them and blocks are compiled, and a size
 that comes once at an epoch's end is not captured."""
 MOST_MEMORY = 0.45
-"""Share of the GPU's memory that eager steps may have used: a graph keeps its activations beside theirs."""
+"""Share of the GPU's memory that eager steps may have used: a graph keeps as much memory in addition."""
 
 
 def graph_passes(network: nn.Module) -> None:
