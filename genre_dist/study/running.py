@@ -14,7 +14,7 @@ from genre_dist.lock import Lock
 from genre_dist.printable import printable
 from genre_dist.study.child import Child
 from genre_dist.study.resources import Resources, visible_gpus
-from genre_dist.study.schema import load_study
+from genre_dist.study.study_file import load_study
 from genre_dist.study.tasks import Task, tasks
 from genre_dist.training.stopping import PREEMPTED, SIGNALS
 from genre_dist.workers import usable_cores

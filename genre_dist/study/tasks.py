@@ -16,7 +16,7 @@ from genre_dist.config.files import load_config, parse_config
 from genre_dist.config.run import CONFIG, METADATA, WEIGHTS
 from genre_dist.stream.manifest import FILE as MANIFEST
 from genre_dist.stream.manifest import load_manifest
-from genre_dist.study.schema import StagePlan, Study
+from genre_dist.study.study_file import StagePlan, Study
 from genre_dist.validation import read_json
 
 REPORT = ("comparison.json", "index.html")

@@ -17,7 +17,7 @@ from genre_dist.baselines import read_description
 from genre_dist.compare.costs import read_record
 from genre_dist.genres import GENRE_NAMES
 from genre_dist.metrics.evaluation_files import Predictions, read_evaluation, read_metrics, read_predictions
-from genre_dist.study.schema import Study, load_study
+from genre_dist.study.study_file import Study, load_study
 
 SMALL = Path(__file__).parents[2] / "configs" / "study_small.yaml"
 FILMS = 40

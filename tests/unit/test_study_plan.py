@@ -12,7 +12,7 @@ from genre_dist.cli import _parser
 from genre_dist.config.files import save_config
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.study.running import started_as
-from genre_dist.study.schema import Study, load_study
+from genre_dist.study.study_file import Study, load_study
 from genre_dist.study.tasks import REPORT, Task, differing, stage, tasks
 
 CONFIGS = Path(__file__).parents[2] / "configs"
