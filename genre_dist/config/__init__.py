@@ -64,6 +64,10 @@ class Config:
     """W&B and TensorBoard."""
 
     def __post_init__(self) -> None:
+        require(
+            self.train.drop_field == 0 or self.model.missing != "leave_out",
+            "train.drop_field hides fields that model.missing=leave_out cannot do without; set it to learn",
+        )
         reason = self.why_not_encoded_once
         require(
             self.train.cache_encodings != "on" or reason is None,

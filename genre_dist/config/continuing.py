@@ -19,7 +19,7 @@ EFFECTS: Mapping[Effect, tuple[str, ...]] = {
         *("model.text.arch", "model.text.hidden", "model.text.layers", "model.text.bidirectional"),
         *("model.text.pooling", "model.text.embedding_dim", "model.text.train_embedding", "model.text.frozen"),
         *("model.poster.arch", "model.poster.frozen", "model.poster.frozen_through", "model.poster.batch_norm"),
-        *("model.heads.hidden", "optim.optimizer", "run.seed"),
+        *("model.heads.hidden", "model.missing", "optim.optimizer", "run.seed"),
     ),
     # starting weights: a run with steps keeps its own
     "start": ("model.text.weights", "model.poster.weights"),
@@ -31,6 +31,7 @@ EFFECTS: Mapping[Effect, tuple[str, ...]] = {
         *("optim.warmup_steps", "optim.cooldown_fraction", "optim.final_lr_fraction", "optim.clip_norm"),
         *("train.steps", "train.epochs", "train.precision", "train.eval_every_steps", "train.stop_metric"),
         *("train.stop_patience", "train.stop_min_delta", "train.ema_decay"),
+        *("train.drop_field",),
         *("parallel.compress_gradients", "parallel.deepspeed_config"),
     ),
     # location, cost and display of the run; a fingerprint of their content identifies the shards

@@ -65,7 +65,7 @@ def parse_config(argv: Sequence[str], prog: str = "python -m genre_dist.train") 
     values = _parse(argv, prog)
     config = _config_of(values)
     named = {value for _, value in _given(argv, "--model.poster.arch")}
-    for at, file in ((at, Path(file)) for at, file in _given(argv, "--config") if _is_of_a_run(Path(file))):
+    for at, file in ((at, Path(file)) for at, file in _given(argv, "--config") if is_of_a_run(Path(file))):
         recorded, arch = load_config(file), config.model.poster.arch
         if arch == recorded.model.poster.arch and arch not in named and not values.trust_code:
             refuse_foreign_code(config, file)
@@ -132,7 +132,7 @@ def _given(argv: Sequence[str], option: str) -> list[tuple[int, str]]:
     ]
 
 
-def _is_of_a_run(file: Path) -> bool:
+def is_of_a_run(file: Path) -> bool:
     """Whether this is the config.yaml of a run, in its folder."""
     return file.name == CONFIG and any(any(file.parent.glob(name)) for name in _OF_A_RUN)
 

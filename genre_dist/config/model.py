@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from genre_dist.config.rules import is_point, require
+from genre_dist.schema import Field, Schema
 
 Pooling: TypeAlias = Literal["last", "max", "mean"]
 
@@ -113,11 +114,28 @@ class ModelConfig:
     """The poster's encoder."""
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     """The genre heads."""
+    missing: Literal["auto", "learn", "leave_out"] = "auto"
+    """Samples that lack a field: `learn` trains a vector in place of its encoding, `leave_out` leaves them out. `auto`:
+    learn if some of the shards' samples lack one."""
 
     def __post_init__(self) -> None:
         require(
             self.uses_text or self.uses_poster, "model.text.arch and model.poster.arch are both none: nothing to train"
         )
+
+    def fields(self, schema: Schema) -> tuple[Field, ...]:
+        """The fields that the model takes, in the order of its encodings."""
+        used = {"text": self.uses_text, "image": self.uses_poster, "numbers": True}
+        return tuple(field for field in schema.encoded if used[field.kind])
+
+    def members(self, schema: Schema) -> tuple[str, ...]:
+        """The names of these fields."""
+        return tuple(field.name for field in self.fields(schema))
+
+    @property
+    def learns_missing(self) -> bool:
+        """Whether samples may lack fields: the model has a learned vector for each."""
+        return self.missing == "learn"
 
     @property
     def uses_text(self) -> bool:
@@ -143,8 +161,3 @@ class ModelConfig:
             return "frozen"
         partly = self.text.frozen or self.poster.frozen or self.poster.frozen_through
         return "partly frozen" if partly else "end to end"
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """The inputs that a sample must have, by their names in the manifest's counts."""
-        return ("overview",) * self.uses_text + ("poster",) * self.uses_poster

@@ -73,6 +73,9 @@ class TrainConfig:
     """Replay the poster encoder's training passes as CUDA graphs (single, ddp), so that no GPU waits for its host;
     results stay the same. Takes the memory of its activations once more, and ddp exchanges gradients only after the
     encoder's backward pass. Not yet run on a GPU, so it is off."""
+    drop_field: float = 0.0
+    """Hide each field of a training sample with this probability, never all of them, drawn anew in each epoch: so the
+    model learns to answer with any of its fields. Needs model.missing=learn."""
     cache_encodings: Literal["auto", "on", "off"] = "auto"
     """With all encoders frozen and posters shown whole (data.crop_scale [1, 1], no flip), compute every film's encoding
     once, beside the run's folder, and train the heads on those. `on`: an error where that cannot be."""
@@ -104,6 +107,7 @@ class TrainConfig:
             self.eval_every_steps is None or self.eval_every_steps >= 1,
             "train.eval_every_steps must be at least 1 or null",
         )
+        require(0 <= self.drop_field < 1, f"train.drop_field must be in [0, 1), got {self.drop_field}")
         require(self.log_every_steps >= 1, "train.log_every_steps must be at least 1")
         require(self.stop_patience >= 1, f"train.stop_patience must be at least 1, got {self.stop_patience}")
         require(self.stop_min_delta >= 0, "train.stop_min_delta must not be negative")

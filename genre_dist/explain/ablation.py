@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from genre_dist.metrics.bootstrap import Scores, all_differences, resampled
 from genre_dist.stream.device_feed import to_device, whole_pixels
 from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import Manifest
-from genre_dist.stream.reader import ShardReader
+from genre_dist.training.experiment import open_split
 
 WINDOW = 4096
 """Films in a shuffle; RAM holds their encodings, 12 KB each. Shards are in hash order, so windows are random draws."""
@@ -27,7 +27,7 @@ def ablate(run: Run, manifest: Manifest, split: str, thresholds: NDArray[np.floa
 
     A loss is the mean over SHUFFLES shuffles, with a paired 95 % bootstrap interval over films.
     """
-    media = [name for name, part in (("text", run.model.text), ("poster", run.model.poster)) if part is not None]
+    media = run.model.parts
     random = np.random.default_rng(0)
     logits: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
     labels = []
@@ -36,7 +36,7 @@ def ablate(run: Run, manifest: Manifest, split: str, thresholds: NDArray[np.floa
         logits["intact"].append(_logits(run, encoded))
         for medium in media:
             for shuffle in range(SHUFFLES):
-                mixed = encoded | {medium: encoded[medium][_derangement(len(window_labels), random)]}
+                mixed = encoded | {medium: encoded[medium].of(_derangement(len(window_labels), random))}
                 logits[f"{medium} {shuffle}"].append(_logits(run, mixed))
     truth = np.concatenate(labels)
     scores = {name: Scores(np.concatenate(parts), truth, thresholds) for name, parts in logits.items()}
@@ -50,11 +50,22 @@ def ablate(run: Run, manifest: Manifest, split: str, thresholds: NDArray[np.floa
     }
 
 
-def _windows(run: Run, manifest: Manifest, split: str) -> Iterator[tuple[dict[str, Tensor], NDArray[np.bool_]]]:
-    """The split's encodings by medium, [films, E] each, and labels, up to WINDOW films at a time."""
+class _Encoded(NamedTuple):
+    """The encodings of a medium."""
+
+    values: Tensor  # [samples, E]
+    has: Tensor  # bool [samples], whether a sample has the medium
+
+    def of(self, rows: Tensor) -> "_Encoded":
+        return _Encoded(self.values[rows], self.has[rows])
+
+
+def _windows(run: Run, manifest: Manifest, split: str) -> Iterator[tuple[dict[str, _Encoded], NDArray[np.bool_]]]:
+    """The split's encodings by medium, and labels, up to WINDOW samples at a time."""
     data, device = run.config.data, next(run.model.parameters()).device
-    reader = ShardReader(manifest, split, run.config.model.members, data.max_tokens)
-    parts: dict[str, list[Tensor]] = {}
+    reader = open_split(run.config, manifest, split)
+    sizes = [encoder.encoding_size for encoder in run.model.encoders.values()]
+    parts: dict[str, list[_Encoded]] = defaultdict(list)
     labels: list[NDArray[np.bool_]] = []
     stream = evaluation_stream(reader, batch=32, workers=data.workers)
     left = reader.index.samples
@@ -62,24 +73,27 @@ def _windows(run: Run, manifest: Manifest, split: str) -> Iterator[tuple[dict[st
         for batch in stream:
             inputs = to_device(batch, device, whole_pixels(data))
             with torch.inference_mode():
-                if run.model.text is not None and inputs.tokens is not None and inputs.lengths is not None:
-                    parts.setdefault("text", []).append(run.model.text(inputs.tokens, inputs.lengths))
-                if run.model.poster is not None and inputs.images is not None:
-                    parts.setdefault("poster", []).append(run.model.poster(inputs.images))
+                encodings = run.model.encode(inputs.fields).split(sizes, dim=1)
+            for part, encoding in zip(run.model.parts, encodings, strict=True):
+                has = inputs.fields[part].has
+                there = torch.ones(len(encoding), dtype=torch.bool, device=device) if has is None else has
+                parts[part].append(_Encoded(encoding, there.clone()))
             labels.append(batch.labels > 0)
             left -= len(batch.ids)
             # a last window too small to shuffle joins the one before
             if not left or (sum(map(len, labels)) >= WINDOW and left >= WINDOW // 2):
-                yield {name: torch.cat(tensors) for name, tensors in parts.items()}, np.concatenate(labels)
-                parts, labels = {}, []
+                window = {part: _Encoded(*map(torch.cat, zip(*own, strict=True))) for part, own in parts.items()}
+                yield window, np.concatenate(labels)
+                parts, labels = defaultdict(list), []
     finally:
         stream.close()
 
 
-def _logits(run: Run, encoded: dict[str, Tensor]) -> NDArray[np.float32]:
+def _logits(run: Run, encoded: dict[str, _Encoded]) -> NDArray[np.float32]:
     with torch.inference_mode():
-        joined = torch.cat([encoded[name] for name in ("text", "poster") if name in encoded], dim=1)
-        return run.model.heads(joined).float().cpu().numpy()
+        joined = torch.cat([encoded[part].values for part in run.model.parts], dim=1)
+        logits = run.model.logits(joined, {part: own.has for part, own in encoded.items()})
+        return logits.float().cpu().numpy()
 
 
 def _derangement(films: int, random: np.random.Generator) -> Tensor:

@@ -3,7 +3,7 @@
 Selvaraju et al. 2017, Grad-CAM; Sundararajan et al. 2017, Axiomatic Attribution for Deep Networks; both as in captum.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from genre_dist.compare.differences import FilmInfo
 from genre_dist.models.classifier import GenreClassifier
+from genre_dist.stream.device_feed import FieldInput
 from genre_dist.stream.sample import PADDING
 
 STEPS = 32
@@ -44,57 +45,71 @@ class Explained(NamedTuple):
 
 
 class Explainer:
-    """Attributes a model's logits, film by film. The model stays in eval mode and unchanged."""
+    """Attributes a model's logits, sample by sample. The model stays in eval mode and unchanged."""
 
     def __init__(self, model: GenreClassifier, image_size: int) -> None:
         self.model = model
         device = next(model.parameters()).device
-        self.layer = None
-        if model.poster is not None:
-            self.layer = last_feature_map(model.poster, torch.zeros(1, 3, image_size, image_size, device=device))
+        zeros = torch.zeros(1, 3, image_size, image_size, device=device)
+        self.layers = {part: last_feature_map(encoder, zeros) for part, encoder in model.images.items()}
 
-    def __call__(self, images: Tensor | None, tokens: Tensor | None, lengths: Tensor | None, genre: int) -> Attribution:
-        """The attribution of a genre for one film, a batch of 1 as the model takes it."""
+    def __call__(self, fields: Mapping[str, FieldInput], label: int) -> Attribution:
+        """The attribution of a label for one sample, a batch of 1, in its first image and its first text."""
+        heat, words, unexplained = None, None, 0.0
         with torch.no_grad():
-            text = None if self.model.text is None else self.model.text(tokens, lengths)
-            poster = None if self.model.poster is None else self.model.poster(images)
+            encodings = self.model.encode(fields)  # [1, E]
         with _gradients_enabled(self.model):
-            heat = None if images is None or self.layer is None else self._heat(images, text, genre)
-            words, unexplained = (None, 0.0) if tokens is None else self._words(tokens, lengths, poster, genre)
+            for part, layer in self.layers.items():
+                if heat is None and layer is not None and _is_there(fields[part]):
+                    heat = self._heat(part, layer, fields, encodings, label)
+            for part in self.model.texts:
+                if words is None and _is_there(fields[part]):
+                    words, unexplained = self._words(part, fields, encodings, label)
         return Attribution(heat, words, unexplained)
 
-    def _heat(self, images: Tensor, text: Tensor | None, genre: int) -> NDArray[np.float32]:
+    def _heat(
+        self, part: str, layer: nn.Module, fields: Mapping[str, FieldInput], encodings: Tensor, label: int
+    ) -> NDArray[np.float32]:
         def forward(pixels: Tensor) -> Tensor:
-            assert self.model.poster is not None
-            return self._heads(text, self.model.poster(pixels))
+            return self._logits(part, self.model.images[part](pixels), fields, encodings)
 
-        assert self.layer is not None
+        images = fields[part].values
+        assert images is not None
         pixels = images.clone().requires_grad_(True)  # a frozen encoder has no graph otherwise
-        attributed = LayerGradCam(forward, self.layer).attribute(pixels, target=genre, relu_attributions=True)
+        attributed = LayerGradCam(forward, layer).attribute(pixels, target=label, relu_attributions=True)
         heat = F.interpolate(attributed.detach(), images.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
         return (heat / heat.max().clamp(min=1e-12)).cpu().numpy()
 
     def _words(
-        self, tokens: Tensor, lengths: Tensor | None, poster: Tensor | None, genre: int
+        self, part: str, fields: Mapping[str, FieldInput], encodings: Tensor, label: int
     ) -> tuple[NDArray[np.float32], float]:
-        def forward(text: Tensor) -> Tensor:
-            assert self.model.text is not None
-            assert lengths is not None
-            encoded = self.model.text(text, lengths.expand(len(text)))
-            return self._heads(encoded, None if poster is None else poster.expand(len(text), -1))
+        encoder, tokens = self.model.texts[part], fields[part].values
+        lengths = torch.as_tensor(fields[part].lengths)
+        assert tokens is not None
 
-        assert self.model.text is not None
-        attributed, delta = LayerIntegratedGradients(forward, self.model.text.embedding).attribute(
+        def forward(text: Tensor) -> Tensor:
+            return self._logits(part, encoder(text, lengths.expand(len(text))), fields, encodings)
+
+        attributed, delta = LayerIntegratedGradients(forward, encoder.embedding).attribute(
             tokens,
             baselines=torch.full_like(tokens, PADDING),
-            target=genre,
+            target=label,
             n_steps=STEPS,
             return_convergence_delta=True,
         )
         return attributed.detach().sum(-1)[0].cpu().numpy(), float(delta.abs().max())
 
-    def _heads(self, text: Tensor | None, poster: Tensor | None) -> Tensor:
-        return self.model.heads(torch.cat([part for part in (text, poster) if part is not None], dim=1))
+    def _logits(self, part: str, encoding: Tensor, fields: Mapping[str, FieldInput], encodings: Tensor) -> Tensor:
+        """Logits with another encoding [B, E] of one part, beside those of the others, [1, E of all]."""
+        sizes = [encoder.encoding_size for encoder in self.model.encoders.values()]
+        beside = dict(zip(self.model.parts, encodings.expand(len(encoding), -1).split(sizes, dim=1), strict=True))
+        has = {name: None if field.has is None else field.has.expand(len(encoding)) for name, field in fields.items()}
+        return self.model.logits(torch.cat(list((beside | {part: encoding}).values()), dim=1), has)
+
+
+def _is_there(field: FieldInput) -> bool:
+    """Whether the only sample of a batch has a field."""
+    return field.has is None or bool(field.has.all())
 
 
 def last_feature_map(network: nn.Module, images: Tensor) -> nn.Module | None:
@@ -121,7 +136,7 @@ def last_feature_map(network: nn.Module, images: Tensor) -> nn.Module | None:
 @contextmanager
 def _gradients_enabled(model: GenreClassifier) -> Iterator[None]:
     """Enable gradients in frozen encoders and in LSTMs: cuDNN's has none in eval mode, so cuDNN is off."""
-    parts = [part for part in (model.text, model.poster) if part is not None]
+    parts = list(model.encoders.values())
     frozen = [part.frozen for part in parts]
     for part in parts:
         part.frozen = False

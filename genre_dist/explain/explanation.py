@@ -28,6 +28,7 @@ from genre_dist.stream.device_feed import to_device, whole_pixels
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
+from genre_dist.training.experiment import open_split
 
 ABLATED = ("micro_f1_fitted", "micro_f1", "macro_f1_fitted", "mean_average_precision")
 
@@ -58,7 +59,7 @@ def explain(
     films = list(films) or _surest(folder, split, count, thresholds)
     infos = read_film_info(manifest.folder, split, films)
     cut = np.zeros(len(run.genres)) if thresholds is None else thresholds
-    reader = ShardReader(manifest, split, run.config.model.members, run.config.data.max_tokens)
+    reader = open_split(run.config, manifest, split)
     explainer = Explainer(run.model, run.config.data.image_size)
     with progress_bar() as progress:
         explained = [
@@ -119,9 +120,8 @@ def _explain_film(
 ) -> Explained:
     """Explain one film, a batch of 1, for its `count` most confident genres."""
     inputs = to_device(batch, next(run.model.parameters()).device, whole_pixels(run.config.data))
-    lengths = None if inputs.lengths is None else torch.from_numpy(inputs.lengths)
     with torch.no_grad():
-        logits = run.model(inputs.images, inputs.tokens, inputs.lengths)[0].float().cpu().numpy()
+        logits = run.model(inputs.fields)[0].float().cpu().numpy()
     words: list[str] = []
     if batch.tokens is not None and batch.lengths is not None:
         spelling = list(run.words)  # in the order of their ids
@@ -137,7 +137,7 @@ def _explain_film(
             (
                 run.genres[genre],
                 float(logits[genre] - cut[genre]),
-                explainer(inputs.images, inputs.tokens, lengths, int(genre)),
+                explainer(inputs.fields, int(genre)),
             )
             for genre in np.argsort(-(logits - cut))[:count]
         ],

@@ -25,12 +25,18 @@ def evaluate_run(run: Run, folder: Path, split: str, shards: Path | str | None, 
     autocast = autocast_for(choose_precision(run.config, world.device, trained_elsewhere=True), world.device)
     evaluator = Evaluator(run.model, run.config, world, autocast, derive_batches(whole_batch, world.size).micro)
     unfitted = world.broadcast(not (folder / THRESHOLDS).is_file())
-    fit_first = unfitted and split != "val" and manifest.samples("val", run.config.model.members) > 0
+    fit_first = unfitted and split != "val" and _samples(run, manifest, "val") > 0
     for each in ("val", split) if fit_first else (split,):
         evaluation = evaluator.evaluate(manifest, each)
         if evaluation is not None:
             world.progress()  # metrics of many films take long, while the other ranks wait
             print_evaluation(save_evaluation(evaluation, folder))
+
+
+def _samples(run: Run, manifest: Manifest, split: str) -> int:
+    """How many samples of a split the model can predict."""
+    model = run.config.model
+    return manifest.samples(split, model.members(manifest.declared), model.learns_missing)
 
 
 def check_same_labels(run: Run, manifest: Manifest) -> None:

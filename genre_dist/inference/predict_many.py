@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from genre_dist.atomic import atomic_file
 from genre_dist.config.run import WEIGHTS
 from genre_dist.inference.film_sources import Source, SourceFilms, find_films
-from genre_dist.inference.prediction import NO_TEXT, Unlabelled, film_pixels, predict_logits
+from genre_dist.inference.prediction import Unlabelled, film_pixels, predict_logits, why_left_out
 from genre_dist.inference.trained_model import Run
 from genre_dist.lock import holds_files
 from genre_dist.metrics.thresholds import load_thresholds
@@ -175,19 +175,17 @@ def _predict_part(films: Sequence[tuple[int, Unlabelled]], predictor: Predictor)
 
 def _predict_batch(films: Sequence[tuple[int, Unlabelled]], predictor: Predictor) -> list[dict[str, Any]]:
     run, thresholds, world, pool = predictor
-    model = run.config.model
-    pixels = film_pixels(run, [film for _, film in films], pool) if model.uses_poster else [""] * len(films)
+    none: list[NDArray[np.uint8] | str] = [""] * len(films)
+    found = film_pixels(run, [film for _, film in films], pool) if run.model.images else none
     rows: list[dict[str, Any]] = [dict.fromkeys(SCHEMA.names) | {"tmdb_id": number} for number, _ in films]
-    for row, (_, film), poster in zip(rows, films, pixels, strict=True):
-        if model.uses_poster and isinstance(poster, str):
-            row["left_out"] = poster
-        elif model.uses_text and film.text is None:
-            row["left_out"] = NO_TEXT[run.metadata["text"]["source"]]
+    for row, (_, film), poster in zip(rows, films, found, strict=True):
+        if reason := why_left_out(run, not isinstance(poster, str), film.text is not None):
+            row["left_out"] = poster if isinstance(poster, str) and poster and "no poster" in reason else reason
     complete = [at for at, row in enumerate(rows) if row["left_out"] is None]
     if not complete:
         return rows
-    images = [poster for at in complete if not isinstance(poster := pixels[at], str)]
-    logits = predict_logits(run, images, [films[at][1].text or "" for at in complete], world.device)
+    pixels = [None if isinstance(poster := found[at], str) else poster for at in complete]
+    logits = predict_logits(run, pixels, [films[at][1].text for at in complete], world.device)
     probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
     named = logits > (0 if thresholds is None else thresholds)
     for at, logit, probability, above in zip(complete, logits, probabilities, named, strict=True):

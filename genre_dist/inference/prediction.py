@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from genre_dist.inference.trained_model import Run
 from genre_dist.packing.layout import film_text
 from genre_dist.packing.posters import load_rgb, square
 from genre_dist.packing.vocabulary import encode, tokenise
-from genre_dist.stream.images import whole
+from genre_dist.stream.batch import BLANK, Batch
+from genre_dist.stream.device_feed import to_device, whole_pixels
 from genre_dist.stream.sample import pad
 from genre_dist.tmdb.api import Tmdb
 from genre_dist.tmdb.fetch_posters import download_poster
@@ -42,13 +43,19 @@ class Prediction(NamedTuple):
 
 
 def film_of_options(run: Run, poster: Path | None, overview: str | None, title: str | None) -> Unlabelled:
-    """A film from command-line options. Raises ValueError if an option that the model needs is missing."""
+    """A film from command-line options. Raises ValueError if an option that the model needs is missing.
+
+    A model with learned vectors for missing fields needs one of its fields.
+    """
     uses, source = run.config.model, run.metadata["text"]["source"]
     given = {"poster": poster, "overview": overview, "title": title}
     needed = (*(("poster",) if uses.uses_poster else ()), *(TEXT_FIELDS[source] if uses.uses_text else ()))
-    if missing := [f"--{name}" for name in needed if given[name] is None]:
-        raise ValueError(f"this model was trained on {' and '.join(needed)}; pass {' and '.join(missing)} as well")
-    return Unlabelled(poster, film_text({"overview": overview, "title": title}, source))
+    missing = [f"--{name}" for name in needed if given[name] is None]
+    if missing and not (uses.learns_missing and len(missing) < len(needed)):
+        how = " or " if uses.learns_missing else " and "
+        raise ValueError(f"this model was trained on {' and '.join(needed)}; pass {how.join(missing)} as well")
+    text = film_text({"overview": overview, "title": title}, source)
+    return Unlabelled(poster, None if uses.learns_missing and not text else text)
 
 
 def predict(
@@ -58,13 +65,10 @@ def predict(
 
     Raises ValueError if the film lacks a text or poster that the model needs, or the poster is no image.
     """
-    uses = run.config.model
-    if uses.uses_text and film.text is None:
-        raise ValueError(f"the film has {NO_TEXT[run.metadata['text']['source']]}, which this model was trained on")
-    if uses.uses_poster and film.poster is None:
-        raise ValueError("the film has no poster, which this model was trained on")
-    pixels = [_pixels(run, film.poster)] if uses.uses_poster and film.poster is not None else []
-    logits = predict_logits(run, pixels, [film.text or ""], device)[0]
+    pixels = _pixels(run, film.poster) if run.model.images and film.poster is not None else None
+    if reason := why_left_out(run, pixels is not None, film.text is not None):
+        raise ValueError(f"the film has {reason}, which this model was trained on")
+    logits = predict_logits(run, [pixels], [film.text], device)[0]
     named = logits > (0 if thresholds is None else thresholds)
     predictions = [
         Prediction(genre, float(1 / (1 + np.exp(-np.float64(logit)))), bool(above))
@@ -73,19 +77,41 @@ def predict(
     return sorted(predictions, key=lambda one: -one.probability)
 
 
+def why_left_out(run: Run, has_image: bool, has_text: bool) -> str | None:
+    """What a sample lacks that the model cannot do without; None if it can predict the sample."""
+    lacks = ["no poster"] if run.model.images and not has_image else []
+    lacks += [NO_TEXT[run.metadata["text"]["source"]]] if run.model.texts and not has_text else []
+    if run.config.model.learns_missing and len(lacks) < len(run.model.parts):
+        return None
+    return " and ".join(lacks) or None
+
+
 def predict_logits(
-    run: Run, pixels: Sequence[NDArray[np.uint8]], texts: Sequence[str], device: torch.device
+    run: Run, pixels: Sequence[NDArray[np.uint8] | None], texts: Sequence[str | None], device: torch.device
 ) -> NDArray[np.float32]:
-    """Logits [films, genres]; `pixels` are those of `film_pixels`, without films that lack an input."""
-    images = tokens = lengths = None
-    if run.config.model.uses_poster:
-        images = whole(torch.from_numpy(np.stack(pixels)).to(device), run.config.data.image_size)
-    if run.config.model.uses_text:
-        most = run.config.data.max_tokens
-        text, length = pad([encode(tokenise(one), run.words)[:most] for one in texts])
-        tokens, lengths = torch.from_numpy(text).long().to(device), torch.from_numpy(length)
+    """Logits [films, genres]; `pixels` are those of `film_pixels`. None where a film lacks a field."""
+    batch = _batch(run, pixels, texts)
     with torch.inference_mode():
-        return run.model(images, tokens, lengths).float().cpu().numpy()
+        return run.model(to_device(batch, device, whole_pixels(run.config.data)).fields).float().cpu().numpy()
+
+
+def _batch(run: Run, pixels: Sequence[NDArray[np.uint8] | None], texts: Sequence[str | None]) -> Batch:
+    """A batch of the model's inputs, as a reader makes it."""
+    n, size = len(texts), int(run.metadata["image"]["size"])
+    arrays: dict[str, Any] = {}
+    given: dict[str, Sequence[Any]] = {}
+    for part in run.model.images:
+        given[part] = pixels
+        blank = np.full((size, size, 3), BLANK, np.uint8)
+        arrays[f"{part}.images"] = np.stack([blank if image is None else image for image in pixels])
+    for part in run.model.texts:
+        given[part] = texts
+        most = run.config.data.max_tokens
+        encoded = [encode(tokenise(text or ""), run.words)[:most] for text in texts]
+        arrays[f"{part}.tokens"], arrays[f"{part}.lengths"] = pad(encoded)
+    if run.config.model.learns_missing:
+        arrays |= {f"{part}.has": np.array([value is not None for value in own]) for part, own in given.items()}
+    return Batch(np.arange(n), np.zeros((n, len(run.genres)), np.float32), np.ones(n, np.float32), arrays)
 
 
 def film_pixels(run: Run, films: Sequence[Unlabelled], pool: Executor) -> list[NDArray[np.uint8] | str]:

@@ -1,7 +1,7 @@
 """Metrics of predictions: pure functions of logits and labels."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,36 @@ def metrics(logits: NDArray[np.float32], labels: NDArray[np.bool_], names: Seque
         "auc": mean_of_known(auc),
         "per_genre": named["per_genre"],
     }
+
+
+def by_fields(
+    has: Mapping[str, NDArray[np.bool_]],
+    logits: NDArray[np.float32],
+    labels: NDArray[np.bool_],
+    thresholds: NDArray[np.float64] | None,
+) -> dict[str, dict[str, Any]]:
+    """The metrics of samples by the fields that they have; `has` of each field is [samples].
+
+    The first row is of the samples with every field, the others have `only` before their fields. Empty if all samples
+    have the same fields. F1 at 0.5, and with thresholds [labels] also at these.
+    """
+    bits = sum((own.astype(int) << number for number, own in enumerate(has.values())), np.zeros(len(labels), int))
+    rows: dict[str, dict[str, Any]] = {}
+    for pattern in sorted(set(bits.tolist()), reverse=True):
+        chosen, names = bits == pattern, [name for number, name in enumerate(has) if pattern >> number & 1]
+        some, truth = logits[chosen], labels[chosen]
+        precisions = [_or_none(average_precision_score, truth[:, g], some[:, g]) for g in range(labels.shape[1])]
+        row: dict[str, Any] = {"films": int(chosen.sum()), **_f1(some > 0, truth)}
+        row["mean_average_precision"] = mean_of_known(precisions)
+        if thresholds is not None:
+            row |= {f"{name}_fitted": value for name, value in _f1(some > thresholds, truth).items()}
+        rows[("" if len(names) == len(has) else "only ") + " and ".join(names)] = row
+    return rows if len(rows) > 1 else {}
+
+
+def _f1(named: NDArray[np.bool_], labels: NDArray[np.bool_]) -> dict[str, float]:
+    kinds = ("micro", "macro")
+    return {f"{kind}_f1": float(f1_score(labels, named, average=kind, zero_division=0)) for kind in kinds}
 
 
 def figures_of_named(named: NDArray[np.bool_], labels: NDArray[np.bool_], names: Sequence[str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 `torch.nn.SyncBatchNorm` refuses CPU tensors, and tests and small clusters run on gloo.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -167,12 +167,13 @@ def _global_statistics(values: Tensor, counted: bool) -> tuple[Tensor, Tensor, T
 
 
 @contextmanager
-def no_statistics(model: nn.Module) -> Iterator[None]:
-    """Inside, a batch passes through a model in training mode without a change of any BatchNorm's statistics.
+def no_statistics(parts: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, a batch passes through parts of a model in training mode without a change of a BatchNorm's statistics.
 
-    A rank without samples computes on a blank one, so that it joins the collectives inside the model.
+    A rank without samples of a field computes on a blank one, so that it joins the collectives inside the model.
     """
-    norms = [norm for norm in model.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training]
+    modules = [module for part in parts for module in part.modules()]
+    norms = [norm for norm in modules if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training]
     for norm in norms:
         if isinstance(norm, SynchronisedBatchNorm2d):
             norm.counted = False

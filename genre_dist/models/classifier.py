@@ -1,5 +1,6 @@
-"""The complete model: a text encoder and an image encoder, their concatenated encodings, one head per label."""
+"""The complete model: an encoder for each field, their concatenated encodings, one head per label."""
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -10,83 +11,151 @@ from torch import Tensor, nn
 from genre_dist.config import ModelConfig, OptimConfig
 from genre_dist.models.heads import Heads
 from genre_dist.models.poster import PosterEncoder
-from genre_dist.models.text import Lengths, TextEncoder
+from genre_dist.models.text import TextEncoder
 from genre_dist.models.weights import load_state, read_state
+from genre_dist.schema import TMDB, Schema
+from genre_dist.stream.device_feed import FieldInput
 
 
 class GenreClassifier(nn.Module):
-    """(image, text) -> one logit per label. `text` or `poster` is None if the config omits that encoder.
+    """The fields of samples -> one logit per label: an encoder for each field, then the heads.
 
-    `vocabulary_size` and `vectors` are TextEncoder's. `load_weights=False` reads and downloads no file: for ranks that
-    receive rank 0's weights, and before loading a checkpoint. Raises ValueError as the encoders do, and if
-    `model.text.weights` holds no text encoder of this vocabulary and architecture.
+    `schema` declares the fields; those whose kind the config omits have no encoder. `vocabulary_size` and `vectors` are
+    TextEncoder's. `load_weights=False` reads and downloads no file: for ranks that receive rank 0's weights, and before
+    loading a checkpoint. Raises ValueError as the encoders do, and if `model.text.weights` holds no text encoder of
+    this vocabulary and architecture.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        num_genres: int,
+        num_labels: int,
         image_size: int,
         vocabulary_size: int,
         vectors: np.ndarray | None,
         load_weights: bool = True,
+        schema: Schema = TMDB,
     ) -> None:
         super().__init__()
-        self.text = TextEncoder(config.text, vocabulary_size, vectors) if config.uses_text else None
-        self.poster = PosterEncoder(config.poster, image_size, load_weights) if config.uses_poster else None
-        if self.text is not None and config.text.weights is not None and load_weights:
-            _load_text(self.text, config.text.weights)
-        encoding_size = sum(part.encoding_size for part in (self.text, self.poster) if part is not None)
-        self.heads = Heads(encoding_size, config.heads.hidden, num_genres, config.heads.kernel)
+        self.parts: tuple[str, ...] = tuple(field.part for field in config.fields(schema))
+        """The names of the encoders, in the order of their encodings."""
+        for field in config.fields(schema):
+            if field.kind == "text":
+                text = TextEncoder(config.text, vocabulary_size, vectors)
+                if config.text.weights is not None and load_weights:
+                    _load_text(text, field.part, config.text.weights)
+                self.add_module(field.part, text)
+            else:
+                self.add_module(field.part, PosterEncoder(config.poster, image_size, load_weights))
+        sizes = {part: int(encoder.encoding_size) for part, encoder in self.encoders.items()}
+        self.encoding_size = sum(sizes.values())
+        self.missing = MissingFields(sizes) if config.learns_missing else None
+        self.heads = Heads(self.encoding_size, config.heads.hidden, num_labels, config.heads.kernel)
         self.text_beside = True
-        """On a GPU the text encoder runs concurrently with the image encoder, on its own stream, in both passes."""
+        """On a GPU text encoders run concurrently with the image encoders, on their own stream, in both passes."""
 
-    def forward(
-        self,
-        images: Tensor | None,
-        tokens: Tensor | None,
-        lengths: Lengths | None,
-        encodings: Tensor | None = None,
-    ) -> Tensor:
-        """Map normalised images [B, 3, S, S], tokens int [B, T] and lengths int64 [B] to logits [B, num_genres].
+    @property
+    def encoders(self) -> dict[str, Any]:
+        """The encoders by name."""
+        return {part: self._modules[part] for part in self.parts}
 
-        Inputs that the model does not use may be None. With `encodings` [B, E] of `encode` only the heads compute.
+    @property
+    def texts(self) -> dict[str, TextEncoder]:
+        """The text encoders by name."""
+        return {part: encoder for part, encoder in self.encoders.items() if isinstance(encoder, TextEncoder)}
+
+    @property
+    def images(self) -> dict[str, PosterEncoder]:
+        """The image encoders by name."""
+        return {part: encoder for part, encoder in self.encoders.items() if isinstance(encoder, PosterEncoder)}
+
+    def forward(self, fields: Mapping[str, FieldInput], encodings: Tensor | None = None) -> Tensor:
+        """Map the fields of n samples, by name of their encoder, to logits [n, labels].
+
+        With `encodings` [n, E] of `encode` only the heads compute. Raises ValueError without a field that an encoder
+        needs.
         """
-        return self.heads(self.encode(images, tokens, lengths) if encodings is None else encodings)
+        encodings = self.encode(fields) if encodings is None else encodings
+        return self.logits(encodings, {part: field.has for part, field in fields.items()})
 
-    def encode(self, images: Tensor | None, tokens: Tensor | None, lengths: Lengths | None) -> Tensor:
-        """Map the inputs of `forward` to the concatenated encodings [B, E]: the text's, then the image's."""
-        if self.text is not None and (tokens is None or lengths is None):
-            raise ValueError("this model reads overviews: tokens and lengths are needed")
-        if self.poster is not None and images is None:
-            raise ValueError("this model reads posters: images are needed")
-        if self.text is None or tokens is None or lengths is None:
-            assert self.poster is not None
-            return self.poster(images)
-        if self.poster is None:
-            return self.text(tokens, lengths)
-        if tokens.is_cuda and self.text_beside:
-            return torch.cat(self._encode_side_by_side(images, tokens, lengths), dim=1)
-        return torch.cat([self.text(tokens, lengths), self.poster(images)], dim=1)
+    def logits(self, encodings: Tensor, has: Mapping[str, Tensor | None] | None = None) -> Tensor:
+        """Map encodings [n, E] to logits [n, labels]; has: bool [n] by encoder, None: all samples have that field."""
+        return self.heads(encodings if self.missing is None else self.missing(encodings, has or {}))
 
-    def _encode_side_by_side(self, images: Tensor | None, tokens: Tensor, lengths: Lengths) -> tuple[Tensor, Tensor]:
-        """The encodings of texts and images, computed concurrently: a recurrent kernel alone leaves a GPU nearly idle.
+    def encode(self, fields: Mapping[str, FieldInput]) -> Tensor:
+        """Map the fields to the encodings of all encoders side by side, [n, E]; zeros where a sample lacks a field."""
+        if lacking := [part for part in self.parts if part not in fields]:
+            raise ValueError(f"this model reads {' and '.join(self.parts)}, and {' and '.join(lacking)} is not given")
+        encodings = self._encode_each(fields)
+        joined = [_placed(encodings[part], fields[part]) for part in self.parts]
+        return joined[0] if len(joined) == 1 else torch.cat(joined, dim=1)
 
-        The text encoder runs second, so that the backward pass, which reverses the operations, begins with it;
+    def _encode_each(self, fields: Mapping[str, FieldInput]) -> dict[str, Tensor]:
+        """The encodings of the values that are there, [m, E] each."""
+        texts = self.texts
+        first = fields[self.parts[0]].values
+        if first is None or not (first.is_cuda and self.text_beside and 0 < len(texts) < len(self.parts)):
+            return {part: self._encode(part, fields[part]) for part in self.parts}
+        return self._encode_side_by_side(fields, first.device)
+
+    def _encode(self, part: str, field: FieldInput) -> Tensor:
+        encoder = self.encoders[part]
+        encoding: Tensor = encoder(field.values) if field.lengths is None else encoder(field.values, field.lengths)
+        return encoding
+
+    def _encode_side_by_side(self, fields: Mapping[str, FieldInput], device: torch.device) -> dict[str, Tensor]:
+        """The same, concurrently on a GPU: a recurrent kernel alone leaves it nearly idle.
+
+        The text encoders run second, so that the backward pass, which reverses the operations, begins with them;
         autograd runs each operation's backward on the stream of its forward.
         """
-        assert self.text is not None
-        assert self.poster is not None
-        current, side = torch.cuda.current_stream(tokens.device), side_stream(tokens.device)
+        texts = self.texts
+        current, side = torch.cuda.current_stream(device), side_stream(device)
         ready = current.record_event()
-        poster = self.poster(images)
+        encodings = {part: self._encode(part, fields[part]) for part in self.parts if part not in texts}
         side.wait_event(ready)
         with torch.cuda.stream(side):
-            text = self.text(tokens, lengths)
+            encodings |= {part: self._encode(part, fields[part]) for part in texts}
         current.wait_stream(side)
-        tokens.record_stream(side)  # the allocator may reuse their memory only when both streams are done
-        text.record_stream(current)
-        return text, poster
+        for part in texts:  # the allocator may reuse their memory only when both streams are done
+            tokens = fields[part].values
+            assert tokens is not None
+            tokens.record_stream(side)
+            encodings[part].record_stream(current)
+        return encodings
+
+
+class MissingFields(nn.Module):
+    """A learned vector for each field, in place of the encoding of a sample that lacks it; sizes by encoder."""
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        super().__init__()
+        self.sizes = dict(sizes)
+        for part, size in sizes.items():
+            self.register_parameter(part, nn.Parameter(torch.zeros(size)))
+
+    def forward(self, encodings: Tensor, has: Mapping[str, Tensor | None]) -> Tensor:
+        """Fill the encodings [n, E] of all encoders; has: bool [n] by encoder, None: no sample lacks the field."""
+        parts = []
+        for (part, vector), encoding in zip(
+            self.named_parameters(), encodings.split(list(self.sizes.values()), dim=1), strict=True
+        ):
+            there = has.get(part)
+            if there is None:
+                there = torch.ones(len(encodings), dtype=torch.bool, device=encodings.device)
+            # used in every batch, so that every rank has a gradient for it
+            parts.append(torch.where(there[:, None], encoding, vector))
+        return torch.cat(parts, dim=1)
+
+
+def _placed(encoding: Tensor, field: FieldInput) -> Tensor:
+    """A part's encodings [m, E] at the places of their samples: [n, E], zeros where a sample lacks the field.
+
+    All samples without the field read the first row, whose gradient from them is 0: a sum of zeros in any order.
+    """
+    if field.at is None or field.has is None:
+        return encoding
+    return torch.where(field.has[:, None], encoding.index_select(0, field.at), 0)
 
 
 @cache
@@ -98,10 +167,12 @@ def side_stream(device: torch.device) -> torch.cuda.Stream:
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
     """Return the optimizer's groups: params, name, lr, weight_decay.
 
-    Each part ('text', 'poster', 'heads') has its learning rate; its biases, norms and word vectors form a separate
-    group ('text.no_decay') without weight decay. Frozen parameters and empty groups are omitted.
+    Each part ('text', 'poster', 'heads') has the learning rate of its kind; its biases, norms and word vectors form a
+    separate group ('text.no_decay') without weight decay. Frozen parameters and empty groups are omitted.
     """
-    rates = {"text": optim.text_lr, "poster": optim.poster_lr, "heads": optim.heads_lr}
+    rates = {"heads": optim.heads_lr, "missing": optim.heads_lr}
+    if isinstance(model, GenreClassifier):
+        rates |= dict.fromkeys(model.texts, optim.text_lr) | dict.fromkeys(model.images, optim.poster_lr)
     groups = []
     for part, module in model.named_children():
         embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
@@ -123,9 +194,9 @@ def count_parameters(model: GenreClassifier) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def _load_text(encoder: TextEncoder, file: str) -> None:
+def _load_text(encoder: TextEncoder, part: str, file: str) -> None:
     state = {name.removeprefix("module."): v for name, v in read_state(file, "model.text.weights").items()}
-    own = {name.removeprefix("text."): value for name, value in state.items() if name.startswith("text.")}
+    own = {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
     if not own:
-        raise ValueError(f"model.text.weights={file} holds no text encoder (no tensor is named text.*)")
+        raise ValueError(f"model.text.weights={file} holds no text encoder (no tensor is named {part}.*)")
     load_state(encoder, own, f"model.text.weights={file}", "the text encoder", "vocabulary or architecture")

@@ -78,16 +78,15 @@ def pull_levers(model: GenreClassifier, train: TrainConfig, device: torch.device
     """
     if train.channels_last:
         model.to(memory_format=torch.channels_last)
-    kind, network = train.activation_checkpointing, None if model.poster is None else model.poster.network
-    if network is None:
-        if kind != "none":
-            raise ValueError(f"train.activation_checkpointing={kind}: the model has no poster encoder; set it to none")
-        return
-    if train.compile is True and device.type == "cuda":
-        compile_blocks(network)
-    recompute_activations(network, kind)
-    if train.cuda_graph and device.type == "cuda":
-        graph_passes(network)
+    kind = train.activation_checkpointing
+    if kind != "none" and not model.images:
+        raise ValueError(f"train.activation_checkpointing={kind}: the model has no poster encoder; set it to none")
+    for encoder in model.images.values():
+        if train.compile is True and device.type == "cuda":
+            compile_blocks(encoder.network)
+        recompute_activations(encoder.network, kind)
+        if train.cuda_graph and device.type == "cuda":
+            graph_passes(encoder.network)
 
 
 def compile_blocks(network: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:

@@ -57,9 +57,8 @@ def units(model: nn.Module) -> Iterator[nn.Module]:
     A network is split into the modules that it calls in sequence: torchvision's stages, blocks of a Sequential. The
     text encoder is one unit, since a recurrent kernel needs all its weights at once.
     """
-    for name, part in model.named_children():
-        if name == "poster":
-            network = getattr(part, "network", part)
+    for part in model.children():
+        if (network := getattr(part, "network", None)) is not None:
             yield from _network_units(network, _count(network))
         yield part
 

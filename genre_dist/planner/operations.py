@@ -65,7 +65,7 @@ def trace_operations(
     pull_levers(model, config.train, torch.device("cpu"))  # compiles nothing there
     model.train()
     try:
-        pixels = _pixels(config, samples, packed_size) if model.poster is not None else []
+        pixels = [operation for _ in model.images for operation in _pixels(config, samples, packed_size)]
         with FakeTensorMode(allow_non_fake_inputs=True):
             model.to_empty(device="cpu")
             return pixels + _passes(model, config.data.image_size, precision == "bf16", samples)
@@ -85,23 +85,25 @@ def _pixels(config: Config, samples: int, packed_size: int) -> list[Operation]:
 
 
 def _passes(model: GenreClassifier, image_size: int, half: bool, samples: int) -> list[Operation]:
-    """Forward and backward pass of the image network, then of the heads."""
+    """Forward and backward pass of the image networks, then of the heads."""
     network, heads = Recorder(None), Recorder(HEADS)
-    encodings = []
-    if model.text is not None:
-        encodings.append(torch.empty(samples, model.text.encoding_size, requires_grad=not model.text.frozen))
-    if model.poster is not None:
-        posters = torch.empty(samples, 3, image_size, image_size).to(memory_format=torch.channels_last)
+    encodings = [
+        torch.empty(samples, text.encoding_size, requires_grad=not text.frozen) for text in model.texts.values()
+    ]
+    images = torch.empty(samples, 3, image_size, image_size).to(memory_format=torch.channels_last)
+    encoded: list[tuple[Tensor, Tensor]] = []
+    for encoder in model.images.values():
         with network, torch.autocast("cpu", torch.bfloat16, enabled=half):
-            encoding = model.poster(posters)
-        encodings.append(encoding.detach().requires_grad_(encoding.requires_grad))  # cuts the graph before the heads
+            encoding = encoder(images)
+        encoded.append((encoding, encoding.detach().requires_grad_(encoding.requires_grad)))  # cuts off the heads
     with heads, torch.autocast("cpu", torch.bfloat16, enabled=half):
-        logits = model.heads(torch.cat(encodings, dim=1))
+        logits = model.heads(torch.cat([*encodings, *(cut for _, cut in encoded)], dim=1))
     with heads.going_back():
         logits.float().sum().backward()
-    if model.poster is not None and encoding.requires_grad:
-        with network.going_back():
-            encoding.backward(encodings[-1].grad)
+    for encoding, cut in encoded:
+        if encoding.requires_grad:
+            with network.going_back():
+                encoding.backward(cut.grad)
     return network.operations() + heads.operations()
 
 

@@ -118,10 +118,10 @@ def model_sizes(model: GenreClassifier) -> Sizes:
 
 def _recomputes(model: GenreClassifier, kind: Checkpointing) -> bool:
     """Make a model recompute its activations; False without a trained poster encoder that supports it."""
-    if model.poster is None or model.poster.frozen:
-        return False
+    trained = [encoder.network for encoder in model.images.values() if not encoder.frozen]
     try:
-        recompute_activations(model.poster.network, kind)
+        for network in trained:
+            recompute_activations(network, kind)
     except ValueError:
         return False
-    return True
+    return bool(trained)

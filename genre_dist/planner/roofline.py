@@ -122,8 +122,9 @@ def time_step(config: Config, card: GpuSpec, ranks: int, micro_batch: int | None
     batches = derive_batches(replace(config.data, micro_batch=micro), ranks)
     vocabulary, packed_size = find_vocabulary(config), _packed_size(config)
     model = meta_model(config, vocabulary, on_gpu=True)
-    text, tokens = model.text, config.data.max_tokens if model.text is not None else 0
-    copy = micro * packed_size**2 * 3 if model.poster is not None else 0
+    text = next(iter(model.texts.values()), None)
+    tokens = 0 if text is None else config.data.max_tokens
+    copy = micro * packed_size**2 * 3 * len(model.images)
     gradients = _trained(model) * (2 if config.parallel.compress_gradients else 4)
     operations = trace_operations(config, vocabulary, precision, micro, packed_size)
     timing = Timing(

@@ -37,15 +37,13 @@ def training_flops(model: GenreClassifier, config: Config, device: torch.device)
     was_training = model.training
     model.eval()  # BatchNorm's statistics stay as they are
     flops, size, trained = 0.0, config.data.image_size, False
-    if model.poster is not None:
-        images = torch.zeros(1, 3, size, size, device=device)
-        flops += _counted(model.poster, images)
-        trained = any(p.requires_grad for p in model.poster.parameters())
-    if model.text is not None:
-        flops += TYPICAL_TOKENS * sum(recurrent_flops(model.text))
-        trained = trained or not model.text.frozen
-    width = sum(part.encoding_size for part in (model.text, model.poster) if part is not None)
-    flops += _counted(model.heads, torch.zeros(1, width, device=device, requires_grad=trained))
+    for encoder in model.images.values():
+        flops += _counted(encoder, torch.zeros(1, 3, size, size, device=device))
+        trained = trained or any(p.requires_grad for p in encoder.parameters())
+    for text in model.texts.values():
+        flops += TYPICAL_TOKENS * sum(recurrent_flops(text))
+        trained = trained or not text.frozen
+    flops += _counted(model.heads, torch.zeros(1, model.encoding_size, device=device, requires_grad=trained))
     model.zero_grad(set_to_none=True)
     model.train(was_training)
     return flops

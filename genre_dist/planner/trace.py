@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from genre_dist.models.classifier import GenreClassifier
+from genre_dist.stream.device_feed import FieldInput
 
 PRIME_BATCH = 1009
 
@@ -51,22 +52,23 @@ def trace_step(model: GenreClassifier, image_size: int, tokens: int) -> Trace:
     Raises ValueError if an operation of the model has no meta form.
     """
     inputs = _inputs(model, image_size, tokens)
-    alive = _Alive([*model.parameters(), *model.buffers(), *(i for i in inputs if i is not None)])
-    if model.text is not None:
-        model.text.rnn.forward = _recurrent_stand_in(model.text.rnn, alive)  # type: ignore[assignment]
+    given = [tensor for field in inputs.values() for tensor in field if isinstance(tensor, Tensor)]
+    alive = _Alive([*model.parameters(), *model.buffers(), *given])
+    for text in model.texts.values():
+        text.rnn.forward = _recurrent_stand_in(text.rnn, alive)  # type: ignore[assignment]
     model.train()
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(alive.is_gradient)
     try:
         with alive:
-            total = model(*inputs).float().sum()
+            total = model(inputs).float().sum()
             forward = len(alive.rows)
             total.backward()
     except (NotImplementedError, RuntimeError) as error:
         raise ValueError(f"the model cannot be planned: {str(error).partition(chr(10))[0]}") from error
     computed, kept, fixed, gradients = np.array(alive.rows, np.int64).T
-    pixels, words, _ = (0 if i is None else i.numel() * i.element_size() // PRIME_BATCH for i in inputs)
+    size = sum(f.values.numel() * f.values.element_size() for f in inputs.values() if f.values is not None)
     model.zero_grad(set_to_none=True)
     return Trace(
         computed // PRIME_BATCH,
@@ -75,19 +77,17 @@ def trace_step(model: GenreClassifier, image_size: int, tokens: int) -> Trace:
         gradients,
         forward,
         alive.largest_gradient,
-        pixels + words,
+        size // PRIME_BATCH,
     )
 
 
-def _inputs(model: GenreClassifier, image_size: int, tokens: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Images [B, 3, S, S], tokens [B, T] and lengths [B] of the prime batch, on the meta device."""
-    images = texts = lengths = None
-    if model.poster is not None:
-        images = torch.empty(PRIME_BATCH, 3, image_size, image_size, device="meta")
-    if model.text is not None:
-        texts = torch.empty(PRIME_BATCH, tokens, dtype=torch.long, device="meta")
-        lengths = torch.empty(PRIME_BATCH, dtype=torch.long, device="meta")
-    return images, texts, lengths
+def _inputs(model: GenreClassifier, image_size: int, tokens: int) -> dict[str, FieldInput]:
+    """Images [B, 3, S, S], tokens [B, T] and lengths [B] of the prime batch, on the meta device, by encoder."""
+    images = torch.empty(PRIME_BATCH, 3, image_size, image_size, device="meta")
+    texts = torch.empty(PRIME_BATCH, tokens, dtype=torch.long, device="meta")
+    lengths: Any = torch.empty(PRIME_BATCH, dtype=torch.long, device="meta")
+    fields = {part: FieldInput(images) for part in model.images}
+    return fields | {part: FieldInput(texts, lengths) for part in model.texts}
 
 
 COMPUTED, KEPT, FIXED, GRADIENT, OUTSIDE = range(5)  # kinds of storages; those outside are not counted

@@ -28,6 +28,28 @@ BLANK = 128
 """Mid-grey, the pixels of an image that could not be read."""
 
 
+class Kind(NamedTuple):
+    """A kind of array that a batch may have for a part of the model."""
+
+    dtype: Any
+    blank: float = 0
+    """Its value for a sample without the field, or one that could not be read."""
+
+
+KINDS = {
+    "images": Kind(np.uint8, BLANK),  # [n, size, size, 3] RGB, or the bytes of JPEGs
+    "jpeg_bytes": Kind(np.int32),  # [n] if `images` holds JPEGs: bytes of each; 0: none
+    "tokens": Kind(np.int32),  # [n, longest], padded with PADDING
+    "lengths": Kind(np.int64),  # [n] tokens of each text
+    "numbers": Kind(np.float32, np.nan),  # [n, numbers]; NaN: missing
+    "has": Kind(np.bool_),  # [n] whether a sample has the field, if samples may lack it
+    "encodings": Kind(np.float32),  # [n, E] of all parts together, from shards of encodings
+}
+"""The arrays of a batch are named PART.KIND (`poster.images`, `text.tokens`)."""
+ALL = "all"
+"""The part in the name of an array that belongs to all parts."""
+
+
 class Seconds(NamedTuple):
     """Time spent on a batch, summed over the processes that read it."""
 
@@ -43,73 +65,92 @@ class Batch:
     """n samples on the host. n may be 0: a rank's share of an epoch's last step can be empty."""
 
     ids: NDArray[np.int64]  # [n]
-    labels: NDArray[np.float32]  # [n, genres], 0 or 1
+    labels: NDArray[np.float32]  # [n, labels], 0 or 1
     weights: NDArray[np.float32]  # [n], 0 for a sample that could not be read
-    images: NDArray[np.uint8] | None = None  # [n, size, size, 3] RGB
-    tokens: NDArray[np.int32] | None = None  # [n, longest], padded with PADDING
-    lengths: NDArray[np.int64] | None = None  # [n]
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)  # by PART.KIND, see KINDS
     faults: list[str] = field(default_factory=list)  # a line for each sample that could not be read
-    encodings: NDArray[np.float32] | None = None  # [n, E] in place of images and tokens, from shards of encodings
     samples: list[Any] = field(default_factory=list)  # [n] of WebDataset tars: members, or the result of `decode`
     seconds: Seconds = field(default_factory=Seconds)
-    jpeg_bytes: NDArray[np.int32] | None = None  # [n] if `images` holds JPEGs: bytes of each row; 0: none
-    pixels: "Tensor | None" = None  # the images on a device that decoded them, uint8 [n, size, size, 3]
+    pixels: "dict[str, Tensor]" = field(default_factory=dict)  # images that a device decoded, by the array's name
     copied: "Event | None" = None  # set by a background copy; the arrays must stay until then
+
+    def of(self, kind: str) -> dict[str, NDArray[Any]]:
+        """The arrays of a kind by part of the model."""
+        named = (name.split(".") for name in self.arrays)
+        return {part: self.arrays[f"{part}.{kind}"] for part, own in named if own == kind}
+
+    def only(self, kind: str) -> NDArray[Any] | None:
+        """The array of a kind that one part has at most; None without one."""
+        return next(iter(self.of(kind).values()), None)
+
+    @property
+    def images(self) -> NDArray[np.uint8] | None:
+        """The images [n, size, size, 3] of the only part that takes images."""
+        return self.only("images")
+
+    @property
+    def tokens(self) -> NDArray[np.int32] | None:
+        """The texts [n, longest] of the only part that takes texts, padded with PADDING."""
+        return self.only("tokens")
+
+    @property
+    def lengths(self) -> NDArray[np.int64] | None:
+        """The lengths [n] of these texts."""
+        return self.only("lengths")
+
+    def clear(self, number: int) -> None:
+        """Make a sample blank, as one that could not be read."""
+        self.weights[number], self.labels[number] = 0, 0
+        for name, array in self.arrays.items():
+            if not name.endswith(".has"):  # a damaged image is an image, a blank one
+                array[number] = KINDS[name.split(".")[1]].blank
 
     def blank(self) -> "Batch":
         """One blank sample of weight 0, with the arrays that this batch has."""
-        blank: dict[str, Any] = {}
-        for name, array in vars(self).items():
-            if isinstance(array, np.ndarray):
-                shape = (1, 1) if name == "tokens" else (1, *array.shape[1:])
-                blank[name] = np.full(shape, BLANK if name == "images" else 0, array.dtype)
-        return Batch(**blank)
+        arrays = {}
+        for name, array in self.arrays.items():
+            kind = name.split(".")[1]
+            shape = (1, 1) if kind == "tokens" else (1, *array.shape[1:])
+            arrays[name] = np.full(shape, KINDS[kind].blank, array.dtype)
+        labels = np.zeros((1, self.labels.shape[1]), self.labels.dtype)
+        return Batch(np.zeros(1, np.int64), labels, np.zeros(1, np.float32), arrays)
 
 
 def part_of(batch: Batch, part: slice) -> Batch:
     """A slice of a batch, as views; the first slice carries the batch's faults."""
-    arrays: dict[str, Any] = {name: value[part] for name, value in vars(batch).items() if hasattr(value, "shape")}
-    return replace(batch, **arrays, faults=batch.faults if part.start == 0 else [], copied=None)
+    return replace(
+        batch,
+        ids=batch.ids[part],
+        labels=batch.labels[part],
+        weights=batch.weights[part],
+        arrays={name: array[part] for name, array in batch.arrays.items()},
+        pixels={name: pixels[part] for name, pixels in batch.pixels.items()},
+        faults=batch.faults if part.start == 0 else [],
+        copied=None,
+    )
 
 
 class SlotSpec(NamedTuple):
-    """Capacity of a slot; a size is 0 if the model takes no such array."""
+    """Capacity of a slot."""
 
     samples: int
-    genres: int = 0
-    image_size: int = 0
-    """Side of the square images."""
-    max_tokens: int = 0
-    """Longest text."""
-    keeps_jpegs: bool = False
-    """The array of images holds JPEGs, for a device that decodes them."""
-    encoding_size: int = 0
+    labels: int = 0
+    arrays: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """Name and shape of one sample of each array; a text's is its longest."""
 
     @property
-    def arrays(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """A batch's arrays by name: the shape of one sample and its dtype."""
-        arrays: dict[str, tuple[tuple[int, ...], Any]] = {
-            "ids": ((), np.int64),
-            "labels": ((self.genres,), np.float32),
-            "weights": ((), np.float32),
-        }
-        if self.max_tokens:
-            arrays |= {"lengths": ((), np.int64), "tokens": ((self.max_tokens,), np.int32)}
-        if self.image_size:
-            arrays["images"] = ((self.image_size, self.image_size, 3), np.uint8)
-        if self.keeps_jpegs:
-            arrays["jpeg_bytes"] = ((), np.int32)
-        if self.encoding_size:
-            arrays["encodings"] = ((self.encoding_size,), np.float32)
-        return arrays
+    def every(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """All of a batch's arrays by name: the shape of one sample and its dtype."""
+        named = {name: (shape, KINDS[name.split(".")[1]].dtype) for name, shape in self.arrays}
+        return {"ids": ((), np.int64), "labels": ((self.labels,), np.float32), "weights": ((), np.float32)} | named
 
 
 @lru_cache
 def _layout(spec: SlotSpec) -> tuple[dict[str, int], int]:
     """Aligned offset of each array in a slot, and the slot's bytes, a whole number of pages."""
     starts, end = dict[str, int](), 0
-    for name, (shape, dtype) in spec.arrays.items():
-        beside = BESIDE if name == "images" else 0
+    for name, (shape, dtype) in spec.every.items():
+        beside = BESIDE if name.endswith(".images") else 0
         starts[name] = end + beside
         size = beside + spec.samples * math.prod(shape) * np.dtype(dtype).itemsize
         end += -(-size // ALIGNMENT) * ALIGNMENT
@@ -125,10 +166,10 @@ def slot_batch(memory: mmap.mmap, slot: int, spec: SlotSpec, samples: int, longe
     """A batch of `samples` with texts of up to `longest` tokens, as views of a slot."""
     starts, size = _layout(spec)
     views: dict[str, Any] = {}
-    for name, (shape, dtype) in spec.arrays.items():
-        dims = (samples, longest) if name == "tokens" else (samples, *shape)
+    for name, (shape, dtype) in spec.every.items():
+        dims = (samples, longest) if name.endswith(".tokens") else (samples, *shape)
         views[name] = np.frombuffer(memory, dtype, math.prod(dims), slot * size + starts[name]).reshape(dims)
-    return Batch(**views)
+    return Batch(views.pop("ids"), views.pop("labels"), views.pop("weights"), views)
 
 
 def anonymous_file(slots: int, spec: SlotSpec) -> int:

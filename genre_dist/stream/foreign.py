@@ -83,10 +83,11 @@ class Tar:
         bits = {self.extensions.index(name) if name in self.extensions else MOST_EXTENSIONS for name in members}
         return sum(1 << bit for bit in bits)
 
-    def count(self, members: tuple[str, ...]) -> int:
-        """How many samples have all of these extensions."""
+    def count(self, members: tuple[str, ...], any_of: bool = False) -> int:
+        """How many samples have all of these extensions, or one of them."""
         mask = self.mask(members)
-        return sum(count for has, count in self.has.items() if int(has) & mask == mask)
+        found = ((int(has) & mask, count) for has, count in self.has.items())
+        return sum(count for has, count in found if (has > 0 if any_of else has == mask))
 
 
 @dataclass(frozen=True, kw_only=True)

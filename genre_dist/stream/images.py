@@ -12,9 +12,8 @@ from torch import Tensor
 from genre_dist.stream.batch import BLANK, Batch
 from genre_dist.stream.decode import decode_jpeg
 from genre_dist.stream.order import uniforms
-from genre_dist.stream.sample import PADDING
 
-_CROP = 4  # the purpose of a draw; order.py has the others
+_CROP, _DROP = 4, 7  # the purpose of a draw; order.py has the others
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB; the weights of every torchvision classifier expect them
 STD = (0.229, 0.224, 0.225)
 
@@ -43,6 +42,11 @@ def crop_boxes(
         mirrored = draws[:, 4] < 0.5
         boxes[mirrored] = boxes[mirrored][:, [2, 1, 0, 3]]
     return boxes.astype(np.float32)
+
+
+def dropped(ids: NDArray[np.int64], seed: int, epoch: int, share: float, field: int) -> NDArray[np.bool_]:
+    """Which samples hide a field (given by its number) in an epoch, drawn with probability `share`: bool [n]."""
+    return uniforms(seed, epoch, _DROP, field, np.asarray(ids)) < share
 
 
 def normalised(images: Tensor) -> Tensor:
@@ -117,38 +121,33 @@ def _decode(jpegs: list[Tensor], device: torch.device) -> list[Tensor]:
     return decoded
 
 
-def decode_images(batch: Batch, device: torch.device) -> None:
-    """Decode a batch's JPEGs into pixels on the device, uint8 [n, size, size, 3].
+def decode_images(batch: Batch, part: str, device: torch.device) -> None:
+    """Decode the JPEGs of a part's array into pixels on the device, uint8 [n, size, size, 3].
 
     Readers have checked both ends and the size of every JPEG. If the device still finds one damaged, the CPU decodes
     the batch to find out which: that sample becomes blank, has the weight 0 and a line in `Batch.faults`.
     """
-    assert batch.images is not None
-    assert batch.jpeg_bytes is not None
-    n, side = len(batch.ids), batch.images.shape[1]
-    rows, sizes = batch.images.reshape(n, 3 * side * side), batch.jpeg_bytes.tolist()
+    name = f"{part}.images"
+    stored, sizes = batch.arrays[name], batch.arrays.pop(f"{part}.jpeg_bytes").tolist()
+    n, side = len(batch.ids), stored.shape[1]
+    rows = stored.reshape(n, 3 * side * side)
     jpegs = [torch.from_numpy(row[:size]) for row, size in zip(rows, sizes, strict=True) if size]
     blank = torch.full((3, side, side), BLANK, dtype=torch.uint8, device=device)
     try:
         decoded = iter(_decode(jpegs, device) if jpegs else [])
         pixels = [next(decoded) if size else blank for size in sizes]
-        batch.pixels = torch.stack(pixels or [blank])[:n].permute(0, 2, 3, 1)
+        batch.pixels[name] = torch.stack(pixels or [blank])[:n].permute(0, 2, 3, 1)
     except RuntimeError:
-        batch.images = _decoded_on_host(batch, rows)
-    batch.jpeg_bytes = None
+        batch.arrays[name] = np.full_like(stored, BLANK)
+        for number, size in enumerate(sizes):
+            _decode_on_host(batch, number, rows[number, :size], batch.arrays[name][number])
 
 
-def _decoded_on_host(batch: Batch, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Decode a batch's JPEGs on the CPU one by one, with a fault for each damaged one."""
-    assert batch.images is not None
-    assert batch.jpeg_bytes is not None
-    pixels = np.full_like(batch.images, BLANK)
-    for number in np.flatnonzero(batch.jpeg_bytes).tolist():
-        try:
-            decode_jpeg(rows[number, : int(batch.jpeg_bytes[number])].data, pixels[number])
-        except ValueError as error:
-            pixels[number], batch.weights[number], batch.labels[number] = BLANK, 0, 0
-            if batch.tokens is not None and batch.lengths is not None:
-                batch.tokens[number], batch.lengths[number] = PADDING, 0
-            batch.faults.append(f"film {batch.ids[number]}: {error}; `genre-dist inspect --verify` names its shard")
-    return pixels
+def _decode_on_host(batch: Batch, number: int, jpeg: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> None:
+    """Decode a JPEG on the CPU; a damaged one makes its sample blank, with a fault."""
+    try:
+        if len(jpeg):
+            decode_jpeg(jpeg.data, pixels)
+    except ValueError as error:
+        batch.clear(number)
+        batch.faults.append(f"film {batch.ids[number]}: {error}; `genre-dist inspect --verify` names its shard")

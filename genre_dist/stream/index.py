@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.printable import printable
+from genre_dist.schema import TMDB
 from genre_dist.storage import AnyPath, inside, is_remote, read_bytes
 from genre_dist.stream.order import Rows
 from genre_dist.stream.source import is_too_many, most_open_files
@@ -27,7 +28,7 @@ RECORD = np.dtype(
         ("offset", "<i8"),  # of the sample's first header in the tar
         ("size", "<u4"),  # bytes from there to the end of the last member, padding included
         ("tokens", "<u2"),  # length of the text in tokens, at most 65,535
-        ("has", "<u2"),  # bits of its members: POSTER | OVERVIEW
+        ("has", "<u2"),  # bits of its fields, see `Schema.bit`
     ]
 )
 _OPAQUE = np.dtype((np.void, RECORD.itemsize))  # a copy by bytes takes half as long as one by fields
@@ -35,7 +36,7 @@ _OPAQUE = np.dtype((np.void, RECORD.itemsize))  # a copy by bytes takes half as 
 _REMEDY = "`genre-dist index` makes it again"
 
 
-POSTER, OVERVIEW = 1, 2
+POSTER, OVERVIEW = TMDB.bit("poster"), TMDB.bit("overview")
 FLAGS = {"poster": POSTER, "overview": OVERVIEW}
 MOST_HELD = 1024  # shards
 _BEGIN = b"\x93NUMPY\x01\x00"
@@ -102,16 +103,16 @@ def array_bytes(array: NDArray[Any]) -> bytes:
 
 
 class SplitIndex:
-    """The samples of a split that have the wanted members; records are loaded shard by shard.
+    """The samples of a split that have the wanted members, or with `any_of` one of them; loaded shard by shard.
 
     An LRU cache holds the records of MOST_HELD shards; remote ones take 24 bytes a sample, local ones are mapped. (A
     map counts as an open file, so a low limit of open files lowers their number.)
     """
 
-    def __init__(self, manifest: "Manifest | Tars", split: str, members: tuple[str, ...]) -> None:
-        self.folder, self.members = manifest.folder, members
+    def __init__(self, manifest: "Manifest | Tars", split: str, members: tuple[str, ...], any_of: bool = False) -> None:
+        self.folder, self.members, self.any_of = manifest.folder, members, any_of
         self.shards: Sequence[Shard | Tar] = manifest.shards_of(split)
-        self.sizes: list[int] = [shard.count(members) for shard in self.shards]
+        self.sizes: list[int] = [shard.count(members, any_of) for shard in self.shards]
         self.paths: list[AnyPath] = [inside(self.folder, shard.file) for shard in self.shards]
         self.is_remote = any(map(is_remote, self.paths))
         self._most = MOST_HELD if is_remote(self.folder) else most_open_files(MOST_HELD)
@@ -188,8 +189,7 @@ class SplitIndex:
                 f"{path}: sample {outside} would lie outside the shard's {shard.bytes:,} bytes, or in another one; "
                 f"{_REMEDY}"
             )
-        mask = shard.mask(self.members)
-        wanted = (records["has"] & mask) == mask
+        wanted = chosen(records["has"], shard.mask(self.members), self.any_of)
         selected = records if wanted.all() else records[wanted]
         if len(selected) != self.sizes[number]:
             raise ValueError(
@@ -197,6 +197,11 @@ class SplitIndex:
                 f"{self.sizes[number]}; {_REMEDY}"
             )
         return selected
+
+
+def chosen(has: NDArray[np.uint16], mask: int, any_of: bool) -> NDArray[np.bool_]:
+    """Which samples have all bits of a mask, or with `any_of` one of them. has [n] -> bool [n]."""
+    return (has & mask) > 0 if any_of else (has & mask) == mask
 
 
 def _not_inside(records: NDArray[np.void], size: int) -> int | None:

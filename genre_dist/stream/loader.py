@@ -111,6 +111,7 @@ class TrainStream:
             "order_version": VERSION,
             "data_fingerprint": self.reader.manifest.fingerprint,
             "members": list(self.reader.wanted),
+            **({"missing": "learn"} if self.reader.any_of else {}),
             "seed": order.seed,
             "global_batch": order.global_batch,
             "block": order.block,

@@ -3,17 +3,21 @@
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired
 
+import numpy as np
 from annotated_types import Ge, Interval, Predicate
+from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
 from genre_dist.atomic import atomic_file
 from genre_dist.genres import Genre
+from genre_dist.schema import TMDB, Schema
 from genre_dist.storage import AnyPath, any_path, read_bytes
-from genre_dist.stream.index import FLAGS
+from genre_dist.stream.index import FLAGS, OVERVIEW, POSTER
 from genre_dist.validation import LARGEST_BYTES, Count, FileName, Sha256, parse_json
 
 SCHEMA = 1
@@ -66,16 +70,32 @@ class Shard:
 
     def mask(self, members: tuple[str, ...]) -> int:
         """These members as bits of the index's `has`."""
-        return sum(FLAGS[member] for member in members)
+        return TMDB.bits(members)
 
-    def count(self, members: tuple[str, ...]) -> int:
-        """How many samples have all of these members. Raises ValueError for an unknown member."""
-        unknown = set(members) - {"poster", "overview"}
-        if unknown:
-            raise ValueError(f"films have poster and overview, not {', '.join(sorted(unknown))}")
-        if set(members) == {"poster", "overview"}:
-            return self.both
-        return {"poster": self.poster, "overview": self.overview}[members[0]] if members else self.samples
+    @property
+    def has(self) -> dict[int, int]:
+        """Samples by their value of the index's `has`."""
+        some = {POSTER: self.poster - self.both, OVERVIEW: self.overview - self.both, POSTER | OVERVIEW: self.both}
+        return some | {0: self.samples - sum(some.values())}
+
+    def count(self, members: tuple[str, ...], any_of: bool = False) -> int:
+        """How many samples have all of these members, or one of them. Raises ValueError for an unknown member."""
+        mask = self.mask(members)
+        return sum(count for has, count in self.has.items() if (has & mask > 0 if any_of else has & mask == mask))
+
+
+class Counts(TypedDict):
+    """A shard's samples by their members, as schema 1 has them."""
+
+    poster: int
+    overview: int
+    both: int
+
+
+def counts_of(has: NDArray[np.uint16]) -> Counts:
+    """The counts of samples by their `has` of the index, [samples]."""
+    poster, overview = (has & POSTER) > 0, (has & OVERVIEW) > 0
+    return Counts(poster=int(poster.sum()), overview=int(overview.sum()), both=int((poster & overview).sum()))
 
 
 class Image(TypedDict):
@@ -172,9 +192,23 @@ class Manifest(Contents):
             raise ValueError(f"there is no split `{split}`; the splits are {', '.join(SPLITS)}")
         return tuple(shard for shard in self.shards if shard.split == split)
 
-    def samples(self, split: str, members: tuple[str, ...] = ()) -> int:
-        """How many samples of a split have all of these members."""
-        return sum(shard.count(members) for shard in self.shards_of(split))
+    @property
+    def declared(self) -> Schema:
+        """What a sample has, its id and its labels."""
+        return TMDB
+
+    def samples(self, split: str, members: tuple[str, ...] = (), any_of: bool = False) -> int:
+        """How many samples of a split have all of these members, or one of them."""
+        return sum(shard.count(members, any_of) for shard in self.shards_of(split))
+
+    def patterns(self, split: str, members: tuple[str, ...]) -> dict[tuple[str, ...], int]:
+        """Samples of a split by the members that they have among these, as the fields' bits order them."""
+        bits = {name: self.declared.bit(name) for name in members}
+        counts: Counter[tuple[str, ...]] = Counter()
+        for shard in self.shards_of(split):
+            for has, count in shard.has.items():
+                counts[tuple(name for name, bit in bits.items() if has & bit)] += count
+        return +counts
 
     @property
     def fingerprint(self) -> str:

@@ -8,28 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.printable import printable
-from genre_dist.stream.batch import BLANK, Batch, Seconds, SlotSpec, private_memory, slot_batch
+from genre_dist.schema import Field
+from genre_dist.stream.batch import ALL, BLANK, KINDS, Batch, Seconds, SlotSpec, private_memory, slot_batch
 from genre_dist.stream.cache import BlockCache
-from genre_dist.stream.decode import check_jpeg, decode_jpeg, decoder
+from genre_dist.stream.fields import FieldReader, ImageReader, Shapes, TextReader
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.refs import SampleRefs, look_up
-from genre_dist.stream.sample import (
-    ENCODING,
-    PADDING,
-    check_tokens,
-    label_rows,
-    load_encoding,
-    load_fault,
-    load_genres,
-    read_members,
-    read_tokens,
-)
+from genre_dist.stream.sample import ENCODING, label_rows, load_encoding, load_fault, load_genres, read_members
 from genre_dist.stream.source import ReadBuffer, source_of
 
 if TYPE_CHECKING:
     from genre_dist.stream.foreign import Tars
+
+
+ENCODINGS = f"{ALL}.encodings"
 
 
 class ReadError(NamedTuple):
@@ -41,7 +35,9 @@ class ReadError(NamedTuple):
 
 
 class Reader:
-    """Reads the samples of a split that have the wanted members. Subclasses parse a sample's bytes.
+    """Reads the samples of a split that have the wanted fields, or with `any_of` at least one of them.
+
+    Subclasses parse a sample's bytes.
 
     Pickle sends a reader's arguments to a worker; open files stay here.
     """
@@ -52,10 +48,15 @@ class Reader:
     """Reading is so fast that worker processes do not help."""
 
     def __init__(
-        self, manifest: "Manifest | Tars", split: str, wanted: tuple[str, ...], cache: BlockCache | None
+        self,
+        manifest: "Manifest | Tars",
+        split: str,
+        wanted: tuple[str, ...],
+        cache: BlockCache | None,
+        any_of: bool = False,
     ) -> None:
-        self.manifest, self.split, self.wanted, self.cache = manifest, split, wanted, cache
-        self.index = SplitIndex(manifest, split, wanted)
+        self.manifest, self.split, self.wanted, self.cache, self.any_of = manifest, split, wanted, cache, any_of
+        self.index = SplitIndex(manifest, split, wanted, any_of)
         self._source, self._buffer = source_of(self.index, cache), ReadBuffer()
 
     def slot_spec(self, samples: int) -> SlotSpec:
@@ -111,8 +112,8 @@ class Reader:
 class ShardReader(Reader):
     """Reads the samples of one split of packed shards, or of shards of encodings.
 
-    A sample with a damaged member keeps its row in the batch: its members are blank (mid-grey, no words), its weight is
-    0, and a line in `Batch.faults` names shard, offset and film. A damaged encoding is an error: a run can encode the
+    A sample with a damaged member keeps its row in the batch: all its fields are blank (mid-grey, no words), its weight
+    is 0, and a line in `Batch.faults` names shard, offset and id. A damaged encoding is an error: a run can encode the
     sample again.
     """
 
@@ -126,24 +127,38 @@ class ShardReader(Reader):
         max_tokens: int,
         decode: bool = True,
         cache: BlockCache | None = None,
+        any_of: bool = False,
     ) -> None:
-        """With decode=False the batches carry JPEGs, for a device that decodes them. The cache serves remote shards."""
-        super().__init__(manifest, split, wanted, cache)
+        """With decode=False the batches carry JPEGs, for a device that decodes them. The cache serves remote shards.
+
+        With `any_of` samples need one of the wanted fields, not all; a batch then has PART.has of each.
+        """
+        super().__init__(manifest, split, wanted, cache, any_of)
         self.max_tokens, self.decode = max_tokens, decode
-        self.has_texts, self.in_process = "overview" in wanted, manifest.encoding is not None
+        schema = manifest.declared
+        fields = [schema.by_name[name] for name in wanted]
+        self.has_texts = any(field.kind == "text" for field in fields)
+        self.in_process = manifest.encoding is not None
+        self._bits = {f"{field.part}.has": schema.bit(field.name) for field in fields} if any_of else {}
+        self._fields: list[tuple[int, FieldReader]] = []
+        shapes: Shapes = dict.fromkeys(self._bits, ())
         if manifest.encoding is not None:
-            self._spec = SlotSpec(0, len(manifest.genres), encoding_size=manifest.encoding["size"])
+            shapes[ENCODINGS] = (manifest.encoding["size"],)
         else:
-            image_size = int(manifest.image["size"]) if "poster" in wanted else 0
-            keeps_jpegs = image_size > 0 and not decode
-            self._spec = SlotSpec(0, len(manifest.genres), image_size, max_tokens if self.has_texts else 0, keeps_jpegs)
-        if self._spec.image_size:
-            decoder()  # raises here, not in a worker, if none is installed
-        self._words = int(manifest.text["words"])
+            self._fields = [(schema.bit(field.name), self._field_reader(field)) for field in fields]
+        for _, field in self._fields:
+            shapes |= field.shapes
+        self._spec = SlotSpec(0, len(manifest.genres), tuple(shapes.items()))
         self._labels = label_rows(manifest.genres)
 
+    def _field_reader(self, field: Field) -> FieldReader:
+        if field.kind == "text":
+            return TextReader(field, self.max_tokens, int(self.manifest.text["words"]))
+        return ImageReader(field, int(self.manifest.image["size"]), self.decode)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.manifest, self.split, self.wanted, self.max_tokens, self.decode, self.cache)
+        arguments = (self.manifest, self.split, self.wanted, self.max_tokens, self.decode, self.cache, self.any_of)
+        return type(self), arguments
 
     def slot_spec(self, samples: int) -> SlotSpec:
         return self._spec._replace(samples=samples)
@@ -152,103 +167,61 @@ class ShardReader(Reader):
         return np.minimum(self.index.records(rows)["tokens"].astype(np.int64), self.max_tokens)
 
     def longest(self, refs: SampleRefs) -> int:
-        return max(1, min(self._spec.max_tokens, int(refs.record["tokens"].max(initial=0))))
+        return max(1, min(self.max_tokens, int(refs.record["tokens"].max(initial=0))))
+
+    def has_fields(self) -> dict[str, NDArray[np.bool_]]:
+        """Field -> whether each sample has it, in stored order, bool [samples]."""
+        index, bit = self.index, self.manifest.declared.bit
+        parts = [index.records(index.rows_of(number))["has"] for number in range(len(index.sizes))]
+        has = np.concatenate([*parts, np.empty(0, np.uint16)])
+        return {name: (has & bit(name)) > 0 for name in self.wanted}
 
     def fill(self, refs: SampleRefs, batch: Batch) -> None:
         began = time.perf_counter()
-        ids = refs.record["id"].tolist()
+        ids, has = refs.record["id"].tolist(), refs.record["has"].tolist()
         batch.ids[:], batch.labels[:], batch.weights[:] = ids, 0, 1
-        if batch.tokens is not None and batch.lengths is not None:
-            batch.tokens[:], batch.lengths[:] = PADDING, 0
-        jpegs: dict[int, memoryview] = {}
+        for name, array in batch.arrays.items():
+            if name in self._bits:
+                array[:] = (refs.record["has"] & self._bits[name]) > 0
+            elif not name.endswith(".images"):
+                array[:] = KINDS[name.split(".")[1]].blank
+            elif self.any_of:  # every other image will be decoded into its place
+                array[(refs.record["has"] & self._bits[name.replace(".images", ".has")]) == 0] = BLANK
 
         def take(number: int, data: memoryview) -> None:
-            parts = read_members(data, ids[number])
-            if batch.encodings is not None:
-                self._take_encoding(parts, number, batch)
+            members = read_members(data, ids[number])
+            if ENCODINGS in batch.arrays:
+                self._take_encoding(members, number, batch)
                 return
-            batch.labels[number] = self._labels(load_genres(parts["json"]))
-            if batch.tokens is not None:
-                self._take_text(parts["tokens.npy"], number, batch)
-            if batch.images is not None:
-                jpegs[number] = parts["jpg"]
+            batch.labels[number] = self._labels(load_genres(members["json"]))
+            for bit, field in self._fields:
+                if has[number] & bit:
+                    field.take(number, members[field.extension], batch)
 
         problems = {number: problem.error for number, problem in self.take_each(refs, take).items()}
-        if batch.encodings is not None and problems:
+        if ENCODINGS in batch.arrays and problems:
             number = min(problems)
             raise ValueError(
                 f"{self.index.paths[refs.shard[number]]}: the encoding of film {ids[number]} cannot be read "
                 f"({_reason(problems[number])}); delete {self.manifest.folder}, it is made again"
             )
-        self._check_words(batch, problems)
-        read = time.perf_counter()  # decoding runs apart: interleaved with parsing, both lose their CPU caches (4 %)
-        self._decode(jpegs, problems, batch)
+        read = time.perf_counter()
+        for _, field in self._fields:
+            field.finish(batch, problems)
         for number in problems:
-            batch.weights[number], batch.labels[number] = 0, 0
-            if batch.tokens is not None and batch.lengths is not None:
-                batch.tokens[number], batch.lengths[number] = PADDING, 0
-            if batch.images is not None:
-                batch.images[number] = BLANK
+            batch.clear(number)
         batch.faults += [self.describe(refs, n, f"film {ids[n]}", problems[n]) for n in sorted(problems)]
         batch.seconds = Seconds(read - began, time.perf_counter() - read)
 
-    def _take_text(self, data: memoryview, number: int, batch: Batch) -> None:
-        assert batch.tokens is not None
-        assert batch.lengths is not None
-        tokens = read_tokens(data)
-        if len(tokens) > self.max_tokens:  # _check_words does not see the truncated tokens
-            check_tokens(tokens, self._words)
-            tokens = tokens[: self.max_tokens]
-        if len(tokens) > batch.tokens.shape[1]:
-            raise ValueError(f"{len(tokens)} tokens, more than the index has; the index is of another tar")
-        batch.tokens[number, : len(tokens)] = tokens
-        batch.lengths[number] = len(tokens)
-
-    def _take_encoding(self, parts: dict[str, memoryview], number: int, batch: Batch) -> None:
-        assert batch.encodings is not None
-        batch.encodings[number] = load_encoding(parts[ENCODING], self._spec.encoding_size)
-        if fault := load_fault(parts["json"]):
+    def _take_encoding(self, members: dict[str, memoryview], number: int, batch: Batch) -> None:
+        encodings = batch.arrays[ENCODINGS]
+        encodings[number] = load_encoding(members[ENCODING], encodings.shape[1])
+        if fault := load_fault(members["json"]):
             batch.weights[number] = 0
             batch.faults.append(fault)
         else:
-            batch.labels[number] = self._labels(load_genres(parts["json"]))
-
-    def _check_words(self, batch: Batch, problems: dict[int, Exception]) -> None:
-        """Find texts with a token outside the vocabulary; one check of the whole batch costs as much as of one text."""
-        tokens = batch.tokens
-        if tokens is not None and tokens.size and tokens.view(np.uint32).max() >= self._words:
-            for number, text in enumerate(tokens):
-                try:
-                    check_tokens(text, self._words)
-                except ValueError as error:
-                    problems.setdefault(number, error)
-
-    def _decode(self, jpegs: dict[int, memoryview], problems: dict[int, Exception], batch: Batch) -> None:
-        """Decode JPEGs into the batch's images, or copy them there undecoded."""
-        if batch.images is None:
-            return
-        if batch.jpeg_bytes is not None:
-            batch.jpeg_bytes[:] = 0
-        for number, jpeg in jpegs.items():
-            if number in problems:
-                continue
-            try:
-                if batch.jpeg_bytes is None:
-                    decode_jpeg(jpeg, batch.images[number])
-                else:
-                    batch.jpeg_bytes[number] = _keep_jpeg(jpeg, batch.images[number])
-            except ValueError as error:
-                problems[number] = error
+            batch.labels[number] = self._labels(load_genres(members["json"]))
 
 
 def _reason(error: Exception) -> str:
     return f"no member .{error.args[0]}" if isinstance(error, KeyError) else printable(error)
-
-
-def _keep_jpeg(data: memoryview, out: NDArray[np.uint8]) -> int:
-    """Copy a JPEG of the shape of `out` into the memory of its pixels; returns its size. Raises ValueError if unfit."""
-    check_jpeg(data, out.shape)
-    if len(data) > out.size:
-        raise ValueError(f"a JPEG of {len(data)} bytes, more than its {out.size} pixels take; data.decode=cpu reads it")
-    out.reshape(-1)[: len(data)] = data
-    return len(data)

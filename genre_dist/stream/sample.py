@@ -141,13 +141,21 @@ def load_about(data: Data) -> dict[str, Any]:
 
 def load_encoding(data: Data, size: int) -> NDArray[np.float32]:
     """A member .encoding.npy -> float32 [size]. Raises ValueError if it is anything else."""
+    numbers = read_numbers(data, size)
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"not {size} finite numbers")
+    return numbers
+
+
+def read_numbers(data: Data, size: int) -> NDArray[np.float32]:
+    """A member .npy -> float32 [size], NaN where a number is missing. Raises ValueError if it is anything else."""
     head = _encoding_head(size)
     if data[: len(head)] == head and len(data) == len(head) + 4 * size:
         numbers = np.frombuffer(data, np.float32, offset=len(head))
     else:  # another NumPy wrote the header; parsing it takes ten times as long
         numbers = array_in(data)
-    if numbers.dtype != np.float32 or numbers.shape != (size,) or not np.isfinite(numbers).all():
-        raise ValueError(f"not {size} finite numbers")
+    if numbers.dtype != np.float32 or numbers.shape != (size,) or np.isinf(numbers).any():
+        raise ValueError(f"not {size} numbers")
     return numbers
 
 

@@ -30,13 +30,13 @@ from genre_dist.storage import sha256_of
 from genre_dist.stream import ring, tar
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.device_feed import to_device, whole_pixels
-from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, array_bytes, index_path, save_array
-from genre_dist.stream.manifest import SPLITS, Shard, load_manifest, save_manifest
+from genre_dist.stream.index import RECORD, array_bytes, index_path, save_array
+from genre_dist.stream.manifest import SPLITS, Shard, counts_of, load_manifest, save_manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.refs import SampleRefs
 from genre_dist.stream.sample import ENCODING
-from genre_dist.training.experiment import Experiment, open_stream
+from genre_dist.training.experiment import Experiment, open_split, open_stream
 from genre_dist.training.ranks import say
 from genre_dist.training.stopping import Stopped, StopRequest, heed_while_waiting
 from genre_dist.validation import read_json
@@ -140,7 +140,7 @@ def cache_key(experiment: Experiment) -> str:
         experiment.compute.precision,
         config.data.image_size,
         config.data.max_tokens,
-        config.model.members,
+        config.model.members(experiment.manifest.declared),
         asdict(replace(config.model.text, weights=None, frozen=True)) if config.model.uses_text else None,
         asdict(replace(config.model.poster, weights="", frozen=True)) if config.model.uses_poster else None,
     ]
@@ -159,9 +159,10 @@ def _encode_share(experiment: Experiment, folder: Path, key: str, stop: StopRequ
     samples = 0
     shards: list[Shard] = []
     with progress_bar() as bar:
-        task = bar.add_task("encoding", total=sum(shard.count(config.model.members) for shard in mine))
+        members, any_of = config.model.members(manifest.declared), config.model.learns_missing
+        task = bar.add_task("encoding", total=sum(shard.count(members, any_of) for shard in mine))
         for split in SPLITS:
-            reader = ShardReader(manifest, split, config.model.members, config.data.max_tokens)
+            reader = open_split(config, manifest, split)
             numbers = [number for number, shard in enumerate(reader.index.shards) if shard in mine]
             sources = manifest.shards_of(split)
             reports: dict[int, Shard | None] = {}
@@ -216,10 +217,11 @@ def _write(
     offset = 0
     with atomic_file(path) as file:
         for rows in _chunks(size, experiment.compute.micro_batch):
-            lengths = reader.index.records(Rows(np.full(len(rows), number), rows))["tokens"].tolist()
+            sources = reader.index.records(Rows(np.full(len(rows), number), rows))
             batch = next(batches)
-            for sample, data, length in zip(batch.ids.tolist(), _encoded(experiment, batch), lengths, strict=True):
-                records.append((sample, offset, len(data), length, POSTER | OVERVIEW))
+            for record, data in zip(sources.tolist(), _encoded(experiment, batch), strict=True):
+                sample, _, _, length, has = record
+                records.append((sample, offset, len(data), length, has))
                 offset += len(data)
                 file.write(data)
                 digest.update(data)
@@ -227,11 +229,10 @@ def _write(
         file.write(tar.END)
         digest.update(tar.END)
     left_out = [(0, 0, 0, 0, 0)] * (source.samples - size)  # samples without the model's inputs keep their position
+    index = np.array(records + left_out, RECORD)
     with atomic_file(index_path(path)) as file:
-        save_array(np.array(records + left_out, RECORD), file)
-    shard = replace(
-        source, poster=size, overview=size, both=size, bytes=offset + len(tar.END), sha256=digest.hexdigest()
-    )
+        save_array(index, file)
+    shard = replace(source, **counts_of(index["has"]), bytes=offset + len(tar.END), sha256=digest.hexdigest())
     with atomic_file(_report_path(path), "w") as file:
         json.dump({"key": key, "shard": asdict(shard)}, file)
     return shard
@@ -244,7 +245,7 @@ def _encoded(experiment: Experiment, batch: Batch) -> Iterator[bytes]:
     model = experiment.strategy.model
     assert isinstance(model, GenreClassifier)
     with torch.inference_mode(), experiment.train_step.autocast():
-        encodings = model.encode(inputs.images, inputs.tokens, inputs.lengths).float().cpu().numpy()  # [n, E]
+        encodings = model.encode(inputs.fields).float().cpu().numpy()  # [n, E]
     faults = iter(batch.faults)
     samples = zip(batch.ids.tolist(), encodings, batch.labels, batch.weights, strict=True)
     for sample, encoding, labels, weight in samples:
@@ -280,8 +281,7 @@ def _finished(folder: Path, source: Shard, key: str) -> Shard | None:
 
 def _save(experiment: Experiment, folder: Path, key: str, made: dict[str, Shard]) -> None:
     """Save the manifest of the encodings, in the order of their source shards, unless it exists already."""
-    manifest, model = experiment.manifest, experiment.model
-    size = sum(part.encoding_size for part in (model.text, model.poster) if part is not None)
+    manifest, size = experiment.manifest, experiment.model.encoding_size
     encodings = replace(
         manifest,
         folder=folder,

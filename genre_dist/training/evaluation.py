@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from genre_dist.config import Config
 from genre_dist.metrics.evaluation_files import Predictions, write_evaluation
-from genre_dist.metrics.measures import figures_of_named, metrics
+from genre_dist.metrics.measures import by_fields, figures_of_named, metrics
 from genre_dist.metrics.thresholds import fit_thresholds, load_thresholds, save_thresholds
 from genre_dist.parallel.world import World
 from genre_dist.printable import printable, terminal
@@ -37,6 +37,8 @@ class Evaluation(NamedTuple):
     logits: NDArray[np.float32]  # [samples, labels]
     labels: NDArray[np.bool_]  # [samples, labels]
     metrics: dict[str, Any]
+    has: dict[str, NDArray[np.bool_]] = {}  # noqa: RUF012 (never changed)
+    """Field -> whether a sample has it [samples], if samples may lack fields."""
 
 
 class _Predicted(NamedTuple):
@@ -64,10 +66,12 @@ class Evaluator(NamedTuple):
         No batch waits for the device; predictions are read at the end. Raises ValueError if there is no such sample,
         Stopped if `stop` returns True on any rank.
         """
-        began, data, members = time.monotonic(), self.config.data, self.config.model.members
+        began, data, model = time.monotonic(), self.config.data, self.config.model
+        members = model.members(manifest.declared)
         feed = device_feed(self.world.device, data.decode if self.world.device.type == "cuda" else "auto")
         cache = block_cache(data.cache_dir, data.cache_gb)
-        reader = ShardReader(manifest, split, members, data.max_tokens, feed is None or not feed.decodes, cache)
+        decode = feed is None or not feed.decodes
+        reader = ShardReader(manifest, split, members, data.max_tokens, decode, cache, model.learns_missing)
         if reader.index.samples == 0:
             raise ValueError(f"{manifest.folder}: no film of the {split} split has {' and '.join(members)}")
         stream = evaluation_stream(
@@ -96,7 +100,9 @@ class Evaluator(NamedTuple):
         )
         assert np.array_equal(ids, reader.index.all_ids()), "the ranks did not evaluate exactly the split's samples"
         bad = sum(len(rank_faults) for _, rank_faults in gathered)
-        return evaluation_of(manifest, split, Predictions(ids, logits, labels), total_loss / len(ids), bad, seconds)
+        predictions = Predictions(ids, logits, labels)
+        evaluation = evaluation_of(manifest, split, predictions, total_loss / len(ids), bad, seconds)
+        return evaluation._replace(has=reader.has_fields() if model.learns_missing else {})
 
     def _predict(self, batches: Any, stop: Callable[[], bool]) -> _Predicted:
         """This rank's share of a split."""
@@ -170,6 +176,8 @@ def save_evaluation(evaluation: Evaluation, run: Path) -> dict[str, Any]:
         save_thresholds(run, labels, fitted, len(evaluation.ids))
     thresholds = load_thresholds(run, labels)
     figures = dict(evaluation.metrics)
+    if evaluation.has:
+        figures["by_fields"] = by_fields(evaluation.has, evaluation.logits, evaluation.labels, thresholds)
     if thresholds is not None:
         named = evaluation.logits > thresholds
         figures["fitted"] = {"fitted_on_these_films": evaluation.split == "val"}
@@ -194,6 +202,12 @@ def print_evaluation(figures: dict[str, Any]) -> None:
     for name in ("loss", "mean_average_precision", "auc"):
         table.add_row(name, _number(figures[name]), "")
     console.print(table)
+    if figures.get("by_fields"):
+        table = Table("films with", "films", "micro F1 (fitted)", "micro F1", "macro F1", "mAP")
+        for fields, row in figures["by_fields"].items():
+            values = (row.get("micro_f1_fitted"), row["micro_f1"], row["macro_f1"], row["mean_average_precision"])
+            table.add_row(fields, f"{row['films']:,}", *map(_number, values))
+        console.print(table)
     keys = ("f1", "precision", "recall", "accuracy", "average_precision", "auc")
     table = Table("genre", "films", "F1 (fitted)", "F1", "precision", "recall", "accuracy", "AP", "AUC")
     for genre, row in figures["per_genre"].items():

@@ -5,12 +5,14 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from genre_dist.config import Config, derive_batches
+from genre_dist.config.files import is_of_a_run, load_config
+from genre_dist.config.run import CONFIG
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.levers import Choice, choose_compiling, choose_cuda_graph, pull_levers, without_effect
 from genre_dist.parallel.strategies import check_strategy, make_strategy, strategy_name
@@ -18,8 +20,8 @@ from genre_dist.parallel.strategy import Strategy
 from genre_dist.parallel.world import LONGEST_ALLOWED, World
 from genre_dist.planner.throughput import peak_flops, training_flops
 from genre_dist.stream.batch import Batch
-from genre_dist.stream.cache import block_cache
-from genre_dist.stream.device_feed import DeviceFeed, Size, device_feed, to_device, training_pixels
+from genre_dist.stream.cache import BlockCache, block_cache
+from genre_dist.stream.device_feed import DeviceFeed, Size, device_feed, dropping, to_device, training_pixels
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.reader import ShardReader
@@ -84,8 +86,12 @@ class Experiment(NamedTuple):
 
     def take(self, counts: Tensor, step: int, micro_batches: list[Batch], samples: int, **options: Any) -> StepResult:
         """Take a step of micro-batches of up to so many samples; see `TrainStep.take`."""
-        pixels = training_pixels(self.config.data, self.config.run.seed, self.epoch(step))
-        prepare = partial(to_device, device=self.world.device, pixels=pixels, size=self.training_size(samples))
+        seed, epoch = self.config.run.seed, self.epoch(step)
+        pixels, hidden = training_pixels(self.config.data, seed, epoch), None
+        if self.config.model.learns_missing:
+            hidden = dropping(self.config.train.drop_field, seed, epoch)
+        size = self.training_size(samples)
+        prepare = partial(to_device, device=self.world.device, pixels=pixels, size=size, hidden=hidden)
         return self.train_step.take(micro_batches, prepare, counts, **options)
 
     def freeze(self, step: int) -> None:
@@ -108,6 +114,16 @@ class Experiment(NamedTuple):
         return Evaluator(self.model, self.config, self.world, self.train_step.autocast, self.compute.micro_batch, size)
 
 
+def open_split(
+    config: Config, manifest: Manifest, split: str, decode: bool = True, cache: BlockCache | None = None
+) -> ShardReader:
+    """A reader of the samples of a split that have what the model needs."""
+    members = config.model.members(manifest.declared)
+    return ShardReader(
+        manifest, split, members, config.data.max_tokens, decode, cache, any_of=config.model.learns_missing
+    )
+
+
 def open_stream(
     config: Config, manifest: Manifest, world_size: int, rank: int = 0, feed: DeviceFeed | None = None
 ) -> TrainStream:
@@ -116,7 +132,7 @@ def open_stream(
     batches = derive_batches(data, world_size)
     cache = block_cache(data.cache_dir, data.cache_gb)
     decode = feed is None or not feed.decodes
-    reader = ShardReader(manifest, "train", config.model.members, data.max_tokens, decode, cache)
+    reader = open_split(config, manifest, "train", decode, cache)
     return TrainStream(
         reader,
         global_batch=data.global_batch,
@@ -149,14 +165,13 @@ def build_model(config: Config, manifest: Manifest, load_weights: bool = True) -
         manifest.text["words"],
         load_vectors(manifest.folder, manifest.text),
         load_weights,
+        manifest.declared,
     )
 
 
 def _check_starting_weights(config: Config, manifest: Manifest) -> None:
     """Raise ValueError for weights of another run that are damaged, and for a text encoder's that fit by shape but had
     another pooling or other words."""
-    from genre_dist.config.files import load_config  # only needed with weights, and slow to import
-
     text, poster = config.model.text, config.model.poster
     runs = {file: Path(file).parent for file in (text.weights, poster.weights) if file and Path(file).name == WEIGHTS}
     metadata = {file: read_metadata(run) for file, run in runs.items() if (run / METADATA).is_file()}
@@ -225,6 +240,24 @@ def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractC
     return partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def settle_missing(config: Config, manifest: Manifest, world: World) -> Config:
+    """Resolve `model.missing=auto`: as the run in the folder began, else by whether a training sample lacks a field.
+
+    Runs of versions without the setting left such samples out.
+    """
+    if config.model.missing != "auto":
+        return config
+    members = config.model.members(manifest.declared)
+    recorded = Path(config.run.dir) / CONFIG
+    if is_of_a_run(recorded) and not config.run.overwrite:
+        learn = load_config(recorded).model.missing == "learn"
+    else:
+        lacking = any(0 < len(names) < len(members) for names in manifest.patterns("train", members))
+        learn = lacking or config.train.drop_field > 0
+    missing: Literal["learn", "leave_out"] = world.broadcast("learn" if learn else "leave_out")
+    return replace(config, model=replace(config.model, missing=missing))
+
+
 def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
     """Make the experiment of a configuration. Raises ValueError for settings that do not fit together.
 
@@ -234,6 +267,7 @@ def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
     check_views(config)
     batches = derive_batches(config.data, world.size)
     manifest = load_manifest(config.data.shards)
+    config = settle_missing(config, manifest, world)
     stream = open_stream(config, manifest, world.size, world.rank, device_feed(world.device, config.data.decode))
     model = _build_on_all(config, manifest, world).to(world.device)
     precision = agreed_precision(config, world)
@@ -258,18 +292,26 @@ def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
 
 def summary(experiment: Experiment) -> str:
     config, stream = experiment.config, experiment.stream
-    members = config.model.members
+    members = config.model.members(experiment.manifest.declared)
     left_out = experiment.manifest.samples("train") - stream.reader.index.samples
-    poster = experiment.model.poster
+    learns = config.model.learns_missing
     lines = [
-        f"training {config.run.dir}: {stream.reader.index.samples:,} films with {' and '.join(members)}"
-        + (f" ({left_out:,} of the split lack one and are left out)" if left_out else ""),
+        f"training {config.run.dir}: {stream.reader.index.samples:,} films with "
+        + (" or " if learns else " and ").join(members)
+        + (f" ({left_out:,} of the split lack {'all' if learns else 'one'} and are left out)" if left_out else ""),
         f"{experiment.total_steps:,} steps of {config.data.global_batch} films ({stream.steps_per_epoch:,} an epoch) "
         f"on {experiment.world.size} x {experiment.world.device.type}, {experiment.compute.precision}, "
         f"micro-batches of {experiment.compute.micro_batch}",
     ]
-    if poster is not None:
-        lines.append(f"poster encoder {config.model.poster.arch}, starting weights: {poster.weights_used}")
+    if learns:
+        patterns = experiment.manifest.patterns("train", members).items()
+        counts = [f"{count:,} with {' and '.join(names)}" for names, count in patterns if 0 < len(names) < len(members)]
+        lines.append(
+            f"a learned vector stands for a missing field: {', '.join(counts) or 'all films have every field'}"
+            + (f"; {config.train.drop_field:.0%} are hidden at random" if config.train.drop_field else "")
+        )
+    for part, encoder in experiment.model.images.items():
+        lines.append(f"{part} encoder {config.model.poster.arch}, starting weights: {encoder.weights_used}")
     compute = experiment.compute
     lines += [_computed_in(experiment), *filter(None, [compute.compiling.why, compute.graphed.why])]
     return "\n".join(lines + without_effect(config.train, experiment.world.device))
@@ -281,9 +323,9 @@ def _computed_in(experiment: Experiment) -> str:
     plain = "TF32" if tf32 else "fp32"  # torch's default for convolutions and recurrent kernels
     precision = experiment.compute.precision
     parts = {
-        "texts": (experiment.model.text, plain),
-        "posters": (experiment.model.poster, precision if precision == "bf16" else plain),
-        "heads": (experiment.model.heads, precision),
+        "texts": (bool(experiment.model.texts), plain),
+        "posters": (bool(experiment.model.images), precision if precision == "bf16" else plain),
+        "heads": (True, precision),
     }
-    listed = ", ".join(f"{name} in {kind}" for name, (part, kind) in parts.items() if part is not None)
+    listed = ", ".join(f"{name} in {kind}" for name, (there, kind) in parts.items() if there)
     return f"computes {listed}; weights, statistics and loss in fp32"

@@ -34,10 +34,10 @@ def frozen_at(config: ModelConfig, step: int, steps_per_epoch: int) -> Frozen:
 def freeze(model: GenreClassifier, frozen: Frozen) -> bool:
     """Freeze these parts; returns whether that changed anything. Raises ValueError for a module that does not exist."""
     before = [parameter.requires_grad for parameter in model.parameters()]
-    if model.text is not None:
-        model.text.freeze(frozen.text)
-    if model.poster is not None:
-        model.poster.freeze(frozen.poster, frozen.poster_through)
+    for text in model.texts.values():
+        text.freeze(frozen.text)
+    for image in model.images.values():
+        image.freeze(frozen.poster, frozen.poster_through)
     model.train(model.training)  # unfrozen modules take the model's mode
     return before != [parameter.requires_grad for parameter in model.parameters()]
 
@@ -48,7 +48,7 @@ def thaw_all_that_ever_trains(model: GenreClassifier, config: ModelConfig) -> No
     Raises ValueError if the poster encoder lacks a module that `unfreeze_at` names.
     """
     for name in config.poster.unfreezing:
-        if model.poster is not None and name != "none":
-            model.poster.freeze(False, name)
+        for image in model.images.values() if name != "none" else ():
+            image.freeze(False, name)
     end = frozen_at(config, 10**12, 10**6)
     freeze(model, end)

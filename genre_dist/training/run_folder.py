@@ -12,12 +12,11 @@ from genre_dist.config.files import save_config
 from genre_dist.parallel.world import on_first
 from genre_dist.printable import printable
 from genre_dist.stream.batch import Batch
-from genre_dist.stream.reader import ShardReader
 from genre_dist.training.checkpoint_manager import CheckpointManager
 from genre_dist.training.early_stopping import why_stop
 from genre_dist.training.evaluation import Evaluation, print_evaluation, save_evaluation
 from genre_dist.training.examples import example_films
-from genre_dist.training.experiment import Experiment
+from genre_dist.training.experiment import Experiment, open_split
 from genre_dist.training.metrics_log import MetricsLog, open_record
 from genre_dist.training.model_files import save_model
 from genre_dist.training.ranks import say
@@ -73,7 +72,9 @@ class RunFolder:
         Raises Stopped if `stop` returns True on any rank. A split without samples for the model is skipped.
         """
         experiment = self.experiment
-        if experiment.manifest.samples(split, experiment.config.model.members) == 0:
+        model = experiment.config.model
+        members = model.members(experiment.manifest.declared)
+        if experiment.manifest.samples(split, members, model.learns_missing) == 0:
             if final:
                 say(self.world, f"no film of the {split} split has what the model needs; not evaluated")
             return
@@ -86,7 +87,7 @@ class RunFolder:
             if final:
                 print_evaluation(save_evaluation(evaluation, self.folder))
         if self.record is not None and metrics is not None:
-            left_out = ("per_genre", "examples", "split", "threshold")
+            left_out = ("per_genre", "by_fields", "examples", "split", "threshold")
             row = {"kind": split, "step": step, "epoch": self.experiment.epoch(step - 1), "data_wait": 0.0}
             self.record.write(row | {key: value for key, value in metrics.items() if key not in left_out}, metrics)
         if split == "val":
@@ -97,7 +98,7 @@ class RunFolder:
         tracking, config = self.experiment.config.tracking, self.experiment.config
         if tracking.films == 0 or (tracking.wandb == "off" and not tracking.tensorboard):
             return {}
-        reader = ShardReader(self.experiment.manifest, evaluation.split, config.model.members, config.data.max_tokens)
+        reader = open_split(config, self.experiment.manifest, evaluation.split)
         return {"examples": example_films(evaluation, reader, tracking.films)}
 
     def why_end(self) -> str | None:

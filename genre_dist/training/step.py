@@ -1,11 +1,11 @@
 """One optimizer step: micro-batches in, one exchange of gradients, one update."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genre_dist.models.batchnorm import no_statistics
 from genre_dist.parallel.strategy import Strategy
@@ -112,11 +112,15 @@ class TrainStep:
     def _passes(self, inputs: Inputs, count: Tensor, last: bool) -> Tensor:
         """Forward and backward of one micro-batch; returns the sum of its losses."""
         with self.strategy.micro_batch(last=last), _uncompiled() if inputs.odd else nullcontext():
-            with self.autocast(), no_statistics(self.strategy.model) if inputs.blank else nullcontext():
+            with self.autocast(), no_statistics(_parts(self.strategy.model, inputs.absent)):
                 logits = self.strategy.forward(*inputs.for_model)
             loss = self.loss(logits, inputs.labels, inputs.weights)
             self.strategy.backward(loss / count)
         return loss.detach()
+
+
+def _parts(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    return [model.get_submodule(name) for name in names]
 
 
 def _uncompiled() -> AbstractContextManager[Any]:

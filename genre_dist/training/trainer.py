@@ -66,7 +66,7 @@ class Trainer:
             config = planned_config(self.config, self.world)
             experiment = set_up(config, self.world, may_split(self.config, self.world))
             start = resume(experiment, folder, self.stop)
-            self.config, self.is_finished, self.ends_early = config, start is None, start is None
+            self.config, self.is_finished, self.ends_early = experiment.config, start is None, start is None
             if start is not None:
                 self.done = self.began = start.step
                 experiment = with_encodings(experiment, self.stop)
