@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from gpu_known import Known
 from gpu_measure import invented_batch
@@ -77,12 +76,7 @@ class Bench:
         """A copy of a batch in memory that a GPU copies from by itself."""
         if not self.on_gpu:
             return batch
-        arrays: dict[str, Any] = {
-            name: torch.from_numpy(value.copy()).pin_memory().numpy()
-            for name, value in vars(batch).items()
-            if isinstance(value, np.ndarray)
-        }
-        return replace(batch, **arrays)
+        return batch.each(lambda array: torch.from_numpy(array.copy()).pin_memory().numpy())
 
     def manifest(self) -> Manifest:
         """The packed shards; a small set is made where none was prepared."""

@@ -23,6 +23,7 @@ from genre_dist.models.classifier import GenreClassifier
 from genre_dist.parallel.world import World, start_world, stop_world
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.decode import decode_jpeg
+from genre_dist.stream.device_feed import FieldInput
 from genre_dist.stream.images import decode_images
 from genre_dist.training.experiment import autocast_for
 from genre_dist.training.loss import loss_sum
@@ -84,14 +85,13 @@ def text_gradients(bench: Bench, kind: str) -> dict[int, Tensor]:
     vectors = draw.normal(0, 0.4, (bench.words.words, bench.words.dim or 1)).astype(np.float32)
     torch.manual_seed(0)
     model = GenreClassifier(config.model, bench.words.genres, 32, bench.words.words, vectors).to(bench.device)
-    assert model.text is not None
     tokens, labels = (torch.as_tensor(part).to(bench.device) for part in (batch.tokens, batch.labels))
-    lengths = torch.from_numpy(draw.integers(15, 61, samples))
+    text = FieldInput(tokens.long(), draw.integers(15, 61, samples))
     with autocast_for(kind, bench.device)():
-        logits = model(None, tokens.long(), lengths)
+        logits = model({"text": text})
     (loss_sum(logits, labels, torch.ones(samples, device=bench.device)) / samples).backward()
     layers: dict[int, list[Tensor]] = {}
-    for name, weight in model.text.rnn.named_parameters():
+    for name, weight in model.texts["text"].rnn.named_parameters():
         assert weight.grad is not None
         layers.setdefault(int(name.split("_l")[1][0]), []).append(weight.grad.float().flatten())
     return {layer: torch.cat(parts) for layer, parts in layers.items()}
@@ -173,20 +173,21 @@ def decoding(bench: Bench) -> Iterator[Row]:
     spoilt = bytearray(jpegs[1])
     spoilt[len(spoilt) // 2 : len(spoilt) // 2 + 64] = bytes(64)
     batch = jpeg_batch([jpegs[0], bytes(spoilt), *jpegs[2:]], side)
-    decode_images(batch, bench.device)
-    pixels = torch.as_tensor(batch.images) if batch.pixels is None else batch.pixels.cpu()
+    decode_images(batch, "poster", bench.device)
+    on_gpu = batch.pixels.get("poster.images")
+    pixels = torch.as_tensor(batch.images) if on_gpu is None else on_gpu.cpu()
     others = np.arange(len(jpegs)) != 1
-    where = f"decoded on the {'CPU' if batch.pixels is None else 'GPU'}, {len(batch.faults)} faults reported"
+    where = f"decoded on the {'CPU' if on_gpu is None else 'GPU'}, {len(batch.faults)} faults reported"
     yield pixels_apart("... with one damaged JPEG among them, the others", pixels[others], out[others], where)
 
 
 def decoded(batch: Batch, device: torch.device) -> Tensor:
     """The pixels of a batch of JPEGs on the device. Raises RuntimeError if it could not decode one of them."""
-    batch = replace(batch)
-    decode_images(batch, device)
-    if batch.pixels is None:
+    batch = replace(batch, arrays=dict(batch.arrays), pixels={})
+    decode_images(batch, "poster", device)
+    if not batch.pixels:
         raise RuntimeError("the GPU refused a JPEG, the CPU decoded the batch")
-    return batch.pixels
+    return batch.pixels["poster.images"]
 
 
 def pixels_apart(claim: str, found: Tensor, expected: np.ndarray, spread: str) -> Row:
@@ -212,8 +213,5 @@ def jpeg_batch(jpegs: list[bytes], side: int) -> Batch:
         ids=np.arange(len(jpegs), dtype=np.int64),
         labels=np.zeros((len(jpegs), 19), np.float32),
         weights=np.ones(len(jpegs), np.float32),
-        images=images,
-        tokens=None,
-        lengths=None,
-        jpeg_bytes=np.array([len(jpeg) for jpeg in jpegs], np.int32),
+        arrays={"poster.images": images, "poster.jpeg_bytes": np.array([len(jpeg) for jpeg in jpegs], np.int32)},
     )

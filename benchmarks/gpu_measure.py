@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -84,12 +84,15 @@ def invented_batch(config: Config, vocabulary: Vocabulary, samples: int, tokens:
     """A batch of noise in the shape of real samples."""
     draw = np.random.default_rng(0)
     size = config.data.image_size
-    texts = config.model.uses_text
+    arrays: dict[str, Any] = {}
+    if config.model.uses_poster:
+        arrays["poster.images"] = draw.integers(0, 256, (samples, size, size, 3), np.uint8)
+    if config.model.uses_text:
+        arrays["text.tokens"] = draw.integers(2, vocabulary.words, (samples, tokens), np.int32)
+        arrays["text.lengths"] = np.full(samples, tokens, np.int64)
     return Batch(
         ids=np.arange(samples, dtype=np.int64),
         labels=(draw.random((samples, vocabulary.genres)) < 0.1).astype(np.float32),
         weights=np.ones(samples, np.float32),
-        images=draw.integers(0, 256, (samples, size, size, 3), np.uint8) if config.model.uses_poster else None,
-        tokens=draw.integers(2, vocabulary.words, (samples, tokens), np.int32) if texts else None,
-        lengths=np.full(samples, tokens, np.int64) if texts else None,
+        arrays=arrays,
     )

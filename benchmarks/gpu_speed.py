@@ -18,6 +18,7 @@ from genre_dist.models.heads import Heads
 from genre_dist.planner.memory import Checkpointing, Precision
 from genre_dist.planner.throughput import peak_flops
 from genre_dist.stream.batch import Batch
+from genre_dist.stream.device_feed import FieldInput
 from genre_dist.stream.images import whole
 from genre_dist.training.experiment import autocast_for
 from genre_dist.training.loss import loss_sum
@@ -149,11 +150,8 @@ def _measure(bench: Bench, case: Case, config: Config) -> tuple[float, Rate]:
 def _encoded(bench: Bench, config: Config, samples: int) -> Batch:
     with torch.device("meta"):
         model = GenreClassifier(config.model, bench.words.genres, config.data.image_size, 100, None, load_weights=False)
-    assert model.text is not None
-    assert model.poster is not None
-    size = model.text.encoding_size + model.poster.encoding_size
-    encodings = np.random.default_rng(0).random((samples, size), np.float32)
-    batch = replace(bench.batch(config, samples), images=None, tokens=None, lengths=None, encodings=encodings)
+    encodings = np.random.default_rng(0).random((samples, model.encoding_size), np.float32)
+    batch = replace(bench.batch(config, samples), arrays={"all.encodings": encodings})
     return bench.pinned(batch)
 
 
@@ -174,16 +172,15 @@ def _plain_step(bench: Bench, micro: int) -> Callable[[], None]:
     vectors = np.zeros((words.words, words.dim or 1), np.float32)
     model = GenreClassifier(config.model, words.genres, config.data.image_size, words.words, vectors, False)
     model.to(device).to(memory_format=torch.channels_last).train()
-    assert model.poster is not None
-    model.poster.network.compile(dynamic=False)
+    model.images["poster"].network.compile(dynamic=False)
     optimizer = make_optimizer(model, config)
     batch, autocast = bench.batch(config, micro), autocast_for("bf16", device)
     images, tokens, labels = (torch.as_tensor(part).to(device) for part in (batch.images, batch.tokens, batch.labels))
-    lengths, weights = torch.as_tensor(batch.lengths), torch.ones(micro, device=device)
+    text, weights = FieldInput(tokens.long(), batch.lengths), torch.ones(micro, device=device)
 
     def step() -> None:
         with autocast():
-            logits = model(whole(images, config.data.image_size), tokens.long(), lengths)
+            logits = model({"poster": FieldInput(whole(images, config.data.image_size)), "text": text})
         (loss_sum(logits, labels, weights) / micro).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -14,6 +14,7 @@ import warnings
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from common import Row, measured, options, report
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from genre_dist.config import ModelConfig, PosterConfig, TextConfig, TrainConfig
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.levers import pull_levers
+from genre_dist.stream.device_feed import FieldInput
 from genre_dist.training.loss import loss_sum
 
 WORDS, TOKENS, GENRES = 1000, 55, 19
@@ -54,9 +56,9 @@ class Case:
 
     def loss(self, n: int) -> Tensor:
         images = torch.randn(n, 3, self.size, self.size).to(memory_format=self.format)
-        tokens, lengths = torch.randint(2, WORDS, (n, TOKENS)), torch.full((n,), TOKENS)
+        text = FieldInput(torch.randint(2, WORDS, (n, TOKENS)), np.full(n, TOKENS))
         with torch.autocast("cpu", torch.bfloat16) if self.bf16 else nullcontext():
-            logits = self.model(images, tokens, lengths)
+            logits = self.model({"poster": FieldInput(images), "text": text})
         return loss_sum(logits, torch.zeros(n, GENRES), torch.ones(n))
 
     def seconds(self, n: int) -> float:

@@ -79,8 +79,7 @@ def _now() -> tuple[float, float]:
 
 
 def _copy(batch: Batch) -> Batch:
-    values = {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in vars(batch).items()}
-    return Batch(**values)
+    return batch.each(np.copy)
 
 
 class Timed(Trainer):
@@ -97,7 +96,7 @@ def bare_step(experiment: Experiment, micro_batches: list[Batch]) -> None:
     total = 0.0
     for batch in micro_batches:
         inputs = to_device(batch, CPU, pixels)
-        loss = loss_sum(model(inputs.images, inputs.tokens, inputs.lengths), inputs.labels, inputs.weights) / count
+        loss = loss_sum(model(inputs.fields), inputs.labels, inputs.weights) / count
         loss.backward()
         total += loss.item()
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -108,15 +108,15 @@ class HeadsConfig:
 class ModelConfig:
     """Text encoder and poster encoder side by side, their encodings joined, one head per genre."""
 
+    missing: Literal["auto", "learn", "leave_out"] = "auto"
+    """Samples that lack a field: `learn` trains a vector in place of its encoding, `leave_out` leaves them out. `auto`:
+    learn if some of the shards' samples lack one."""
     text: TextConfig = field(default_factory=TextConfig)
     """The overview's encoder."""
     poster: PosterConfig = field(default_factory=PosterConfig)
     """The poster's encoder."""
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     """The genre heads."""
-    missing: Literal["auto", "learn", "leave_out"] = "auto"
-    """Samples that lack a field: `learn` trains a vector in place of its encoding, `leave_out` leaves them out. `auto`:
-    learn if some of the shards' samples lack one."""
 
     def __post_init__(self) -> None:
         require(

@@ -8,6 +8,7 @@ The pages are reused; loaders built on queues lose their time allocating and cop
 import math
 import mmap
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -98,6 +99,13 @@ class Batch:
         """The lengths [n] of these texts."""
         return self.only("lengths")
 
+    def each(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> "Batch":
+        """The batch with every array changed."""
+        arrays = {name: change(array) for name, array in self.arrays.items()}
+        return replace(
+            self, ids=change(self.ids), labels=change(self.labels), weights=change(self.weights), arrays=arrays
+        )
+
     def clear(self, number: int) -> None:
         """Make a sample blank, as one that could not be read."""
         self.weights[number], self.labels[number] = 0, 0
@@ -118,16 +126,9 @@ class Batch:
 
 def part_of(batch: Batch, part: slice) -> Batch:
     """A slice of a batch, as views; the first slice carries the batch's faults."""
-    return replace(
-        batch,
-        ids=batch.ids[part],
-        labels=batch.labels[part],
-        weights=batch.weights[part],
-        arrays={name: array[part] for name, array in batch.arrays.items()},
-        pixels={name: pixels[part] for name, pixels in batch.pixels.items()},
-        faults=batch.faults if part.start == 0 else [],
-        copied=None,
-    )
+    pixels = {name: pixels[part] for name, pixels in batch.pixels.items()}
+    faults = batch.faults if part.start == 0 else []
+    return replace(batch.each(lambda array: array[part]), pixels=pixels, faults=faults, copied=None)
 
 
 class SlotSpec(NamedTuple):

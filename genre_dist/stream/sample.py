@@ -142,7 +142,7 @@ def load_about(data: Data) -> dict[str, Any]:
 def load_encoding(data: Data, size: int) -> NDArray[np.float32]:
     """A member .encoding.npy -> float32 [size]. Raises ValueError if it is anything else."""
     numbers = read_numbers(data, size)
-    if not np.isfinite(numbers).all():
+    if np.isnan(numbers).any():
         raise ValueError(f"not {size} finite numbers")
     return numbers
 
@@ -155,7 +155,7 @@ def read_numbers(data: Data, size: int) -> NDArray[np.float32]:
     else:  # another NumPy wrote the header; parsing it takes ten times as long
         numbers = array_in(data)
     if numbers.dtype != np.float32 or numbers.shape != (size,) or np.isinf(numbers).any():
-        raise ValueError(f"not {size} numbers")
+        raise ValueError(f"not {size} finite numbers")
     return numbers
 
 

@@ -16,6 +16,7 @@ from genre_dist.explain.ablation import _derangement, ablate
 from genre_dist.explain.attribution import Explainer
 from genre_dist.inference.trained_model import load_run
 from genre_dist.models.classifier import GenreClassifier
+from genre_dist.stream.device_feed import FieldInput
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.train import main as train_main
 
@@ -39,11 +40,13 @@ def test_words_add_up_to_what_the_text_changes_and_the_model_stays_as_it_was(mor
         for parameter in model.parameters():
             parameter *= 2
     images, tokens = torch.randn(1, 3, 32, 32), torch.randint(2, 50, (1, 9))
-    lengths = torch.tensor([9])
+    text = {"text": FieldInput(tokens, np.array([9]))}
+    padding = {"text": FieldInput(torch.zeros_like(tokens), np.array([9]))}
+    poster = {"poster": FieldInput(images)}
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    told = Explainer(model, 32)(images, tokens, lengths, genre=4)
+    told = Explainer(model, 32)(poster | text, 4)
     with torch.no_grad():
-        effect = model(images, tokens, lengths) - model(images, torch.zeros_like(tokens), lengths)
+        effect = model(poster | text) - model(poster | padding)
     assert told.words is not None
     assert told.words.shape == (9,)
     assert told.words.sum() == pytest.approx(effect[0, 4].item(), abs=0.05 * float(np.abs(told.words).sum()))
@@ -52,8 +55,7 @@ def test_words_add_up_to_what_the_text_changes_and_the_model_stays_as_it_was(mor
     assert 0 <= told.heat.min() <= told.heat.max() <= 1
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert model.text is not None
-    assert model.text.frozen == bool(more)
+    assert model.texts["text"].frozen == bool(more)
     assert not model.training
 
 
@@ -67,8 +69,7 @@ def test_no_film_keeps_its_own_medium() -> None:
 
 def test_a_medium_the_model_ignores_is_worth_nothing_and_the_other_something(run: Path, sample_shards: Path) -> None:
     loaded = load_run(run, torch.device("cpu"))
-    assert loaded.model.text is not None
-    width = loaded.model.text.encoding_size
+    width = loaded.model.texts["text"].encoding_size
     with torch.no_grad():
         for head in loaded.model.heads:
             head[0].weight[:, :width] = 0

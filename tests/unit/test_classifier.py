@@ -11,6 +11,7 @@ from torch import Tensor
 
 from genre_dist.config import HeadsConfig, ModelConfig, OptimConfig, PosterConfig, TextConfig
 from genre_dist.models.classifier import GenreClassifier, count_parameters, parameter_groups
+from genre_dist.stream.device_feed import FieldInput
 
 torch.set_num_threads(1)
 TEXT = TextConfig(hidden=8, layers=2, embedding_dim=6)
@@ -18,7 +19,7 @@ NO_TEXT = TextConfig(arch="none")
 POSTER = PosterConfig(arch="resnet18", weights="none")
 NO_POSTER = PosterConfig(arch="none")
 TOKENS = torch.tensor([[2, 3, 4], [5, 0, 0]], dtype=torch.int32)
-LENGTHS = torch.tensor([3, 1])
+LENGTHS = np.array([3, 1])
 
 
 def make_model(
@@ -33,9 +34,13 @@ def images() -> Tensor:
     return torch.randn(2, 3, 64, 64, generator=torch.manual_seed(0))
 
 
+def inputs() -> dict[str, FieldInput]:
+    return {"poster": FieldInput(images()), "text": FieldInput(TOKENS, LENGTHS)}
+
+
 def test_end_to_end_every_tensor_receives_a_gradient() -> None:
     model = make_model().train()
-    logits = model(images(), TOKENS, LENGTHS)
+    logits = model(inputs())
     assert logits.shape == (2, 19)
     torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.ones(2, 19)).backward()
     for name, parameter in model.named_parameters():
@@ -56,7 +61,7 @@ def test_no_frozen_tensor_receives_one_and_no_frozen_buffer_moves(
 ) -> None:
     model = make_model(text, poster).train()
     before = {name: value.clone() for name, value in model.named_buffers()}
-    model(images(), TOKENS, LENGTHS).sum().backward()
+    model(inputs()).sum().backward()
     assert {name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None} == trained
     moved = {name for name, value in model.named_buffers() if not torch.equal(value, before[name])}
     assert bool(moved) is ("poster" in trained)
@@ -64,26 +69,24 @@ def test_no_frozen_tensor_receives_one_and_no_frozen_buffer_moves(
 
 def test_either_encoder_can_be_left_out() -> None:
     text_only, poster_only, both = make_model(poster=NO_POSTER), make_model(text=NO_TEXT), make_model()
-    assert text_only.poster is None
-    assert poster_only.text is None
-    assert text_only(None, TOKENS, LENGTHS).shape == (2, 19)
-    assert poster_only(images(), None, None).shape == (2, 19)
+    text, poster = {"text": inputs()["text"]}, {"poster": inputs()["poster"]}
+    assert (text_only.parts, poster_only.parts, both.parts) == (("text",), ("poster",), ("text", "poster"))
+    assert text_only(text).shape == (2, 19)
+    assert poster_only(poster).shape == (2, 19)
     assert not any(name.startswith("poster") for name in text_only.state_dict())
-    assert text_only.encode(None, TOKENS, LENGTHS).shape == (2, 16)
-    assert both.encode(images(), TOKENS, LENGTHS).shape == (2, 16 + 512)
-    with pytest.raises(ValueError, match="images are needed"):
-        both(None, TOKENS, LENGTHS)
-    with pytest.raises(ValueError, match="tokens and lengths are needed"):
-        both(images(), None, None)
+    assert text_only.encode(text).shape == (2, 16)
+    assert both.encode(inputs()).shape == (2, 16 + 512)
+    with pytest.raises(ValueError, match="reads text and poster, and poster is not given"):
+        both(text)
+    with pytest.raises(ValueError, match="and text is not given"):
+        both(poster)
 
 
 def test_the_encoding_is_the_texts_then_the_posters() -> None:
     model = make_model().eval()
-    assert model.text is not None
-    assert model.poster is not None
-    encoding = model.encode(images(), TOKENS, LENGTHS)
-    torch.testing.assert_close(encoding[:, :16], model.text(TOKENS, LENGTHS))
-    torch.testing.assert_close(encoding[:, 16:], model.poster(images()))
+    encoding = model.encode(inputs())
+    torch.testing.assert_close(encoding[:, :16], model.texts["text"](TOKENS, LENGTHS))
+    torch.testing.assert_close(encoding[:, 16:], model.images["poster"](images()))
 
 
 # --- a run's weights

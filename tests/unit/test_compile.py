@@ -87,9 +87,11 @@ def batch_of(samples: int) -> Batch:
         ids=np.arange(samples),
         labels=np.ones((samples, 19), np.float32),
         weights=np.ones(samples, np.float32),
-        images=draw.integers(0, 256, (samples, 32, 32, 3), np.uint8),
-        tokens=draw.integers(2, 9, (samples, 7), np.int32),
-        lengths=np.full(samples, 7),
+        arrays={
+            "poster.images": draw.integers(0, 256, (samples, 32, 32, 3), np.uint8),
+            "text.tokens": draw.integers(2, 9, (samples, 7), np.int32),
+            "text.lengths": np.full(samples, 7),
+        },
     )
 
 
@@ -97,13 +99,17 @@ def test_a_smaller_batch_is_filled_up_with_samples_of_weight_0_where_no_batch_no
     pixels, size = whole_pixels(DataConfig(image_size=32)), Size(8, fill=True)
     inputs, plain = (to_device(batch_of(5), CPU, pixels, wanted) for wanted in (size, None))
     assert not inputs.odd
-    for name, value in inputs._asdict().items():
-        if value is not None and name not in ("blank", "odd"):
-            assert len(value) == 8, name
-            assert np.array_equal(value[:5], getattr(plain, name)), name
+    text, poster = inputs.fields["text"], inputs.fields["poster"]
+    of_five = (plain.labels, plain.weights, *plain.fields["text"][:2], plain.fields["poster"].values)
+    filled = (inputs.labels, inputs.weights, *text[:2], poster.values)
+    for few, value in zip(of_five, filled, strict=True):
+        assert few is not None
+        assert value is not None
+        assert len(value) == 8
+        assert np.array_equal(value[:5], few)
     assert inputs.weights.tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
-    assert inputs.images is not None
-    assert inputs.images.is_contiguous(memory_format=torch.channels_last)
+    assert poster.values is not None
+    assert poster.values.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(

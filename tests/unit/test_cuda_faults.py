@@ -21,7 +21,7 @@ from genre_dist.config.files import parse_config
 from genre_dist.parallel import zero
 from genre_dist.parallel.world import World
 from genre_dist.stream.batch import Batch
-from genre_dist.stream.device_feed import Inputs
+from genre_dist.stream.device_feed import FieldInput, Inputs
 from genre_dist.training import checkpoint_manager as saving
 from genre_dist.training import profiling
 from genre_dist.training.backoff import NOTE, Backoff
@@ -83,10 +83,11 @@ def test_deepspeed_takes_the_ranks_device_whatever_local_rank_is(monkeypatch: py
 
 def test_the_lengths_of_texts_stay_on_the_host_where_torch_moves_all_tensors_to_the_device() -> None:
     tensor = torch.zeros(2, 3)
-    inputs = Inputs(tensor, tensor.long(), np.array([3, 1]), tensor, tensor, blank=False)
-    moved = _recursive_to(inputs.for_model, torch.device("meta"), False)[0]
-    assert moved[0].device == moved[1].device == torch.device("meta")
-    assert moved[2] is inputs.lengths
+    lengths = np.array([3, 1])
+    inputs = Inputs({"text": FieldInput(tensor.long(), lengths), "poster": FieldInput(tensor)}, tensor, tensor)
+    (fields,) = _recursive_to(inputs.for_model, torch.device("meta"), False)[0]
+    assert fields["text"].values.device == fields["poster"].values.device == torch.device("meta")
+    assert fields["text"].lengths is lengths
 
 
 # ---- memory that is full
@@ -114,7 +115,7 @@ def test_a_full_device_is_known_whichever_library_says_it(error: Exception) -> N
 
 def batch(samples: int) -> Batch:
     ones = np.ones((samples, 19), np.float32)
-    return Batch(np.arange(samples), ones, ones[:, 0].copy(), None, None, None)
+    return Batch(np.arange(samples), ones, ones[:, 0].copy())
 
 
 class Small:
@@ -150,7 +151,7 @@ def steps_of(error: Exception, world: World, folder: Path, note: Callable[[], No
         def prepare(piece: Batch) -> Any:
             labels = torch.as_tensor(piece.labels)
             return SimpleNamespace(
-                for_model=(labels,), labels=labels, weights=torch.as_tensor(piece.weights), blank=False, odd=False
+                for_model=(labels,), labels=labels, weights=torch.as_tensor(piece.weights), absent=(), odd=False
             )
 
         return train_step.take(pieces, prepare, agree(world, pieces, False, False), **deferred)

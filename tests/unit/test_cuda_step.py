@@ -58,9 +58,11 @@ def batch(step: int = 0, words: int = 7) -> Batch:
         ids=np.arange(SAMPLES),
         labels=np.zeros((SAMPLES, 19), np.float32),
         weights=np.ones(SAMPLES, np.float32),
-        images=draw.integers(0, 256, (SAMPLES, 64, 64, 3), np.uint8),
-        tokens=draw.integers(2, WORDS, (SAMPLES, words), np.int32),
-        lengths=np.minimum([7, 3, 5, 1], words),
+        arrays={
+            "poster.images": draw.integers(0, 256, (SAMPLES, 64, 64, 3), np.uint8),
+            "text.tokens": draw.integers(2, WORDS, (SAMPLES, words), np.int32),
+            "text.lengths": np.minimum([7, 3, 5, 1], words),
+        },
     )
 
 
@@ -253,11 +255,13 @@ def test_an_evaluation_waits_once_at_its_end(noted: Noted, sample_shards: Path, 
 
 
 def test_texts_come_in_few_widths(noted: Noted) -> None:
-    widths = {
-        to_device(batch(words=words), CUDA, whole_pixels(DataConfig())).tokens.shape[1] for words in (1, 7, 64, 65)
-    }
-    assert widths == {64, 128}
-    assert to_device(batch(words=7), torch.device("cpu"), whole_pixels(DataConfig())).tokens.shape[1] == 7
+    def width(words: int, device: torch.device) -> int:
+        tokens = to_device(batch(words=words), device, whole_pixels(DataConfig())).fields["text"].values
+        assert tokens is not None
+        return tokens.shape[1]
+
+    assert {width(words, CUDA) for words in (1, 7, 64, 65)} == {64, 128}
+    assert width(7, torch.device("cpu")) == 7
 
 
 @pytest.mark.parametrize(
@@ -272,7 +276,7 @@ def test_a_run_says_what_each_part_computes_in_on_a_gpu(
     precision: str, tf32: bool, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
-    model = SimpleNamespace(text=1, poster=1, heads=1)
+    model = SimpleNamespace(texts={"text": 1}, images={"poster": 1})
     experiment: Any = SimpleNamespace(world=ALONE, compute=Compute(precision, 1), model=model)
     assert told in _computed_in(experiment)
 

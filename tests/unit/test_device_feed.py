@@ -120,11 +120,9 @@ def test_pinning_registers_the_whole_memory_or_says_in_one_line_that_it_could_no
 def test_on_a_cpu_nothing_is_copied(sample_shards: Path) -> None:
     source = reader(sample_shards)
     batch = source.read(first_rows(source, 4))
-    images, _, _, weights, _ = upload(batch, CPU)
-    assert images is not None
-    assert weights is not None
+    moved = upload(batch.arrays, batch, CPU)
     assert batch.images is not None
-    assert images.data_ptr() == batch.images.ctypes.data
+    assert moved["poster.images"].data_ptr() == batch.images.ctypes.data
     assert batch.copied is None
 
 
@@ -140,9 +138,8 @@ def test_readers_that_do_not_decode_hand_on_the_jpegs_and_everything_else_alike(
         jpegs = next(stream)
         assert jpegs.images is not None
         assert pixels.images is not None
-        assert jpegs.jpeg_bytes is not None
-        assert pixels.jpeg_bytes is None
-        for row, size, wanted in zip(jpegs.images, jpegs.jpeg_bytes, pixels.images, strict=True):
+        assert pixels.only("jpeg_bytes") is None
+        for row, size, wanted in zip(jpegs.images, jpegs.arrays["poster.jpeg_bytes"], pixels.images, strict=True):
             assert np.array_equal(simplejpeg.decode_jpeg(row.tobytes()[:size], colorspace="RGB"), wanted)
         for name in ("ids", "labels", "weights", "tokens", "lengths"):
             assert np.array_equal(getattr(jpegs, name), getattr(pixels, name))
@@ -153,17 +150,15 @@ def test_decoding_on_the_device_gives_the_pixels_of_the_readers(sample_shards: P
     source, undecoded = reader(sample_shards), reader(sample_shards, decode=False)
     rows = first_rows(source, 12)
     pixels, jpegs = source.read(rows), undecoded.read(rows)
-    assert jpegs.jpeg_bytes is not None
-    jpegs.jpeg_bytes[3] = 0  # a film that could not be read
-    decode_images(jpegs, CPU)
-    assert jpegs.pixels is not None
+    jpegs.arrays["poster.jpeg_bytes"][3] = 0  # a film that could not be read
+    decode_images(jpegs, "poster", CPU)
     assert pixels.images is not None
     pixels.images[3] = 128
-    difference = np.abs(jpegs.pixels.numpy().astype(int) - pixels.images.astype(int))
+    difference = np.abs(jpegs.pixels["poster.images"].numpy().astype(int) - pixels.images.astype(int))
     assert difference.max() <= 4  # two builds of libjpeg-turbo
     inputs = to_device(jpegs, CPU, whole_pixels(DataConfig(image_size=32)))
-    assert inputs.images is not None
-    assert inputs.images.shape == (12, 3, 32, 32)
+    assert inputs.fields["poster"].values is not None
+    assert inputs.fields["poster"].values.shape == (12, 3, 32, 32)
 
 
 def test_a_poster_that_only_the_device_finds_damaged_becomes_blank_weighs_nothing_and_is_named(
@@ -178,7 +173,7 @@ def test_a_poster_that_only_the_device_finds_damaged_becomes_blank_weighs_nothin
         raise RuntimeError("Error while decoding JPEG images")
 
     monkeypatch.setattr(images_module, "_decode", refuse)
-    decode_images(batch, CPU)
+    decode_images(batch, "poster", CPU)
     assert np.flatnonzero(batch.weights == 0).tolist() == [2]
     assert (batch.images[2] == 128).all()
     assert batch.images[1].std() > 0
@@ -197,8 +192,7 @@ def test_a_jpeg_without_its_end_or_of_another_size_is_a_fault_already_for_the_re
     path.write_bytes(data)
     batch = source.read(rows)
     assert batch.weights.tolist() == [1, 0, 1]
-    assert batch.jpeg_bytes is not None
-    assert batch.jpeg_bytes[1] == 0
+    assert batch.arrays["poster.jpeg_bytes"][1] == 0
     assert "not a whole JPEG" in batch.faults[0]
 
 
@@ -270,10 +264,9 @@ def test_on_cuda_batches_arrive_whole_from_pinned_slots(wanted: device_module.De
                     assert torch.from_numpy(batch.tokens).is_pinned()
                 for _ in range(20):
                     busy @ busy  # the computing stream is far behind the copies
-                images, tokens, _, _, _ = upload(batch, feed.device)
+                moved = upload(batch.arrays | batch.pixels, batch, feed.device)
+                images, tokens = moved["poster.images"], moved["text.tokens"]
                 wanted_batch: Batch = plain.read(order.rows(step, 6 * number, 6 * number + 6))
-                assert images is not None
-                assert tokens is not None
                 assert wanted_batch.images is not None
                 difference = np.abs(images.cpu().numpy().astype(int) - wanted_batch.images.astype(int))
                 # a GPU's decoder repeats colours where the CPU's interpolates: by up to 3 in the mean of small ones

@@ -193,7 +193,7 @@ def test_asking_for_an_unknown_split_names_the_splits(sample_shards: Path) -> No
 
 
 def test_asking_for_an_unknown_member_names_those_there_are(sample_shards: Path) -> None:
-    with pytest.raises(ValueError, match="poster and overview, not trailer"):
+    with pytest.raises(ValueError, match="poster and overview, not 'trailer'"):
         SplitIndex(load_manifest(sample_shards), "train", ("trailer",))
 
 

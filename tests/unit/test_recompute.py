@@ -31,7 +31,7 @@ def learn(net: nn.Module, precision: str) -> dict[str, Tensor]:
     for number, blank in enumerate((False, True, False)):
         images = torch.randn(3, 3, 32, 32)
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
-        with autocast, no_statistics(net) if blank else nullcontext():
+        with autocast, no_statistics([net]) if blank else nullcontext():
             output = net(images)
         output.float().square().mean().backward()
         found[f"output {number}"] = output.detach()
