@@ -243,7 +243,9 @@ def test_a_combined_run_on_films_that_may_lack_posters_says_how_many_it_leaves_o
     assert lacking["train"] > 0
     capsys.readouterr()
     run = tmp_path / "run"
-    assert train_main(options(tmp_path / "shards", run, *LEAVE_OUT, "--data.global_batch", 32, "--train.epochs", 1)) == 0
+    assert (
+        train_main(options(tmp_path / "shards", run, *LEAVE_OUT, "--data.global_batch", 32, "--train.epochs", 1)) == 0
+    )
     assert f"{lacking['train']} of the split lack one and are left out" in capsys.readouterr().out
     assert sum(row["samples"] for row in rows(run)) == manifest.samples("train", MEMBERS)
     for split in ("val", "test"):

@@ -98,9 +98,7 @@ def test_micro_batches_change_nothing(alone: Path) -> None:
     assert_same_training(alone / "small", alone / "stored")
 
 
-@pytest.mark.parametrize(
-    ("strategy", "world"), [*((name, 2) for name in STRATEGIES), ("ddp", 4), ("fsdp", 4)], ids=str
-)
+@pytest.mark.parametrize(("strategy", "world"), [*((name, 2) for name in STRATEGIES), ("ddp", 4), ("fsdp", 4)], ids=str)
 def test_strategies_and_ranks_change_nothing(strategy: str, world: int, ranks: Path, alone: Path) -> None:
     assert_same_training(ranks / f"{strategy} {world}", alone / "stored")
 
