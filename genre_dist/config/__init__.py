@@ -15,7 +15,7 @@ import yaml
 from genre_dist.config.batches import Batches, derive_batches
 from genre_dist.config.data import DataConfig
 from genre_dist.config.loss import LossConfig
-from genre_dist.config.model import HeadsConfig, ModelConfig, PosterConfig, TextConfig
+from genre_dist.config.model import HeadsConfig, ModelConfig, NumbersConfig, PosterConfig, TextConfig
 from genre_dist.config.rules import require
 from genre_dist.config.run import CheckpointConfig, ParallelConfig, RunConfig
 from genre_dist.config.tracking import TrackingConfig
@@ -29,6 +29,7 @@ __all__ = [
     "HeadsConfig",
     "LossConfig",
     "ModelConfig",
+    "NumbersConfig",
     "OptimConfig",
     "ParallelConfig",
     "PosterConfig",

@@ -19,7 +19,7 @@ EFFECTS: Mapping[Effect, tuple[str, ...]] = {
         *("model.text.arch", "model.text.hidden", "model.text.layers", "model.text.bidirectional"),
         *("model.text.pooling", "model.text.embedding_dim", "model.text.train_embedding", "model.text.frozen"),
         *("model.poster.arch", "model.poster.frozen", "model.poster.frozen_through", "model.poster.batch_norm"),
-        *("model.heads.hidden", "model.missing", "optim.optimizer", "run.seed"),
+        *("model.heads.hidden", "model.numbers", "model.missing", "optim.optimizer", "run.seed"),
     ),
     # starting weights: a run with steps keeps its own
     "start": ("model.text.weights", "model.poster.weights"),

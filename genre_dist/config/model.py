@@ -92,6 +92,21 @@ class PosterConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NumbersConfig:
+    """The encoder of fields of numbers: two layers."""
+
+    arch: Literal["mlp", "none"] = "mlp"
+    """`none` leaves numbers out."""
+    hidden: int = 64
+    """Width of both layers, and of the encoding."""
+    frozen: bool = False
+    """No gradient."""
+
+    def __post_init__(self) -> None:
+        require(self.hidden >= 1, f"model.numbers.hidden must be at least 1, got {self.hidden}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeadsConfig:
     """One small MLP per genre ("binary relevance"): encoding -> hidden... -> 1."""
 
@@ -115,18 +130,18 @@ class ModelConfig:
     """The overview's encoder."""
     poster: PosterConfig = field(default_factory=PosterConfig)
     """The poster's encoder."""
+    numbers: NumbersConfig = field(default_factory=NumbersConfig)
+    """The encoders of numbers."""
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     """The genre heads."""
 
-    def __post_init__(self) -> None:
-        require(
-            self.uses_text or self.uses_poster, "model.text.arch and model.poster.arch are both none: nothing to train"
-        )
-
     def fields(self, schema: Schema) -> tuple[Field, ...]:
-        """The fields that the model takes, in the order of its encodings."""
-        used = {"text": self.uses_text, "image": self.uses_poster, "numbers": True}
-        return tuple(field for field in schema.encoded if used[field.kind])
+        """The fields that the model takes, in the order of its encodings. Raises ValueError if there are none."""
+        used = {"text": self.uses_text, "image": self.uses_poster, "numbers": self.numbers.arch != "none"}
+        taken = tuple(field for field in schema.encoded if used[field.kind])
+        arches = " and ".join(f"model.{kind}.arch" for kind in ("text", "poster", "numbers"))
+        require(len(taken) > 0, f"{arches} leave out all of {', '.join(schema.by_name)}: nothing to train")
+        return taken
 
     def members(self, schema: Schema) -> tuple[str, ...]:
         """The names of these fields."""

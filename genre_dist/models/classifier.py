@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from genre_dist.config import ModelConfig, OptimConfig
 from genre_dist.models.heads import Heads
+from genre_dist.models.numbers import NumbersEncoder
 from genre_dist.models.poster import PosterEncoder
 from genre_dist.models.text import TextEncoder
 from genre_dist.models.weights import load_state, read_state
@@ -45,8 +46,10 @@ class GenreClassifier(nn.Module):
                 if config.text.weights is not None and load_weights:
                     _load_text(text, field.part, config.text.weights)
                 self.add_module(field.part, text)
-            else:
+            elif field.kind == "image":
                 self.add_module(field.part, PosterEncoder(config.poster, image_size, load_weights))
+            else:
+                self.add_module(field.part, NumbersEncoder(config.numbers, len(field.columns)))
         sizes = {part: int(encoder.encoding_size) for part, encoder in self.encoders.items()}
         self.encoding_size = sum(sizes.values())
         self.missing = MissingFields(sizes) if config.learns_missing else None
@@ -63,6 +66,11 @@ class GenreClassifier(nn.Module):
     def texts(self) -> dict[str, TextEncoder]:
         """The text encoders by name."""
         return {part: encoder for part, encoder in self.encoders.items() if isinstance(encoder, TextEncoder)}
+
+    @property
+    def numbers(self) -> dict[str, NumbersEncoder]:
+        """The encoders of numbers by name."""
+        return {part: encoder for part, encoder in self.encoders.items() if isinstance(encoder, NumbersEncoder)}
 
     @property
     def images(self) -> dict[str, PosterEncoder]:
@@ -167,12 +175,14 @@ def side_stream(device: torch.device) -> torch.cuda.Stream:
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
     """Return the optimizer's groups: params, name, lr, weight_decay.
 
-    Each part ('text', 'poster', 'heads') has the learning rate of its kind; its biases, norms and word vectors form a
-    separate group ('text.no_decay') without weight decay. Frozen parameters and empty groups are omitted.
+    Each part ('text', 'poster', 'heads') has the learning rate of its kind, an encoder of numbers that of the heads;
+    its biases, norms and word vectors form a separate group ('text.no_decay') without weight decay. Frozen parameters
+    and empty groups are omitted.
     """
     rates = {"heads": optim.heads_lr, "missing": optim.heads_lr}
     if isinstance(model, GenreClassifier):
-        rates |= dict.fromkeys(model.texts, optim.text_lr) | dict.fromkeys(model.images, optim.poster_lr)
+        others = dict.fromkeys(model.parts, optim.heads_lr)
+        rates |= others | dict.fromkeys(model.texts, optim.text_lr) | dict.fromkeys(model.images, optim.poster_lr)
     groups = []
     for part, module in model.named_children():
         embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}

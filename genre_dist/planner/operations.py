@@ -96,8 +96,9 @@ def _passes(model: GenreClassifier, image_size: int, half: bool, samples: int) -
         with network, torch.autocast("cpu", torch.bfloat16, enabled=half):
             encoding = encoder(images)
         encoded.append((encoding, encoding.detach().requires_grad_(encoding.requires_grad)))  # cuts off the heads
+    numbers = [torch.empty(samples, encoder.encoding_size) for encoder in model.numbers.values()]
     with heads, torch.autocast("cpu", torch.bfloat16, enabled=half):
-        logits = model.heads(torch.cat([*encodings, *(cut for _, cut in encoded)], dim=1))
+        logits = model.heads(torch.cat([*encodings, *(cut for _, cut in encoded), *numbers], dim=1))
     with heads.going_back():
         logits.float().sum().backward()
     for encoding, cut in encoded:

@@ -87,6 +87,8 @@ def _inputs(model: GenreClassifier, image_size: int, tokens: int) -> dict[str, F
     texts = torch.empty(PRIME_BATCH, tokens, dtype=torch.long, device="meta")
     lengths: Any = torch.empty(PRIME_BATCH, dtype=torch.long, device="meta")
     fields = {part: FieldInput(images) for part in model.images}
+    for part, encoder in model.numbers.items():
+        fields[part] = FieldInput(torch.empty(PRIME_BATCH, encoder.inputs, device="meta"))
     return fields | {part: FieldInput(texts, lengths) for part in model.texts}
 
 

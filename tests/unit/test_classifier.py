@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from genre_dist.config import HeadsConfig, ModelConfig, OptimConfig, PosterConfig, TextConfig
+from genre_dist.config import HeadsConfig, ModelConfig, NumbersConfig, OptimConfig, PosterConfig, TextConfig
 from genre_dist.models.classifier import GenreClassifier, count_parameters, parameter_groups
+from genre_dist.schema import Field, Labels, Schema
 from genre_dist.stream.device_feed import FieldInput
 
 torch.set_num_threads(1)
@@ -80,6 +81,27 @@ def test_either_encoder_can_be_left_out() -> None:
         both(text)
     with pytest.raises(ValueError, match="and text is not given"):
         both(poster)
+
+
+def test_a_model_without_any_encoder_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.text\.arch .* leave out all of poster, overview: nothing to train"):
+        make_model(NO_TEXT, NO_POSTER)
+
+
+def test_numbers_are_encoded_with_marks_of_missing_ones() -> None:
+    facts = Field(name="facts", kind="numbers", columns=("price", "weight"))
+    title = Field(name="title", kind="text", columns=("title",))
+    schema = Schema(id="sku", split_by="sku", labels=Labels(column="kind"), fields=(facts, title))
+    config = ModelConfig(text=TEXT, poster=NO_POSTER, numbers=NumbersConfig(hidden=5), heads=HeadsConfig(hidden=(8,)))
+    model = GenreClassifier(config, 3, 64, 20, None, schema=schema)
+    assert model.parts == ("title", "facts")
+    numbers = torch.tensor([[0.5, float("nan")], [0.5, 0.0]])
+    fields = {"title": FieldInput(TOKENS, LENGTHS), "facts": FieldInput(numbers)}
+    encoding = model.encode(fields)
+    assert encoding.shape == (2, 16 + 5)
+    assert not torch.equal(encoding[0, 16:], encoding[1, 16:])  # a missing number is no 0
+    model(fields).sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 def test_the_encoding_is_the_texts_then_the_posters() -> None:

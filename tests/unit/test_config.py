@@ -229,7 +229,6 @@ def test_a_configuration_is_not_written_again_when_it_is_the_same(tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--model.text.arch", "none", "--model.poster.arch", "none"], ["model.text.arch", "nothing to train"]),
         (
             ["--model.poster.frozen", "true", "--model.poster.frozen_through", "layer3"],
             ["model.poster.frozen", "model.poster.frozen_through"],

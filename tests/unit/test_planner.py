@@ -14,6 +14,7 @@ from genre_dist.planner.memory import Setting, card_bytes, largest_micro_batch, 
 from genre_dist.planner.planned_model import PlannedModel, plan_model
 from genre_dist.planner.sizes import parse_size
 from genre_dist.planner.trace import Trace
+from genre_dist.stream.device_feed import FieldInput
 
 pytestmark = pytest.mark.slow
 
@@ -102,7 +103,7 @@ def saved_bytes(model: nn.Module, samples: int) -> int:
 
     model.train()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        logits = model(torch.zeros(samples, 3, 64, 64), None, None)
+        logits = model({"poster": FieldInput(torch.zeros(samples, 3, 64, 64))})
         assert logits.shape == (samples, 19)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
