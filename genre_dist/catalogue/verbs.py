@@ -55,10 +55,16 @@ def add_verbs(verbs: Verbs) -> None:
     own.add_argument("--schema", type=Path, metavar="FILE", help="YAML that declares all this, and several fields")
     verb.set_defaults(run=_import)
 
-    verb = verbs.add_parser("sample", help="make a catalogue of procedural films: no network, no licence")
-    verb.add_argument("--films", type=int, default=2000, help="how many")
+    verb = verbs.add_parser(
+        "sample",
+        help="make a catalogue of procedural films, or a table of other things: no network, no licence",
+        description="Make a catalogue of procedural films; or a table with drawn images, to be imported as a data set "
+        "of your own: products (photos, texts, numbers; one category each) or xrays (several a patient; any findings).",
+    )
+    verb.add_argument("--kind", choices=["films", "products", "xrays"], default="films")
+    verb.add_argument("--films", "--samples", type=int, help="how many; by default 2000 films, 200 of other things")
     verb.add_argument("--seed", type=int, default=0)
-    verb.add_argument("--out", type=Path, required=True, help="the catalogue's folder")
+    verb.add_argument("--out", type=Path, required=True, help="the folder of the catalogue, or of table and images")
     verb.set_defaults(run=_sample)
 
 
@@ -106,8 +112,21 @@ def _import_samples(arguments: Namespace, schema: "Schema") -> None:
 
 
 def _sample(arguments: Namespace) -> None:
+    if arguments.kind != "films":
+        _sample_table(arguments)
+        return
     from genre_dist.catalogue.sample_films import make_sample
 
-    make_sample(arguments.films, arguments.seed, arguments.out)
-    print(f"{arguments.out}: {arguments.films:,} procedural films")
+    films = 2000 if arguments.films is None else arguments.films
+    make_sample(films, arguments.seed, arguments.out)
+    print(f"{arguments.out}: {films:,} procedural films")
     print(f"next: genre-dist pack --catalogue {arguments.out} --out shards/default")
+
+
+def _sample_table(arguments: Namespace) -> None:
+    from genre_dist.catalogue.sample_tables import make_table, next_command
+
+    rows = 200 if arguments.films is None else arguments.films
+    make_table(arguments.kind, rows, arguments.seed, arguments.out)
+    print(f"{arguments.out}: a table of {rows:,} {arguments.kind}, and their images")
+    print(f"next: {next_command(arguments.kind, arguments.out)}")
