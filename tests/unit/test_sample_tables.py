@@ -1,4 +1,4 @@
-"""Procedural tables of other things: reproducible, imported by the command that is printed, neither trivial nor noise."""
+"""Procedural tables of other things: reproducible, imported by the printed command, neither trivial nor noise."""
 
 import csv
 import shlex
