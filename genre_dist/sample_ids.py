@@ -16,18 +16,18 @@ def number_of_id(id: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def member_key(id: str) -> str:
+def member_key(id: str, most: int = LONGEST_KEY) -> str:
     """An id as the key of its members in a tar: letters, digits, `-` and `_` as they are, the rest as %XX.
 
     So a key has no dot (at which WebDataset cuts it off) and no slash. Raises ValueError for a blank id and for one
-    whose key would be longer than LONGEST_KEY.
+    whose key would have more than `most` bytes.
     """
     key = quote(id, safe="").replace(".", "%2E").replace("~", "%7E")
     if not key:
         raise ValueError("an id is blank; give every sample one")
-    if len(key) > LONGEST_KEY:
+    if len(key) > most:
         raise ValueError(
-            f"the id {id[:60]!r} takes {len(key)} bytes as a key in a tar, where {LONGEST_KEY} fit (all but letters, "
+            f"the id {id[:60]!r} takes {len(key)} bytes as a key in a tar, where {most} fit (all but letters, "
             "digits, - and _ take 3 a byte); give shorter ids"
         )
     return key
