@@ -20,7 +20,7 @@ ORDER: tuple[FieldKind, ...] = ("text", "image", "numbers")
 EXTENSIONS: dict[FieldKind, str] = {"text": "tokens.npy", "image": "jpg", "numbers": "numbers.npy"}
 MOST_FIELDS = 15
 """The index has a bit for each."""
-RESERVED = ("heads", "missing", "id", "labels", "json", "all")
+RESERVED = ("heads", "missing", "id", "split_by", "labels", "json", "all")
 """Names that are used beside those of fields."""
 
 

@@ -5,17 +5,17 @@ appear under their final names only when complete.
 """
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genre_dist.atomic import atomic_file, remove_leftovers
-from genre_dist.catalogue.parquet import open_parquet, stream_rows
-from genre_dist.printable import printable
+from genre_dist.catalogue.parquet import ROWS_PER_GROUP as ROWS_PER_GROUP
+from genre_dist.catalogue.parquet import RowWriter, open_parquet, stream_checked
 from genre_dist.storage import AnyPath, exists
 
 SomePath = TypeVar("SomePath", bound=AnyPath)
@@ -37,7 +37,6 @@ SCHEMA = pa.schema(
         ("fetched_at", pa.timestamp("s", tz="UTC")),  # null for imports and samples; Parquet keeps it as milliseconds
     ]
 )
-ROWS_PER_GROUP = 1_000
 HOW_TO_MAKE_ONE = "make one with `genre-dist import`, `genre-dist fetch` or `genre-dist sample`"
 
 
@@ -59,60 +58,46 @@ def write_poster(catalogue: Path, tmdb_id: int, data: bytes) -> tuple[int, str]:
 
     Returns its size in bytes and its SHA-256 in hex. Raises OSError when the disk is full.
     """
-    target = poster_file(catalogue, tmdb_id)
+    return write_image(poster_file(catalogue, tmdb_id), data)
+
+
+def write_image(target: Path, data: bytes) -> tuple[int, str]:
+    """Write an image file atomically, as `write_poster` does."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(target, sync=False) as file:
         file.write(data)
     return len(data), hashlib.sha256(data).hexdigest()
 
 
+def samples_file(catalogue: SomePath) -> SomePath:
+    """The path of the rows of a declared data set's catalogue, see `samples.py`."""
+    return cast(SomePath, catalogue / "samples.parquet")
+
+
+def holds_catalogue(folder: Path) -> bool:
+    """Whether a folder has a catalogue of either kind."""
+    return movies_file(folder).exists() or samples_file(folder).exists()
+
+
+def remove_catalogue(folder: Path) -> None:
+    """Remove a catalogue of either kind, its rows first; the caller holds the folder's lock."""
+    for file in (movies_file(folder), samples_file(folder), folder / "schema.json"):
+        file.unlink(missing_ok=True)
+    for images in ("posters", "images"):
+        shutil.rmtree(folder / images, ignore_errors=True)
+
+
 def remove_partial_files(catalogue: Path) -> None:
     """Remove the partial files of killed writers; the caller holds the catalogue's lock."""
-    for folder in (catalogue, catalogue / ".fetch", *catalogue.glob("posters/*")):
+    for folder in (catalogue, catalogue / ".fetch", *catalogue.glob("posters/*"), *catalogue.glob("images/*/*")):
         remove_leftovers(folder)
 
 
-class CatalogueWriter:
-    """Writes `movies.parquet` row by row, with at most ROWS_PER_GROUP rows in memory.
-
-    Use it in a `with` block: the file appears, fsynced, when the block ends without an error. If the block raises, no
-    partial file stays and an older `movies.parquet` keeps its bytes.
-    """
+class CatalogueWriter(RowWriter):
+    """Writes `movies.parquet` film by film; see RowWriter."""
 
     def __init__(self, catalogue: Path) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self._writing = self._written(movies_file(catalogue))
-
-    @contextmanager
-    def _written(self, path: Path) -> Iterator[None]:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            atomic_file(path) as file,
-            pq.ParquetWriter(file, SCHEMA, compression="zstd", write_page_checksum=True) as self.parquet,
-        ):
-            yield
-            if self.rows:
-                self._write_group()
-
-    def __enter__(self) -> Self:
-        self._writing.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._writing.__exit__(*error)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Add one film: a value, None if unknown, for every name in SCHEMA. Raises ValueError if the names differ."""
-        if row.keys() != set(SCHEMA.names):
-            wrong = ", ".join(sorted(row.keys() ^ set(SCHEMA.names)))
-            raise ValueError(f"film {row.get('tmdb_id')}: missing or unknown columns of the catalogue: {wrong}")
-        self.rows.append(row)
-        if len(self.rows) == ROWS_PER_GROUP:
-            self._write_group()
-
-    def _write_group(self) -> None:
-        self.parquet.write_table(pa.Table.from_pylist(self.rows, schema=SCHEMA))
-        self.rows.clear()
+        super().__init__(movies_file(catalogue), SCHEMA, "film")
 
 
 def read_rows(catalogue: AnyPath, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -122,34 +107,8 @@ def read_rows(catalogue: AnyPath, columns: Sequence[str] | None = None) -> Itera
     another type; during the iteration, for a damaged file and for a film without an id.
     """
     names = list(SCHEMA.names if columns is None else columns)
-    file = _open(catalogue)
-    missing = [name for name in names if file.schema_arrow.names.count(name) != 1]
-    other = [] if missing else [field for field in map(file.schema_arrow.field, names) if not _fits(field)]
-    if missing or other:
-        file.close()
-        types = ", ".join(f"{field.name} as {field.type}" for field in other)
-        problem = f"has {printable(types)[:300]}" if other else f"lacks {', '.join(missing)} (or has them twice)"
-        raise ValueError(f"{movies_file(catalogue)} {problem}: it is no catalogue of ours; {HOW_TO_MAKE_ONE}")
-    schema = pa.schema([SCHEMA.field(name) for name in names])
-    return _checked(stream_rows(file, movies_file(catalogue), names, HOW_TO_MAKE_ONE, schema), movies_file(catalogue))
-
-
-def _fits(field: pa.Field) -> bool:
-    """Whether a column's type can be cast to the catalogue's."""
-    kind, wanted = field.type, SCHEMA.field(field.name).type
-    return bool(kind == wanted or pa.types.is_null(kind) or any(of(kind) and of(wanted) for of in _KINDS))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _is_list_of_integers(kind: pa.DataType) -> bool:
-    return bool((pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_integer(kind.value_type))
-
-
-_KINDS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_timestamp, _is_text, _is_list_of_integers)
+    rows = stream_checked(_open(catalogue), movies_file(catalogue), names, HOW_TO_MAKE_ONE, SCHEMA)
+    return _checked(rows, movies_file(catalogue))
 
 
 def _checked(rows: Iterator[dict[str, Any]], path: AnyPath) -> Iterator[dict[str, Any]]:

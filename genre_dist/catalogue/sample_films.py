@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from genre_dist.catalogue.catalogue import CatalogueWriter, movies_file, remove_partial_files, write_poster
+from genre_dist.catalogue.catalogue import CatalogueWriter, holds_catalogue, remove_partial_files, write_poster
 from genre_dist.genres import GENRES, ID_OF_NAME
 from genre_dist.lock import one_writer
 from genre_dist.progress import progress_bar
@@ -86,7 +86,7 @@ def make_sample(films: int, seed: int, out: Path, size: tuple[int, int] = (228, 
             "give at least 1 film, a seed from 0 and at least 32 pixels"
         )
     with one_writer(out), progress_bar() as progress:
-        if movies_file(out).exists():
+        if holds_catalogue(out):
             raise ValueError(f"{out} already holds a catalogue; delete it or give another --out")
         remove_partial_files(out)
         with CatalogueWriter(out) as writer:

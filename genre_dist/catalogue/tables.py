@@ -55,7 +55,7 @@ class FilmTable(NamedTuple):
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Id and cells, by the catalogue's names, of every row. Raises ValueError naming a row without an id."""
-        for number, row in enumerate(_rows(self.path, self.source), start=1):
+        for number, row in enumerate(rows_of(self.path, self.source), start=1):
             cells = {name: row.get(column) for name, column in self.source.items()}
             yield film_id(cells["tmdb_id"], self.path, number), cells
 
@@ -91,7 +91,7 @@ def open_table(path: Path, columns: Mapping[str, str], poster_column: str, neede
 
     Raises ValueError, listing the table's columns, if it lacks one that is named or needed.
     """
-    has = _columns_of(path)
+    has = columns_of(path)
     listed = printable(", ".join(name[:40] for name in has[:40]))
     for column, table_column in columns.items():
         if column not in MAPPABLE:
@@ -113,13 +113,13 @@ def open_table(path: Path, columns: Mapping[str, str], poster_column: str, neede
     return FilmTable(path, source)
 
 
-def _columns_of(table: Path) -> list[str]:
+def columns_of(table: Path) -> list[str]:
     """The names of the columns; of JSON lines those of all rows, as rows may leave out columns without a value."""
     if table.suffix.lower() == ".parquet":
         with open_parquet(table, FETCH_AGAIN) as file:
             return _unique(file.schema_arrow.names, table)
     names: dict[str, None] = {}
-    for row in _rows(table, {}):
+    for row in rows_of(table, {}):
         names |= dict.fromkeys(row)
         if len(names) > MOST_COLUMNS:
             raise ValueError(f"{table} has more than {MOST_COLUMNS:,} columns; give a table with a film in each row")
@@ -138,7 +138,7 @@ def _unique(names: list[str], table: Path) -> list[str]:
     return names
 
 
-def _rows(table: Path, source: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def rows_of(table: Path, source: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """The rows, a batch in memory at a time; of Parquet only the columns of `source`. ValueError for a damaged file."""
     suffix = table.suffix.lower()
     if suffix == ".parquet":
@@ -238,7 +238,7 @@ def film_row(film: int, cells: Mapping[str, Any], unknown: Counter[str]) -> dict
 def genre_ids(cell: Any, unknown: Counter[str]) -> list[int]:
     """The cell's known genres as TMDB ids, each once, in its order; the others are counted in `unknown`."""
     ids: dict[int, None] = {}
-    for item in _genre_items(cell):
+    for item in items_of(cell):
         keys = [item.get("id"), item.get("name")] if isinstance(item, dict) else [item]
         names = [text for text in (whole_number(text_of(key)) for key in keys) if text]
         known = [GENRE_OF_TEXT[text.lower()] for text in names if text.lower() in GENRE_OF_TEXT]
@@ -249,7 +249,8 @@ def genre_ids(cell: Any, unknown: Counter[str]) -> list[int]:
     return list(ids)
 
 
-def _genre_items(cell: Any) -> Sequence[Any]:
+def items_of(cell: Any) -> Sequence[Any]:
+    """The items of a cell that is a list, or a text with one: JSON, as Python prints it, or separated by | ; or ,."""
     if isinstance(cell, list | tuple):
         return cell
     if isinstance(cell, dict):

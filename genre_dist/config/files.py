@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 
 from genre_dist.atomic import atomic_file
@@ -19,11 +18,10 @@ from genre_dist.config import Config
 from genre_dist.config.rules import near
 from genre_dist.config.run import CONFIG, METADATA, RECORD, WEIGHTS
 from genre_dist.config.trust import refuse_foreign_code
+from genre_dist.config.yaml_mapping import read_mapping
 from genre_dist.printable import printable
 
 DEFAULT_FILE = "configs/end_to_end.yaml"
-MOST_BYTES, MOST_VALUES = 100_000, 10_000
-"""Limits for a file of settings; that of a run has 2,000 bytes and 100 values."""
 _OF_A_RUN = ("checkpoints/step-*", RECORD, METADATA, WEIGHTS)
 """Files beside the config.yaml of a run, at least one of them."""
 _SWITCHES = ("config", "dry_run", "trust_code", "help", "print_config")
@@ -146,16 +144,7 @@ def _check_file(path: Path) -> None:
         raise ValueError(f"{path}: no such configuration file")
     if not path.is_file():
         return  # a pipe is read once, by the parser
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"{path}: {path.stat().st_size:,} bytes, more than a file of settings ever has")
-    try:
-        text = path.read_bytes().decode()
-        _check_size(yaml.compose(text, Loader=yaml.SafeLoader))
-        content = yaml.safe_load(text)
-        if not isinstance(content, dict):
-            raise ValueError(f"found: {content}")
-    except (ValueError, RecursionError, yaml.YAMLError, TypeError) as error:
-        raise ValueError(f"{path} is not a YAML file of sections and keys: {printable(error)[:300]}") from None
+    content = read_mapping(path)
     try:
         _check_keys(content)
     except ValueError as error:
@@ -181,18 +170,6 @@ def _check_key(key: str) -> None:
         close = nearest_option(key)
         hint = f"did you mean `{close}`?" if close else "--help lists the keys"
         raise ValueError(f"unknown configuration key `{printable(key)[:200]}`; {hint}")
-
-
-def _check_size(node: yaml.Node | None) -> None:
-    """Raise ValueError for more values than a file of settings has; an alias counts as the values it stands for."""
-    left, seen = [node], 0
-    while left:
-        seen += 1
-        if seen > MOST_VALUES:
-            raise ValueError(f"more than {MOST_VALUES:,} values")
-        inside: Any = getattr(left.pop(), "value", None)
-        for item in inside if isinstance(inside, list) else ():
-            left.extend(item if isinstance(item, tuple) else (item,))
 
 
 @cache

@@ -7,11 +7,11 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,23 +22,40 @@ from genre_dist.packing.shard import Job, films_of
 from genre_dist.packing.shard_report import Recipe, Report, read_report, shortened
 from genre_dist.packing.splits import order_key, split_of
 from genre_dist.packing.vocabulary import forget_rare, tokenise
+from genre_dist.sample_ids import number_of_id
 from genre_dist.storage import AnyPath, exists
 from genre_dist.stream.manifest import FILE, SPLITS, Text, load_manifest
+from genre_dist.stream.sample_manifest import Moments
 
+AnyJob = TypeVar("AnyJob", bound=Job)
 COLUMNS = ["tmdb_id", "title", "overview", "genre_ids", "release_date", "poster_status", "poster_sha256"]
 
 
 class ExistingShards(NamedTuple):
     """Shards and films of a finished folder. These films stay in their shards; only others are packed."""
 
-    reports: list[Report]
+    reports: list[Any]
     """Reports of the manifest's complete shards, in the manifest's order, shortened."""
     ids: NDArray[np.int64]  # [films] ascending; films whose poster could not be read are among them
     text: Text | None
     """The manifest's `text`; None if no shard is complete."""
+    moments: Mapping[str, Moments] = {}
+    """The manifest's `numbers`."""
 
 
 NO_SHARDS = ExistingShards([], np.empty(0, np.int64), None)
+
+
+class Candidate(NamedTuple):
+    """A row of a catalogue that may be packed."""
+
+    id: int
+    split_id: int
+    """The number that decides the split: the id, or that of what the sample is split by."""
+    reason: str | None
+    """Why it is left out, None if it is packed."""
+    text: str
+    """Its words are counted for the vocabulary."""
 
 
 class Chosen(NamedTuple):
@@ -51,6 +68,8 @@ class Chosen(NamedTuple):
     counts: Counter[str]
     """Word -> occurrences in the train split; empty if the folder has a vocabulary already."""
     left_out: Counter[str]
+    moments: Mapping[str, Moments] = {}
+    """Field of numbers -> their mean and spread over the train split; none for films."""
 
 
 def existing_shards(out: AnyPath, recipe: Recipe) -> ExistingShards:
@@ -64,15 +83,18 @@ def existing_shards(out: AnyPath, recipe: Recipe) -> ExistingShards:
         manifest = load_manifest(out)
     except ValueError as error:
         raise ValueError(f"{error} (--overwrite replaces what is there)") from None
+    return whole_shards(out, manifest, recipe, Report)
+
+
+def whole_shards(out: AnyPath, manifest: Any, recipe: Any, kind: type) -> ExistingShards:
+    """The shards of a manifest whose reports, of type `kind`, and indexes are there. Raises as `existing_shards`."""
     reports, ids = [], []
     for shard in manifest.shards:
-        report, films = read_report(out / shard.file, damaged_is_none=True), films_of(out, shard)
+        report, films = read_report(out / shard.file, kind, damaged_is_none=True), films_of(out, shard)
         if report is None or films is None or report.shard != shard:
             continue
         _refuse_other_options(out, report.recipe, recipe)
-        if "poster" in recipe.require:
-            films = np.append(films, [problem["tmdb_id"] for problem in report.problems]).astype(np.int64)
-        ids.append(films)
+        ids += [films, np.array(report.ids_left_out(), np.int64)]
         reports.append(shortened(report))
     if manifest.shards and not reports:
         raise ValueError(
@@ -82,7 +104,7 @@ def existing_shards(out: AnyPath, recipe: Recipe) -> ExistingShards:
     return ExistingShards(reports, np.unique(np.concatenate(ids)), manifest.text) if reports else NO_SHARDS
 
 
-def _refuse_other_options(out: AnyPath, existing: Recipe, recipe: Recipe) -> None:
+def _refuse_other_options(out: AnyPath, existing: Any, recipe: Any) -> None:
     """Raise ValueError if the recipes differ: one folder never mixes shards of two recipes."""
     there, wanted = asdict(existing), asdict(recipe)
     for name, value in wanted.items():
@@ -123,42 +145,53 @@ def choose(catalogue: AnyPath, recipe: Recipe, existing: ExistingShards) -> Chos
     Raises ValueError for a film with two rows, for a catalogue without a film to pack, and for a catalogue that has
     less than half of the packed films: it is another catalogue, not a later state of the same.
     """
+    return choose_among(_candidates(catalogue, recipe), catalogue, recipe.shard_size, existing, "film")
+
+
+def _candidates(catalogue: AnyPath, recipe: Recipe) -> Iterator[Candidate]:
+    for row in read_rows(catalogue, COLUMNS):
+        film = row["tmdb_id"]
+        yield Candidate(film, film, _why_not(row, recipe.require), f"{row['title'] or ''} {row['overview'] or ''}")
+
+
+def choose_among(
+    candidates: Iterable[Candidate], catalogue: AnyPath, shard_size: int, existing: ExistingShards, what: str
+) -> Chosen:
+    """The samples to pack of all `candidates`, as `choose` has them; `what` a sample is called."""
     ids, keys, splits = array("q"), array("Q"), array("b")
     counts: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     known = 0
-    for row in read_rows(catalogue, COLUMNS):
-        film = row["tmdb_id"]
-        if index_of(existing.ids, film) is not None:
+    for id, split_id, reason, text in candidates:
+        if index_of(existing.ids, id) is not None:
             known += 1
             continue
-        reason = _why_not(row, recipe.require)
         if reason:
             left_out[reason] += 1
             continue
-        split = split_of(film)
-        ids.append(film)
-        keys.append(order_key(film))
+        split = split_of(split_id)
+        ids.append(id)
+        keys.append(order_key(id))
         splits.append(SPLITS.index(split))
         if split == "train" and not existing.reports:  # words of val and test would leak into training
-            counts.update(tokenise(f"{row['title'] or ''} {row['overview'] or ''}"))
+            counts.update(tokenise(text))
             forget_rare(counts)
     if not existing.reports and not ids:
         reasons = ", ".join(f"{count:,} with {reason}" for reason, count in left_out.most_common())
         raise ValueError(
-            f"{catalogue}: no film to pack ({reasons or 'it is empty'}); require less with --require, or import more"
+            f"{catalogue}: no {what} to pack ({reasons or 'it is empty'}); require less with --require, or import more"
         )
     if 2 * known < len(existing.ids):
         raise ValueError(
-            f"{catalogue} knows {known:,} of the {len(existing.ids):,} films packed before: another catalogue? Pack it "
-            "into another folder, or pass --overwrite to replace the shards"
+            f"{catalogue} knows {known:,} of the {len(existing.ids):,} {what}s packed before: another catalogue? Pack "
+            "it into another folder, or pass --overwrite to replace the shards"
         )
     taken = {report.shard.file for report in existing.reports}
     arrays = np.asarray(ids), np.asarray(keys), np.asarray(splits)
-    sorted_ids, shard, shards = _assign(*arrays, recipe.shard_size, taken)
+    sorted_ids, shard, shards = _assign(*arrays, shard_size, taken)
     twice = np.flatnonzero(sorted_ids[1:] == sorted_ids[:-1])
     if len(twice):
-        raise ValueError(f"{catalogue}: the film {sorted_ids[twice[0]]} is there twice; make the catalogue again")
+        raise ValueError(f"{catalogue}: the {what} {sorted_ids[twice[0]]} is there twice; make the catalogue again")
     return Chosen(sorted_ids, shard, shards, counts, left_out)
 
 
@@ -194,19 +227,36 @@ def lay_out(
 
     Returns the jobs in the order of their shards.
     """
+    job = partial(Job, out=out, catalogue=catalogue, words=words, recipe=recipe)
+    return lay_out_lines(_films(catalogue, recipe), chosen, work, part, job)
+
+
+def lay_out_lines(
+    lines: Iterable[tuple[int, Callable[[], dict[str, Any]]]],
+    chosen: Chosen,
+    work: Path,
+    part: tuple[int, int],
+    job: Callable[..., AnyJob],
+) -> list[AnyJob]:
+    """Write the samples of this part into the files of their shards, and make the `job` of each.
+
+    `lines` are the catalogue's ids, each with a function that makes the sample's line of JSON.
+    """
     number, parts = part
     own = range(number % parts, len(chosen.shards), parts)
     pending: dict[int, list[bytes]] = {}
     size = 0
-    for shard, film in _films(catalogue, recipe, chosen, own):
-        line = json.dumps(film, ensure_ascii=False).encode() + b"\n"
+    for id, make in lines:
+        index = index_of(chosen.ids, id)
+        if index is None or (shard := int(chosen.shard[index])) not in own:
+            continue
+        line = json.dumps(make(), ensure_ascii=False).encode() + b"\n"
         pending.setdefault(shard, []).append(line)
         size += len(line)
         if size >= MAX_PENDING_BYTES:
             _append(pending, work)
             size = 0
     _append(pending, work)
-    job = partial(Job, out=out, catalogue=catalogue, words=words, recipe=recipe)
     jobs = []
     for shard in own:
         file, split = chosen.shards[shard]
@@ -215,23 +265,21 @@ def lay_out(
     return jobs
 
 
-def _films(catalogue: AnyPath, recipe: Recipe, chosen: Chosen, own: range) -> Iterator[tuple[int, dict[str, Any]]]:
-    """For every film, the number of its shard and the columns that packing needs."""
+def _films(catalogue: AnyPath, recipe: Recipe) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
+    """Every film with a function that makes of it the columns that packing needs."""
     for row in read_rows(catalogue, COLUMNS):
-        index = index_of(chosen.ids, row["tmdb_id"])
-        if index is None or int(chosen.shard[index]) not in own:
-            continue
-        yield (
-            int(chosen.shard[index]),
-            {
-                "tmdb_id": row["tmdb_id"],
-                "title": row["title"] or "",
-                "genre_ids": [genre for genre in row["genre_ids"] if genre in INDEX_OF_ID],
-                "release_date": row["release_date"] or "",
-                "text": film_text(row, recipe.text),
-                "poster": row["poster_sha256"] if row["poster_status"] == "ok" else None,
-            },
-        )
+        yield row["tmdb_id"], partial(_film, row, recipe.text)
+
+
+def _film(row: dict[str, Any], text: str) -> dict[str, Any]:
+    return {
+        "tmdb_id": row["tmdb_id"],
+        "title": row["title"] or "",
+        "genre_ids": [genre for genre in row["genre_ids"] if genre in INDEX_OF_ID],
+        "release_date": row["release_date"] or "",
+        "text": film_text(row, text),
+        "poster": row["poster_sha256"] if row["poster_status"] == "ok" else None,
+    }
 
 
 def _file(work: Path, shard: int) -> Path:
@@ -248,7 +296,11 @@ def _append(pending: dict[int, list[bytes]], work: Path) -> None:
 def _sort(path: Path) -> str:
     """Put a shard's films into hash order; returns the SHA-256 of the file."""
     lines = path.read_bytes().splitlines(keepends=True)  # JSON escapes every line ending inside a text
-    lines.sort(key=lambda line: order_key(json.loads(line)["tmdb_id"]))
+    lines.sort(key=lambda line: order_key(_id_in(json.loads(line))))
     data = b"".join(lines)
     path.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
+
+
+def _id_in(line: dict[str, Any]) -> int:
+    return int(line["tmdb_id"] if "tmdb_id" in line else number_of_id(line["id"]))

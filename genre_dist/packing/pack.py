@@ -12,16 +12,20 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from genre_dist import lock
 from genre_dist.atomic import atomic_file
+from genre_dist.catalogue.catalogue import samples_file
+from genre_dist.catalogue.samples import load_catalogue_schema
 from genre_dist.genres import GENRES
 from genre_dist.lock import one_writer, take
+from genre_dist.packing.kinds import VECTORS, WORDS, Kind, Packing, text_of_manifest
 from genre_dist.packing.layout import NO_SHARDS, ExistingShards, choose, existing_shards, lay_out
 from genre_dist.packing.parts import missing_shards_message, part_folder
+from genre_dist.packing.sample_shard import samples_kind
 from genre_dist.packing.shard import Job, finished, pack_shard
 from genre_dist.packing.shard_report import Recipe, Report, poster_lines, report_path
 from genre_dist.packing.splits import RULE
@@ -31,27 +35,28 @@ from genre_dist.printable import printable
 from genre_dist.progress import progress_bar
 from genre_dist.storage import AnyPath, check_writable, exists, remove, remove_folder, sha256_of
 from genre_dist.stream.index import index_path, save_array
-from genre_dist.stream.manifest import FILE, SPLITS, Manifest, Text, save_manifest
-from genre_dist.stream.words import load_vectors, vectors_sha256
+from genre_dist.stream.manifest import FILE, SPLITS, Manifest, load_manifest, save_manifest
+from genre_dist.stream.words import load_vectors
 from genre_dist.workers import in_processes
 
-WORDS, VECTORS = "vocabulary.txt", "vectors.npy"
 _WORK = ".packing"
 
 
-class Packing(NamedTuple):
-    """The plan for a folder: its recipe, vocabulary and shards to pack."""
-
-    out: AnyPath
-    recipe: Recipe
-    existing: ExistingShards
-    words: list[str]
-    vectors: WordVectors | None
-    """Vectors of the words from --vectors; None without that file, or if vectors.npy exists already."""
-    dim: int | None
-    """Width of the vectors; None without any."""
-    left_out: Counter[str]
-    jobs: list[Job]
+def kind_of(catalogue: AnyPath) -> Kind:
+    """How a catalogue is packed. Raises ValueError for a declared data set whose schema is missing or damaged."""
+    if exists(samples_file(catalogue)):
+        return samples_kind(load_catalogue_schema(catalogue))
+    return Kind(
+        what="film",
+        recipe=Recipe,
+        existing_shards=existing_shards,
+        choose=choose,
+        lay_out=lay_out,
+        pack_shard=pack_shard,
+        finished=finished,
+        manifest=_manifest_of_films,
+        load=load_manifest,
+    )
 
 
 def pack(
@@ -62,8 +67,8 @@ def pack(
     workers: int = 1,
     overwrite: bool = False,
     **options: Any,
-) -> Manifest:
-    """Pack a catalogue into `out` and return the manifest; `options` are the fields of Recipe.
+) -> Any:
+    """Pack a catalogue into `out` and return the manifest; `options` are the fields of Recipe, or SampleRecipe.
 
     A finished folder is extended: its shards and vocabulary stay byte for byte, films that it lacks are appended.
     Raises ValueError for wrong options, for shards of other options in `out` (unless `overwrite`), and for a catalogue
@@ -72,7 +77,7 @@ def pack(
     with _planned(catalogue, out, vectors, options, overwrite=overwrite) as packing:
         _remove_old(packing, overwrite)
         _save_vocabulary(packing)
-        return _finish(packing, pack_all(packing.jobs, workers))
+        return _finish(packing, pack_all(packing.kind, packing.jobs, workers))
 
 
 def pack_part(
@@ -94,16 +99,16 @@ def pack_part(
         for path in out.glob("*.tmp"):  # half-written shards of this part, left by killed processes
             if path.name.partition(".")[0] in own_files:
                 remove(path)
-        return len(pack_all(packing.jobs, workers))
+        return len(pack_all(packing.kind, packing.jobs, workers))
 
 
-def merge_parts(catalogue: AnyPath, out: AnyPath, *, vectors: AnyPath | None = None, **options: Any) -> Manifest:
+def merge_parts(catalogue: AnyPath, out: AnyPath, *, vectors: AnyPath | None = None, **options: Any) -> Any:
     """Check that the parts have packed every shard and write vocabulary, vectors and manifest, as `pack` would.
 
     Raises ValueError if shards are missing or of other options; the message counts them and names the commands.
     """
     with _planned(catalogue, out, vectors, options, work=f"{_WORK}/merge") as packing:
-        reports = {job.file: finished(job) for job in packing.jobs}
+        reports = {job.file: packing.kind.finished(job) for job in packing.jobs}
         missing = [number for number, job in enumerate(packing.jobs) if reports[job.file] is None]
         if missing:
             raise ValueError(missing_shards_message(out, missing, len(packing.jobs), out / _WORK))
@@ -127,20 +132,21 @@ def _planned(
 ) -> Iterator[Packing]:
     """Lock the folder, plan the shards and write their films below `work`."""
     check_writable(out)
-    recipe = Recipe(**options)
+    kind = kind_of(catalogue)
+    recipe = kind.recipe(**options)
     try:
         with _workspace(out, out / work if part is None else part_folder(out / work, part), part) as own:
             if vectors is not None:
                 require_vectors(vectors)
                 recipe = replace(recipe, vectors_sha256=sha256_of(vectors))
-            existing = NO_SHARDS if overwrite else existing_shards(out, recipe)
-            chosen = choose(catalogue, recipe, existing)
+            existing = NO_SHARDS if overwrite else kind.existing_shards(out, recipe)
+            chosen = kind.choose(catalogue, recipe, existing)
             words, read, dim = _words(out, chosen.counts, vectors, existing)
             chosen.counts.clear()
             recipe = replace(recipe, vocabulary_sha256=words_sha256(words))
             save_words(words, own / WORDS)
-            jobs = lay_out(catalogue, out, recipe, chosen, own, own / WORDS, part or (0, 1))
-            yield Packing(out, recipe, existing, words, read, dim, chosen.left_out, jobs)
+            jobs = kind.lay_out(catalogue, out, recipe, chosen, own, own / WORDS, part or (0, 1))
+            yield Packing(kind, out, recipe, existing, words, read, dim, chosen, jobs)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -222,45 +228,39 @@ def _save_vocabulary(packing: Packing) -> None:
         packing.vectors.by_word.clear()
 
 
-def pack_all(jobs: list[Job], workers: int) -> list[Report]:
+def pack_all(kind: Kind, jobs: list[Job], workers: int) -> list[Any]:
     """Pack the unfinished shards, on several processes; returns all reports in the order of the jobs."""
-    reports = {job.file: report for job in jobs if (report := finished(job))}
+    reports = {job.file: report for job in jobs if (report := kind.finished(job))}
     todo = [job for job in jobs if job.file not in reports]
     with progress_bar() as progress:
         task = progress.add_task("packing shards", total=len(jobs), completed=len(reports))
-        for job, report in in_processes(pack_shard, todo, workers, f"packing {jobs[0].out}" if jobs else ""):
+        for job, report in in_processes(kind.pack_shard, todo, workers, f"packing {jobs[0].out}" if jobs else ""):
             reports[job.file] = report
             progress.advance(task)
     return [reports[job.file] for job in jobs]
 
 
-def _finish(packing: Packing, reports: list[Report]) -> Manifest:
+def _finish(packing: Packing, reports: list[Any]) -> Any:
     """Write the manifest of the existing and the new shards."""
     reports = sorted(
         [*packing.existing.reports, *reports],
         key=lambda report: (SPLITS.index(report.shard.split), report.shard.file),
     )
+    return packing.kind.manifest(packing, reports)
+
+
+def _manifest_of_films(packing: Packing, reports: list[Report]) -> Manifest:
     counts = {split: np.zeros(len(GENRES), int) for split in SPLITS}
-    left_out = Counter(packing.left_out)
+    left_out = Counter(packing.chosen.left_out)
     for report in reports:
         counts[report.shard.split] += report.genre_counts
         left_out.update(report.left_out)
     recipe = packing.recipe
-    text = Text(
-        source=recipe.text,
-        vocabulary=WORDS,
-        words=len(packing.words),
-        vocabulary_sha256=recipe.vocabulary_sha256,
-        vectors=VECTORS if packing.dim else None,
-        dim=packing.dim,
-    )
-    if (vectors := load_vectors(packing.out, text)) is not None:
-        text["vectors_sha256"] = vectors_sha256(vectors)
     manifest = Manifest(
         folder=packing.out,
         genres=GENRES,
         image={"size": recipe.size, "fit": recipe.fit, "quality": recipe.quality},
-        text=text,
+        text=text_of_manifest(packing, recipe.text),
         require=recipe.require,
         split_rule=RULE,
         genre_counts={split: count.tolist() for split, count in counts.items()},
@@ -277,7 +277,7 @@ def _remove_old(packing: Packing, overwrite: bool) -> None:
     """Remove shards outside this plan: old ones, and half-written or differently packed ones of killed packs."""
     out = packing.out
     keep = {report.shard.file for report in packing.existing.reports}
-    keep |= {job.file for job in packing.jobs if finished(job)}
+    keep |= {job.file for job in packing.jobs if packing.kind.finished(job)}
     if overwrite and exists(out / FILE):  # without a manifest the shards are this pack's own, unfinished
         remove(out / FILE)
         keep = set()

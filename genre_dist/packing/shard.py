@@ -29,7 +29,6 @@ from genre_dist.packing.shard_report import (
     RESIZED,
     UNREADABLE,
     Odd,
-    Recipe,
     Report,
     UnusablePoster,
     read_report,
@@ -43,6 +42,7 @@ from genre_dist.storage import AnyPath, file_size, is_remote, read_bytes, remove
 from genre_dist.stream import tar
 from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, DamagedArrayError, index_path, load_array, save_array
 from genre_dist.stream.manifest import Shard, counts_of
+from genre_dist.stream.sample_manifest import SampleShard
 from genre_dist.workers import outcomes
 
 READ_AHEAD = 16
@@ -61,22 +61,24 @@ class Job:
     films_sha256: str
     words: Path
     """The vocabulary file."""
-    recipe: Recipe
+    recipe: Any
+    """A Recipe, or that of a declared data set."""
 
 
-def finished(job: Job) -> Report | None:
+def finished(job: Job, kind: type = Report) -> Any:
     """The shortened report of a shard that is already packed from the same films by the same recipe, else None."""
-    report = read_report(job.out / job.file, damaged_is_none=True)
-    if report is None or report.key != _key(job) or films_of(job.out, report.shard) is None:
+    report = read_report(job.out / job.file, kind, damaged_is_none=True)
+    if report is None or report.key != key_of(job) or films_of(job.out, report.shard) is None:
         return None
     return shortened(report)
 
 
-def _key(job: Job) -> str:
+def key_of(job: Job) -> str:
+    """The key in the report of a shard that is packed as this job says."""
     return recipe_key(job.recipe, job.split, job.films_sha256)
 
 
-def films_of(out: AnyPath, shard: Shard) -> NDArray[np.int64] | None:
+def films_of(out: AnyPath, shard: Shard | SampleShard) -> NDArray[np.int64] | None:
     """The ids of a shard's films from its index, None if its tar or its index is missing or another shard's."""
     path = out / shard.file
     try:
@@ -88,7 +90,7 @@ def films_of(out: AnyPath, shard: Shard) -> NDArray[np.int64] | None:
 
 
 @lru_cache(maxsize=1)
-def _load_words(path: Path, sha256: str) -> dict[str, int]:
+def known_words(path: Path, sha256: str) -> dict[str, int]:
     """The vocabulary, read once by each worker; the checksum distinguishes two files of one name."""
     return load_words(path)
 
@@ -101,7 +103,7 @@ def pack_shard(job: Job) -> Report:
     cv2.setNumThreads(0)  # each core packs one shard; threads within a poster would only wait for each other
     path = job.out / job.file
     remove(report_path(path))  # an older report must never describe the new tar
-    words = _load_words(job.words, job.recipe.vocabulary_sha256)
+    words = known_words(job.words, job.recipe.vocabulary_sha256)
     records: list[tuple[int, int, int, int, int]] = []
     genres = [0] * len(INDEX_OF_ID)
     problems: list[UnusablePoster] = []
@@ -136,7 +138,7 @@ def pack_shard(job: Job) -> Report:
     with atomic_file(index_path(path)) as file:
         save_array(index, file)
     report = Report(
-        key=_key(job),
+        key=key_of(job),
         recipe=job.recipe,
         shard=_shard(job, index, offset + len(tar.END), digest.hexdigest()),
         genre_counts=genres,
@@ -185,10 +187,12 @@ def _with_posters(films: Iterable[dict[str, Any]], job: Job) -> Iterator[tuple[d
 
 def _read(film: dict[str, Any], job: Job) -> bytes | OSError | None:
     """The bytes of a film's poster, or the error on opening it; None without a poster."""
-    path = poster_file(job.catalogue, film["tmdb_id"])
+    return None if film["poster"] is None else read_image(poster_file(job.catalogue, film["tmdb_id"]))
+
+
+def read_image(path: AnyPath) -> bytes | OSError:
+    """The bytes of a file, or the error on opening it; all other errors are raised."""
     try:
-        if film["poster"] is None:
-            return None
         if isinstance(path, Path) and path.stat().st_size > MAX_BYTES:
             return OSError(errno.EFBIG, f"more than {MAX_BYTES:,} bytes")
         return read_bytes(path)
@@ -197,7 +201,11 @@ def _read(film: dict[str, Any], job: Job) -> bytes | OSError | None:
 
 
 def _outcome(film: dict[str, Any], data: bytes | OSError | None, job: Job) -> Outcome:
-    path, recipe = poster_file(job.catalogue, film["tmdb_id"]), job.recipe
+    return outcome_of(poster_file(job.catalogue, film["tmdb_id"]), data, job.recipe)
+
+
+def outcome_of(path: AnyPath, data: bytes | OSError | None, recipe: Any) -> Outcome:
+    """What becomes of an image by a recipe's `size`, `fit` and `quality`; `data` as `_read` has it."""
     if data is None:
         return Outcome(None, NO_POSTER, "")
     if isinstance(data, FileNotFoundError):
@@ -219,11 +227,21 @@ def sample(film: dict[str, Any], poster: bytes | None, tokens: NDArray[np.int32]
     if poster is not None:
         members["jpg"] = poster
     if tokens is not None:
-        members["tokens.npy"] = _array_head(len(tokens)) + tokens.tobytes()
+        members["tokens.npy"] = tokens_member(tokens)
+    return tar_of(key, members)
+
+
+def tar_of(key: str, members: dict[str, bytes]) -> bytes:
+    """The members (extension -> content) of one sample as bytes of a tar."""
     blocks = []
     for extension, data in members.items():
         blocks += [tar.header(f"{key}.{extension}", len(data)), data, bytes(tar.padded(len(data)) - len(data))]
     return b"".join(blocks)
+
+
+def tokens_member(tokens: NDArray[np.int32]) -> bytes:
+    """A text as np.save writes it."""
+    return _array_head(len(tokens)) + tokens.tobytes()
 
 
 @lru_cache(maxsize=4096)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 from annotated_types import Interval, Len
 from typing_extensions import TypedDict
@@ -85,8 +85,12 @@ class Report:
     odd: list[Odd] = field(default_factory=list)
     problems: list[UnusablePoster]
 
+    def ids_left_out(self) -> list[int]:
+        """The films that were left out for their posters."""
+        return [problem["tmdb_id"] for problem in self.problems] if "poster" in self.recipe.require else []
 
-def recipe_key(recipe: Recipe, split: str, films_sha256: str) -> str:
+
+def recipe_key(recipe: Any, split: str, films_sha256: str) -> str:
     """A hash of the inputs that decide a shard's bytes; a finished shard with the same key is not packed again."""
     identity = json.dumps([asdict(recipe), split, films_sha256], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
@@ -97,14 +101,14 @@ def report_path(shard: AnyPath) -> AnyPath:
     return shard.with_suffix(".report.json")
 
 
-def save_report(report: Report, shard: AnyPath) -> None:
+def save_report(report: Any, shard: AnyPath) -> None:
     """Write a shard's report atomically."""
     with atomic_file(report_path(shard), "w") as file:
         json.dump(asdict(report), file, indent=1)
 
 
-def read_report(shard: AnyPath, damaged_is_none: bool = False) -> Report | None:
-    """A shard's report, None if it has none. Raises ValueError for a damaged report, or one of another shard.
+def read_report(shard: AnyPath, kind: Any = Report, damaged_is_none: bool = False) -> Any:
+    """A shard's report, of type `kind`, None if it has none. Raises ValueError for a damaged one, or another shard's.
 
     With `damaged_is_none` a damaged report counts as none, so the shard is packed again; server errors always raise.
     """
@@ -114,7 +118,7 @@ def read_report(shard: AnyPath, damaged_is_none: bool = False) -> Report | None:
     except FileNotFoundError:
         return None
     try:
-        report = parse_json(Report, written, path, _REMEDY)
+        report = parse_json(kind, written, path, _REMEDY)
         if report.shard.file != shard.name:
             raise ValueError(f"{path}: tells of {report.shard.file}; {_REMEDY}")
         return report
@@ -124,7 +128,7 @@ def read_report(shard: AnyPath, damaged_is_none: bool = False) -> Report | None:
         raise
 
 
-def shortened(report: Report) -> Report:
+def shortened(report: Any) -> Any:
     """A report with one example each of odd and unreadable posters, so that memory does not grow with the films."""
     return replace(report, odd=report.odd[:1], problems=report.problems[:1])
 

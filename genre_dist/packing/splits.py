@@ -1,8 +1,18 @@
-"""The split of a film and its order within the split: two hashes of its id, so more data never moves a film."""
+"""The split of a film and its order within the split: two hashes of its id, so more data never moves a film.
+
+For a sample of a declared data set the id is its number (`number_of_id`), and its split is that of the number of what
+it is split by.
+"""
 
 import hashlib
 
 RULE = "blake2b(str(tmdb_id), person='split') / 2^64: < 0.8 train, < 0.9 val, else test; order by person='order'"
+
+DECLARED_RULE = (
+    "n(text) = blake2b(text, 8 bytes) >> 1; blake2b(str(n(split_by)), person='split') / 2^64: < 0.8 train, < 0.9 val, "
+    "else test; order by blake2b(str(n(id)), person='order')"
+)
+"""Of shards of a declared data set."""
 
 
 def split_of(tmdb_id: int) -> str:

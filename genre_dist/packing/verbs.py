@@ -1,6 +1,7 @@
 """The console verbs pack and inspect; each imports only what it needs."""
 
 from argparse import Namespace
+from typing import Any
 
 from genre_dist.verb_options import Verbs, names
 
@@ -22,13 +23,16 @@ def add_verbs(verbs: Verbs) -> None:
         help="word vectors of any width, a file or URL: GloVe or word2vec, .txt .vec .bin, also as .gz or in a .zip",
     )
     verb.add_argument(
-        "--require", default="poster,overview", help="leave out films that lack one of these; '' keeps all"
+        "--require",
+        help="leave out what lacks one of these fields; '' keeps all. Of films poster,overview by default, else ''",
     )
-    verb.add_argument("--text", choices=["overview", "title", "both"], default="overview", help="what is encoded")
-    verb.add_argument("--size", type=int, default=256, help="side of the square posters, pixels")
-    verb.add_argument("--fit", choices=["squash", "crop", "pad"], default="squash", help="how posters become square")
+    verb.add_argument(
+        "--text", choices=["overview", "title", "both"], help="what is encoded of films; overview by default"
+    )
+    verb.add_argument("--size", type=int, default=256, help="side of the square images, pixels")
+    verb.add_argument("--fit", choices=["squash", "crop", "pad"], default="squash", help="how images become square")
     verb.add_argument("--quality", type=int, default=90, help="JPEG quality")
-    verb.add_argument("--shard_size", type=int, default=1000, help="films a shard")
+    verb.add_argument("--shard_size", type=int, default=1000, help="samples a shard")
     verb.add_argument("--workers", type=int, help="processes; all cores by default")
     how = verb.add_mutually_exclusive_group()
     how.add_argument(
@@ -48,18 +52,18 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _pack(arguments: Namespace) -> None:
-
-    from genre_dist.packing.pack import merge_parts, pack, pack_part
+    from genre_dist.packing.pack import kind_of, merge_parts, pack, pack_part
     from genre_dist.packing.parts import parse_part
     from genre_dist.printable import printable
     from genre_dist.storage import any_path, exists
-    from genre_dist.stream.manifest import FILE, load_manifest
+    from genre_dist.stream.manifest import FILE
     from genre_dist.workers import usable_cores
 
     catalogue, out = any_path(arguments.catalogue), any_path(arguments.out)
-    options = {name: getattr(arguments, name) for name in ("text", "size", "fit", "quality", "shard_size")}
+    kind = kind_of(catalogue)
+    options = {name: getattr(arguments, name) for name in ("size", "fit", "quality", "shard_size")}
     options["vectors"] = any_path(arguments.vectors) if arguments.vectors else None
-    options["require"] = names(arguments.require)
+    options |= _options_of_films(arguments) if kind.what == "film" else _options_of_samples(arguments)
     workers = arguments.workers or usable_cores()
     if arguments.part:
         part = parse_part(arguments.part)
@@ -67,19 +71,31 @@ def _pack(arguments: Namespace) -> None:
         print(f"{out}: part {part[0]}/{part[1]} is finished, {shards:,} shards")
         print("next, when all parts are finished: the same command with --merge instead of --part")
         return
-    before = load_manifest(out) if exists(out / FILE) and not arguments.overwrite else None
+    before = kind.load(out) if exists(out / FILE) and not arguments.overwrite else None
     if arguments.merge:
         manifest = merge_parts(catalogue, out, **options)
     else:
         manifest = pack(catalogue, out, workers=workers, overwrite=arguments.overwrite, **options)
     if before:
         added = sum(shard.samples for shard in manifest.shards) - sum(shard.samples for shard in before.shards)
-        print(f"{added:,} films added" if added else f"nothing to add: the films of {catalogue} are packed already")
+        nothing = f"nothing to add: the {kind.what}s of {catalogue} are packed already"
+        print(f"{added:,} {kind.what}s added" if added else nothing)
     counts = ", ".join(f"{manifest.samples(split):,} {split}" for split in ("train", "val", "test"))
     print(f"{out}: {len(manifest.shards)} shards, {counts}; {manifest.text['words']:,} words")
     for reason, count in manifest.left_out.items():
-        print(f"  {count:,} films left out: {printable(reason)}")
+        print(f"  {count:,} {kind.what}s left out: {printable(reason)}")
     print(f"next: genre-dist inspect {out}")
+
+
+def _options_of_films(arguments: Namespace) -> dict[str, Any]:
+    require = "poster,overview" if arguments.require is None else arguments.require
+    return {"require": names(require), "text": arguments.text or "overview"}
+
+
+def _options_of_samples(arguments: Namespace) -> dict[str, Any]:
+    if arguments.text is not None:
+        raise ValueError("--text is for films; of other data sets the fields of their schema are packed")
+    return {"require": names(arguments.require or "")}
 
 
 def _inspect(arguments: Namespace) -> int:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from genre_dist.catalogue.catalogue import CatalogueWriter, movies_file, read_rows, remove_partial_files
+from genre_dist.catalogue.catalogue import CatalogueWriter, movies_file, read_rows, remove_partial_files, samples_file
 from genre_dist.lock import one_writer
 from genre_dist.printable import printable
 from genre_dist.tmdb.api import Tmdb, genre_differences
@@ -139,6 +139,8 @@ def _check_genres(tmdb: Tmdb, options: FetchOptions) -> list[str]:
 
 def _adopt(state: State, options: FetchOptions) -> None:
     """Record films of movies.parquet that the journal lacks: an import's films, or those of lost or damaged lines."""
+    if samples_file(options.out).exists():
+        raise ValueError(f"{options.out} holds the catalogue of another data set; give another --out")
     if not movies_file(options.out).exists():
         return
     for row in read_rows(options.out):

@@ -1,0 +1,127 @@
+"""Fuzzing of what declares a data set: schemas in YAML and JSON, tables of anything, the catalogue that they become."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fuzzing import ANY_JSON, damaged, odd_json, told_or_read
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genre_dist.catalogue.catalogue import samples_file
+from genre_dist.catalogue.importing_samples import import_samples
+from genre_dist.catalogue.samples import load_catalogue_schema, read_samples, schema_file
+from genre_dist.catalogue.schema_file import load_classes, load_schema
+from genre_dist.schema import Field, Labels, Schema
+
+DECLARED: dict[str, Any] = {
+    "id": "sku",
+    "split_by": "shop",
+    "labels": {"column": "kind", "classes": ["a", "b"], "choose": "many"},
+    "fields": {
+        "text": {"kind": "text", "columns": ["title", "about"]},
+        "facts": {"kind": "numbers", "columns": ["price"]},
+    },
+    "sample": "product",
+}
+SCHEMA = Schema(
+    id="sku",
+    split_by="shop",
+    labels=Labels(column="kind"),
+    fields=(
+        Field(name="text", kind="text", columns=("title",)),
+        Field(name="facts", kind="numbers", columns=("price", "weight")),
+    ),
+)
+ROWS = [
+    {"sku": f"s{n}", "shop": f"shop {n % 2}", "kind": ["a", "b"][n % 2], "title": "A shoe", "price": n, "weight": None}
+    for n in range(5)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@given(written=odd_json(DECLARED))  # JSON is YAML
+def test_an_odd_schema_is_read_or_told(folder: Path, written: bytes) -> None:
+    path = folder / "schema.yaml"
+    path.write_bytes(written)
+    told_or_read(lambda: load_schema(path), path)
+
+
+@given(data=st.data())
+def test_a_damaged_schema_is_read_or_told(folder: Path, data: st.DataObject) -> None:
+    path = folder / "schema.yaml"
+    path.write_bytes(data.draw(damaged(json.dumps(DECLARED, indent=1).encode())))
+    told_or_read(lambda: load_schema(path), path)
+
+
+@given(written=st.binary(max_size=60) | st.text().map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_any_file_of_classes_is_read_or_told(folder: Path, written: bytes) -> None:
+    path = folder / "classes.txt"
+    path.write_bytes(written)
+    told_or_read(lambda: load_classes(path), path)
+
+
+@given(rows=st.lists(st.dictionaries(st.sampled_from(list(ROWS[0])), ANY_JSON), min_size=1, max_size=4))
+def test_rows_of_anything_are_imported_or_told(folder: Path, rows: list[dict[str, Any]]) -> None:
+    path, out = folder / "table.jsonl", folder / "catalogue"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, *(ROWS[0] | {"sku": "x"} | row for row in rows)]))
+    report = told_or_read(lambda: import_samples(path, SCHEMA, {}, out, overwrite=True), path)
+    if report is not None:
+        assert load_catalogue_schema(out) == report.schema
+        assert len(list(read_samples(out, report.schema))) == report.samples
+
+
+@pytest.fixture(scope="module")
+def catalogue(folder: Path) -> tuple[Path, Schema]:
+    path = folder / "whole.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return folder / "whole", import_samples(path, SCHEMA, {}, folder / "whole").schema
+
+
+@pytest.fixture(scope="module")
+def whole(catalogue: tuple[Path, Schema]) -> tuple[bytes, bytes]:
+    return samples_file(catalogue[0]).read_bytes(), schema_file(catalogue[0]).read_bytes()
+
+
+@given(data=st.data())
+def test_a_damaged_catalogue_is_read_or_told(
+    catalogue: tuple[Path, Schema], whole: tuple[bytes, bytes], data: st.DataObject
+) -> None:
+    path = samples_file(catalogue[0])
+    path.write_bytes(data.draw(damaged(whole[0])))
+    rows = told_or_read(lambda: list(read_samples(*catalogue)), path)
+    assert rows is None or [row["id"] for row in rows] == [row["sku"] for row in ROWS]
+
+
+KINDS = st.sampled_from(
+    [
+        *(pa.int8(), pa.float64(), pa.bool_(), pa.string(), pa.large_string(), pa.list_(pa.string()), pa.null()),
+        *(pa.list_(pa.float32()), pa.list_(pa.int64()), pa.list_(pa.list_(pa.string())), pa.binary()),
+    ]
+)
+COLUMNS = ("id", "split_by", "labels", "text", "facts")
+
+
+@given(kinds=st.fixed_dictionaries({}, optional=dict.fromkeys(COLUMNS, KINDS)), rows=st.integers(0, 3))
+def test_a_catalogue_of_other_columns_is_read_or_told(
+    catalogue: tuple[Path, Schema], kinds: dict[str, pa.DataType], rows: int
+) -> None:
+    path = samples_file(catalogue[0])
+    columns: dict[str, Any] = {"id": ["x"] * rows, "split_by": ["x"] * rows, "labels": [["a"]] * rows}
+    columns |= {"text": ["x"] * rows, "facts": [[1.0, 2.0]] * rows}
+    pq.write_table(pa.table(columns | {name: pa.nulls(rows, kind) for name, kind in kinds.items()}), path)
+    told_or_read(lambda: list(read_samples(*catalogue)), path)
+
+
+@given(written=odd_json(SCHEMA.to_dict() | {"labels": {"column": "c", "classes": ["a", "b"], "choose": "one"}}))
+def test_an_odd_schema_of_a_catalogue_is_read_or_told(catalogue: tuple[Path, Schema], written: bytes) -> None:
+    path = schema_file(catalogue[0])
+    path.write_bytes(written)
+    told_or_read(lambda: load_catalogue_schema(catalogue[0]), path)
