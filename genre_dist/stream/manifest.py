@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from genre_dist.atomic import atomic_file
 from genre_dist.genres import Genre
+from genre_dist.schema import TMDB, Schema
 from genre_dist.storage import AnyPath, any_path, read_bytes
 from genre_dist.stream.index import FLAGS
 from genre_dist.validation import LARGEST_BYTES, Count, FileName, Sha256, parse_json
@@ -175,6 +176,11 @@ class Manifest(Contents):
     def samples(self, split: str, members: tuple[str, ...] = ()) -> int:
         """How many samples of a split have all of these members."""
         return sum(shard.count(members) for shard in self.shards_of(split))
+
+    @property
+    def declared(self) -> Schema:
+        """What is declared of these samples and their labels."""
+        return TMDB
 
     @property
     def fingerprint(self) -> str:
