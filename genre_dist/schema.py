@@ -137,6 +137,11 @@ class Schema:
         return asdict(self)
 
 
+def with_article(word: str) -> str:
+    """An English word with its article: a film, an image."""
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
 def plural(word: str) -> str:
     """The regular plural of an English word: films, categories, classes."""
     if re.search("[^aeiou]y$", word):

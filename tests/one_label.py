@@ -1,6 +1,8 @@
 """A data set whose samples have exactly one label each, in words of its own: articles with a topic."""
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from genre_dist.genres import GENRE_NAMES
 from genre_dist.schema import TMDB, Labels, Schema
@@ -14,6 +16,11 @@ ARTICLES = Schema(
     sample="article",
     label="topic",
 )
+
+
+def drawn_topics(articles: int, seed: int = 0) -> NDArray[np.bool_]:
+    """Labels of invented articles, exactly one of 19 topics each."""
+    return np.eye(len(GENRE_NAMES), dtype=bool)[np.random.default_rng(seed).integers(0, len(GENRE_NAMES), articles)]
 
 
 def declare(schema: Schema, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from genre_dist.baselines import linear as models
 from genre_dist.baselines.linear import Linear, Matrix
 from genre_dist.baselines.texts import LabelledText, Texts
 from genre_dist.config.run import CONFIG
+from genre_dist.metrics.choosing import log_losses
 from genre_dist.metrics.evaluation_files import Predictions
 from genre_dist.printable import printable
 from genre_dist.sealed import write_sealed
@@ -98,7 +99,7 @@ def _run(run: Path, texts: Texts, kind: Kind, identity: dict[str, Any], memory: 
     for split in ("val", "test"):  # val first: thresholds are fitted on it
         if texts.manifest.samples(split, ("overview",)):
             evaluation = _evaluate(linear, features_of, texts, split, genres)
-            print_evaluation(save_evaluation(evaluation, run))
+            print_evaluation(save_evaluation(evaluation, run), evaluation.declared)
     description = identity | {
         "title": kind.title,
         "columns": matrix.shape[1],
@@ -166,6 +167,6 @@ def _evaluate(
     for fault in faults:
         print(f"warning: predicted from no words: {printable(fault)}", file=sys.stderr)
     logits, labels = linear.logits(features_of(films)), _labels(films, genres)
-    loss = float((np.logaddexp(0, logits) - logits * labels).mean())
+    loss = float(log_losses(logits, labels, texts.manifest.declared.labels.choose).mean())
     predictions = Predictions(stored, logits, labels)
     return evaluation_of(texts.manifest, split, predictions, loss, len(faults), time.monotonic() - began)

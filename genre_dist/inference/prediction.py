@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from genre_dist.catalogue.poster_search import LARGEST_BYTES, TarMember
 from genre_dist.inference.trained_model import Run
+from genre_dist.metrics.choosing import named_labels, probabilities
 from genre_dist.packing.layout import film_text
 from genre_dist.packing.posters import load_rgb, square
 from genre_dist.packing.vocabulary import encode, tokenise
@@ -34,7 +35,7 @@ class Unlabelled(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """A genre, its probability, and whether its logit is above the threshold."""
+    """A label, its probability, and whether it is predicted: above its threshold, or the likeliest."""
 
     genre: str
     probability: float
@@ -54,21 +55,22 @@ def film_of_options(run: Run, poster: Path | None, overview: str | None, title: 
 def predict(
     run: Run, thresholds: NDArray[np.float64] | None, film: Unlabelled, device: torch.device
 ) -> list[Prediction]:
-    """Genres by descending probability, named above their fitted thresholds, or above one half without them.
+    """Labels by descending probability, named above their fitted thresholds, or above one half without them.
 
-    Raises ValueError if the film lacks a text or poster that the model needs, or the poster is no image.
+    Where a sample has exactly one label, probabilities are the softmax's and the likeliest label is named. Raises
+    ValueError if the film lacks a text or poster that the model needs, or the poster is no image.
     """
-    uses = run.config.model
+    uses, sample, choose = run.config.model, run.declared.sample, run.declared.labels.choose
     if uses.uses_text and film.text is None:
-        raise ValueError(f"the film has {NO_TEXT[run.metadata['text']['source']]}, which this model was trained on")
+        raise ValueError(f"the {sample} has {NO_TEXT[run.metadata['text']['source']]}, which this model was trained on")
     if uses.uses_poster and film.poster is None:
-        raise ValueError("the film has no poster, which this model was trained on")
+        raise ValueError(f"the {sample} has no poster, which this model was trained on")
     pixels = [_pixels(run, film.poster)] if uses.uses_poster and film.poster is not None else []
-    logits = predict_logits(run, pixels, [film.text or ""], device)[0]
-    named = logits > (0 if thresholds is None else thresholds)
+    logits = predict_logits(run, pixels, [film.text or ""], device)
+    named, probable = named_labels(logits, choose, thresholds)[0], probabilities(logits, choose)[0]
     predictions = [
-        Prediction(genre, float(1 / (1 + np.exp(-np.float64(logit)))), bool(above))
-        for genre, logit, above in zip(run.genres, logits, named, strict=True)
+        Prediction(label, float(probability), bool(above))
+        for label, probability, above in zip(run.genres, probable, named, strict=True)
     ]
     return sorted(predictions, key=lambda one: -one.probability)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp, softmax
+from scipy.special import log_softmax, logsumexp, softmax
 
 from genre_dist.schema import Choose
 
@@ -45,6 +45,13 @@ def log_odds(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     others[top] = -np.inf
     odds[top] = logits[top] - logsumexp(others, axis=1)  # the difference above would lose all digits
     return odds
+
+
+def log_losses(logits: NDArray[np.floating], labels: NDArray[np.bool_], choose: Choose) -> NDArray[np.floating]:
+    """What a sample's loss is the mean of: binary cross-entropies [samples, labels], or the softmax's [samples, 1]."""
+    if choose == "one":
+        return -(labels * log_softmax(logits.astype(np.float64), axis=1)).sum(axis=1, keepdims=True)
+    return np.asarray(np.logaddexp(0, logits) - logits * labels)
 
 
 def margins(

@@ -29,7 +29,7 @@ def estimate(config: Config, world_size: int) -> str:
     precision = choose_precision(config, device)
     planned = plan_model(config, (config.train.activation_checkpointing,), on_gpu=device.type == "cuda")
     lines = [
-        f"shards            {manifest.folder}: {stream.reader.index.samples:,} films to train on",
+        f"shards            {manifest.folder}: {stream.reader.index.samples:,} {manifest.declared.samples} to train on",
         f"steps             {steps:,} ({stream.steps_per_epoch:,} an epoch, {epochs:.1f} epochs)",
         f"global batch      {config.data.global_batch} = {world_size} ranks x {batches.accumulation} accumulated x "
         f"micro-batch {batches.micro}",

@@ -15,17 +15,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genre_dist.config import Config
+from genre_dist.metrics.choosing import named_labels
 from genre_dist.metrics.evaluation_files import Predictions, write_evaluation
 from genre_dist.metrics.measures import figures_of_named, metrics
 from genre_dist.metrics.thresholds import fit_thresholds, load_thresholds, save_thresholds
 from genre_dist.parallel.world import World
 from genre_dist.printable import printable, terminal
+from genre_dist.schema import TMDB, Schema
 from genre_dist.stream.cache import block_cache
 from genre_dist.stream.device_feed import Size, device_feed, sent, to_device, whole_pixels
 from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.reader import ShardReader
-from genre_dist.training.loss import loss_sum
+from genre_dist.training.loss import Loss, plain_loss
+from genre_dist.training.one_label_tables import figure, one_label_tables
 from genre_dist.training.stopping import Stopped, heed_while_waiting
 
 
@@ -37,6 +40,9 @@ class Evaluation(NamedTuple):
     logits: NDArray[np.float32]  # [samples, labels]
     labels: NDArray[np.bool_]  # [samples, labels]
     metrics: dict[str, Any]
+    declared: Schema = TMDB
+    keys: list[str] | None = None
+    """The ids as the data has them; None if they are these numbers."""
 
 
 class _Predicted(NamedTuple):
@@ -69,7 +75,9 @@ class Evaluator(NamedTuple):
         cache = block_cache(data.cache_dir, data.cache_gb)
         reader = ShardReader(manifest, split, members, data.max_tokens, feed is None or not feed.decodes, cache)
         if reader.index.samples == 0:
-            raise ValueError(f"{manifest.folder}: no film of the {split} split has {' and '.join(members)}")
+            raise ValueError(
+                f"{manifest.folder}: no {manifest.declared.sample} of the {split} split has {' and '.join(members)}"
+            )
         stream = evaluation_stream(
             reader,
             batch=self.micro_batch,
@@ -84,7 +92,7 @@ class Evaluator(NamedTuple):
         self.model.eval()
         try:
             with closing(stream) as batches:
-                predicted = self._predict(batches, stop)
+                predicted = self._predict(batches, stop, plain_loss(manifest.declared.labels.choose))
         finally:
             self.model.train(was_training)
         gathered, total_loss = self._gather(predicted, reader)
@@ -98,7 +106,7 @@ class Evaluator(NamedTuple):
         bad = sum(len(rank_faults) for _, rank_faults in gathered)
         return evaluation_of(manifest, split, Predictions(ids, logits, labels), total_loss / len(ids), bad, seconds)
 
-    def _predict(self, batches: Any, stop: Callable[[], bool]) -> _Predicted:
+    def _predict(self, batches: Any, stop: Callable[[], bool], loss: Loss) -> _Predicted:
         """This rank's share of a split."""
         predicted = _Predicted([], [], torch.zeros(1, device=self.world.device))
         pixels = whole_pixels(self.config.data)
@@ -111,7 +119,7 @@ class Evaluator(NamedTuple):
                 logits = self.model(*inputs.for_model)
             if n := len(batch.ids):
                 # an unreadable sample keeps its row, predicted from blank inputs and counted
-                predicted.loss.add_(loss_sum(logits[:n], inputs.labels[:n], torch.ones_like(inputs.weights[:n])))
+                predicted.loss.add_(loss(logits[:n], inputs.labels[:n], torch.ones_like(inputs.weights[:n])))
                 on_host = logits[:n].float().to("cpu", non_blocking=True)  # on its way, into pinned memory
                 predicted.parts.append((batch.ids.copy(), on_host, batch.labels > 0))
                 predicted.faults.extend(batch.faults)
@@ -135,9 +143,9 @@ class Evaluator(NamedTuple):
         data = self.config.data
         if bad > data.tolerated_bad(reader.index.samples):
             raise ValueError(
-                f"{int(bad)} films of the {reader.split} split could not be read, more than data.max_bad_fraction="
-                f"{data.max_bad_fraction} allows. Check the shards with `genre-dist inspect {reader.manifest.folder} "
-                "--verify`"
+                f"{int(bad)} {reader.manifest.declared.samples} of the {reader.split} split could not be read, more "
+                f"than data.max_bad_fraction={data.max_bad_fraction} allows. Check the shards with `genre-dist inspect "
+                f"{reader.manifest.folder} --verify`"
             )
         return gathered, total_loss
 
@@ -146,61 +154,62 @@ def evaluation_of(
     manifest: Manifest, split: str, predictions: Predictions, loss: float, bad: int, seconds: float
 ) -> Evaluation:
     """Predictions with their metrics; `bad` is the number of samples that could not be read."""
-    ids, logits, labels = predictions
+    ids, logits, labels, keys = predictions
+    names, declared = [genre.name for genre in manifest.genres], manifest.declared
     figures = {
         "split": split,
         "loss": loss,
-        **metrics(logits, labels, [genre.name for genre in manifest.genres]),
+        **metrics(logits, labels, names, declared.labels.choose),
         "left_out": manifest.samples(split) - len(ids),
         "bad_samples": bad,
         "samples_per_second": len(ids) / seconds,
     }
-    return Evaluation(split, ids, logits, labels, figures)
+    return Evaluation(split, ids, logits, labels, figures, declared, keys)
 
 
 def save_evaluation(evaluation: Evaluation, run: Path) -> dict[str, Any]:
     """Write `predictions-<split>.parquet` and `metrics-<split>.json` into a run's folder; returns the metrics.
 
     On val it first fits the thresholds and writes `thresholds.json`. Once that exists, the metrics of every split also
-    have the values at fitted thresholds, under `fitted`.
+    have the values at fitted thresholds, under `fitted`. Where a sample has exactly one label, there are no thresholds.
     """
-    labels = list(evaluation.metrics["per_genre"])
-    if evaluation.split == "val":
+    labels, chooses_many = list(evaluation.metrics["per_genre"]), evaluation.declared.labels.choose == "many"
+    if evaluation.split == "val" and chooses_many:
         fitted = fit_thresholds(evaluation.logits, evaluation.labels)
-        save_thresholds(run, labels, fitted, len(evaluation.ids))
-    thresholds = load_thresholds(run, labels)
+        save_thresholds(run, labels, fitted, len(evaluation.ids), evaluation.declared)
+    thresholds = load_thresholds(run, labels) if chooses_many else None
     figures = dict(evaluation.metrics)
     if thresholds is not None:
-        named = evaluation.logits > thresholds
+        named = named_labels(evaluation.logits, "many", thresholds)
         figures["fitted"] = {"fitted_on_these_films": evaluation.split == "val"}
         figures["fitted"] |= figures_of_named(named, evaluation.labels, labels)
-    predictions = Predictions(evaluation.ids, evaluation.logits, evaluation.labels)
-    write_evaluation(run, evaluation.split, predictions, figures)
+    predictions = Predictions(evaluation.ids, evaluation.logits, evaluation.labels, evaluation.keys)
+    write_evaluation(run, evaluation.split, predictions, figures, evaluation.declared)
     return figures
 
 
-def print_evaluation(figures: dict[str, Any]) -> None:
-    """Print an evaluation as tables."""
+def print_evaluation(figures: dict[str, Any], declared: Schema = TMDB) -> None:
+    """Print an evaluation as tables, in the words of its data."""
     from rich.table import Table  # only printing needs rich
 
     console = terminal()
     left_out = f", {figures['left_out']:,} without what the model needs left out" if figures["left_out"] else ""
-    console.print(f"{figures['split']}: {figures['films']:,} films{left_out}", style="bold")
+    console.print(f"{figures['split']}: {figures['films']:,} {declared.samples}{left_out}", style="bold")
+    if declared.labels.choose == "one":
+        for table in one_label_tables(figures, declared):
+            console.print(table)
+        return
     fitted = figures.get("fitted", {})
-    on = "these films" if fitted.get("fitted_on_these_films") else "val"
+    on = f"these {declared.samples}" if fitted.get("fitted_on_these_films") else "val"
     table = Table("", "threshold 0.5", f"fitted on {on}")
     for name in ("accuracy", "micro_f1", "macro_f1", "sample_f1"):
-        table.add_row(name, _number(figures[name]), _number(fitted.get(name)))
+        table.add_row(name, figure(figures[name]), figure(fitted.get(name)))
     for name in ("loss", "mean_average_precision", "auc"):
-        table.add_row(name, _number(figures[name]), "")
+        table.add_row(name, figure(figures[name]), "")
     console.print(table)
     keys = ("f1", "precision", "recall", "accuracy", "average_precision", "auc")
-    table = Table("genre", "films", "F1 (fitted)", "F1", "precision", "recall", "accuracy", "AP", "AUC")
+    table = Table(declared.label, declared.samples, "F1 (fitted)", "F1", "precision", "recall", "accuracy", "AP", "AUC")
     for genre, row in figures["per_genre"].items():
         at_fitted = fitted["per_genre"][genre]["f1"] if fitted else None
-        table.add_row(printable(genre), f"{row['films']:,}", *map(_number, (at_fitted, *(row[key] for key in keys))))
+        table.add_row(printable(genre), f"{row['films']:,}", *map(figure, (at_fitted, *(row[key] for key in keys))))
     console.print(table)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

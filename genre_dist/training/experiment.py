@@ -258,14 +258,14 @@ def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
 
 def summary(experiment: Experiment) -> str:
     config, stream = experiment.config, experiment.stream
-    members = config.model.members
+    members, samples = config.model.members, experiment.manifest.declared.samples
     left_out = experiment.manifest.samples("train") - stream.reader.index.samples
     poster = experiment.model.poster
     lines = [
-        f"training {config.run.dir}: {stream.reader.index.samples:,} films with {' and '.join(members)}"
+        f"training {config.run.dir}: {stream.reader.index.samples:,} {samples} with {' and '.join(members)}"
         + (f" ({left_out:,} of the split lack one and are left out)" if left_out else ""),
-        f"{experiment.total_steps:,} steps of {config.data.global_batch} films ({stream.steps_per_epoch:,} an epoch) "
-        f"on {experiment.world.size} x {experiment.world.device.type}, {experiment.compute.precision}, "
+        f"{experiment.total_steps:,} steps of {config.data.global_batch} {samples} ({stream.steps_per_epoch:,} an "
+        f"epoch) on {experiment.world.size} x {experiment.world.device.type}, {experiment.compute.precision}, "
         f"micro-batches of {experiment.compute.micro_batch}",
     ]
     if poster is not None:
