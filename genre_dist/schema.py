@@ -128,6 +128,10 @@ class Schema:
         """The bits of several fields."""
         return sum({self.bit(name) for name in names})
 
+    def first(self, kind: FieldKind) -> str:
+        """The name of the first field of a kind; the kind itself without one."""
+        return next((field.name for field in self.fields if field.kind == kind), kind)
+
     @property
     def samples(self) -> str:
         """What messages call several samples."""

@@ -14,12 +14,17 @@ from genre_dist.compare.comparison_page import write_report
 from genre_dist.compare.comparison_tables import markdown, print_comparison
 from genre_dist.compare.costs import read_cost
 from genre_dist.compare.differences import FilmInfo, largest_differences, read_film_info
-from genre_dist.compare.reference_2018 import END_TO_END, NOTE, PER_GENRE, PER_GENRE_COLUMNS, TEST
+from genre_dist.compare.reference_2018 import study_2018
 from genre_dist.compare.results import Model, on_films, read_models
 from genre_dist.compare.verdict import question_pair, strongest_pair, verdict
 from genre_dist.metrics.bootstrap import MEASURES, RESAMPLES, all_differences, holm, resampled
 from genre_dist.metrics.calibration import calibration
-from genre_dist.metrics.measures import figures_of_named, mean_of_known
+from genre_dist.metrics.choosing import likeliest
+from genre_dist.metrics.measures import confusion, figures_of_named, mean_of_known, most_confused
+from genre_dist.schema import TMDB, plural
+
+CONFUSED = 20
+"""Pairs of labels in a model's table of those that are most often confused."""
 
 
 class FilmSet(NamedTuple):
@@ -48,16 +53,21 @@ def compare(
     infos, note = _film_info(models, comparison, shards)
     if note:
         comparison["notes"].append(note)
+    declared, keys = models[0].declared, _keys(models)
     for film in (film for side in ("wins", "losses") for film in comparison["films"].get(side, [])):
-        if film["tmdb_id"] in infos:
-            film["title"], film["year"] = infos[film["tmdb_id"]].title, infos[film["tmdb_id"]].year
+        number = film["tmdb_id"]
+        if number in infos:
+            film["title"], film["year"] = infos[number].title, infos[number].year
+        if number in keys and film.get("title", str(number)) == str(number):  # it has no title of its own
+            film["title"] = keys[number]
     out.mkdir(parents=True, exist_ok=True)
     with atomic_file(out / "comparison.json", "w") as file:
         json.dump(comparison, file, indent=1, allow_nan=False)
     with atomic_file(out / "comparison.md", "w") as file:
-        file.write(markdown(comparison))
-    write_report(out / "index.html", comparison, {film: info.poster for film, info in infos.items() if info.poster})
-    print_comparison(comparison)
+        file.write(markdown(comparison, declared))
+    posters = {film: info.poster for film, info in infos.items() if info.poster}
+    write_report(out / "index.html", comparison, posters, declared)
+    print_comparison(comparison, declared)
     return comparison
 
 
@@ -83,15 +93,10 @@ def compared(
         "headline": verdict(models, rows, differences, pair),
         "strongest": strongest_pair(models, differences),
         "films": {},
-        "study_2018": {
-            "note": NOTE,
-            "test": [row._asdict() for row in TEST],
-            "end_to_end": END_TO_END,
-            "per_genre_of_combined_frozen": {
-                genre: dict(zip(PER_GENRE_COLUMNS, values, strict=True)) for genre, values in PER_GENRE.items()
-            },
-        },
+        "study_2018": study_2018() if models[0].declared == TMDB else None,
     }
+    if models[0].declared != TMDB:
+        comparison["schema"] = models[0].declared.to_dict()
     if pair is not None:
         one, other = (models[number] for number in pair)
         ids = np.intersect1d(one.ids, other.ids, assume_unique=True)
@@ -114,7 +119,8 @@ def film_sets(models: Sequence[Model]) -> dict[bytes, FilmSet]:
     for (i, one), (j, other) in combinations(enumerate(models), 2):
         ids = np.intersect1d(one.ids, other.ids, assume_unique=True)
         if not len(ids):
-            raise ValueError(f"{one.name} and {other.name} were evaluated on no common film: nothing to compare")
+            sample = one.declared.sample
+            raise ValueError(f"{one.name} and {other.name} were evaluated on no common {sample}: nothing to compare")
         need(ids, [i, j])
     need(_shared(models), range(len(models)))
     return sets
@@ -126,7 +132,8 @@ def _shared(models: Sequence[Model]) -> NDArray[np.int64]:
     for model in models[1:]:
         shared = np.intersect1d(shared, model.ids, assume_unique=True)
     if not len(shared):
-        raise ValueError("there is no film that all of these runs were evaluated on: compare fewer of them")
+        sample = models[0].declared.sample
+        raise ValueError(f"there is no {sample} that all of these runs were evaluated on: compare fewer of them")
     return shared
 
 
@@ -162,8 +169,10 @@ def _row(model: Model, number: int, drawn: dict[bytes, Drawn], shared: NDArray[n
     """The figures of one model: measures, calibration, cost and learning curves."""
     cost, curves = read_cost(model.results)
     own = model.ids
-    probabilities = [on_films(result, own) for result in model.results]
-    return {
+    scores = [on_films(result, own) for result in model.results]
+    logits, labels = (np.concatenate([one[part] for one in scores]) for part in range(2))
+    choose = model.declared.labels.choose
+    row = {
         "name": model.name,
         "title": model.title,
         "kind": model.kind,
@@ -173,13 +182,14 @@ def _row(model: Model, number: int, drawn: dict[bytes, Drawn], shared: NDArray[n
         "on_own_films": _figures(drawn[own.tobytes()][number]),
         "on_shared_films": _figures(drawn[shared.tobytes()][number]),
         "per_genre": _per_genre(model),
-        "calibration": calibration(
-            np.concatenate([scores.logits for scores in probabilities]),
-            np.concatenate([scores.labels for scores in probabilities]),
-        ),
+        "calibration": calibration(logits, labels, choose),
         "cost": None if cost is None else cost._asdict(),
         "curves": curves._asdict(),
     }
+    if choose == "one":
+        counts = confusion(likeliest(logits), labels)
+        row["confused"] = most_confused(counts, model.results[0].genres, CONFUSED)
+    return row
 
 
 def _per_genre(model: Model) -> dict[str, dict[str, Any]]:
@@ -209,7 +219,10 @@ def _differences(models: Sequence[Model], drawn: dict[bytes, Drawn]) -> list[dic
         here = drawn[ids.tobytes()]
         one, other = np.mean(here[j], axis=0), np.mean(here[i], axis=0)
         measures = all_differences(one, other)
-        pairs.append({"one": later.name, "other": first.name, "films": len(ids), "measures": measures})
+        pair: dict[str, Any] = {"one": later.name, "other": first.name, "films": len(ids), "measures": measures}
+        if any(beyond := [len(model.ids) - len(ids) for model in (later, first)]):
+            pair["beyond"] = beyond
+        pairs.append(pair)
     for measure in MEASURES:
         known = [pair["measures"][measure] for pair in pairs if pair["measures"][measure] is not None]
         for row, adjusted in zip(known, holm([row["p"] for row in known]), strict=True):
@@ -221,12 +234,14 @@ def _notes(models: Sequence[Model], shared: NDArray[np.int64]) -> list[str]:
     """Warnings for the reader: unequal films, unlike seeds, missing thresholds, single seeds."""
     notes = []
     counts = {model.name: len(model.ids) for model in models}
+    declared = models[0].declared
     if any(count != len(shared) for count in counts.values()):
+        told = [f"{name} {count:,}" for name, count in counts.items()]
+        more = [f" ({count - len(shared):,} beyond those)" * (count > len(shared)) for count in counts.values()]
         notes.append(
-            "NOT ALL MODELS WERE EVALUATED ON THE SAME FILMS ("
-            + ", ".join(f"{name} {count:,}" for name, count in counts.items())
-            + "). Differences are on the films that both models of a pair have; "
-            f"{len(shared):,} films are common to all."
+            f"NOT ALL MODELS WERE EVALUATED ON THE SAME {declared.samples.upper()}: {len(shared):,} are common to all, "
+            f"{', '.join(map(str.__add__, told, more))}. Differences are on the {declared.samples} that both models of "
+            "a pair have."
         )
     for model in models:
         if model.unlike_seeds:
@@ -235,14 +250,23 @@ def _notes(models: Sequence[Model], shared: NDArray[np.int64]) -> list[str]:
                 "compare them with each other, give their folders names that differ in more than the seed."
             )
     unfitted = [model.name for model in models if any(result.scores.thresholds is None for result in model.results)]
-    if unfitted:
+    if unfitted and declared.labels.choose == "many":
         notes.append(f"No thresholds for {', '.join(unfitted)}: `genre-dist evaluate RUN --split val` fits them.")
     single = [model.name for model in models if len(model.results) == 1 and model.kind != "baseline"]
     if single:
         notes.append(
-            f"One seed only for {', '.join(single)}: the intervals cover the choice of films, not the luck of training."
+            f"One seed only for {', '.join(single)}: the intervals cover the choice of {declared.samples}, not the "
+            "luck of training."
         )
     return notes
+
+
+def _keys(models: Sequence[Model]) -> dict[int, str]:
+    """The ids of samples as their data has them, by their numbers in the index; empty for TMDB's films."""
+    results = [result for model in models for result in model.results if result.keys is not None]
+    return {
+        number: key for result in results for number, key in zip(result.ids.tolist(), result.keys or (), strict=True)
+    }
 
 
 def _film_info(
@@ -257,4 +281,5 @@ def _film_info(
     try:
         return read_film_info(shards, comparison["split"], films), None
     except (ValueError, OSError) as error:
-        return {}, f"Titles and posters are missing ({error}); --shards FOLDER says where the shards are."
+        images = plural(models[0].declared.first("image"))
+        return {}, f"Titles and {images} are missing ({error}); --shards FOLDER says where the shards are."

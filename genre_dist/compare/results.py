@@ -69,6 +69,11 @@ class Model(NamedTuple):
         return shared
 
     @property
+    def declared(self) -> Schema:
+        """What is declared of the samples and labels."""
+        return self.results[0].declared
+
+    @property
     def kind(self) -> str:
         config = self.results[0].config
         return "baseline" if config is None else config.model.kind

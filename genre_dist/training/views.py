@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from genre_dist.atomic import atomic_file
 from genre_dist.config import Config, ModelConfig
 from genre_dist.config.continuing import describe
-from genre_dist.schema import TMDB, FieldKind, Schema, plural
+from genre_dist.schema import TMDB, Schema, plural
 from genre_dist.training.wandb_files import history
 
 Row = dict[str, Any]
@@ -120,7 +120,7 @@ class WandB:
         payload: Row = dict(numbers(row, details, declared)) | {"global_step": row["step"], "epoch": row.get("epoch")}
         if details.get("examples"):
             payload[f"{kind}/{declared.samples}"] = self._table(details["examples"])
-            payload[f"{kind}/{plural(_field(declared, 'image'))}"] = [
+            payload[f"{kind}/{plural(declared.first('image'))}"] = [
                 self.wandb.Image(film.poster, caption=f"{film.genres} | predicted: {film.predicted}")
                 for film in details["examples"]
                 if film.poster is not None
@@ -133,7 +133,7 @@ class WandB:
 
     def _table(self, films: list[Example]) -> Any:
         declared = self.declared
-        inputs = (_field(declared, "image"), _field(declared, "text"))
+        inputs = (declared.first("image"), declared.first("text"))
         table = self.wandb.Table([declared.sample, *inputs, plural(declared.label), "predicted"])
         for film in films:
             poster = None if film.poster is None else self.wandb.Image(film.poster)
@@ -179,11 +179,6 @@ def check_views(config: Config) -> None:
         raise ValueError(
             "tracking.tensorboard needs tensorboard, which is not installed: pip install 'genre_dist[tensorboard]'"
         )
-
-
-def _field(declared: Schema, kind: FieldKind) -> str:
-    """The name of the first field of a kind; the kind itself without one."""
-    return next((field.name for field in declared.fields if field.kind == kind), kind)
 
 
 def numbers(row: Row, details: Row, declared: Schema = TMDB) -> dict[str, float]:
