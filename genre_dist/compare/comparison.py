@@ -1,7 +1,7 @@
 """Comparison of runs: measures, significance of their differences, costs, and the films where two runs differ most."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ from genre_dist.compare.comparison_tables import markdown, print_comparison
 from genre_dist.compare.costs import read_cost
 from genre_dist.compare.differences import FilmInfo, largest_differences, read_film_info
 from genre_dist.compare.reference_2018 import study_2018
-from genre_dist.compare.results import Model, on_films, read_models
+from genre_dist.compare.results import Model, Result, on_films, read_models
 from genre_dist.compare.verdict import question_pair, strongest_pair, verdict
-from genre_dist.metrics.bootstrap import MEASURES, RESAMPLES, all_differences, holm, resampled
+from genre_dist.metrics.bootstrap import MEASURES, RESAMPLES, Scores, all_differences, holm, resampled
 from genre_dist.metrics.calibration import calibration
 from genre_dist.metrics.choosing import likeliest
-from genre_dist.metrics.measures import confusion, figures_of_named, mean_of_known, most_confused
+from genre_dist.metrics.measures import confusion, figures_of_named, mean_of_known, metrics, most_confused
 from genre_dist.schema import TMDB, plural
 
 CONFUSED = 20
@@ -181,7 +181,7 @@ def _row(model: Model, number: int, drawn: dict[bytes, Drawn], shared: NDArray[n
         "left_out": model.results[0].metrics.get("left_out", 0),
         "on_own_films": _figures(drawn[own.tobytes()][number]),
         "on_shared_films": _figures(drawn[shared.tobytes()][number]),
-        "per_genre": _per_genre(model),
+        "per_genre": _per_genre(model, shared),
         "calibration": calibration(logits, labels, choose),
         "cost": None if cost is None else cost._asdict(),
         "curves": curves._asdict(),
@@ -192,23 +192,32 @@ def _row(model: Model, number: int, drawn: dict[bytes, Drawn], shared: NDArray[n
     return row
 
 
-def _per_genre(model: Model) -> dict[str, dict[str, Any]]:
-    """Measures of each genre at 0.5 and at fitted thresholds: means over the seeds, each seed on its own films."""
-    metrics = [result.metrics["per_genre"] for result in model.results]
+def _per_genre(model: Model, shared: NDArray[np.int64]) -> dict[str, dict[str, Any]]:
+    """Measures of each label on the samples that all models have, at 0.5 and at fitted thresholds: means over seeds."""
+    scores = [on_films(result, shared) for result in model.results]
+    of_labels = [_label_metrics(result, one) for result, one in zip(model.results, scores, strict=True)]
     fitted = [
-        figures_of_named(result.scores.logits > result.scores.thresholds, result.scores.labels, result.genres)
-        for result in model.results
-        if result.scores.thresholds is not None
+        figures_of_named(one.logits > one.thresholds, one.labels, model.results[0].genres)
+        for one in scores
+        if one.thresholds is not None
     ]
     table = {}
     for genre in model.results[0].genres:
-        row: dict[str, Any] = {"films": metrics[0][genre]["films"]}
+        row: dict[str, Any] = {"films": of_labels[0][genre]["films"]}
         for name in ("f1", "precision", "recall", "accuracy", "average_precision", "auc"):
-            row[name] = mean_of_known([one[genre][name] for one in metrics])
+            row[name] = mean_of_known([one[genre][name] for one in of_labels])
         for name in ("f1", "precision", "recall"):
             row[f"{name}_fitted"] = mean_of_known([one["per_genre"][genre][name] for one in fitted])
         table[genre] = row
     return table
+
+
+def _label_metrics(result: Result, scores: Scores) -> Mapping[str, Any]:
+    """A run's measures of each label: those of its evaluation, made again if the scores are of fewer samples."""
+    if len(scores.labels) == len(result.ids):
+        return result.metrics["per_genre"]
+    figures: dict[str, Any] = metrics(scores.logits, scores.labels, result.genres, scores.choose)["per_genre"]
+    return figures
 
 
 def _differences(models: Sequence[Model], drawn: dict[bytes, Drawn]) -> list[dict[str, Any]]:

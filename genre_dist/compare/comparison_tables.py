@@ -66,18 +66,18 @@ def sheets(comparison: dict[str, Any], pairs: Sequence[dict[str, Any]], declared
     """The models, differences of pairs, F1 by label and costs."""
     models, samples, label = comparison["models"], declared.samples, declared.label
     shown = SHOWN[declared.labels.choose]
-    figures = [
-        (f"{row['films']:,}", *(share(row["on_own_films"][measure]) for measure in shown.columns)) for row in models
-    ]
     names = [row["name"] for row in models]
     of_study = ["2018 study, frozen, at 0.5"] if comparison["study_2018"] else []
     fitted = ", fitted thresholds" if declared.labels.choose == "many" else ""
+    on_shared = _on_shared(comparison, declared)
+    by_label = f"F1 by {label}{fitted}" + "".join(f", {title[0].lower()}{title[1:]}" for title, _, _ in on_shared)
     return [
         (
             f"Models, {comparison['split']} split",
             ["model", samples, *(shown.names[measure] for measure in shown.columns)],
-            [[name, *row] for name, row in zip(names, figures, strict=True)] + _study_rows(comparison, shown.columns),
+            _model_rows(models, "on_own_films", shown.columns) + _study_rows(comparison, shown.columns),
         ),
+        *on_shared,
         (
             f"Differences in points, 95 % interval (paired bootstrap over {samples})",
             [
@@ -86,13 +86,27 @@ def sheets(comparison: dict[str, Any], pairs: Sequence[dict[str, Any]], declared
             ],
             [_difference_cells(pair, comparison["resamples"], shown) for pair in pairs],
         ),
-        (f"F1 by {label}{fitted}", [label, samples, *names, *of_study], _label_rows(comparison, shown.of_label)),
+        (by_label, [label, samples, *names, *of_study], _label_rows(comparison, shown.of_label)),
         (
             "Cost of training, without evaluations",
             ["model", *COST_COLUMNS],
             [[row["name"], *cost_cells(row["cost"])] for row in models],
         ),
     ]
+
+
+def _model_rows(models: Sequence[dict[str, Any]], where: str, columns: Sequence[str]) -> list[list[str]]:
+    return [[row["name"], f"{row['films']:,}", *(share(row[where][measure]) for measure in columns)] for row in models]
+
+
+def _on_shared(comparison: dict[str, Any], declared: Schema) -> list[Sheet]:
+    """The models on the samples that all have, if one has more."""
+    models, shared, shown = comparison["models"], comparison["shared_films"], SHOWN[declared.labels.choose]
+    if all(row["films"] == shared for row in models):
+        return []
+    rows = _model_rows([row | {"films": shared} for row in models], "on_shared_films", shown.columns)
+    header = ["model", declared.samples, *(shown.names[measure] for measure in shown.columns)]
+    return [(f"On the {shared:,} {declared.samples} that all have", header, rows)]
 
 
 def _study_rows(comparison: dict[str, Any], columns: Sequence[str]) -> list[list[str]]:
