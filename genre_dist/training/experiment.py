@@ -234,6 +234,7 @@ def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
     check_views(config)
     batches = derive_batches(config.data, world.size)
     manifest = load_manifest(config.data.shards)
+    loss = training_loss(config.loss, manifest, world.device)  # here, as it may not fit the labels
     stream = open_stream(config, manifest, world.size, world.rank, device_feed(world.device, config.data.decode))
     model = _build_on_all(config, manifest, world).to(world.device)
     precision = agreed_precision(config, world)
@@ -250,7 +251,7 @@ def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
     strategy = make_strategy(config, model, partial(make_optimizer, config=config), world, precision, splits)
     decay = config.train.ema_decay
     average = None if decay is None else Average(strategy.model, decay, world)
-    loss, autocast = training_loss(config.loss, manifest, world.device), autocast_for(precision, world.device)
+    autocast = autocast_for(precision, world.device)
     train_step = TrainStep(strategy, world, loss, autocast, config.optim.clip_norm)
     compute = Compute(precision, batches.micro, splits, compiling, graphed, flops)
     return Experiment(config, world, manifest, stream, model, strategy, average, train_step, compute)
