@@ -15,6 +15,8 @@ from annotated_types import Len
 from genre_dist.genres import GENRE_NAMES
 
 FieldKind = Literal["text", "image", "numbers"]
+Choose = Literal["many", "one"]
+"""Any number of labels (sigmoid), or exactly one (softmax)."""
 ORDER: tuple[FieldKind, ...] = ("text", "image", "numbers")
 """The order of a model's encodings."""
 EXTENSIONS: dict[FieldKind, str] = {"text": "tokens.npy", "image": "jpg", "numbers": "numbers.npy"}
@@ -70,7 +72,7 @@ class Labels:
     column: str
     classes: tuple[str, ...] = ()
     """In the order of logits; empty: those that the table has, by name (`auto`)."""
-    choose: Literal["many", "one"] = "many"
+    choose: Choose = "many"
     """Whether a sample has any number of them (sigmoid), or exactly one (softmax)."""
 
     def __post_init__(self) -> None:
@@ -126,8 +128,29 @@ class Schema:
         """The bits of several fields."""
         return sum({self.bit(name) for name in names})
 
+    def first(self, kind: FieldKind) -> str:
+        """The name of the first field of a kind; the kind itself without one."""
+        return next((field.name for field in self.fields if field.kind == kind), kind)
+
+    @property
+    def samples(self) -> str:
+        """What messages call several samples."""
+        return plural(self.sample)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def with_article(word: str) -> str:
+    """An English word with its article: a film, an image."""
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+def plural(word: str) -> str:
+    """The regular plural of an English word: films, categories, classes."""
+    if re.search("[^aeiou]y$", word):
+        return f"{word[:-1]}ies"
+    return f"{word}es" if re.search("(s|x|z|ch|sh)$", word) else f"{word}s"
 
 
 TMDB = Schema(

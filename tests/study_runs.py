@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from genre_dist.config.files import parse_config, save_config
 from genre_dist.genres import GENRE_NAMES
 from genre_dist.metrics.measures import metrics
+from genre_dist.schema import TMDB, Schema
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
@@ -43,12 +44,18 @@ def drawn_logits(labels: NDArray[np.bool_], skill: float, seed: int) -> NDArray[
 
 
 def write_evaluation(
-    run: Path, split: str, ids: NDArray[np.int64], logits: NDArray[np.float32], labels: NDArray[np.bool_]
+    run: Path,
+    split: str,
+    ids: NDArray[np.int64],
+    logits: NDArray[np.float32],
+    labels: NDArray[np.bool_],
+    declared: Schema = TMDB,
+    keys: list[str] | None = None,
 ) -> None:
     """The files of an evaluation."""
     run.mkdir(parents=True, exist_ok=True)
-    told = {"split": split, "loss": 0.3, "left_out": 0, **metrics(logits, labels, GENRE_NAMES)}
-    save_evaluation(Evaluation(split, ids, logits, labels, told), run)
+    told = {"split": split, "loss": 0.3, "left_out": 0, **metrics(logits, labels, GENRE_NAMES, declared.labels.choose)}
+    save_evaluation(Evaluation(split, ids, logits, labels, told, declared, keys), run)
 
 
 def write_config(run: Path, shards: Path, *options: str) -> None:

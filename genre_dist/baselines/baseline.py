@@ -20,6 +20,7 @@ from genre_dist.baselines import linear as models
 from genre_dist.baselines.linear import Linear, Matrix
 from genre_dist.baselines.texts import LabelledText, Texts
 from genre_dist.config.run import CONFIG
+from genre_dist.metrics.choosing import log_losses
 from genre_dist.metrics.evaluation_files import Predictions
 from genre_dist.printable import printable
 from genre_dist.sealed import write_sealed
@@ -40,7 +41,10 @@ def baselines(
     manifest = load_manifest(shards)
     for split in ("train", "test"):
         if manifest.samples(split, ("overview",)) == 0:
-            raise ValueError(f"{shards}: no film of the {split} split has a text; pack more films")
+            declared = manifest.declared
+            raise ValueError(
+                f"{shards}: no {declared.sample} of the {split} split has a text; pack more {declared.samples}"
+            )
     texts = Texts(manifest, catalogue)
     for name, run in folders.items():
         if BASELINES[name].features == "vectors" and manifest.text["vectors"] is None:
@@ -87,7 +91,7 @@ def _run(run: Path, texts: Texts, kind: Kind, identity: dict[str, Any], memory: 
     films = [film for film in films if film.fault is None]
     features_of, matrix = _features(kind, texts, films)
     is_svm = kind.model == "svm"
-    parallel = _workers(matrix, memory, workers) if is_svm else workers
+    parallel = _workers(matrix, memory, workers, texts.manifest.declared.label) if is_svm else workers
     linear, unconverged = models.fit(kind.model, matrix, _labels(films, genres), parallel)
     solver = {"solver": "liblinear", "genres_not_converged": unconverged} if is_svm else {"solver": "counts"}
     fitted = time.monotonic()
@@ -98,7 +102,7 @@ def _run(run: Path, texts: Texts, kind: Kind, identity: dict[str, Any], memory: 
     for split in ("val", "test"):  # val first: thresholds are fitted on it
         if texts.manifest.samples(split, ("overview",)):
             evaluation = _evaluate(linear, features_of, texts, split, genres)
-            print_evaluation(save_evaluation(evaluation, run))
+            print_evaluation(save_evaluation(evaluation, run), evaluation.declared)
     description = identity | {
         "title": kind.title,
         "columns": matrix.shape[1],
@@ -112,14 +116,14 @@ def _run(run: Path, texts: Texts, kind: Kind, identity: dict[str, Any], memory: 
     write_sealed(run / FILE, description)
 
 
-def _workers(matrix: Matrix, memory: float, workers: int) -> int:
-    """The number of genres to fit concurrently; one, with a warning, if `memory` is too small even for one."""
+def _workers(matrix: Matrix, memory: float, workers: int, label: str) -> int:
+    """The number of labels to fit concurrently; one, with a warning, if `memory` is too small even for one."""
     entries = matrix.nnz if sp.issparse(matrix) else matrix.size
     if within := models.workers_within(memory * 2**30, entries, workers):
         return within
     needed = entries * (models.HELD_BYTES_PER_ENTRY + models.FITTED_BYTES_PER_ENTRY) / 2**30
     print(
-        f"warning: fitting one genre at a time takes {needed:.1f} GiB, more than --memory {memory:g}", file=sys.stderr
+        f"warning: fitting one {label} at a time takes {needed:.1f} GiB, more than --memory {memory:g}", file=sys.stderr
     )
     return 1
 
@@ -144,7 +148,8 @@ def _features(
     counted = count(train)
     columns = features.choose_columns(counted, idf=kind.features != "counts", **options)
     if not len(columns.kept):
-        raise ValueError(f"{manifest.folder}: no word is in enough films to learn from; pack more films")
+        samples = manifest.declared.samples
+        raise ValueError(f"{manifest.folder}: no word is in enough {samples} to learn from; pack more {samples}")
     return (lambda films: columns(count(films))), columns(counted)
 
 
@@ -166,6 +171,6 @@ def _evaluate(
     for fault in faults:
         print(f"warning: predicted from no words: {printable(fault)}", file=sys.stderr)
     logits, labels = linear.logits(features_of(films)), _labels(films, genres)
-    loss = float((np.logaddexp(0, logits) - logits * labels).mean())
+    loss = float(log_losses(logits, labels, texts.manifest.declared.labels.choose).mean())
     predictions = Predictions(stored, logits, labels)
     return evaluation_of(texts.manifest, split, predictions, loss, len(faults), time.monotonic() - began)

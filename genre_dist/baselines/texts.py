@@ -66,8 +66,9 @@ class Texts:
                 text = film.text or " ".join(words[token] for token in tokens.tolist() if token > UNKNOWN)
                 texts.append(LabelledText(film.id, film.genres, tokens, text, film.fault))
         if len(texts) < len(wanted):
+            samples = self.manifest.declared.samples
             raise ValueError(
-                f"{self.catalogue} has {len(texts):,} of the {len(wanted):,} films of the {split} split: not the "
+                f"{self.catalogue} has {len(texts):,} of the {len(wanted):,} {samples} of the {split} split: not the "
                 f"catalogue that {self.manifest.folder} was packed from"
             )
         return texts

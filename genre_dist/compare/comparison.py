@@ -1,7 +1,7 @@
 """Comparison of runs: measures, significance of their differences, costs, and the films where two runs differ most."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +14,17 @@ from genre_dist.compare.comparison_page import write_report
 from genre_dist.compare.comparison_tables import markdown, print_comparison
 from genre_dist.compare.costs import read_cost
 from genre_dist.compare.differences import FilmInfo, largest_differences, read_film_info
-from genre_dist.compare.reference_2018 import END_TO_END, NOTE, PER_GENRE, PER_GENRE_COLUMNS, TEST
-from genre_dist.compare.results import Model, on_films, read_models
+from genre_dist.compare.reference_2018 import study_2018
+from genre_dist.compare.results import Model, Result, on_films, read_models
 from genre_dist.compare.verdict import question_pair, strongest_pair, verdict
-from genre_dist.metrics.bootstrap import MEASURES, RESAMPLES, all_differences, holm, resampled
+from genre_dist.metrics.bootstrap import MEASURES, RESAMPLES, Scores, all_differences, holm, resampled
 from genre_dist.metrics.calibration import calibration
-from genre_dist.metrics.measures import figures_of_named, mean_of_known
+from genre_dist.metrics.choosing import likeliest
+from genre_dist.metrics.measures import confusion, figures_of_named, mean_of_known, metrics, most_confused
+from genre_dist.schema import TMDB, plural
+
+CONFUSED = 20
+"""Pairs of labels in a model's table of those that are most often confused."""
 
 
 class FilmSet(NamedTuple):
@@ -48,16 +53,21 @@ def compare(
     infos, note = _film_info(models, comparison, shards)
     if note:
         comparison["notes"].append(note)
+    declared, keys = models[0].declared, _keys(models)
     for film in (film for side in ("wins", "losses") for film in comparison["films"].get(side, [])):
-        if film["tmdb_id"] in infos:
-            film["title"], film["year"] = infos[film["tmdb_id"]].title, infos[film["tmdb_id"]].year
+        number = film["tmdb_id"]
+        if number in infos:
+            film["title"], film["year"] = infos[number].title, infos[number].year
+        if number in keys and film.get("title", str(number)) == str(number):  # it has no title of its own
+            film["title"] = keys[number]
     out.mkdir(parents=True, exist_ok=True)
     with atomic_file(out / "comparison.json", "w") as file:
         json.dump(comparison, file, indent=1, allow_nan=False)
     with atomic_file(out / "comparison.md", "w") as file:
-        file.write(markdown(comparison))
-    write_report(out / "index.html", comparison, {film: info.poster for film, info in infos.items() if info.poster})
-    print_comparison(comparison)
+        file.write(markdown(comparison, declared))
+    posters = {film: info.poster for film, info in infos.items() if info.poster}
+    write_report(out / "index.html", comparison, posters, declared)
+    print_comparison(comparison, declared)
     return comparison
 
 
@@ -83,15 +93,10 @@ def compared(
         "headline": verdict(models, rows, differences, pair),
         "strongest": strongest_pair(models, differences),
         "films": {},
-        "study_2018": {
-            "note": NOTE,
-            "test": [row._asdict() for row in TEST],
-            "end_to_end": END_TO_END,
-            "per_genre_of_combined_frozen": {
-                genre: dict(zip(PER_GENRE_COLUMNS, values, strict=True)) for genre, values in PER_GENRE.items()
-            },
-        },
+        "study_2018": study_2018() if models[0].declared == TMDB else None,
     }
+    if models[0].declared != TMDB:
+        comparison["schema"] = models[0].declared.to_dict()
     if pair is not None:
         one, other = (models[number] for number in pair)
         ids = np.intersect1d(one.ids, other.ids, assume_unique=True)
@@ -114,7 +119,8 @@ def film_sets(models: Sequence[Model]) -> dict[bytes, FilmSet]:
     for (i, one), (j, other) in combinations(enumerate(models), 2):
         ids = np.intersect1d(one.ids, other.ids, assume_unique=True)
         if not len(ids):
-            raise ValueError(f"{one.name} and {other.name} were evaluated on no common film: nothing to compare")
+            sample = one.declared.sample
+            raise ValueError(f"{one.name} and {other.name} were evaluated on no common {sample}: nothing to compare")
         need(ids, [i, j])
     need(_shared(models), range(len(models)))
     return sets
@@ -126,7 +132,8 @@ def _shared(models: Sequence[Model]) -> NDArray[np.int64]:
     for model in models[1:]:
         shared = np.intersect1d(shared, model.ids, assume_unique=True)
     if not len(shared):
-        raise ValueError("there is no film that all of these runs were evaluated on: compare fewer of them")
+        sample = models[0].declared.sample
+        raise ValueError(f"there is no {sample} that all of these runs were evaluated on: compare fewer of them")
     return shared
 
 
@@ -162,8 +169,10 @@ def _row(model: Model, number: int, drawn: dict[bytes, Drawn], shared: NDArray[n
     """The figures of one model: measures, calibration, cost and learning curves."""
     cost, curves = read_cost(model.results)
     own = model.ids
-    probabilities = [on_films(result, own) for result in model.results]
-    return {
+    scores = [on_films(result, own) for result in model.results]
+    logits, labels = (np.concatenate([one[part] for one in scores]) for part in range(2))
+    choose = model.declared.labels.choose
+    row = {
         "name": model.name,
         "title": model.title,
         "kind": model.kind,
@@ -172,33 +181,43 @@ def _row(model: Model, number: int, drawn: dict[bytes, Drawn], shared: NDArray[n
         "left_out": model.results[0].metrics.get("left_out", 0),
         "on_own_films": _figures(drawn[own.tobytes()][number]),
         "on_shared_films": _figures(drawn[shared.tobytes()][number]),
-        "per_genre": _per_genre(model),
-        "calibration": calibration(
-            np.concatenate([scores.logits for scores in probabilities]),
-            np.concatenate([scores.labels for scores in probabilities]),
-        ),
+        "per_genre": _per_genre(model, shared),
+        "calibration": calibration(logits, labels, choose),
         "cost": None if cost is None else cost._asdict(),
         "curves": curves._asdict(),
     }
+    if choose == "one":
+        counts = confusion(likeliest(logits), labels)
+        row["confused"] = most_confused(counts, model.results[0].genres, CONFUSED)
+    return row
 
 
-def _per_genre(model: Model) -> dict[str, dict[str, Any]]:
-    """Measures of each genre at 0.5 and at fitted thresholds: means over the seeds, each seed on its own films."""
-    metrics = [result.metrics["per_genre"] for result in model.results]
+def _per_genre(model: Model, shared: NDArray[np.int64]) -> dict[str, dict[str, Any]]:
+    """Measures of each label on the samples that all models have, at 0.5 and at fitted thresholds: means over seeds."""
+    scores = [on_films(result, shared) for result in model.results]
+    of_labels = [_label_metrics(result, one) for result, one in zip(model.results, scores, strict=True)]
     fitted = [
-        figures_of_named(result.scores.logits > result.scores.thresholds, result.scores.labels, result.genres)
-        for result in model.results
-        if result.scores.thresholds is not None
+        figures_of_named(one.logits > one.thresholds, one.labels, model.results[0].genres)
+        for one in scores
+        if one.thresholds is not None
     ]
     table = {}
     for genre in model.results[0].genres:
-        row: dict[str, Any] = {"films": metrics[0][genre]["films"]}
+        row: dict[str, Any] = {"films": of_labels[0][genre]["films"]}
         for name in ("f1", "precision", "recall", "accuracy", "average_precision", "auc"):
-            row[name] = mean_of_known([one[genre][name] for one in metrics])
+            row[name] = mean_of_known([one[genre][name] for one in of_labels])
         for name in ("f1", "precision", "recall"):
             row[f"{name}_fitted"] = mean_of_known([one["per_genre"][genre][name] for one in fitted])
         table[genre] = row
     return table
+
+
+def _label_metrics(result: Result, scores: Scores) -> Mapping[str, Any]:
+    """A run's measures of each label: those of its evaluation, made again if the scores are of fewer samples."""
+    if len(scores.labels) == len(result.ids):
+        return result.metrics["per_genre"]
+    figures: dict[str, Any] = metrics(scores.logits, scores.labels, result.genres, scores.choose)["per_genre"]
+    return figures
 
 
 def _differences(models: Sequence[Model], drawn: dict[bytes, Drawn]) -> list[dict[str, Any]]:
@@ -209,7 +228,10 @@ def _differences(models: Sequence[Model], drawn: dict[bytes, Drawn]) -> list[dic
         here = drawn[ids.tobytes()]
         one, other = np.mean(here[j], axis=0), np.mean(here[i], axis=0)
         measures = all_differences(one, other)
-        pairs.append({"one": later.name, "other": first.name, "films": len(ids), "measures": measures})
+        pair: dict[str, Any] = {"one": later.name, "other": first.name, "films": len(ids), "measures": measures}
+        if any(beyond := [len(model.ids) - len(ids) for model in (later, first)]):
+            pair["beyond"] = beyond
+        pairs.append(pair)
     for measure in MEASURES:
         known = [pair["measures"][measure] for pair in pairs if pair["measures"][measure] is not None]
         for row, adjusted in zip(known, holm([row["p"] for row in known]), strict=True):
@@ -221,12 +243,14 @@ def _notes(models: Sequence[Model], shared: NDArray[np.int64]) -> list[str]:
     """Warnings for the reader: unequal films, unlike seeds, missing thresholds, single seeds."""
     notes = []
     counts = {model.name: len(model.ids) for model in models}
+    declared = models[0].declared
     if any(count != len(shared) for count in counts.values()):
+        told = [f"{name} {count:,}" for name, count in counts.items()]
+        more = [f" ({count - len(shared):,} beyond those)" * (count > len(shared)) for count in counts.values()]
         notes.append(
-            "NOT ALL MODELS WERE EVALUATED ON THE SAME FILMS ("
-            + ", ".join(f"{name} {count:,}" for name, count in counts.items())
-            + "). Differences are on the films that both models of a pair have; "
-            f"{len(shared):,} films are common to all."
+            f"NOT ALL MODELS WERE EVALUATED ON THE SAME {declared.samples.upper()}: {len(shared):,} are common to all, "
+            f"{', '.join(map(str.__add__, told, more))}. Differences are on the {declared.samples} that both models of "
+            "a pair have."
         )
     for model in models:
         if model.unlike_seeds:
@@ -235,14 +259,23 @@ def _notes(models: Sequence[Model], shared: NDArray[np.int64]) -> list[str]:
                 "compare them with each other, give their folders names that differ in more than the seed."
             )
     unfitted = [model.name for model in models if any(result.scores.thresholds is None for result in model.results)]
-    if unfitted:
+    if unfitted and declared.labels.choose == "many":
         notes.append(f"No thresholds for {', '.join(unfitted)}: `genre-dist evaluate RUN --split val` fits them.")
     single = [model.name for model in models if len(model.results) == 1 and model.kind != "baseline"]
     if single:
         notes.append(
-            f"One seed only for {', '.join(single)}: the intervals cover the choice of films, not the luck of training."
+            f"One seed only for {', '.join(single)}: the intervals cover the choice of {declared.samples}, not the "
+            "luck of training."
         )
     return notes
+
+
+def _keys(models: Sequence[Model]) -> dict[int, str]:
+    """The ids of samples as their data has them, by their numbers in the index; empty for TMDB's films."""
+    results = [result for model in models for result in model.results if result.keys is not None]
+    return {
+        number: key for result in results for number, key in zip(result.ids.tolist(), result.keys or (), strict=True)
+    }
 
 
 def _film_info(
@@ -257,4 +290,5 @@ def _film_info(
     try:
         return read_film_info(shards, comparison["split"], films), None
     except (ValueError, OSError) as error:
-        return {}, f"Titles and posters are missing ({error}); --shards FOLDER says where the shards are."
+        images = plural(models[0].declared.first("image"))
+        return {}, f"Titles and {images} are missing ({error}); --shards FOLDER says where the shards are."

@@ -1,6 +1,6 @@
 """The comparison as an HTML page."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,44 +9,53 @@ from markupsafe import Markup
 
 from genre_dist.compare import comparison_tables as tables
 from genre_dist.compare.reference_2018 import NOTE
-from genre_dist.compare.verdict import LABELS, between, reversed_pair
+from genre_dist.compare.shown_measures import SHOWN, ShownMeasures
+from genre_dist.compare.verdict import between, reversed_pair
 from genre_dist.pages import charts
 from genre_dist.pages.rendering import points, write_page
+from genre_dist.schema import Schema, plural
 
 CURVES = {"train_loss": "Training loss", "val_micro_f1": "Val micro F1 at 0.5", "val_map": "Val mAP"}
-KINDS = {
-    "end to end": "nothing frozen",
-    "frozen": "encoders frozen",
-    "partly frozen": "partly frozen",
-    "text": "overview only",
-    "poster": "poster only",
-    "baseline": "baseline",
-}
-FORESTS = ("micro_f1_fitted", "micro_f1", "macro_f1_fitted", "sample_f1_fitted", "mean_average_precision", "auc")
 
 
-def write_report(path: Path, comparison: dict[str, Any], posters: Mapping[int, bytes]) -> None:
-    """Write a comparison as an HTML page; `posters` are small JPEGs by film id."""
+def write_report(path: Path, comparison: dict[str, Any], posters: Mapping[int, bytes], declared: Schema) -> None:
+    """Write a comparison as an HTML page; `posters` are small JPEGs by the sample's number in the index."""
+    shown = SHOWN[declared.labels.choose]
     write_page(
         path,
         "comparison.html",
         comparison=comparison,
         posters=posters,
-        labels=LABELS,
-        kinds=KINDS,
+        declared=declared,
+        plural=plural(declared.label),
+        labels=shown.names,
+        kinds=_kinds(declared),
         models=_models(comparison),
-        genres=_genres(comparison),
-        measures=tables.COLUMNS,
-        answer=_answer(comparison),
-        standings=_standings(comparison),
-        pairs=_pairs(comparison),
+        genres=_genres(comparison, shown.of_label),
+        measures=shown.columns,
+        answer=_answer(comparison, shown),
+        standings=_standings(comparison, shown.forests),
+        pairs=_pairs(comparison, shown.forests),
+        beyond=tables.beyond,
         p_value=partial(tables.p_value, resamples=comparison["resamples"]),
-        curves=_curves(comparison),
+        curves=_curves(comparison, declared),
         reliability=charts.reliability,
         cost_columns=tables.COST_COLUMNS,
         cost_cells=tables.cost_cells,
-        strongest=tables.strongest_words(comparison["strongest"]) if comparison["strongest"] else None,
+        strongest=tables.strongest_words(comparison["strongest"], declared) if comparison["strongest"] else None,
     )
+
+
+def _kinds(declared: Schema) -> dict[str, str]:
+    """What the kinds of models are called."""
+    return {
+        "end to end": "nothing frozen",
+        "frozen": "encoders frozen",
+        "partly frozen": "partly frozen",
+        "text": f"{declared.first('text')} only",
+        "poster": f"{declared.first('image')} only",
+        "baseline": "baseline",
+    }
 
 
 def _models(comparison: dict[str, Any]) -> list[dict[str, Any]]:
@@ -56,27 +65,27 @@ def _models(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     return [row | {"style": styles.get(row["name"], "rest")} for row in comparison["models"]]
 
 
-def _genres(comparison: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each genre with every model's F1 at fitted thresholds, and the best F1."""
+def _genres(comparison: dict[str, Any], measure: str) -> list[dict[str, Any]]:
+    """Each label with every model's F1, and the best F1."""
     rows = []
     for genre in comparison["genres"]:
         figures = [row["per_genre"][genre] for row in comparison["models"]]
-        f1 = [row["f1_fitted"] for row in figures]
+        f1 = [row[measure] for row in figures]
         best = max((value for value in f1 if value is not None), default=None)
         rows.append({"name": genre, "films": max(row["films"] for row in figures), "f1": f1, "best": best})
     return rows
 
 
-def _answer(comparison: dict[str, Any]) -> dict[str, Any] | None:
+def _answer(comparison: dict[str, Any], shown: ShownMeasures) -> dict[str, Any] | None:
     """The forest plot of the verdict's pair: its difference in every measure."""
     verdict = comparison["headline"]
     for pair in comparison["differences"]:
         if {pair["one"], pair["other"]} == {verdict["one"], verdict["other"]}:
             oriented = pair if pair["one"] == verdict["one"] else reversed_pair(pair)
             rows = [
-                _difference_row(difference, LABELS[measure]) | {"main": measure == verdict["measure"]}
-                for measure, difference in oriented["measures"].items()
-                if difference is not None and not measure.startswith("accuracy")
+                _difference_row(difference, shown.names[measure]) | {"main": measure == verdict["measure"]}
+                for measure in shown.answer
+                if (difference := oriented["measures"][measure]) is not None
             ]
             return charts.forest(rows, zero=True, label=_tick)
     return None
@@ -101,15 +110,15 @@ def _tick(value: float) -> str:
     return f"{100 * value:+g}".replace("-", "\N{MINUS SIGN}") if value else "0"
 
 
-def _standings(comparison: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _standings(comparison: dict[str, Any], measures: Sequence[str]) -> dict[str, dict[str, Any]]:
     """A forest plot per measure: every model on the films all share, best first; at 0.5 also the 2018 study's."""
     forests = {}
-    for measure in FORESTS:
+    for measure in measures:
         models = (row for row in _models(comparison) if row["on_shared_films"][measure] is not None)
         rows = [_standing_row(row, measure) for row in models]
         if not rows:
             continue
-        if measure == "micro_f1":
+        if measure == "micro_f1" and comparison["study_2018"]:
             rows += [
                 {
                     "name": f"2018: {row['model']}",
@@ -125,15 +134,16 @@ def _standings(comparison: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return forests
 
 
-def _pairs(comparison: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _pairs(comparison: dict[str, Any], measures: Sequence[str]) -> dict[str, dict[str, Any]]:
     """A forest plot per measure: every pair of models, the better minus the worse, the largest difference first."""
     forests = {}
-    for measure in FORESTS:
+    for measure in measures:
         rows = []
         for pair in comparison["differences"]:
             if (row := pair["measures"][measure]) is not None:
                 oriented = pair if row["value"] >= 0 else reversed_pair(pair)
-                row, names = oriented["measures"][measure], {name: oriented[name] for name in ("one", "other", "films")}
+                names = {name: oriented[name] for name in ("one", "other", "films", "beyond") if name in oriented}
+                row = oriented["measures"][measure]
                 row = _difference_row(row, f"{oriented['one']} over {oriented['other']}") | names
                 rows.append(row | {"sure": row["low"] > 0})
         if rows:
@@ -142,10 +152,11 @@ def _pairs(comparison: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return forests
 
 
-def _curves(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+def _curves(comparison: dict[str, Any], declared: Schema) -> list[dict[str, Any]]:
     """The learning curves, over steps and over hours."""
     panels, models = [], _models(comparison)
-    for name, title in CURVES.items():
+    titles = CURVES if declared.labels.choose == "many" else CURVES | {"val_micro_f1": "Val accuracy"}
+    for name, title in titles.items():
         series = [{"name": row["name"], "style": row["style"], "points": row["curves"][name]} for row in models]
         axes: dict[str, tuple[int, Callable[[float], str]]] = {
             "steps": (0, lambda value: f"{value:,.0f}"),

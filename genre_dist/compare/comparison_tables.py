@@ -7,21 +7,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from genre_dist.compare.verdict import LABELS, MAIN, between, interval
+from genre_dist.compare.shown_measures import SHOWN, ShownMeasures
+from genre_dist.compare.verdict import between, interval
 from genre_dist.pages.rendering import points
 from genre_dist.printable import markdown as escaped
 from genre_dist.printable import printable, terminal
+from genre_dist.schema import Schema
 
-COLUMNS = (
-    "micro_f1_fitted",
-    "macro_f1_fitted",
-    "sample_f1_fitted",
-    "micro_f1",
-    "macro_f1",
-    "accuracy",
-    "mean_average_precision",
-    "auc",
-)
 COST_COLUMNS = ("hours", "device hours", "peak memory", "samples/s", "steps")
 
 
@@ -70,35 +62,31 @@ Sheet = tuple[str, list[str], list[list[str]]]
 """A table's title, header and rows. Only the header and the first column hold names from users' files (escape them)."""
 
 
-def sheets(comparison: dict[str, Any], pairs: Sequence[dict[str, Any]]) -> list[Sheet]:
-    """The models, differences of pairs, F1 by genre and costs."""
-    models, reference = comparison["models"], comparison["study_2018"]
-    by_genre = reference["per_genre_of_combined_frozen"]
-    figures = [(f"{row['films']:,}", *(share(row["on_own_films"][measure]) for measure in COLUMNS)) for row in models]
-    study_rows = [
-        [f"2018 study: {row['model']}", "3,000 others", *(_plain(row[name]) if name in row else "" for name in COLUMNS)]
-        for row in reference["test"]
-    ]
-    genres = []
-    for genre in comparison["genres"]:
-        by_model = [row["per_genre"][genre] for row in models]
-        in_2018 = by_genre[genre]["f1"] / 100 if genre in by_genre else None
-        f1 = [_plain(value) for value in (*(row["f1_fitted"] for row in by_model), in_2018)]
-        genres.append([genre, f"{max(row['films'] for row in by_model):,}", *f1])
+def sheets(comparison: dict[str, Any], pairs: Sequence[dict[str, Any]], declared: Schema) -> list[Sheet]:
+    """The models, differences of pairs, F1 by label and costs."""
+    models, samples, label = comparison["models"], declared.samples, declared.label
+    shown = SHOWN[declared.labels.choose]
     names = [row["name"] for row in models]
-    measures = [LABELS[measure] for measure in MAIN]
+    of_study = ["2018 study, frozen, at 0.5"] if comparison["study_2018"] else []
+    fitted = ", fitted thresholds" if declared.labels.choose == "many" else ""
+    on_shared = _on_shared(comparison, declared)
+    by_label = f"F1 by {label}{fitted}" + "".join(f", {title[0].lower()}{title[1:]}" for title, _, _ in on_shared)
     return [
         (
             f"Models, {comparison['split']} split",
-            ["model", "films", *(LABELS[measure] for measure in COLUMNS)],
-            [[name, *row] for name, row in zip(names, figures, strict=True)] + study_rows,
+            ["model", samples, *(shown.names[measure] for measure in shown.columns)],
+            _model_rows(models, "on_own_films", shown.columns) + _study_rows(comparison, shown.columns),
         ),
+        *on_shared,
         (
-            "Differences in points, 95 % interval (paired bootstrap over films)",
-            ["difference", "films", *measures, "p, micro F1 (Holm)"],
-            [_difference_cells(pair, comparison["resamples"]) for pair in pairs],
+            f"Differences in points, 95 % interval (paired bootstrap over {samples})",
+            [
+                *("difference", samples, *(shown.names[measure] for measure in shown.main)),
+                f"p, {shown.names[shown.decides[0]]} (Holm)",
+            ],
+            [_difference_cells(pair, comparison["resamples"], shown) for pair in pairs],
         ),
-        ("F1 by genre, fitted thresholds", ["genre", "films", *names, "2018 study, frozen, at 0.5"], genres),
+        (by_label, [label, samples, *names, *of_study], _label_rows(comparison, shown.of_label)),
         (
             "Cost of training, without evaluations",
             ["model", *COST_COLUMNS],
@@ -107,7 +95,43 @@ def sheets(comparison: dict[str, Any], pairs: Sequence[dict[str, Any]]) -> list[
     ]
 
 
-def print_comparison(comparison: dict[str, Any]) -> None:
+def _model_rows(models: Sequence[dict[str, Any]], where: str, columns: Sequence[str]) -> list[list[str]]:
+    return [[row["name"], f"{row['films']:,}", *(share(row[where][measure]) for measure in columns)] for row in models]
+
+
+def _on_shared(comparison: dict[str, Any], declared: Schema) -> list[Sheet]:
+    """The models on the samples that all have, if one has more."""
+    models, shared, shown = comparison["models"], comparison["shared_films"], SHOWN[declared.labels.choose]
+    if all(row["films"] == shared for row in models):
+        return []
+    rows = _model_rows([row | {"films": shared} for row in models], "on_shared_films", shown.columns)
+    header = ["model", declared.samples, *(shown.names[measure] for measure in shown.columns)]
+    return [(f"On the {shared:,} {declared.samples} that all have", header, rows)]
+
+
+def _study_rows(comparison: dict[str, Any], columns: Sequence[str]) -> list[list[str]]:
+    """The 2018 study's models, if the data is TMDB's."""
+    rows = comparison["study_2018"]["test"] if comparison["study_2018"] else []
+    return [
+        [f"2018 study: {row['model']}", "3,000 others", *(_plain(row[name]) if name in row else "" for name in columns)]
+        for row in rows
+    ]
+
+
+def _label_rows(comparison: dict[str, Any], measure: str) -> list[list[str]]:
+    """Each label with every model's F1, and the 2018 study's if the data is TMDB's."""
+    study = comparison["study_2018"] and comparison["study_2018"]["per_genre_of_combined_frozen"]
+    rows = []
+    for label in comparison["genres"]:
+        by_model = [row["per_genre"][label] for row in comparison["models"]]
+        f1 = [row[measure] for row in by_model]
+        if study is not None:
+            f1.append(study[label]["f1"] / 100 if label in study else None)
+        rows.append([label, f"{max(row['films'] for row in by_model):,}", *map(_plain, f1)])
+    return rows
+
+
+def print_comparison(comparison: dict[str, Any], declared: Schema) -> None:
     """Print the comparison to the terminal, with only those differences that involve a model of the verdict."""
     screen = terminal()
     console = screen if screen.is_terminal else terminal(width=150)  # in a log, lines may be long
@@ -116,7 +140,7 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     verdict = comparison["headline"]
     asked = {verdict.get("one"), verdict.get("other")}
     chosen = [pair for pair in comparison["differences"] if asked & {pair["one"], pair["other"]}]
-    for title, header, rows in sheets(comparison, chosen):
+    for title, header, rows in sheets(comparison, chosen, declared):
         table = Table(*map(printable, header), title=title)
         for row in rows:
             table.add_row(*map(printable, row))
@@ -124,43 +148,50 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     if len(chosen) < len(comparison["differences"]):
         console.print(f"{len(comparison['differences']) - len(chosen)} more differences are in the report", style="dim")
     console.print(Text.assemble((printable(verdict["question"]), "bold"), " ", printable(verdict["answer"])))
-    for line in _beside(comparison):
+    for line in _beside(comparison, declared):
         console.print(f"  {printable(line)}")
 
 
-def markdown(comparison: dict[str, Any]) -> str:
+def markdown(comparison: dict[str, Any], declared: Schema) -> str:
     """The comparison as a Markdown document."""
     verdict = comparison["headline"]
     lines = [f"# {escaped(verdict['question'])}", "", f"**{escaped(verdict['answer'])}**", ""]
-    lines += [f"- {escaped(line)}" for line in _beside(comparison)]
+    lines += [f"- {escaped(line)}" for line in _beside(comparison, declared)]
     lines += ["", *(f"> {escaped(note)}\n" for note in comparison["notes"])]
-    for title, header, rows in sheets(comparison, comparison["differences"]):
+    for title, header, rows in sheets(comparison, comparison["differences"], declared):
         cells = [list(map(escaped, header)), ["---"] * len(header), *([escaped(row[0]), *row[1:]] for row in rows)]
         lines += [f"## {title}", "", *(f"| {' | '.join(row)} |" for row in cells), ""]
-    lines += ["F1 without a remark: at thresholds fitted on val. ±: standard deviation over seeds.", ""]
+    fitted = "F1 without a remark: at thresholds fitted on val. " if declared.labels.choose == "many" else ""
+    lines += [f"{fitted}±: standard deviation over seeds.", ""]
     return "\n".join(lines)
 
 
-def _beside(comparison: dict[str, Any]) -> list[str]:
+def _beside(comparison: dict[str, Any], declared: Schema) -> list[str]:
     """The remarks beside the answer."""
-    strongest = [strongest_words(comparison["strongest"])] if comparison["strongest"] else []
+    strongest = [strongest_words(comparison["strongest"], declared)] if comparison["strongest"] else []
     return [*comparison["headline"].get("beside", []), *strongest]
 
 
-def strongest_words(row: dict[str, Any]) -> str:
+def strongest_words(row: dict[str, Any], declared: Schema) -> str:
     """The strongest model against the strongest baseline, in a sentence."""
+    name = SHOWN[declared.labels.choose].names[row["measure"]]
     return (
         f"The strongest model on val, {row['model']}, minus the strongest baseline on val, {row['baseline']}: "
-        f"{points(row['value'])} points of {LABELS[row['measure']]} ({between(row)}) on {row['films']:,} films."
+        f"{points(row['value'])} points of {name} ({between(row)}) on {row['films']:,} {declared.samples}."
     )
 
 
-def _difference_cells(pair: dict[str, Any], resamples: int) -> list[str]:
-    rows = [pair["measures"][measure] for measure in MAIN]
-    main = rows[0] or rows[1]
+def _difference_cells(pair: dict[str, Any], resamples: int, shown: ShownMeasures) -> list[str]:
+    rows = [pair["measures"][measure] for measure in shown.main]
+    main = next(row for measure in shown.decides if (row := pair["measures"][measure]) is not None)
     p = f"{p_value(main['p'], resamples)} ({p_value(main['p_holm'], resamples)})"
     name = f"{pair['one']} \N{MINUS SIGN} {pair['other']}"
-    return [name, f"{pair['films']:,}", *("-" if row is None else interval(row) for row in rows), p]
+    return [name, f"{pair['films']:,}{beyond(pair)}", *("-" if row is None else interval(row) for row in rows), p]
+
+
+def beyond(pair: dict[str, Any]) -> str:
+    """How many samples each model of a pair has beside those of both, if one has any."""
+    return " (beyond: {:,} and {:,})".format(*pair["beyond"]) if "beyond" in pair else ""
 
 
 def _plain(value: float | None) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from genre_dist.compare.results import Model, on_films
+from genre_dist.metrics.choosing import log_losses, named_labels
 from genre_dist.packing.posters import load_rgb
 from genre_dist.storage import AnyPath, read_range
 from genre_dist.stream.index import SplitIndex
@@ -66,9 +67,9 @@ def _per_film(model: Model, ids: NDArray[np.int64]) -> _Side:
     votes = np.zeros(on_films(model.results[0], ids).labels.shape)
     loss = np.zeros(len(ids))
     for result in model.results:
-        logits, labels, thresholds = on_films(result, ids)
-        votes += logits > (0 if thresholds is None else thresholds)
-        loss += (np.logaddexp(0, logits) - logits * labels).mean(1)
+        logits, labels, thresholds, choose = on_films(result, ids)
+        votes += named_labels(logits, choose, thresholds)
+        loss += log_losses(logits, labels, choose).mean(1)
     return _Side(votes >= len(model.results) / 2, loss / len(model.results))
 
 

@@ -18,6 +18,7 @@ from genre_dist.config.run import CONFIG
 from genre_dist.metrics.bootstrap import Scores
 from genre_dist.metrics.evaluation_files import (
     Metrics,
+    declared_of,
     metrics_file,
     predictions_file,
     read_evaluation,
@@ -25,6 +26,7 @@ from genre_dist.metrics.evaluation_files import (
     read_predictions,
 )
 from genre_dist.metrics.thresholds import fit_thresholds, load_thresholds
+from genre_dist.schema import TMDB, Schema, plural
 
 _SEEDED = re.compile(f"(?P<name>.+)[-_/.]{SEED}", re.IGNORECASE)
 
@@ -43,6 +45,9 @@ class Result(NamedTuple):
     """On val, at the thresholds fitted there, or at 0.5 without thresholds."""
     baseline: Description
     """The content of baseline.json; empty for other runs."""
+    declared: Schema = TMDB
+    keys: list[str] | None = None
+    """The ids as the data has them; None if they are these numbers."""
 
     @property
     def genres(self) -> list[str]:
@@ -62,6 +67,11 @@ class Model(NamedTuple):
         for result in self.results[1:]:
             shared = np.intersect1d(shared, result.ids, assume_unique=True)
         return shared
+
+    @property
+    def declared(self) -> Schema:
+        """What is declared of the samples and labels."""
+        return self.results[0].declared
 
     @property
     def kind(self) -> str:
@@ -135,22 +145,27 @@ def _short_names(paths: list[str]) -> list[str]:
 
 def read_result(folder: Path, split: str) -> Result:
     """One run's evaluation on a split. Raises ValueError as `read_models`."""
-    (ids, logits, labels), metrics = read_evaluation(folder, split)
-    genres = list(metrics["per_genre"])
-    thresholds = load_thresholds(folder, genres)
+    (ids, logits, labels, keys), metrics = read_evaluation(folder, split)
+    genres, declared = list(metrics["per_genre"]), declared_of(metrics)
+    choose = declared.labels.choose
+    thresholds = load_thresholds(folder, genres) if choose == "many" else None
     val, val_metrics = predictions_file(folder, "val"), metrics_file(folder, "val")
-    if thresholds is None and val.is_file():  # an evaluation of a version that stored no thresholds
-        on_val = read_predictions(val, genres)
+    if (
+        thresholds is None and choose == "many" and val.is_file()
+    ):  # an evaluation of a version that stored no thresholds
+        on_val = read_predictions(val, genres, declared)
         thresholds = fit_thresholds(on_val.logits, on_val.labels)
     config, baseline = folder / CONFIG, folder / BASELINE
     return Result(
         folder=folder,
         ids=ids,
-        scores=Scores(logits, labels, thresholds),
+        scores=Scores(logits, labels, thresholds, choose),
         metrics=metrics,
         config=load_config(config) if config.is_file() and not baseline.is_file() else None,
         val_micro_f1=_micro_f1(read_metrics(val_metrics)) if val_metrics.is_file() else None,
         baseline=read_description(baseline) if baseline.is_file() else {},
+        declared=declared,
+        keys=keys,
     )
 
 
@@ -161,20 +176,22 @@ def _micro_f1(metrics: Metrics) -> float:
 
 def _check_genres(models: Sequence[Model]) -> None:
     first = models[0].results[0]
+    labels = plural(first.declared.label)
     for result in (result for model in models for result in model.results):
-        if result.genres != first.genres:
-            raise ValueError(f"{result.folder} and {first.folder} have other genres: they cannot be compared")
+        if result.genres != first.genres or result.scores.choose != first.scores.choose:
+            raise ValueError(f"{result.folder} and {first.folder} have other {labels}: they cannot be compared")
         _, here, there = np.intersect1d(result.ids, first.ids, assume_unique=True, return_indices=True)
         differ = np.flatnonzero((result.scores.labels[here] != first.scores.labels[there]).any(axis=1))
         if len(differ):
             raise ValueError(
-                f"film {result.ids[here][differ[0]]} and {len(differ) - 1} others have other genres in {result.folder} "
-                f"than in {first.folder}: they were packed from different catalogues and cannot be compared"
+                f"{first.declared.sample} {result.ids[here][differ[0]]} and {len(differ) - 1} others have other "
+                f"{labels} in {result.folder} than in {first.folder}: they were packed from different catalogues and "
+                "cannot be compared"
             )
 
 
 def on_films(result: Result, ids: NDArray[np.int64]) -> Scores:
     """A run's scores on some of its films (rising ids, all of them its own)."""
     rows = np.searchsorted(result.ids, ids)
-    logits, labels, thresholds = result.scores
-    return Scores(logits[rows], labels[rows], thresholds)
+    scores = result.scores
+    return scores._replace(logits=scores.logits[rows], labels=scores.labels[rows])

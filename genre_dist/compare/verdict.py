@@ -4,22 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from genre_dist.compare.results import Model
+from genre_dist.compare.shown_measures import SHOWN, ShownMeasures
 from genre_dist.pages.rendering import points
-
-LABELS = {
-    "micro_f1_fitted": "micro F1",
-    "macro_f1_fitted": "macro F1",
-    "sample_f1_fitted": "sample F1",
-    "accuracy_fitted": "accuracy",
-    "micro_f1": "micro F1 at 0.5",
-    "macro_f1": "macro F1 at 0.5",
-    "sample_f1": "sample F1 at 0.5",
-    "accuracy": "accuracy at 0.5",
-    "mean_average_precision": "mAP",
-    "auc": "AUC",
-}
-"""Display names of measures; a name without a remark means thresholds fitted on val."""
-MAIN = ("micro_f1_fitted", "micro_f1", "macro_f1_fitted", "mean_average_precision")
 
 
 def question_pair(models: Sequence[Model]) -> tuple[int, int] | None:
@@ -45,30 +31,35 @@ def verdict(
     if pair is None:
         return {"question": f"How good is {models[0].name}?", "answer": "There is nothing to compare it with."}
     one, other = (models[number] for number in pair)
+    declared = models[0].declared
+    shown = SHOWN[declared.labels.choose]
     asked = (one.kind, other.kind) == ("end to end", "frozen")
-    difference, measure = _oriented_difference(differences, one.name, other.name)
+    difference, measure = _oriented_difference(differences, one.name, other.name, shown)
     main = difference["measures"][measure]
     outcome = _outcome(main)
     word = {"yes": "Yes", "no": "No", "open": "Not shown"}[outcome]
-    gain = f"{points(main['value'])} points of {LABELS[measure]} (95 % interval {between(main)})"
+    gain = f"{points(main['value'])} points of {shown.names[measure]} (95 % interval {between(main)})"
     against = "the same model with frozen encoders" if asked else other.name
     tail = "; the interval includes zero" if outcome == "open" else ""
     return {
         "question": "Was training end to end worth it?" if asked else f"Is {one.name} better than {other.name}?",
         "verdict": outcome,
         "word": word,
-        "answer": f"{word}: {gain} against {against}, on {difference['films']:,} films{tail}.",
+        "answer": f"{word}: {gain} against {against}, on {difference['films']:,} {declared.samples}{tail}.",
         "one": one.name,
         "other": other.name,
         "measure": measure,
         "films": difference["films"],
         **{name: main[name] for name in ("value", "low", "high", "p")},
-        "beside": [*_disagreeing(difference["measures"], measure), *_price(rows[pair[0]], rows[pair[1]])],
+        "beside": [*_disagreeing(difference["measures"], measure, shown), *_price(rows[pair[0]], rows[pair[1]])],
     }
 
 
 def strongest_pair(models: Sequence[Model], differences: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The strongest trained model against the strongest baseline, both chosen by micro F1 on val."""
+    """The strongest trained model against the strongest baseline, both chosen by micro F1 on val.
+
+    That is the accuracy where a sample has exactly one label.
+    """
     best: list[Model] = []
     for wanted in (False, True):
         chosen = [model for model in models if (model.kind == "baseline") == wanted and model.val_micro_f1 is not None]
@@ -76,7 +67,8 @@ def strongest_pair(models: Sequence[Model], differences: Sequence[dict[str, Any]
             return None
         best.append(max(chosen, key=lambda model: model.val_micro_f1 or 0))
     trained, baseline = best
-    difference, measure = _oriented_difference(differences, trained.name, baseline.name)
+    shown = SHOWN[trained.declared.labels.choose]
+    difference, measure = _oriented_difference(differences, trained.name, baseline.name, shown)
     return {
         "model": trained.name,
         "baseline": baseline.name,
@@ -96,11 +88,13 @@ def interval(row: dict[str, Any]) -> str:
     return f"{points(row['value'])} ({between(row)})"
 
 
-def _oriented_difference(differences: Sequence[dict[str, Any]], one: str, other: str) -> tuple[dict[str, Any], str]:
+def _oriented_difference(
+    differences: Sequence[dict[str, Any]], one: str, other: str, shown: ShownMeasures
+) -> tuple[dict[str, Any], str]:
     """The pair oriented as one minus other, and the measure that decides."""
     pair = next(pair for pair in differences if {pair["one"], pair["other"]} == {one, other})
     difference = pair if pair["one"] == one else reversed_pair(pair)
-    return difference, "micro_f1_fitted" if difference["measures"]["micro_f1_fitted"] is not None else "micro_f1"
+    return difference, next(measure for measure in shown.decides if difference["measures"][measure] is not None)
 
 
 def reversed_pair(pair: dict[str, Any]) -> dict[str, Any]:
@@ -109,22 +103,23 @@ def reversed_pair(pair: dict[str, Any]) -> dict[str, Any]:
         measure: row and row | {"value": -row["value"], "low": -row["high"], "high": -row["low"]}
         for measure, row in pair["measures"].items()
     }
-    return pair | {"one": pair["other"], "other": pair["one"], "measures": measures}
+    turned = pair | {"one": pair["other"], "other": pair["one"], "measures": measures}
+    return turned | ({"beyond": pair["beyond"][::-1]} if "beyond" in pair else {})
 
 
 def _outcome(row: dict[str, Any]) -> str:
     return "yes" if row["low"] > 0 else "no" if row["high"] < 0 else "open"
 
 
-def _disagreeing(measures: dict[str, Any], chosen: str) -> list[str]:
+def _disagreeing(measures: dict[str, Any], chosen: str, shown: ShownMeasures) -> list[str]:
     """A sentence for each main measure that disagrees with the chosen one."""
     how = {"yes": "it is ahead", "no": "it is behind", "open": "nothing is shown"}
-    rows = [(measure, measures[measure]) for measure in MAIN if measures[measure] is not None]
+    rows = [(measure, measures[measure]) for measure in shown.main if measures[measure] is not None]
     return [
-        f"By {LABELS[measure]} {how[_outcome(row)]}: {interval(row)}."
+        f"By {shown.names[measure]} {how[_outcome(row)]}: {interval(row)}."
         for measure, row in rows
         if _outcome(row) != _outcome(measures[chosen])
-    ] or ["micro F1 at fitted thresholds and at 0.5, macro F1 and mAP agree."]
+    ] or [shown.agree]
 
 
 def _price(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ class LossConfig:
 
     kind: Literal["bce", "focal", "asymmetric"] = "bce"
     """Binary cross-entropy; `focal` (Lin et al. 2017) and `asymmetric` (Ridnik et al. 2021) reduce the weight of easy
-    examples."""
+    examples. Where a sample has exactly one label, `bce` is the softmax's cross-entropy and `focal` its focal form."""
     focal_gamma: float = 2.0
     """`focal`: how much less easy examples weigh; 0 is plain bce."""
     gamma_positive: float = 0.0
@@ -23,9 +23,11 @@ class LossConfig:
     """`asymmetric`: negatives with a probability below this count as nothing."""
     class_weights: Literal["none", "sqrt", "balanced"] = "none"
     """A genre's positives weigh (films without it) / (films with it), counted over the shards' train split
-    (`balanced`), or the square root of that (`sqrt`)."""
+    (`balanced`), or the square root of that (`sqrt`). With exactly one label a sample, a label weighs (samples) /
+    (labels x samples with it)."""
     label_smoothing: float = 0.0
-    """Labels 0 and 1 become s/2 and 1 - s/2 (Szegedy et al. 2015, for two classes)."""
+    """Labels 0 and 1 become s/2 and 1 - s/2 (Szegedy et al. 2015, for two classes); with exactly one of n labels, s/n
+    and 1 - s + s/n."""
 
     def __post_init__(self) -> None:
         for name in ("focal_gamma", "gamma_positive", "gamma_negative"):

@@ -39,7 +39,8 @@ def ablate(run: Run, manifest: Manifest, split: str, thresholds: NDArray[np.floa
                 mixed = encoded | {medium: encoded[medium].of(_derangement(len(window_labels), random))}
                 logits[f"{medium} {shuffle}"].append(_logits(run, mixed))
     truth = np.concatenate(labels)
-    scores = {name: Scores(np.concatenate(parts), truth, thresholds) for name, parts in logits.items()}
+    choose = manifest.declared.labels.choose
+    scores = {name: Scores(np.concatenate(parts), truth, thresholds, choose) for name, parts in logits.items()}
     drawn = resampled(scores, RESAMPLES)
     dealt = {medium: np.mean([drawn[f"{medium} {shuffle}"] for shuffle in range(SHUFFLES)], axis=0) for medium in media}
     return {

@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 from genre_dist.atomic import atomic_file
 from genre_dist.compare.differences import FilmInfo, read_film_info, thumbnail
 from genre_dist.compare.results import read_result
-from genre_dist.compare.verdict import LABELS
+from genre_dist.compare.shown_measures import SHOWN
 from genre_dist.explain import explanation_figures as figures
 from genre_dist.explain.ablation import ablate
 from genre_dist.explain.attribution import Explained, Explainer
 from genre_dist.inference.evaluate_run import check_same_labels
 from genre_dist.inference.trained_model import Run, load_run
+from genre_dist.metrics.choosing import margins
 from genre_dist.metrics.thresholds import load_thresholds
 from genre_dist.pages import charts
 from genre_dist.pages.rendering import write_page
 from genre_dist.progress import progress_bar
+from genre_dist.schema import Choose, Schema, plural
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.device_feed import to_device, whole_pixels
 from genre_dist.stream.manifest import load_manifest
@@ -30,7 +32,11 @@ from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
 from genre_dist.training.experiment import open_split
 
-ABLATED = ("micro_f1_fitted", "micro_f1", "macro_f1_fitted", "mean_average_precision")
+ABLATED: dict[Choose, tuple[str, ...]] = {
+    "many": ("micro_f1_fitted", "micro_f1", "macro_f1_fitted", "mean_average_precision"),
+    "one": ("accuracy", "macro_f1", "mean_average_precision"),
+}
+"""The measures that are shown without a medium."""
 
 
 def explain(
@@ -55,16 +61,16 @@ def explain(
     run = load_run(folder, device, trust_code)
     manifest = load_manifest(shards or run.config.data.shards)
     check_same_labels(run, manifest)
-    thresholds = load_thresholds(folder, run.genres)
+    declared, choose = run.declared, run.declared.labels.choose
+    thresholds = load_thresholds(folder, run.genres) if choose == "many" else None
     films = list(films) or _surest(folder, split, count, thresholds)
     infos = read_film_info(manifest.folder, split, films)
-    cut = np.zeros(len(run.genres)) if thresholds is None else thresholds
     reader = open_split(run.config, manifest, split)
     explainer = Explainer(run.model, run.config.data.image_size)
     with progress_bar() as progress:
         explained = [
-            _explain_film(run, reader.read(rows), explainer, cut, genres, infos)
-            for rows in progress.track(_rows_of_films(reader, films), description="films")
+            _explain_film(run, reader.read(rows), explainer, thresholds, genres, infos)
+            for rows in progress.track(_rows_of_films(reader, films), description=declared.samples)
         ]
     explanation: dict[str, Any] = {
         "run": str(folder),
@@ -74,9 +80,9 @@ def explain(
     }
     out.mkdir(parents=True, exist_ok=True)
     for film in explained:
-        figures.film_figure(film, out / f"film-{film.film}.png")
+        figures.film_figure(film, out / f"{declared.sample.replace(' ', '-')}-{film.film}.png")
     if explanation["ablation"] is not None:
-        figures.ablation_figure(explanation["ablation"], ABLATED, out / "ablation.png")
+        figures.ablation_figure(explanation["ablation"], ABLATED[choose], out / "ablation.png", declared)
     with atomic_file(out / "explanation.json", "w") as file:
         json.dump(explanation, file, indent=1)
     heats = {
@@ -86,17 +92,23 @@ def explain(
         if film.picture is not None and attribution.heat is not None
     }
     posters = {film.film: film.info.poster for film in explained if film.info and film.info.poster}
-    context = {"heats": heats, "posters": posters, "labels": LABELS, "media": _media(explanation)}
-    write_page(out / "index.html", "explanation.html", explanation=explanation, **context)
+    context = {
+        "heats": heats,
+        "posters": posters,
+        "labels": SHOWN[choose].names,
+        "media": _media(explanation, declared),
+    }
+    words = {"declared": declared, "plural": plural(declared.label), "media_words": media_words(declared)}
+    write_page(out / "index.html", "explanation.html", explanation=explanation, **context, **words)
     return explanation
 
 
 def _surest(folder: Path, split: str, count: int, thresholds: NDArray[np.float64] | None) -> list[int]:
     """For each genre the film of its highest margin over the threshold; the largest margins first."""
     result = read_result(folder, split)
-    margins = result.scores.logits - (0 if thresholds is None else thresholds)  # [films, genres]
-    best = margins.argmax(axis=0)
-    order = np.argsort(-margins[best, np.arange(len(best))])
+    above = margins(result.scores.logits, result.scores.choose, thresholds)  # [films, genres]
+    best = above.argmax(axis=0)
+    order = np.argsort(-above[best, np.arange(len(best))])
     return list(dict.fromkeys(int(result.ids[best[genre]]) for genre in order))[:count]
 
 
@@ -109,19 +121,25 @@ def _rows_of_films(reader: ShardReader, films: Sequence[int]) -> list[Rows]:
             rows_of_film[int(ids[row])] = Rows(np.array([number]), np.array([row]))
     if missing := [str(film) for film in films if film not in rows_of_film]:
         raise ValueError(
-            f"{reader.manifest.folder}: the {reader.split} split has no film {', '.join(missing)} with "
-            f"{' and '.join(reader.wanted)}"
+            f"{reader.manifest.folder}: the {reader.split} split has no {reader.manifest.declared.sample} "
+            f"{', '.join(missing)} with {' and '.join(reader.wanted)}"
         )
     return [rows_of_film[film] for film in films]
 
 
 def _explain_film(
-    run: Run, batch: Batch, explainer: Explainer, cut: NDArray[np.float64], count: int, infos: dict[int, FilmInfo]
+    run: Run,
+    batch: Batch,
+    explainer: Explainer,
+    thresholds: NDArray[np.float64] | None,
+    count: int,
+    infos: dict[int, FilmInfo],
 ) -> Explained:
-    """Explain one film, a batch of 1, for its `count` most confident genres."""
+    """Explain one sample, a batch of 1, for its `count` most confident labels."""
     inputs = to_device(batch, next(run.model.parameters()).device, whole_pixels(run.config.data))
     with torch.no_grad():
-        logits = run.model(inputs.fields)[0].float().cpu().numpy()
+        logits = run.model(inputs.fields).float().cpu().numpy()
+    above = margins(logits, run.declared.labels.choose, thresholds)[0]  # [labels]
     words: list[str] = []
     if batch.tokens is not None and batch.lengths is not None:
         spelling = list(run.words)  # in the order of their ids
@@ -136,10 +154,10 @@ def _explain_film(
         genres=[
             (
                 run.genres[genre],
-                float(logits[genre] - cut[genre]),
+                float(above[genre]),
                 explainer(inputs.fields, int(genre)),
             )
-            for genre in np.argsort(-(logits - cut))[:count]
+            for genre in np.argsort(-above)[:count]
         ],
     )
 
@@ -165,17 +183,22 @@ def _film_data(film: Explained) -> dict[str, Any]:
     }
 
 
-def _media(explanation: dict[str, Any]) -> dict[str, Any] | None:
+def _media(explanation: dict[str, Any], declared: Schema) -> dict[str, Any] | None:
     """The ablation as a forest plot."""
     if explanation["ablation"] is None:
         return None
-    rows = []
+    rows, choose, words = [], declared.labels.choose, media_words(declared)
     for medium, measures in explanation["ablation"]["loss_without"].items():
-        for measure in ABLATED:
+        for measure in ABLATED[choose]:
             if (lost := measures[measure]) is not None:
-                name = f"{'posters' if medium == 'poster' else 'texts'} shuffled: {LABELS[measure]}"
+                name = f"{words[medium]} shuffled: {SHOWN[choose].names[measure]}"
                 rows.append(_lost_row(lost, name))
     return charts.forest(rows, zero=True, label=lambda value: f"{100 * value:g}")
+
+
+def media_words(declared: Schema) -> dict[str, str]:
+    """What the media of many samples are called."""
+    return {"poster": plural(declared.first("image")), "text": "texts"}
 
 
 def _lost_row(lost: dict[str, Any], name: str) -> dict[str, Any]:

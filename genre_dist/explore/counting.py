@@ -12,6 +12,7 @@ from genre_dist.packing.films import Film
 from genre_dist.packing.posters import load_rgb
 from genre_dist.packing.splits import order_key
 from genre_dist.packing.vocabulary import SPECIAL, forget_rare
+from genre_dist.schema import TMDB, Schema, plural, with_article
 from genre_dist.stream.manifest import SPLITS
 
 LONGEST = 65_535
@@ -34,8 +35,10 @@ class PosterLook(NamedTuple):
 class Counts:
     """All counters. `Film.genres` are indices into `genres`."""
 
-    def __init__(self, genres: Sequence[str], poster_share: float = 1.0) -> None:
-        self.genres = list(genres)
+    def __init__(self, genres: Sequence[str], poster_share: float = 1.0, declared: Schema = TMDB) -> None:
+        self.genres, self.declared = list(genres), declared
+        self.image = declared.first("image")
+        self.unlabelled = f"without a known {declared.label}"
         self.poster_share = poster_share
         n = len(self.genres)
         self.films = np.zeros(len(SPLITS), np.int64)  # [splits]
@@ -61,7 +64,7 @@ class Counts:
             self.faults += [film.fault] * (len(self.faults) < 10)
             return
         if not film.genres:
-            self.lacking["without a known genre"] += 1
+            self.lacking[self.unlabelled] += 1
             return
         indices = np.unique(film.genres)
         split = SPLITS.index(film.split)
@@ -93,16 +96,17 @@ class Counts:
 
     def _add_poster(self, film: Film, indices: NDArray[np.int64]) -> None:
         if film.poster is None:
-            self.lacking["without a poster"] += 1
+            self.lacking[f"without {with_article(self.image)}"] += 1
             return
         if order_key(film.id) >= self.poster_share * 2**64:
-            self.lacking["posters not looked at"] += 1
+            self.lacking[f"{plural(self.image)} not looked at"] += 1
             return
         try:
             look = look_at(film.poster)
         except ValueError as error:
-            self.lacking["with an unreadable poster"] += 1
-            self.faults += [f"film {film.id}: its poster: {error}"] * (len(self.faults) < 10)
+            self.lacking[f"with an unreadable {self.image}"] += 1
+            fault = f"{self.declared.sample} {film.id}: its {self.image}: {error}"
+            self.faults += [fault] * (len(self.faults) < 10)
             return
         self.short_sides[indices, min(look.short_side, WIDEST)] += 1
         self.brightness[indices, min(int(look.brightness), 255)] += 1

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from wordcloud import WordCloud
 from genre_dist.atomic import atomic_file
 from genre_dist.explore.findings import THRESHOLDS
 from genre_dist.pages.plotting import label, save
+from genre_dist.schema import TMDB, Schema, plural
 
 COLOUR, QUIET = "#2b6cb0", "#c3ccd6"
 MONTHS = "JFMAMJJASOND"
@@ -26,17 +28,24 @@ LENGTHS_SHOWN = 200
 LETTERS = 30  # of a name or word in a figure
 
 
-def draw(findings: dict[str, Any], out: Path, progress: Callable[[str], None] = lambda name: None) -> dict[str, Path]:
+def draw(
+    findings: dict[str, Any],
+    out: Path,
+    progress: Callable[[str], None] = lambda name: None,
+    declared: Schema = TMDB,
+) -> dict[str, Path]:
     """Write all figures and return their files by name. A figure without data is left out."""
-    drawn: dict[str, Callable[[], Figure]] = {"genres": lambda: _genres(findings)}
+    samples, images = declared.samples, plural(declared.first("image"))
+    drawn: dict[str, Callable[[], Figure]] = {"genres": lambda: _genres(findings, samples)}
     if findings["text_words"]["films"]:
-        drawn["lengths"] = lambda: _lengths(findings["text_words"])
-    drawn["together"] = lambda: _together(findings["together"])
+        drawn["lengths"] = lambda: _lengths(findings["text_words"], samples)
+    if declared.labels.choose == "many":
+        drawn["together"] = lambda: _together(findings["together"], declared)
     if sum(findings["months"]["films"]):
-        drawn["months"] = lambda: _months(findings)
+        drawn["months"] = lambda: _months(findings, samples)
     for measure, unit in (("brightness", "mean luma, 0 to 255"), ("short_side", "shorter side, pixels")):
         if any(row[measure] for row in findings["posters"]["by_genre"].values()):
-            drawn[measure] = lambda measure=measure, unit=unit: _boxes(findings, measure, unit)  # type: ignore[misc]
+            drawn[measure] = partial(_boxes, findings, measure, unit, images)
     files = {}
     for name, make in drawn.items():
         progress(name)
@@ -63,18 +72,18 @@ def _label(name: str) -> str:
     return label(name, LETTERS)
 
 
-def _genres(findings: dict[str, Any]) -> Figure:
+def _genres(findings: dict[str, Any], samples: str) -> Figure:
     ranked = sorted(findings["genres"].items(), key=lambda item: item[1]["films"])
     figure, axes = plt.subplots(figsize=(7, 6))
     bars = axes.barh(range(len(ranked)), [row["films"] for _, row in ranked], color=COLOUR)
     axes.set_yticks(range(len(ranked)), [_label(name) for name, _ in ranked])
     axes.bar_label(bars, [f"{row['films']:,}" for _, row in ranked], padding=3, fontsize=9)
-    axes.set_xlabel("films")
+    axes.set_xlabel(samples)
     sns.despine(figure)
     return figure
 
 
-def _lengths(text_words: dict[str, Any]) -> Figure:
+def _lengths(text_words: dict[str, Any], samples: str) -> Figure:
     counts = np.array(text_words["texts_of_length"])
     clipped = np.append(counts[:LENGTHS_SHOWN], counts[LENGTHS_SHOWN:].sum())
     bins = np.add.reduceat(clipped, np.arange(0, len(clipped), 5))
@@ -86,12 +95,12 @@ def _lengths(text_words: dict[str, Any]) -> Figure:
         words = f"{text_words['at_least'][str(least)]:,} of {least} words or more"
         axes.text(least + 1, top * (1.22 - 0.07 * number), words, va="top", fontsize=8, color=COLOUR)
     axes.set_xlabel(f"words of a text, in fives; the last bar is {LENGTHS_SHOWN} and more")
-    axes.set_ylabel("films")
+    axes.set_ylabel(samples)
     sns.despine(figure)
     return figure
 
 
-def _together(together: dict[str, Any]) -> Figure:
+def _together(together: dict[str, Any], declared: Schema) -> Figure:
     films = np.array(together["films"], float)
     own = films.diagonal().copy()
     share = 100 * np.divide(films, own[:, None], out=np.zeros_like(films), where=own[:, None] > 0)
@@ -106,7 +115,7 @@ def _together(together: dict[str, Any]) -> Figure:
         annot=True,
         fmt=".0f",
         annot_kws={"size": 7},
-        cbar_kws={"label": "% of the row's films that are also of the column's genre"},
+        cbar_kws={"label": f"% of the row's {declared.samples} that are also of the column's {declared.label}"},
     )
     for edge in np.cumsum([len(cluster) for cluster in together["clusters"]])[:-1]:
         axes.axhline(edge, color="black", lw=1)
@@ -114,7 +123,7 @@ def _together(together: dict[str, Any]) -> Figure:
     return figure
 
 
-def _months(findings: dict[str, Any]) -> Figure:
+def _months(findings: dict[str, Any], samples: str) -> Figure:
     names = list(findings["months"]["share"])
     rows = -(-len(names) // 4)
     figure, panels = plt.subplots(rows, 4, figsize=(9, 1.6 * rows), sharex=True, squeeze=False)
@@ -128,12 +137,12 @@ def _months(findings: dict[str, Any]) -> Figure:
         axes.tick_params(axis="y", labelsize=7)
     for axes in panels.flat[len(names) :]:
         axes.axis("off")
-    figure.supylabel("% of the month's films", fontsize=9)
+    figure.supylabel(f"% of the month's {samples}", fontsize=9)
     figure.tight_layout()
     return figure
 
 
-def _boxes(findings: dict[str, Any], measure: str, unit: str) -> Figure:
+def _boxes(findings: dict[str, Any], measure: str, unit: str, images: str) -> Figure:
     known = [(name, row[measure]) for name, row in findings["posters"]["by_genre"].items() if row[measure]]
     known.sort(key=lambda pair: pair[1]["0.5"])
     names = ("whislo", "q1", "med", "q3", "whishi")
@@ -142,7 +151,7 @@ def _boxes(findings: dict[str, Any], measure: str, unit: str) -> Figure:
     axes.bxp(
         boxes, orientation="horizontal", patch_artist=True, boxprops={"facecolor": QUIET}, medianprops={"color": COLOUR}
     )
-    axes.set_xlabel(f"{unit}; box: middle half of the posters, whiskers: middle 90 %")
+    axes.set_xlabel(f"{unit}; box: middle half of the {images}, whiskers: middle 90 %")
     sns.despine(figure)
     return figure
 

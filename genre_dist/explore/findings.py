@@ -11,6 +11,7 @@ from sklearn.cluster import SpectralCoclustering
 from wordcloud import STOPWORDS
 
 from genre_dist.explore.counting import Counts
+from genre_dist.schema import plural, with_article
 from genre_dist.stream.manifest import SPLITS
 
 THRESHOLDS = (20, 30, 50, 100)
@@ -27,7 +28,7 @@ def findings(counts: Counts) -> dict[str, Any]:
     return {
         "films": films,
         "films_by_split": dict(zip(SPLITS, counts.films.tolist(), strict=True)),
-        "left_out": {what: counts.lacking[what] for what in ("without a known genre", "unreadable")},
+        "left_out": {what: counts.lacking[what] for what in (counts.unlabelled, "unreadable")},
         "genres": {
             name: {"films": int(row.sum()), "share": _ratio(row.sum(), films)}
             | dict(zip(SPLITS, row.tolist(), strict=True))
@@ -149,9 +150,9 @@ def _is_content_word(word: str) -> bool:
 def _posters(counts: Counts) -> dict[str, Any]:
     looked_at = {name: int(row.sum()) for name, row in zip(counts.genres, counts.brightness, strict=True)}
     return {
-        "without": counts.lacking["without a poster"],
-        "unreadable": counts.lacking["with an unreadable poster"],
-        "not_looked_at": counts.lacking["posters not looked at"],
+        "without": counts.lacking[f"without {with_article(counts.image)}"],
+        "unreadable": counts.lacking[f"with an unreadable {counts.image}"],
+        "not_looked_at": counts.lacking[f"{plural(counts.image)} not looked at"],
         "by_genre": {
             name: {
                 "posters": looked_at[name],

@@ -23,7 +23,7 @@ def _explore(arguments: Namespace) -> None:
         from genre_dist.explore.exploring import explore
 
         counts = explore(arguments.source, arguments.out, arguments.text, arguments.poster_share)
-    print(f"{printable(arguments.source)}: {counts.films.sum():,} films")
+    print(f"{printable(arguments.source)}: {counts.films.sum():,} {counts.declared.samples}")
     for what, films in counts.lacking.items():
         print(f"  {films:,} {what}")
     for fault in counts.faults:

@@ -23,10 +23,12 @@ from genre_dist.inference.film_sources import Source, SourceFilms, find_films
 from genre_dist.inference.prediction import Unlabelled, film_pixels, predict_logits, why_left_out
 from genre_dist.inference.trained_model import Run
 from genre_dist.lock import holds_files
+from genre_dist.metrics.choosing import named_labels, probabilities
 from genre_dist.metrics.thresholds import load_thresholds
 from genre_dist.parallel.world import World, on_first
 from genre_dist.printable import printable
 from genre_dist.progress import progress_bar
+from genre_dist.schema import TMDB, Schema, plural
 from genre_dist.sealed import read_sealed, write_sealed
 from genre_dist.storage import sha256_of
 from genre_dist.validation import Count, Sha256
@@ -34,15 +36,23 @@ from genre_dist.validation import Count, Sha256
 PART = 1024
 BATCH = 32
 IDENTITY = "prediction.json"
-SCHEMA = pa.schema(
-    [
-        ("tmdb_id", pa.int64()),
-        ("genres", pa.list_(pa.string())),  # genres above their thresholds, the most probable first
-        ("probabilities", pa.list_(pa.float32())),  # in the model's order of genres; null if left out
-        ("logits", pa.list_(pa.float32())),
-        ("left_out", pa.string()),  # the reason for no prediction; null if there is one
-    ]
-)
+
+
+def part_schema(declared: Schema) -> pa.Schema:
+    """The columns of a part; TMDB's films have ids that are numbers."""
+    of_tmdb, texts, numbers = declared == TMDB, pa.list_(pa.string()), pa.list_(pa.float32())
+    return pa.schema(
+        [
+            ("tmdb_id", pa.int64()) if of_tmdb else ("id", pa.string()),
+            ("genres" if of_tmdb else "labels", texts),  # those that are predicted, the most probable first
+            ("probabilities", numbers),  # in the model's order of labels; null if left out
+            ("logits", numbers),
+            ("left_out", pa.string()),  # the reason for no prediction; null if there is one
+        ]
+    )
+
+
+SCHEMA = part_schema(TMDB)
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,11 @@ class Predictor(NamedTuple):
     pool: Executor
     """Reads and decodes posters."""
 
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of a part."""
+        return part_schema(self.run.declared)
+
 
 def predict_many(run: Run, folder: Path, source: Source, out: Path, world: World) -> None:
     """Predict every film of a source, on all ranks, into `out`, whose lock the ranks hold.
@@ -84,7 +99,7 @@ def predict_many(run: Run, folder: Path, source: Source, out: Path, world: World
     counts: Counter[str] = Counter()
     with progress_bar() as progress, ThreadPoolExecutor(max(1, run.config.data.workers)) as pool:
         predictor = Predictor(run, thresholds, world, pool)
-        task = progress.add_task("films", total=None)
+        task = progress.add_task(run.declared.samples, total=None)
         for number, films in enumerate(_parts(source_films.films)):
             if number % world.size == world.rank:
                 counts["films"] += len(films)
@@ -93,18 +108,21 @@ def predict_many(run: Run, folder: Path, source: Source, out: Path, world: World
     world.wait_for_all()
     gathered = world.gather(counts)
     if gathered is not None:
-        _print_summary(out, sum(gathered, Counter()), source_films, thresholds is not None)
+        _print_summary(out, sum(gathered, Counter()), source_films, thresholds is not None, run.declared)
 
 
-def _print_summary(out: Path, counts: Counter[str], source_films: SourceFilms, is_fitted: bool) -> None:
+def _print_summary(
+    out: Path, counts: Counter[str], source_films: SourceFilms, is_fitted: bool, declared: Schema
+) -> None:
     print(
-        f"{printable(out)}: {counts['films']:,} films, {counts['left out']:,} of them without what the model needs "
-        "(column left_out)"
+        f"{printable(out)}: {counts['films']:,} {declared.samples}, "
+        f"{counts['left out']:,} of them without what the model needs (column left_out)"
     )
     for line in source_films.left_out.lines():
         print(f"  {line}")
-    if not is_fitted:
-        print("no thresholds were fitted: genres are named at one half (`genre-dist evaluate RUN --split val`)")
+    if not is_fitted and declared.labels.choose == "many":
+        labels = plural(declared.label)
+        print(f"no thresholds were fitted: {labels} are named at one half (`genre-dist evaluate RUN --split val`)")
 
 
 def _identity(
@@ -140,7 +158,8 @@ def _claim(out: Path, identity: Identity) -> None:
 
 def _finish_part(path: Path, films: Sequence[tuple[int, Unlabelled]], predictor: Predictor) -> int:
     """Write a part unless a valid one exists; returns how many of its films have no prediction."""
-    table = _read_part(path, [film for film, _ in films]) if path.exists() else None
+    schema = predictor.schema
+    table = _read_part(path, _ids(films, schema), schema) if path.exists() else None
     if table is None:
         table = _predict_part(films, predictor)
         with atomic_file(path) as file:
@@ -148,12 +167,17 @@ def _finish_part(path: Path, films: Sequence[tuple[int, Unlabelled]], predictor:
     return len(table) - int(table["left_out"].null_count)
 
 
-def _read_part(path: Path, ids: list[int]) -> pa.Table | None:
+def _ids(films: Sequence[tuple[int, Unlabelled]], schema: pa.Schema) -> list[Any]:
+    """The films' ids as a part has them."""
+    return [number if schema.types[0] == pa.int64() else str(number) for number, _ in films]
+
+
+def _read_part(path: Path, ids: list[Any], schema: pa.Schema = SCHEMA) -> pa.Table | None:
     """An existing part; None if it is damaged or of other films."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read(use_threads=False)
-        same = table.schema.equals(SCHEMA) and table["tmdb_id"].to_pylist() == ids
+        same = table.schema.equals(schema) and table[0].to_pylist() == ids
     except (pa.ArrowException, OSError, ValueError, TypeError, MemoryError):
         return None
     return table if same else None
@@ -170,14 +194,16 @@ def _predict_part(films: Sequence[tuple[int, Unlabelled]], predictor: Predictor)
     for first in range(0, len(films), BATCH):
         rows += _predict_batch(films[first : first + BATCH], predictor)
         predictor.world.progress()
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+    return pa.Table.from_pylist(rows, schema=predictor.schema)
 
 
 def _predict_batch(films: Sequence[tuple[int, Unlabelled]], predictor: Predictor) -> list[dict[str, Any]]:
     run, thresholds, world, pool = predictor
+    choose, schema = run.declared.labels.choose, predictor.schema
+    of_ids, of_labels = schema.names[:2]
     none: list[NDArray[np.uint8] | str] = [""] * len(films)
     found = film_pixels(run, [film for _, film in films], pool) if run.model.images else none
-    rows: list[dict[str, Any]] = [dict.fromkeys(SCHEMA.names) | {"tmdb_id": number} for number, _ in films]
+    rows: list[dict[str, Any]] = [dict.fromkeys(schema.names) | {of_ids: key} for key in _ids(films, schema)]
     for row, (_, film), poster in zip(rows, films, found, strict=True):
         if reason := why_left_out(run, not isinstance(poster, str), film.text is not None):
             row["left_out"] = poster if isinstance(poster, str) and poster and "no poster" in reason else reason
@@ -186,9 +212,8 @@ def _predict_batch(films: Sequence[tuple[int, Unlabelled]], predictor: Predictor
         return rows
     pixels = [None if isinstance(poster := found[at], str) else poster for at in complete]
     logits = predict_logits(run, pixels, [films[at][1].text for at in complete], world.device)
-    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    named = logits > (0 if thresholds is None else thresholds)
-    for at, logit, probability, above in zip(complete, logits, probabilities, named, strict=True):
-        surest = [genre for genre in np.argsort(-probability, kind="stable") if above[genre]]
-        rows[at] |= {"logits": logit, "probabilities": probability, "genres": [run.genres[genre] for genre in surest]}
+    probable, named = probabilities(logits, choose), named_labels(logits, choose, thresholds)
+    for at, logit, probability, above in zip(complete, logits, probable, named, strict=True):
+        surest = [label for label in np.argsort(-probability, kind="stable") if above[label]]
+        rows[at] |= {"logits": logit, "probabilities": probability, of_labels: [run.genres[label] for label in surest]}
     return rows

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from genre_dist.catalogue.poster_search import LARGEST_BYTES, TarMember
 from genre_dist.inference.trained_model import Run
+from genre_dist.metrics.choosing import named_labels, probabilities
 from genre_dist.packing.layout import film_text
 from genre_dist.packing.posters import load_rgb, square
 from genre_dist.packing.vocabulary import encode, tokenise
@@ -35,7 +36,7 @@ class Unlabelled(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """A genre, its probability, and whether its logit is above the threshold."""
+    """A label, its probability, and whether it is predicted: above its threshold, or the likeliest."""
 
     genre: str
     probability: float
@@ -61,18 +62,20 @@ def film_of_options(run: Run, poster: Path | None, overview: str | None, title: 
 def predict(
     run: Run, thresholds: NDArray[np.float64] | None, film: Unlabelled, device: torch.device
 ) -> list[Prediction]:
-    """Genres by descending probability, named above their fitted thresholds, or above one half without them.
+    """Labels by descending probability, named above their fitted thresholds, or above one half without them.
 
-    Raises ValueError if the film lacks a text or poster that the model needs, or the poster is no image.
+    Where a sample has exactly one label, probabilities are the softmax's and the likeliest label is named. Raises
+    ValueError if the film lacks a text or poster that the model needs, or the poster is no image.
     """
+    choose = run.declared.labels.choose
     pixels = _pixels(run, film.poster) if run.model.images and film.poster is not None else None
     if reason := why_left_out(run, pixels is not None, film.text is not None):
-        raise ValueError(f"the film has {reason}, which this model was trained on")
-    logits = predict_logits(run, [pixels], [film.text], device)[0]
-    named = logits > (0 if thresholds is None else thresholds)
+        raise ValueError(f"the {run.declared.sample} has {reason}, which this model was trained on")
+    logits = predict_logits(run, [pixels], [film.text], device)
+    named, probable = named_labels(logits, choose, thresholds)[0], probabilities(logits, choose)[0]
     predictions = [
-        Prediction(genre, float(1 / (1 + np.exp(-np.float64(logit)))), bool(above))
-        for genre, logit, above in zip(run.genres, logits, named, strict=True)
+        Prediction(label, float(probability), bool(above))
+        for label, probability, above in zip(run.genres, probable, named, strict=True)
     ]
     return sorted(predictions, key=lambda one: -one.probability)
 

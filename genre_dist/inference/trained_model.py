@@ -12,6 +12,7 @@ from genre_dist.config.run import CONFIG, WEIGHTS
 from genre_dist.config.trust import refuse_foreign_code
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.weights import load_state
+from genre_dist.schema import TMDB, Schema
 from genre_dist.training.model_files import read_metadata, read_weights, read_words
 
 
@@ -24,6 +25,8 @@ class Run(NamedTuple):
     metadata: dict[str, Any]
     """The content of model.json."""
     words: dict[str, int]
+    declared: Schema = TMDB
+    """What is declared of the samples and labels that it was trained on."""
 
 
 def load_run(folder: Path, device: torch.device, trust_code: bool = False) -> Run:
@@ -57,4 +60,5 @@ def load_run(folder: Path, device: torch.device, trust_code: bool = False) -> Ru
     except (RuntimeError, MemoryError) as error:
         raise ValueError(f"{file}: its model cannot be made here: {str(error).partition(chr(10))[0]}") from None
     load_state(model, weights, str(folder / WEIGHTS), "the run's config.yaml")
-    return Run(config, model.to(device).eval(), [genre.name for genre in facts.genres], facts.to_dict(), words)
+    genres = [genre.name for genre in facts.genres]
+    return Run(config, model.to(device).eval(), genres, facts.to_dict(), words, facts.declared)

@@ -10,14 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from genre_dist.metrics.choosing import likeliest, log_odds
 from genre_dist.progress import progress_bar
+from genre_dist.schema import Choose
 
 RESAMPLES = 10_000  # with fewer, no difference between a dozen models could stay significant after Holm's correction
 CHUNK_BYTES = 32 << 20  # of one array of weights; about six of them are in use at a time
 
 NAMED = ("micro_f1", "macro_f1", "sample_f1", "accuracy")
 MEASURES = (*(f"{name}_fitted" for name in NAMED), *NAMED, "mean_average_precision", "auc")
-"""`_fitted` at the thresholds fitted on val, otherwise at 0.5; the last two need no threshold."""
+"""`_fitted` at the thresholds fitted on val, otherwise at 0.5; the last two need no threshold. Where a sample has
+exactly one label, the likeliest is predicted, accuracy is the share of samples, and nothing is fitted."""
 
 
 class Scores(NamedTuple):
@@ -26,6 +29,7 @@ class Scores(NamedTuple):
     logits: NDArray[np.float32]  # [samples, labels]
     labels: NDArray[np.bool_]  # [samples, labels]
     thresholds: NDArray[np.float64] | None  # [labels]; None if none were fitted
+    choose: Choose = "many"
 
 
 class Difference(NamedTuple):
@@ -96,12 +100,17 @@ class _Prepared:
     """A run's work that is the same in every resample: the predicted labels' counts and each label's ranking."""
 
     def __init__(self, scores: Scores) -> None:
-        logits, labels, thresholds = scores
+        logits, labels, thresholds, self.choose = scores
         self.labels = labels.shape[1]
-        self.counts = [
-            None if cut is None else _counts(logits > cut, labels) for cut in (thresholds, np.zeros(self.labels))
-        ]
-        self.rankings = [_Ranking(logits[:, g], labels[:, g]) for g in range(self.labels)]
+        ranked: NDArray[np.floating] = logits
+        if self.choose == "one":
+            self.counts = [None, _counts(likeliest(logits), labels)]
+            ranked = log_odds(logits)
+        else:
+            self.counts = [
+                None if cut is None else _counts(logits > cut, labels) for cut in (thresholds, np.zeros(self.labels))
+            ]
+        self.rankings = [_Ranking(ranked[:, g], labels[:, g]) for g in range(self.labels)]
 
     def measures(self, weights: NDArray[np.float32]) -> NDArray[np.float64]:
         """weights [samples, resamples], how often each sample is drawn -> [resamples, len(MEASURES)]."""
@@ -119,7 +128,8 @@ class _Prepared:
         tp, fp, fn = np.split(sums[:, :-1], 3, axis=1)  # [resamples, labels] each
         errors = (fp + fn).sum(axis=1)
         micro = _f1(tp.sum(axis=1), errors)
-        accuracy = 1 - errors / (samples * self.labels)
+        right = tp.sum(axis=1) / samples
+        accuracy = right if self.choose == "one" else 1 - errors / (samples * self.labels)
         return np.stack([micro, _f1(tp, fp + fn).mean(axis=1), sums[:, -1] / samples, accuracy], axis=1)
 
 
@@ -138,7 +148,7 @@ def _f1(tp: NDArray, errors: NDArray) -> NDArray[np.float64]:
 class _Ranking:
     """The samples by falling logit of one label. Only ranks of its positives matter to AP and AUC."""
 
-    def __init__(self, logits: NDArray[np.float32], labels: NDArray[np.bool_]) -> None:
+    def __init__(self, logits: NDArray[np.floating], labels: NDArray[np.bool_]) -> None:
         self.order = np.argsort(-logits, kind="stable")
         values, self.true = logits[self.order], np.flatnonzero(labels[self.order])
         # samples of equal logits share a rank

@@ -5,17 +5,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from genre_dist.metrics.choosing import log_odds
+from genre_dist.schema import Choose
+
 BINS = 15
 
 
-def calibration(logits: NDArray[np.float32], labels: NDArray[np.bool_]) -> dict[str, Any]:
+def calibration(logits: NDArray[np.float32], labels: NDArray[np.bool_], choose: Choose = "many") -> dict[str, Any]:
     """The reliability curve over all pairs of sample and label, its expected calibration error, and the Brier score.
 
     logits, labels [samples, labels]. Bins are equally wide in probability; the error is the mean over all pairs of the
     distance between a bin's mean probability and its share of positives (Guo et al. 2017, On Calibration of Modern
     Neural Networks, eq. 3, with each pair's probability instead of the confidence). `curve` leaves empty bins out.
+    Probabilities are the softmax's where a sample has exactly one label.
     """
-    probability = 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -50, 50))).ravel()
+    scores = log_odds(logits) if choose == "one" else logits.astype(np.float64)
+    probability = 1 / (1 + np.exp(-np.clip(scores, -50, 50))).ravel()
     true = labels.ravel()
     bins = np.minimum((probability * BINS).astype(int), BINS - 1)
     pairs, trues, probabilities = (

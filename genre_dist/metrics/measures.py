@@ -8,25 +8,31 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support, roc_auc_score
 
+from genre_dist.metrics.choosing import likeliest, log_odds, named_labels
+from genre_dist.schema import Choose
 
-def metrics(logits: NDArray[np.float32], labels: NDArray[np.bool_], names: Sequence[str]) -> dict[str, Any]:
-    """All metrics of a split, at the study's threshold of 0.5 (logit > 0).
+TOP = (3, 5)
+"""With exactly one label a sample: how many of the likeliest labels are looked at, beside the first."""
+
+
+def metrics(
+    logits: NDArray[np.float32], labels: NDArray[np.bool_], names: Sequence[str], choose: Choose = "many"
+) -> dict[str, Any]:
+    """All metrics of a split, at the study's threshold of 0.5 (logit > 0); see `metrics_of_one` for exactly one label.
 
     logits, labels [samples, labels]. Accuracy is the mean over labels, as in the study. AUC is None for a label without
     positives or without negatives, average precision for one without positives; the means leave it out. F1 of a label
     or sample without true and without predicted positives is 0, as in scikit-learn.
     """
+    if choose == "one":
+        return metrics_of_one(logits, labels, names)
     named = figures_of_named(logits > 0, labels, names)
-    average_precision = [_or_none(average_precision_score, labels[:, g], logits[:, g]) for g in range(len(names))]
-    auc = [_or_none(roc_auc_score, labels[:, g], logits[:, g]) for g in range(len(names))]
-    for g, row in enumerate(named["per_genre"].values()):
-        row |= {"average_precision": average_precision[g], "auc": auc[g]}
+    ranked = _ranked(logits, labels, named)
     return {
         "films": len(labels),
         "threshold": 0.5,
         **{name: value for name, value in named.items() if name != "per_genre"},
-        "mean_average_precision": mean_of_known(average_precision),
-        "auc": mean_of_known(auc),
+        **ranked,
         "per_genre": named["per_genre"],
     }
 
@@ -36,6 +42,7 @@ def by_fields(
     logits: NDArray[np.float32],
     labels: NDArray[np.bool_],
     thresholds: NDArray[np.float64] | None,
+    choose: Choose = "many",
 ) -> dict[str, dict[str, Any]]:
     """The metrics of samples by the fields that they have; `has` of each field is [samples].
 
@@ -47,8 +54,9 @@ def by_fields(
     for pattern in sorted(set(bits.tolist()), reverse=True):
         chosen, names = bits == pattern, [name for number, name in enumerate(has) if pattern >> number & 1]
         some, truth = logits[chosen], labels[chosen]
-        precisions = [_or_none(average_precision_score, truth[:, g], some[:, g]) for g in range(labels.shape[1])]
-        row: dict[str, Any] = {"films": int(chosen.sum()), **_f1(some > 0, truth)}
+        scores = some if choose == "many" else log_odds(some)
+        precisions = [_or_none(average_precision_score, truth[:, g], scores[:, g]) for g in range(labels.shape[1])]
+        row: dict[str, Any] = {"films": int(chosen.sum()), **_f1(named_labels(some, choose), truth)}
         row["mean_average_precision"] = mean_of_known(precisions)
         if thresholds is not None:
             row |= {f"{name}_fitted": value for name, value in _f1(some > thresholds, truth).items()}
@@ -59,6 +67,68 @@ def by_fields(
 def _f1(named: NDArray[np.bool_], labels: NDArray[np.bool_]) -> dict[str, float]:
     kinds = ("micro", "macro")
     return {f"{kind}_f1": float(f1_score(labels, named, average=kind, zero_division=0)) for kind in kinds}
+
+
+def metrics_of_one(logits: NDArray[np.float32], labels: NDArray[np.bool_], names: Sequence[str]) -> dict[str, Any]:
+    """All metrics of a split whose samples have exactly one label, the likeliest being predicted.
+
+    logits, labels [samples, labels]. Accuracy is the share of samples whose label is predicted, `top_3` that of samples
+    whose label is among the three likeliest (left out where there are no more labels). Average precision and AUC are of
+    each label against the rest, by the softmax's probabilities. `confusion` [labels, labels] counts samples, rows being
+    true labels. A sample that could not be read has no label: nothing predicted for it is right.
+    """
+    predicted = likeliest(logits)
+    named = figures_of_named(predicted, labels, names)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    true = np.take_along_axis(labels, order, axis=1)  # [samples, labels], the likeliest first
+    top = {f"top_{k}": float(true[:, :k].any(axis=1).mean()) for k in TOP if k < len(names)}
+    ranked = _ranked(log_odds(logits), labels, named)
+    return {
+        "films": len(labels),
+        "accuracy": float((predicted & labels).any(axis=1).mean()),
+        **top,
+        **{name: named[name] for name in ("micro_f1", "macro_f1", "sample_f1")},
+        **ranked,
+        "per_genre": named["per_genre"],
+        "confusion": confusion(predicted, labels).tolist(),
+    }
+
+
+def confusion(named: NDArray[np.bool_], labels: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many samples of each label (rows) are predicted as which: [labels, labels].
+
+    named, labels [samples, labels], one True each; a sample without a label is left out.
+    """
+    known, count = labels.any(axis=1), labels.shape[1]
+    pairs = labels[known].argmax(axis=1) * count + named[known].argmax(axis=1)
+    return np.bincount(pairs, minlength=count**2).reshape(count, count)
+
+
+def most_confused(counts: NDArray[np.int64], names: Sequence[str], most: int) -> list[dict[str, Any]]:
+    """The labels taken for others most often, of a confusion matrix [labels, labels], with their share of the true."""
+    wrong = counts.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    pairs = [(int(true), int(taken)) for true, taken in zip(*np.unravel_index(order, wrong.shape), strict=True)]
+    return [
+        {
+            "true": names[true],
+            "predicted": names[taken],
+            "samples": int(wrong[true, taken]),
+            "share": float(wrong[true, taken] / counts[true].sum()),
+        }
+        for true, taken in pairs
+        if wrong[true, taken]
+    ]
+
+
+def _ranked(scores: NDArray[np.floating], labels: NDArray[np.bool_], named: dict[str, Any]) -> dict[str, float | None]:
+    """The mean average precision and AUC of scores [samples, labels]; each label's go into its row of `named`."""
+    average_precision = [_or_none(average_precision_score, labels[:, g], scores[:, g]) for g in range(labels.shape[1])]
+    auc = [_or_none(roc_auc_score, labels[:, g], scores[:, g]) for g in range(labels.shape[1])]
+    for g, row in enumerate(named["per_genre"].values()):
+        row |= {"average_precision": average_precision[g], "auc": auc[g]}
+    return {"mean_average_precision": mean_of_known(average_precision), "auc": mean_of_known(auc)}
 
 
 def figures_of_named(named: NDArray[np.bool_], labels: NDArray[np.bool_], names: Sequence[str]) -> dict[str, Any]:
@@ -85,7 +155,7 @@ def figures_of_named(named: NDArray[np.bool_], labels: NDArray[np.bool_], names:
     }
 
 
-def _or_none(score: Any, labels: NDArray[np.bool_], logits: NDArray[np.float32]) -> float | None:
+def _or_none(score: Any, labels: NDArray[np.bool_], logits: NDArray[np.floating]) -> float | None:
     if not labels.any() or (score is roc_auc_score and labels.all()):
         return None
     with warnings.catch_warnings():

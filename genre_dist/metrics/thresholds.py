@@ -10,6 +10,7 @@ from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from genre_dist.printable import printable
+from genre_dist.schema import TMDB, Schema, plural, with_article
 from genre_dist.sealed import read_sealed, write_sealed
 
 FILE = "thresholds.json"
@@ -57,13 +58,15 @@ def _fit_one(logits: NDArray[np.float32], labels: NDArray[np.bool_]) -> float:
     return float(cuts[best][np.argmin(np.abs(cuts[best]))])
 
 
-def save_thresholds(run: Path, names: Sequence[str], thresholds: NDArray[np.float64], samples: int) -> None:
+def save_thresholds(
+    run: Path, names: Sequence[str], thresholds: NDArray[np.float64], samples: int, declared: Schema = TMDB
+) -> None:
     """Write thresholds.json into a run's folder: each label's threshold, and the number of samples they fit."""
     content = {
-        "rule": "a genre is named where its logit is above the threshold; fitted for the best F1, "
-        "rare genres' drawn towards the one best for all",
+        "rule": f"{with_article(declared.label)} is named where its logit is above the threshold; fitted for the best "
+        f"F1, rare {plural(declared.label)}' drawn towards the one best for all",
         "split": "val",
-        "films": samples,
+        "films" if declared == TMDB else "samples": samples,
         "logits": {name: float(value) for name, value in zip(names, thresholds, strict=True)},
     }
     write_sealed(run / FILE, content)

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from genre_dist import __version__
 from genre_dist.atomic import atomic_file
 from genre_dist.printable import printable
+from genre_dist.schema import with_article
 
 
 def write_page(path: Path, template: str, **context: Any) -> None:
@@ -34,6 +35,7 @@ def render(template: str, **context: Any) -> str:
         "picture": picture,
         "breakable": lambda text: Markup("_<wbr>").join(_visible(text).split("_")),
         "points": points,
+        "with_article": with_article,
         "percent": lambda value: "\N{EN DASH}" if value is None else f"{100 * value:.1f}",
     }
     parts = {name: Markup((files(__package__) / "templates" / name).read_text()) for name in ("style.css", "script.js")}

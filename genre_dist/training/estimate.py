@@ -15,6 +15,7 @@ from genre_dist.planner.throughput import peak_flops, training_flops
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.training.experiment import choose_precision, open_stream, total_steps
 from genre_dist.training.host_bound import host_bound
+from genre_dist.training.loss import training_loss
 
 
 def estimate(config: Config, world_size: int) -> str:
@@ -26,10 +27,11 @@ def estimate(config: Config, world_size: int) -> str:
     steps = total_steps(config, stream.steps_per_epoch)
     epochs = steps / stream.steps_per_epoch
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    training_loss(config.loss, manifest, device)  # raises if it does not fit the labels
     precision = choose_precision(config, device)
     planned = plan_model(config, (config.train.activation_checkpointing,), on_gpu=device.type == "cuda")
     lines = [
-        f"shards            {manifest.folder}: {stream.reader.index.samples:,} films to train on",
+        f"shards            {manifest.folder}: {stream.reader.index.samples:,} {manifest.declared.samples} to train on",
         f"steps             {steps:,} ({stream.steps_per_epoch:,} an epoch, {epochs:.1f} epochs)",
         f"global batch      {config.data.global_batch} = {world_size} ranks x {batches.accumulation} accumulated x "
         f"micro-batch {batches.micro}",

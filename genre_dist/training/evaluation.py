@@ -15,17 +15,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genre_dist.config import Config
+from genre_dist.metrics.choosing import named_labels
 from genre_dist.metrics.evaluation_files import Predictions, write_evaluation
 from genre_dist.metrics.measures import by_fields, figures_of_named, metrics
 from genre_dist.metrics.thresholds import fit_thresholds, load_thresholds, save_thresholds
 from genre_dist.parallel.world import World
 from genre_dist.printable import printable, terminal
+from genre_dist.schema import TMDB, Schema
 from genre_dist.stream.cache import block_cache
 from genre_dist.stream.device_feed import Size, device_feed, sent, to_device, whole_pixels
 from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.reader import ShardReader
-from genre_dist.training.loss import loss_sum
+from genre_dist.training.loss import Loss, plain_loss
+from genre_dist.training.one_label_tables import figure, one_label_tables
 from genre_dist.training.stopping import Stopped, heed_while_waiting
 
 
@@ -37,6 +40,9 @@ class Evaluation(NamedTuple):
     logits: NDArray[np.float32]  # [samples, labels]
     labels: NDArray[np.bool_]  # [samples, labels]
     metrics: dict[str, Any]
+    declared: Schema = TMDB
+    keys: list[str] | None = None
+    """The ids as the data has them; None if they are these numbers."""
     has: dict[str, NDArray[np.bool_]] = {}  # noqa: RUF012 (never changed)
     """Field -> whether a sample has it [samples], if samples may lack fields."""
 
@@ -73,7 +79,9 @@ class Evaluator(NamedTuple):
         decode = feed is None or not feed.decodes
         reader = ShardReader(manifest, split, members, data.max_tokens, decode, cache, model.learns_missing)
         if reader.index.samples == 0:
-            raise ValueError(f"{manifest.folder}: no film of the {split} split has {' and '.join(members)}")
+            raise ValueError(
+                f"{manifest.folder}: no {manifest.declared.sample} of the {split} split has {' and '.join(members)}"
+            )
         stream = evaluation_stream(
             reader,
             batch=self.micro_batch,
@@ -88,7 +96,7 @@ class Evaluator(NamedTuple):
         self.model.eval()
         try:
             with closing(stream) as batches:
-                predicted = self._predict(batches, stop)
+                predicted = self._predict(batches, stop, plain_loss(manifest.declared.labels.choose))
         finally:
             self.model.train(was_training)
         gathered, total_loss = self._gather(predicted, reader)
@@ -104,7 +112,7 @@ class Evaluator(NamedTuple):
         evaluation = evaluation_of(manifest, split, predictions, total_loss / len(ids), bad, seconds)
         return evaluation._replace(has=reader.has_fields() if model.learns_missing else {})
 
-    def _predict(self, batches: Any, stop: Callable[[], bool]) -> _Predicted:
+    def _predict(self, batches: Any, stop: Callable[[], bool], loss: Loss) -> _Predicted:
         """This rank's share of a split."""
         predicted = _Predicted([], [], torch.zeros(1, device=self.world.device))
         pixels = whole_pixels(self.config.data)
@@ -117,7 +125,7 @@ class Evaluator(NamedTuple):
                 logits = self.model(*inputs.for_model)
             if n := len(batch.ids):
                 # an unreadable sample keeps its row, predicted from blank inputs and counted
-                predicted.loss.add_(loss_sum(logits[:n], inputs.labels[:n], torch.ones_like(inputs.weights[:n])))
+                predicted.loss.add_(loss(logits[:n], inputs.labels[:n], torch.ones_like(inputs.weights[:n])))
                 on_host = logits[:n].float().to("cpu", non_blocking=True)  # on its way, into pinned memory
                 predicted.parts.append((batch.ids.copy(), on_host, batch.labels > 0))
                 predicted.faults.extend(batch.faults)
@@ -141,9 +149,9 @@ class Evaluator(NamedTuple):
         data = self.config.data
         if bad > data.tolerated_bad(reader.index.samples):
             raise ValueError(
-                f"{int(bad)} films of the {reader.split} split could not be read, more than data.max_bad_fraction="
-                f"{data.max_bad_fraction} allows. Check the shards with `genre-dist inspect {reader.manifest.folder} "
-                "--verify`"
+                f"{int(bad)} {reader.manifest.declared.samples} of the {reader.split} split could not be read, more "
+                f"than data.max_bad_fraction={data.max_bad_fraction} allows. Check the shards with `genre-dist inspect "
+                f"{reader.manifest.folder} --verify`"
             )
         return gathered, total_loss
 
@@ -152,69 +160,71 @@ def evaluation_of(
     manifest: Manifest, split: str, predictions: Predictions, loss: float, bad: int, seconds: float
 ) -> Evaluation:
     """Predictions with their metrics; `bad` is the number of samples that could not be read."""
-    ids, logits, labels = predictions
+    ids, logits, labels, keys = predictions
+    names, declared = [genre.name for genre in manifest.genres], manifest.declared
     figures = {
         "split": split,
         "loss": loss,
-        **metrics(logits, labels, [genre.name for genre in manifest.genres]),
+        **metrics(logits, labels, names, declared.labels.choose),
         "left_out": manifest.samples(split) - len(ids),
         "bad_samples": bad,
         "samples_per_second": len(ids) / seconds,
     }
-    return Evaluation(split, ids, logits, labels, figures)
+    return Evaluation(split, ids, logits, labels, figures, declared, keys)
 
 
 def save_evaluation(evaluation: Evaluation, run: Path) -> dict[str, Any]:
     """Write `predictions-<split>.parquet` and `metrics-<split>.json` into a run's folder; returns the metrics.
 
     On val it first fits the thresholds and writes `thresholds.json`. Once that exists, the metrics of every split also
-    have the values at fitted thresholds, under `fitted`.
+    have the values at fitted thresholds, under `fitted`. Where a sample has exactly one label, there are no thresholds.
     """
-    labels = list(evaluation.metrics["per_genre"])
-    if evaluation.split == "val":
+    labels, chooses_many = list(evaluation.metrics["per_genre"]), evaluation.declared.labels.choose == "many"
+    if evaluation.split == "val" and chooses_many:
         fitted = fit_thresholds(evaluation.logits, evaluation.labels)
-        save_thresholds(run, labels, fitted, len(evaluation.ids))
-    thresholds = load_thresholds(run, labels)
+        save_thresholds(run, labels, fitted, len(evaluation.ids), evaluation.declared)
+    thresholds = load_thresholds(run, labels) if chooses_many else None
     figures = dict(evaluation.metrics)
     if evaluation.has:
-        figures["by_fields"] = by_fields(evaluation.has, evaluation.logits, evaluation.labels, thresholds)
+        choose = evaluation.declared.labels.choose
+        figures["by_fields"] = by_fields(evaluation.has, evaluation.logits, evaluation.labels, thresholds, choose)
     if thresholds is not None:
-        named = evaluation.logits > thresholds
+        named = named_labels(evaluation.logits, "many", thresholds)
         figures["fitted"] = {"fitted_on_these_films": evaluation.split == "val"}
         figures["fitted"] |= figures_of_named(named, evaluation.labels, labels)
-    predictions = Predictions(evaluation.ids, evaluation.logits, evaluation.labels)
-    write_evaluation(run, evaluation.split, predictions, figures)
+    predictions = Predictions(evaluation.ids, evaluation.logits, evaluation.labels, evaluation.keys)
+    write_evaluation(run, evaluation.split, predictions, figures, evaluation.declared)
     return figures
 
 
-def print_evaluation(figures: dict[str, Any]) -> None:
-    """Print an evaluation as tables."""
+def print_evaluation(figures: dict[str, Any], declared: Schema = TMDB) -> None:
+    """Print an evaluation as tables, in the words of its data."""
     from rich.table import Table  # only printing needs rich
 
     console = terminal()
     left_out = f", {figures['left_out']:,} without what the model needs left out" if figures["left_out"] else ""
-    console.print(f"{figures['split']}: {figures['films']:,} films{left_out}", style="bold")
-    fitted = figures.get("fitted", {})
-    on = "these films" if fitted.get("fitted_on_these_films") else "val"
-    table = Table("", "threshold 0.5", f"fitted on {on}")
-    for name in ("accuracy", "micro_f1", "macro_f1", "sample_f1"):
-        table.add_row(name, _number(figures[name]), _number(fitted.get(name)))
-    for name in ("loss", "mean_average_precision", "auc"):
-        table.add_row(name, _number(figures[name]), "")
-    console.print(table)
+    console.print(f"{figures['split']}: {figures['films']:,} {declared.samples}{left_out}", style="bold")
     if figures.get("by_fields"):
-        table = Table("films with", "films", "micro F1 (fitted)", "micro F1", "macro F1", "mAP")
+        table = Table(f"{declared.samples} with", "", "micro F1 (fitted)", "micro F1", "macro F1", "mAP")
         for fields, row in figures["by_fields"].items():
             values = (row.get("micro_f1_fitted"), row["micro_f1"], row["macro_f1"], row["mean_average_precision"])
-            table.add_row(fields, f"{row['films']:,}", *map(_number, values))
+            table.add_row(fields, f"{row['films']:,}", *map(figure, values))
         console.print(table)
+    if declared.labels.choose == "one":
+        for table in one_label_tables(figures, declared):
+            console.print(table)
+        return
+    fitted = figures.get("fitted", {})
+    on = f"these {declared.samples}" if fitted.get("fitted_on_these_films") else "val"
+    table = Table("", "threshold 0.5", f"fitted on {on}")
+    for name in ("accuracy", "micro_f1", "macro_f1", "sample_f1"):
+        table.add_row(name, figure(figures[name]), figure(fitted.get(name)))
+    for name in ("loss", "mean_average_precision", "auc"):
+        table.add_row(name, figure(figures[name]), "")
+    console.print(table)
     keys = ("f1", "precision", "recall", "accuracy", "average_precision", "auc")
-    table = Table("genre", "films", "F1 (fitted)", "F1", "precision", "recall", "accuracy", "AP", "AUC")
+    table = Table(declared.label, declared.samples, "F1 (fitted)", "F1", "precision", "recall", "accuracy", "AP", "AUC")
     for genre, row in figures["per_genre"].items():
         at_fitted = fitted["per_genre"][genre]["f1"] if fitted else None
-        table.add_row(printable(genre), f"{row['films']:,}", *map(_number, (at_fitted, *(row[key] for key in keys))))
+        table.add_row(printable(genre), f"{row['films']:,}", *map(figure, (at_fitted, *(row[key] for key in keys))))
     console.print(table)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

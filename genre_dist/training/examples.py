@@ -1,7 +1,8 @@
-"""A few films of an evaluated split for W&B and TensorBoard: poster, text, genres, prediction."""
+"""A few samples of an evaluated split for W&B and TensorBoard: image, text, labels, prediction."""
 
 import numpy as np
 
+from genre_dist.metrics.choosing import likeliest, probabilities
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.words import load_words
@@ -9,11 +10,11 @@ from genre_dist.training.evaluation import Evaluation
 from genre_dist.training.views import Example
 
 LIKELY = 0.2
-"""Genres at least this probable are shown."""
+"""Labels at least this probable are shown; where a sample has exactly one, the likeliest always."""
 
 
 def example_films(evaluation: Evaluation, reader: ShardReader, count: int) -> list[Example]:
-    """The first films of the split: always the same ones, and a random draw as films are stored in hash order."""
+    """The first samples of the split: always the same ones, and a random draw as they are stored in hash order."""
     sizes = reader.index.sizes
     rows = Rows(np.repeat(np.arange(len(sizes)), sizes)[:count], np.concatenate([np.arange(n) for n in sizes])[:count])
     batch = reader.read(rows)
@@ -22,11 +23,13 @@ def example_films(evaluation: Evaluation, reader: ShardReader, count: int) -> li
     if batch.tokens is not None:
         text = reader.manifest.text
         words = list(load_words(reader.manifest.folder / text["vocabulary"], text["vocabulary_sha256"]))
-    probabilities = 1 / (1 + np.exp(-evaluation.logits[:count].astype(np.float64)))  # [n, genres]
+    choose, logits = evaluation.declared.labels.choose, evaluation.logits[:count]
+    probable = probabilities(logits, choose)  # [n, labels]
+    shown = (probable >= LIKELY) | (likeliest(logits) & (choose == "one"))
     films = []
     for n, film in enumerate(batch.ids.tolist()):
         assert film == evaluation.ids[n]
-        likely = [g for g in np.argsort(-probabilities[n]) if probabilities[n, g] >= LIKELY]
+        likely = [g for g in np.argsort(-probable[n]) if shown[n, g]]
         overview = None
         if batch.tokens is not None and batch.lengths is not None:
             overview = " ".join(words[token] for token in batch.tokens[n, : batch.lengths[n]])
@@ -36,7 +39,7 @@ def example_films(evaluation: Evaluation, reader: ShardReader, count: int) -> li
                 poster=None if batch.images is None else batch.images[n].copy(),
                 overview=overview,
                 genres=", ".join(names[g] for g in np.flatnonzero(evaluation.labels[n])),
-                predicted=", ".join(f"{names[g]} {probabilities[n, g]:.0%}" for g in likely),
+                predicted=", ".join(f"{names[g]} {probable[n, g]:.0%}" for g in likely),
             )
         )
     return films

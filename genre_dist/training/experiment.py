@@ -268,6 +268,7 @@ def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
     batches = derive_batches(config.data, world.size)
     manifest = load_manifest(config.data.shards)
     config = settle_missing(config, manifest, world)
+    loss = training_loss(config.loss, manifest, world.device)  # here, as it may not fit the labels
     stream = open_stream(config, manifest, world.size, world.rank, device_feed(world.device, config.data.decode))
     model = _build_on_all(config, manifest, world).to(world.device)
     precision = agreed_precision(config, world)
@@ -284,7 +285,7 @@ def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
     strategy = make_strategy(config, model, partial(make_optimizer, config=config), world, precision, splits)
     decay = config.train.ema_decay
     average = None if decay is None else Average(strategy.model, decay, world)
-    loss, autocast = training_loss(config.loss, manifest, world.device), autocast_for(precision, world.device)
+    autocast = autocast_for(precision, world.device)
     train_step = TrainStep(strategy, world, loss, autocast, config.optim.clip_norm)
     compute = Compute(precision, batches.micro, splits, compiling, graphed, flops)
     return Experiment(config, world, manifest, stream, model, strategy, average, train_step, compute)
@@ -292,15 +293,15 @@ def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
 
 def summary(experiment: Experiment) -> str:
     config, stream = experiment.config, experiment.stream
-    members = config.model.members(experiment.manifest.declared)
+    members, samples = config.model.members(experiment.manifest.declared), experiment.manifest.declared.samples
     left_out = experiment.manifest.samples("train") - stream.reader.index.samples
     learns = config.model.learns_missing
     lines = [
-        f"training {config.run.dir}: {stream.reader.index.samples:,} films with "
+        f"training {config.run.dir}: {stream.reader.index.samples:,} {samples} with "
         + (" or " if learns else " and ").join(members)
         + (f" ({left_out:,} of the split lack {'all' if learns else 'one'} and are left out)" if left_out else ""),
-        f"{experiment.total_steps:,} steps of {config.data.global_batch} films ({stream.steps_per_epoch:,} an epoch) "
-        f"on {experiment.world.size} x {experiment.world.device.type}, {experiment.compute.precision}, "
+        f"{experiment.total_steps:,} steps of {config.data.global_batch} {samples} ({stream.steps_per_epoch:,} an "
+        f"epoch) on {experiment.world.size} x {experiment.world.device.type}, {experiment.compute.precision}, "
         f"micro-batches of {experiment.compute.micro_batch}",
     ]
     if learns:

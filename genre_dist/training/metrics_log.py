@@ -11,6 +11,7 @@ from genre_dist.atomic import atomic_file
 from genre_dist.config import Config
 from genre_dist.config.run import RECORD
 from genre_dist.printable import printable
+from genre_dist.schema import TMDB, Schema
 from genre_dist.training.views import Console, TensorBoard, View, WandB
 
 LONGEST_LINE = 10 << 20
@@ -78,13 +79,15 @@ class MetricsLog:
             raise OSError(error.errno, f"{error.strerror}: the next start goes on", str(self.path)) from None
 
 
-def open_record(config: Config, folder: Path, resume_step: int, total_steps: int) -> MetricsLog:
+def open_record(
+    config: Config, folder: Path, resume_step: int, total_steps: int, declared: Schema = TMDB
+) -> MetricsLog:
     """The record of a run with the views its configuration asks for."""
-    record = MetricsLog(folder / RECORD, resume_step, total_steps, [Console(total_steps)])
+    record = MetricsLog(folder / RECORD, resume_step, total_steps, [Console(total_steps, declared)])
     if config.tracking.tensorboard:
-        record.views.append(TensorBoard(folder, resume_step))
+        record.views.append(TensorBoard(folder, resume_step, declared))
     if config.tracking.wandb != "off":
-        wandb = WandB(config, folder)
+        wandb = WandB(config, folder, declared)
         for row in read_rows(folder / RECORD):  # rows that a kill kept from W&B
             wandb.show(row, {})
         record.views.append(wandb)

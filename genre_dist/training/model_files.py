@@ -13,6 +13,7 @@ from torch import Tensor
 from genre_dist.atomic import atomic_file
 from genre_dist.config.run import METADATA, WEIGHTS
 from genre_dist.genres import Genre
+from genre_dist.schema import TMDB, Schema
 from genre_dist.sealed import read_sealed, write_sealed
 from genre_dist.storage import read_bytes, sha256_of
 from genre_dist.stream.manifest import Image, Manifest, Text
@@ -38,6 +39,8 @@ class ModelMetadata:
     settings: dict[str, Any] = field(default_factory=dict)
     """See `config.continuing.trained_with`; older files have none."""
     weights_sha256: Sha256 | None = None
+    schema: Schema | None = None
+    """What is declared of the training data; absent for TMDB's."""
 
     def __post_init__(self) -> None:
         names = [genre.name for genre in self.genres]
@@ -46,6 +49,11 @@ class ModelMetadata:
         source, fit = self.text["source"], self.image["fit"]
         if source not in ("overview", "title", "both") or fit not in ("squash", "crop", "pad"):
             raise ValueError(f"there is no text {source!r} or no fit {fit!r}")
+
+    @property
+    def declared(self) -> Schema:
+        """What is declared of the samples and labels that the model was trained on."""
+        return self.schema or TMDB
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,7 +70,7 @@ def save_model(run: Path, weights: dict[str, Tensor], manifest: Manifest, step: 
         file.write(written)
     with atomic_file(run / WORDS) as file:
         file.write(words)
-    metadata = {
+    metadata: dict[str, Any] = {
         "genres": [genre._asdict() for genre in manifest.genres],
         "image": manifest.image,
         "text": manifest.text,
@@ -71,6 +79,8 @@ def save_model(run: Path, weights: dict[str, Tensor], manifest: Manifest, step: 
         "settings": settings,
         "weights_sha256": hashlib.sha256(written).hexdigest(),
     }
+    if manifest.declared != TMDB:
+        metadata["schema"] = manifest.declared.to_dict()
     write_sealed(run / METADATA, metadata)
 
 

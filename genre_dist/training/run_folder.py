@@ -11,6 +11,7 @@ from genre_dist.config.continuing import trained_with
 from genre_dist.config.files import save_config
 from genre_dist.parallel.world import on_first
 from genre_dist.printable import printable
+from genre_dist.schema import TMDB
 from genre_dist.stream.batch import Batch
 from genre_dist.training.checkpoint_manager import CheckpointManager
 from genre_dist.training.early_stopping import why_stop
@@ -36,7 +37,9 @@ class RunFolder:
 
     def _open_record(self, start: Start) -> MetricsLog:
         """Open the record and write the changed settings into it, then into config.yaml."""
-        record = open_record(self.experiment.config, self.folder, start.step, self.experiment.total_steps)
+        experiment = self.experiment
+        declared = experiment.manifest.declared
+        record = open_record(experiment.config, self.folder, start.step, experiment.total_steps, declared)
         if start.changes:
             record.write(
                 {
@@ -71,12 +74,11 @@ class RunFolder:
 
         Raises Stopped if `stop` returns True on any rank. A split without samples for the model is skipped.
         """
-        experiment = self.experiment
+        experiment, declared = self.experiment, self.experiment.manifest.declared
         model = experiment.config.model
-        members = model.members(experiment.manifest.declared)
-        if experiment.manifest.samples(split, members, model.learns_missing) == 0:
+        if experiment.manifest.samples(split, model.members(declared), model.learns_missing) == 0:
             if final:
-                say(self.world, f"no film of the {split} split has what the model needs; not evaluated")
+                say(self.world, f"no {declared.sample} of the {split} split has what the model needs; not evaluated")
             return
         experiment.allow_compiling()
         with experiment.state.evaluated():
@@ -85,11 +87,14 @@ class RunFolder:
         if evaluation is not None:
             metrics = evaluation.metrics | self._examples(evaluation)
             if final:
-                print_evaluation(save_evaluation(evaluation, self.folder))
+                print_evaluation(save_evaluation(evaluation, self.folder), declared)
         if self.record is not None and metrics is not None:
-            left_out = ("per_genre", "by_fields", "examples", "split", "threshold")
+            left_out = ("per_genre", "by_fields", "confusion", "examples", "split", "threshold")
             row = {"kind": split, "step": step, "epoch": self.experiment.epoch(step - 1), "data_wait": 0.0}
-            self.record.write(row | {key: value for key, value in metrics.items() if key not in left_out}, metrics)
+            row |= {key: value for key, value in metrics.items() if key not in left_out}
+            if declared != TMDB:
+                row["samples"] = row.pop("films")
+            self.record.write(row, metrics)
         if split == "val":
             self.saver.note_evaluation(step, metrics)
 
@@ -116,7 +121,8 @@ class RunFolder:
         if self.world.any(not self.experiment.strategy.is_finite()):
             raise ValueError(
                 f"after step {step} some weights are not finite; stopped on all ranks, checkpoints hold earlier steps "
-                "only. Lower the learning rates or lengthen optim.warmup_steps. Films of the step: "
+                "only. Lower the learning rates or lengthen optim.warmup_steps. "
+                f"{self.experiment.manifest.declared.samples.capitalize()} of the step: "
                 + " ".join(map(str, self.experiment.stream.step_ids(step - 1)))
             )
         self.saver.save(step)

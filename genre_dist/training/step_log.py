@@ -139,8 +139,8 @@ class StepLog:
         ids = self.experiment.stream.step_ids(done - 1)
         return (
             f"step {done}: the loss is {loss} and the gradient's norm {norm}; stopped on all ranks, checkpoints hold "
-            "earlier steps only. Lower the learning rates, lengthen optim.warmup_steps or use fp32. Films of the step: "
-            + " ".join(map(str, ids))
+            "earlier steps only. Lower the learning rates, lengthen optim.warmup_steps or use fp32. "
+            f"{self.experiment.manifest.declared.samples.capitalize()} of the step: " + " ".join(map(str, ids))
         )
 
     def _mfu(self, samples_per_second: float) -> float:

@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 from genre_dist.atomic import atomic_file
 from genre_dist.config import Config, ModelConfig
 from genre_dist.config.continuing import describe
+from genre_dist.schema import TMDB, Schema, plural
 from genre_dist.training.wandb_files import history
 
 Row = dict[str, Any]
 SCALAR_KINDS = ("train", "val", "test")
 """Kinds of rows whose numbers are drawn as curves."""
-GENRE_SCALARS = ("f1", "average_precision", "auc")
+LABEL_SCALARS = ("f1", "average_precision", "auc")
 
 
 class Example(NamedTuple):
-    """One film of an evaluation with poster, text, genres and prediction."""
+    """One sample of an evaluation with image, text, labels and prediction."""
 
     id: int
     poster: NDArray[np.uint8] | None  # [size, size, 3]
@@ -44,8 +45,10 @@ class View(Protocol):
 class Console:
     """One line a row on stdout."""
 
-    def __init__(self, total_steps: int) -> None:
+    def __init__(self, total_steps: int, declared: Schema = TMDB) -> None:
         self.total_steps = total_steps
+        name, title = ("accuracy", "accuracy") if declared.labels.choose == "one" else ("micro_f1", "micro F1")
+        self._first, self._first_title = name, title
 
     def show(self, row: Row, details: Row) -> None:
         if row["kind"] == "train":
@@ -62,7 +65,8 @@ class Console:
             print(f"from step {row['step']} on: {describe(row['changes'])}", flush=True)
         else:
             print(
-                f"{row['kind']} after step {row['step']}: loss {row['loss']:.4f}  micro F1 {row['micro_f1']:.4f}  "
+                f"{row['kind']} after step {row['step']}: loss {row['loss']:.4f}  "
+                f"{self._first_title} {row[self._first]:.4f}  "
                 f"macro F1 {row['macro_f1']:.4f}  mAP {row['mean_average_precision']:.4f}",
                 flush=True,
             )
@@ -78,12 +82,12 @@ class WandB:
     logged steps are read back first. A sweep's run has the id of its agent.
     """
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, folder: Path, declared: Schema = TMDB) -> None:
         import wandb
 
         asked = os.environ.get("WANDB_MODE") if config.tracking.wandb == "auto" else config.tracking.wandb
         online = asked == "online" or (asked not in ("offline", "disabled") and _has_key())
-        self.wandb, run_id = wandb, _run_id(folder)
+        self.wandb, self.declared, run_id = wandb, declared, _run_id(folder)
         self.run = wandb.init(
             project=config.tracking.project,
             group=config.tracking.group or Path(config.data.shards).name,
@@ -106,28 +110,31 @@ class WandB:
                     self.seen[kind] = max(self.seen.get(kind, -1), logged.get(f"{kind}/step", -1))
 
     def show(self, row: Row, details: Row) -> None:
-        kind = row["kind"]
+        kind, declared = row["kind"], self.declared
         if kind == "end":
             self.run.summary["ended"] = row["reason"]
         if kind not in SCALAR_KINDS:  # W&B shows a run's settings itself
             return
         if row["step"] <= self.seen.get(kind, -1):
             return
-        payload: Row = dict(numbers(row, details)) | {"global_step": row["step"], "epoch": row.get("epoch")}
+        payload: Row = dict(numbers(row, details, declared)) | {"global_step": row["step"], "epoch": row.get("epoch")}
         if details.get("examples"):
-            payload[f"{kind}/films"] = self._table(details["examples"])
-            payload[f"{kind}/posters"] = [
+            payload[f"{kind}/{declared.samples}"] = self._table(details["examples"])
+            payload[f"{kind}/{plural(declared.first('image'))}"] = [
                 self.wandb.Image(film.poster, caption=f"{film.genres} | predicted: {film.predicted}")
                 for film in details["examples"]
                 if film.poster is not None
             ]
         if kind == "test" and details.get("per_genre"):
-            table = self.wandb.Table(["genre", "F1"], [[name, its["f1"]] for name, its in details["per_genre"].items()])
-            payload["test/f1_by_genre"] = self.wandb.plot.bar(table, "genre", "F1", title="F1 by genre, test")
+            label, rows = declared.label, [[name, its["f1"]] for name, its in details["per_genre"].items()]
+            bars = self.wandb.plot.bar(self.wandb.Table([label, "F1"], rows), label, "F1", title=f"F1 by {label}, test")
+            payload[f"test/f1_by_{label}"] = bars
         self.run.log(payload)
 
     def _table(self, films: list[Example]) -> Any:
-        table = self.wandb.Table(["film", "poster", "overview", "genres", "predicted"])
+        declared = self.declared
+        inputs = (declared.first("image"), declared.first("text"))
+        table = self.wandb.Table([declared.sample, *inputs, plural(declared.label), "predicted"])
         for film in films:
             poster = None if film.poster is None else self.wandb.Image(film.poster)
             table.add_data(film.id, poster, film.overview, film.genres, film.predicted)
@@ -140,9 +147,10 @@ class WandB:
 class TensorBoard:
     """The record in TensorBoard, which hides rows after the step that a run resumes from."""
 
-    def __init__(self, folder: Path, resume_step: int) -> None:
+    def __init__(self, folder: Path, resume_step: int, declared: Schema = TMDB) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self.declared = declared
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1, flush_secs=10)
 
     def show(self, row: Row, details: Row) -> None:
@@ -152,13 +160,14 @@ class TensorBoard:
             self.writer.add_text("settings", describe(row["changes"]), row["step"])
         if row["kind"] not in SCALAR_KINDS:
             return
-        for name, value in numbers(row, details).items():
+        for name, value in numbers(row, details, self.declared).items():
             self.writer.add_scalar(name, value, row["step"])
         for film in details.get("examples") or ():
             text = f"{film.genres} | predicted: {film.predicted} | {film.overview or ''}"
-            self.writer.add_text(f"{row['kind']}_films/{film.id}", text, row["step"])
+            name = f"{row['kind']}_{self.declared.samples}/{film.id}"
+            self.writer.add_text(name, text, row["step"])
             if film.poster is not None:
-                self.writer.add_image(f"{row['kind']}_films/{film.id}", film.poster, row["step"], dataformats="HWC")
+                self.writer.add_image(name, film.poster, row["step"], dataformats="HWC")
 
     def close(self) -> None:
         self.writer.close()
@@ -172,15 +181,16 @@ def check_views(config: Config) -> None:
         )
 
 
-def numbers(row: Row, details: Row) -> dict[str, float]:
-    """The scalars of a row and of its evaluation's genres, by the names of their curves."""
+def numbers(row: Row, details: Row, declared: Schema = TMDB) -> dict[str, float]:
+    """The scalars of a row and of its evaluation's labels, by the names of their curves."""
     kind = row["kind"]
     scalars = {f"{kind}/{key}": value for key, value in row.items() if isinstance(value, int | float) if key != "epoch"}
     for key, values in row.items():
         if key.startswith("rank_"):
             scalars |= {f"ranks/{rank}/{key.removeprefix('rank_')}": value for rank, value in enumerate(values)}
-    for genre, its in (details.get("per_genre") or {}).items():
-        scalars |= {f"{kind}_genres/{name}/{genre}": its[name] for name in GENRE_SCALARS if its.get(name) is not None}
+    of_labels = f"{kind}_{plural(declared.label)}"
+    for label, its in (details.get("per_genre") or {}).items():
+        scalars |= {f"{of_labels}/{name}/{label}": its[name] for name in LABEL_SCALARS if its.get(name) is not None}
     return scalars
 
 

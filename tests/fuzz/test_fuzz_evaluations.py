@@ -75,8 +75,11 @@ def columns(draw: st.DrawFn, films: int) -> pa.Array:
 @given(data=st.data())
 def test_predictions_of_any_columns_are_told_or_read(data: st.DataObject, place: Path) -> None:
     films = data.draw(st.integers(0, 3))
-    right = {
-        "tmdb_id": pa.array(range(films), pa.int64()),
+    identity = {"tmdb_id": pa.array(range(films), pa.int64())}
+    if data.draw(st.booleans()):  # of other data
+        keys = pa.array([f"article-{number}" for number in range(films)], pa.string())
+        identity = {"number": identity["tmdb_id"], "id": keys}
+    right = identity | {
         "logits": pa.array([[0.5, -1.5]] * films, pa.list_(pa.float32())),
         "labels": pa.array([[True, False]] * films, pa.list_(pa.bool_())),
     }
@@ -89,9 +92,10 @@ def test_predictions_of_any_columns_are_told_or_read(data: st.DataObject, place:
 
 
 def is_sound(found: Predictions, films: int) -> bool:
-    ids, logits, labels = found
+    ids, logits, labels, keys = found
     return (
         films > 0
+        and (keys is None or [type(key) for key in keys] == [str] * films)
         and logits.shape == labels.shape == (films, 2)
         and (logits.dtype, labels.dtype) == (np.float32, bool)
         and bool(np.isfinite(logits).all())

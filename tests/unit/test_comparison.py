@@ -29,6 +29,7 @@ from genre_dist.compare.results import read_models, read_result
 from genre_dist.genres import GENRE_NAMES
 from genre_dist.metrics.bootstrap import MEASURES
 from genre_dist.metrics.calibration import calibration
+from genre_dist.metrics.measures import metrics
 from genre_dist.stream.manifest import load_manifest
 
 pytestmark = pytest.mark.slow
@@ -146,6 +147,47 @@ def test_pairs_are_compared_on_the_films_they_share_and_the_counts_are_told_loud
     assert told["shared_films"] == few
     assert told["notes"][0].startswith("NOT ALL MODELS WERE EVALUATED ON THE SAME FILMS")
     assert f"text {all_films}" in told["notes"][0]
+
+
+def test_of_each_pair_is_told_how_many_films_either_has_beyond_those_of_both(told: dict[str, Any]) -> None:
+    few, all_films = row(told, "warm")["films"], row(told, "text")["films"]
+    beyond = {(pair["one"], pair["other"]): pair.get("beyond") for pair in told["differences"]}
+    assert beyond["text", "warm"] == [all_films - few, 0]
+    assert beyond["warm", "frozen"] is None
+    assert beyond["svm", "text"] is None
+    assert f"text {all_films} ({all_films - few} beyond those)" in told["notes"][0]
+    text = (told["folder"] / "report" / "comparison.md").read_text()
+    assert f"| {few} (beyond: {all_films - few} and 0) |" in text
+    assert f"## On the {few} films that all have" in text
+
+
+def test_genres_are_compared_on_the_films_that_all_models_have(told: dict[str, Any]) -> None:
+    shared = read_result(told["folder"] / "warm-seed0", "test")
+    of_text = read_result(told["folder"] / "text", "test")
+    rows = np.isin(of_text.ids, shared.ids)
+    expected = metrics(of_text.scores.logits[rows], of_text.scores.labels[rows], GENRE_NAMES)["per_genre"]
+    found = row(told, "text")["per_genre"]
+    assert {genre: found[genre]["films"] for genre in found} == {genre: expected[genre]["films"] for genre in found}
+    assert found["Drama"]["f1"] == pytest.approx(expected["Drama"]["f1"])
+    assert found["Drama"]["films"] == row(told, "warm")["per_genre"]["Drama"]["films"]
+
+
+def test_runs_that_share_only_some_films_are_compared_on_those(tmp_path: Path) -> None:
+    one = write_plain(tmp_path / "one", 1.0, 1, films=100)
+    other = write_plain(tmp_path / "other", 2.0, 1, films=150, first=60)
+    labels = drawn_labels(150)
+    for run, films in ((one, slice(0, 100)), (other, slice(60, 150))):  # of the same films
+        logits = drawn_logits(labels, 1.0 if run is one else 2.0, 1)
+        write_evaluation(run, "test", np.arange(150)[films], logits[films], labels[films])
+    (pair,) = compared(read_models([one, other], "test"), resamples=QUICK)["differences"]
+    assert (pair["films"], pair["beyond"]) == (40, [50, 60])
+
+
+def test_runs_on_the_same_films_are_told_nothing_of_films_beyond(tmp_path: Path) -> None:
+    runs = [write_plain(tmp_path / name, skill, 1) for name, skill in (("a", 1.0), ("b", 2.0))]
+    told = compare(runs, tmp_path / "report", resamples=20)
+    assert "beyond" not in json.dumps(told)
+    assert "that all have" not in (tmp_path / "report" / "comparison.md").read_text()
 
 
 def test_a_difference_of_seeds_is_the_difference_of_their_means(told: dict[str, Any]) -> None:

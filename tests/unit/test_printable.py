@@ -192,6 +192,7 @@ def test_an_evaluation_shows_odd_names_of_genres_as_they_are(
 @pytest.mark.slow
 def test_figures_and_page_of_an_exploration_take_any_names_of_genres(tmp_path: Path) -> None:
     from genre_dist.explore.counting import Counts
+    from genre_dist.explore.exploring import page_words
     from genre_dist.explore.findings import findings
     from genre_dist.packing.films import Film
 
@@ -207,7 +208,7 @@ def test_figures_and_page_of_an_exploration_take_any_names_of_genres(tmp_path: P
     assert len(set(cloud_names(ODD).values())) == len(ODD)
     pictures = {name: file.read_bytes() for name, file in files.items()}
     context = {"figures": pictures, "faults": ["<i>"], "clouds": cloud_names(told["words"])}
-    page = render("exploration.html", exploration=told, **context)
+    page = render("exploration.html", exploration=told, **context, **page_words(counts))
     tags, _ = read(page)
     assert tags.count("script") == 1
     assert "b" not in tags
