@@ -102,15 +102,20 @@ def _inspect(arguments: Namespace) -> int:
     from contextlib import nullcontext, suppress
 
     from genre_dist.packing.inspection import print_summary
+    from genre_dist.packing.sample_inspection import print_summary_of_samples
+    from genre_dist.packing.sample_verification import verify_samples
     from genre_dist.packing.verification import verify
-    from genre_dist.stream.manifest import load_manifest
+    from genre_dist.stream.sample_manifest import SampleManifest, load_any_manifest
 
-    manifest = load_manifest(arguments.shards)
+    manifest = load_any_manifest(arguments.shards)
     with suppress(ValueError) if arguments.verify else nullcontext():  # `verify` reports the fault below
-        print_summary(manifest)
+        if isinstance(manifest, SampleManifest):
+            print_summary_of_samples(manifest)
+        else:
+            print_summary(manifest)
     if not arguments.verify:
         return 0
-    faults = verify(manifest)
+    faults = verify_samples(manifest) if isinstance(manifest, SampleManifest) else verify(manifest)
     for fault in faults:
         print(fault)
     print(f"{len(faults)} faults" if faults else f"verified: {len(manifest.shards)} shards are whole")

@@ -19,9 +19,10 @@ from genre_dist.stream.decode import decode_jpeg
 from genre_dist.stream.index import FLAGS, RECORD, DamagedArrayError, index_path, load_array
 from genre_dist.stream.manifest import FILE, SPLITS, Manifest, Shard
 from genre_dist.stream.sample import MEMBER_OF, load_about, load_genres, load_tokens, read_members
+from genre_dist.stream.sample_manifest import SampleManifest, SampleShard
 from genre_dist.stream.words import load_vectors, load_words
 
-_FAULTS = (ValueError, KeyError, OSError, EOFError)
+FAULTS = (ValueError, KeyError, OSError, EOFError)
 _ROWS = 1 << 16
 """Word vectors checked at a time."""
 
@@ -35,7 +36,7 @@ def verify(manifest: Manifest) -> list[str]:
     """
     if manifest.encoding is not None:
         raise ValueError(f"{manifest.folder}: these are encodings; verify the shards they were made from")
-    faults = list(_check_words(manifest))
+    faults = list(check_words(manifest))
     if manifest.split_rule != RULE:
         faults.append(f"{FILE}: its split rule is not the one that films are compared with here: {RULE}")
     checker = _ShardChecker(manifest)
@@ -45,7 +46,7 @@ def verify(manifest: Manifest) -> list[str]:
             try:
                 with local_copy(path) as file:
                     shard_faults = list(checker.check(path, file, shard))
-            except _FAULTS as error:
+            except FAULTS as error:
                 fault = str(error)
                 shard_faults = [fault if str(path.with_suffix("")) in fault else f"{path}: {fault}"]
             faults += shard_faults
@@ -54,11 +55,11 @@ def verify(manifest: Manifest) -> list[str]:
     return [printable(fault) for fault in faults]
 
 
-def repeated_films(manifest: Manifest) -> set[int]:
+def repeated_films(manifest: Manifest | SampleManifest) -> set[int]:
     """Films that the indexes name more than once, by sorting 8 bytes a film; a damaged index is skipped."""
     ids_of = [np.empty(0, np.int64)]
     for shard in manifest.shards:
-        with suppress(*_FAULTS):
+        with suppress(*FAULTS):
             records = load_array(index_path(manifest.folder / shard.file))
             ids_of += [np.array(records["id"])] if records.dtype == RECORD and records.ndim == 1 else []
     ids = np.concatenate(ids_of)
@@ -66,7 +67,7 @@ def repeated_films(manifest: Manifest) -> set[int]:
     return set(ids[1:][ids[1:] == ids[:-1]].tolist())
 
 
-def _check_words(manifest: Manifest) -> Iterator[str]:
+def check_words(manifest: Manifest | SampleManifest) -> Iterator[str]:
     """Faults of the vocabulary and its vectors."""
     text = manifest.text
     path = manifest.folder / text["vocabulary"]
@@ -74,11 +75,11 @@ def _check_words(manifest: Manifest) -> Iterator[str]:
         words = load_words(path, text["vocabulary_sha256"])
         if len(words) != text["words"]:
             yield f"{path}: {len(words)} words where the manifest has {text['words']}"
-    except _FAULTS as error:
+    except FAULTS as error:
         yield str(error)
     try:
         vectors = load_vectors(manifest.folder, text)
-    except _FAULTS as error:
+    except FAULTS as error:
         yield str(error)
         return
     for start in range(0, 0 if vectors is None else len(vectors), _ROWS):
@@ -100,13 +101,8 @@ class _ShardChecker:
 
     def check(self, path: AnyPath, local: Path, shard: Shard) -> Iterator[str]:
         """Compare a shard's files with each other and the manifest. `local` is its tar on this machine."""
-        yield from _check_file(path, local, shard)
-        try:
-            records = load_array(index_path(path))
-        except DamagedArrayError as error:
-            raise ValueError(f"{index_path(path)}: {error}") from None
-        if records.dtype != RECORD or records.ndim != 1:
-            raise ValueError(f"{index_path(path)}: not an index of a shard")
+        yield from check_file(path, local, shard)
+        records = index_of_shard(path)
         if len(records) != shard.samples:
             yield f"{index_path(path)}: {len(records)} records where the manifest has {shard.samples} samples"
         for members in (*((name,) for name in FLAGS), tuple(FLAGS)):
@@ -120,7 +116,7 @@ class _ShardChecker:
                 film, offset = int(record["id"]), int(record["offset"])
                 faults = self._check_sample(file, record, shard)
                 yield from (f"{path}: film {film} at byte {offset}: {fault}" for fault in faults)
-            yield from (f"{path}: {fault}" for fault in _check_layout(file, records))
+            yield from (f"{path}: {fault}" for fault in check_layout(file, records))
 
     def _check_sample(self, file: IO[bytes], record: np.void, shard: Shard) -> list[str]:
         film, offset, size = (int(record[name]) for name in ("id", "offset", "size"))
@@ -139,7 +135,7 @@ class _ShardChecker:
             faults += self._check_members(record, members, shard.split)
             if sum(tar.BLOCK + tar.padded(len(part)) for part in members.values()) != size:
                 faults.append("there are bytes among its members that belong to none: links, or a member twice")
-        except _FAULTS as error:
+        except FAULTS as error:
             faults.append(f"no member .{error.args[0]}" if isinstance(error, KeyError) else str(error))
         return faults
 
@@ -180,6 +176,17 @@ class _ShardChecker:
                 yield f"{FILE}: genre_counts of {split} disagree with the shards"
 
 
+def index_of_shard(path: AnyPath) -> NDArray[np.void]:
+    """The index beside a tar, RECORD [samples]. Raises ValueError for anything else."""
+    try:
+        records = load_array(index_path(path))
+    except DamagedArrayError as error:
+        raise ValueError(f"{index_path(path)}: {error}") from None
+    if records.dtype != RECORD or records.ndim != 1:
+        raise ValueError(f"{index_path(path)}: not an index of a shard")
+    return records
+
+
 def _check_reports(manifest: Manifest) -> Iterator[str]:
     """Compare the manifest with the reports that are still there, and so the films left out for their posters."""
     left_out: Counter[str] = Counter()
@@ -213,14 +220,15 @@ def _options(source: Report | Manifest) -> tuple[Any, ...]:
     return image["size"], image["fit"], image["quality"], text["source"], source.require, text["vocabulary_sha256"]
 
 
-def _check_file(path: AnyPath, local: Path, shard: Shard) -> Iterator[str]:
+def check_file(path: AnyPath, local: Path, shard: Shard | SampleShard) -> Iterator[str]:
+    """Faults of a tar's size and checksum."""
     if (size := local.stat().st_size) != shard.bytes:
         yield f"{path}: {size:,} bytes where the manifest has {shard.bytes:,}"
     if sha256_of(local) != shard.sha256:
         yield f"{path}: the checksum differs from the manifest's; fetch or pack it again"
 
 
-def _check_layout(file: IO[bytes], records: NDArray[np.void]) -> Iterator[str]:
+def check_layout(file: IO[bytes], records: NDArray[np.void]) -> Iterator[str]:
     """Faults of the layout: samples follow each other without gaps from byte 0, and the end mark follows the last."""
     ends = records["offset"] + records["size"]
     away = np.flatnonzero(records["offset"] != np.concatenate([[0], ends[:-1]]))

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 from genre_dist.atomic import atomic_file
 from genre_dist.schema import Schema
 from genre_dist.storage import AnyPath, any_path, read_bytes
-from genre_dist.stream.manifest import FILE, SPLITS, Image, PrintableText, Text, _twice
+from genre_dist.stream.manifest import FILE, SPLITS, Image, Manifest, PrintableText, Text, _twice, load_manifest
 from genre_dist.validation import LARGEST_BYTES, Count, FileName, Sha256, parse_json
 
 SCHEMA_VERSION = 2
@@ -158,3 +158,14 @@ def load_sample_manifest(folder: AnyPath | str) -> SampleManifest:
     path = folder / FILE
     contents = parse_json(SampleContents, read_bytes(path, LARGEST_BYTES), path, _REMEDY)
     return SampleManifest(folder=folder, **vars(contents))
+
+
+def load_any_manifest(folder: AnyPath | str) -> Manifest | SampleManifest:
+    """Read the manifest of a folder of shards of either kind. Raises ValueError as `load_manifest` does."""
+    path = any_path(folder) / FILE
+    try:
+        written = read_bytes(path, LARGEST_BYTES)
+        is_of_samples = parse_json(dict[str, Any], written, path, _REMEDY).get("schema") == SCHEMA_VERSION
+    except (FileNotFoundError, NotADirectoryError):
+        is_of_samples = False  # load_manifest says how to make shards
+    return load_sample_manifest(folder) if is_of_samples else load_manifest(folder)
