@@ -35,7 +35,7 @@ from genre_dist.printable import printable
 from genre_dist.progress import progress_bar
 from genre_dist.storage import AnyPath, check_writable, exists, remove, remove_folder, sha256_of
 from genre_dist.stream.index import index_path, save_array
-from genre_dist.stream.manifest import FILE, SPLITS, Manifest, load_manifest, save_manifest
+from genre_dist.stream.manifest import FILE, SPLITS, FilmManifest, Manifest, load_manifest, save_manifest
 from genre_dist.stream.words import load_vectors
 from genre_dist.workers import in_processes
 
@@ -256,7 +256,7 @@ def _manifest_of_films(packing: Packing, reports: list[Report]) -> Manifest:
         counts[report.shard.split] += report.genre_counts
         left_out.update(report.left_out)
     recipe = packing.recipe
-    manifest = Manifest(
+    manifest = FilmManifest(
         folder=packing.out,
         genres=GENRES,
         image={"size": recipe.size, "fit": recipe.fit, "quality": recipe.quality},

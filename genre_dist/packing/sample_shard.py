@@ -48,13 +48,8 @@ from genre_dist.schema import Schema
 from genre_dist.storage import AnyPath, exists, is_remote, remove
 from genre_dist.stream import tar
 from genre_dist.stream.index import RECORD, array_bytes, index_path, save_array
-from genre_dist.stream.manifest import FILE, SPLITS
-from genre_dist.stream.sample_manifest import (
-    SampleManifest,
-    SampleShard,
-    load_sample_manifest,
-    save_sample_manifest,
-)
+from genre_dist.stream.manifest import FILE, SPLITS, SampleManifest, load_manifest, save_manifest
+from genre_dist.stream.sample_manifest import SampleShard
 from genre_dist.workers import outcomes
 
 Images = dict[str, bytes | OSError]
@@ -79,7 +74,7 @@ def samples_kind(schema: Schema) -> Kind:
         pack_shard=pack_sample_shard,
         finished=partial(finished, kind=SampleShardReport),
         manifest=partial(_manifest, schema),
-        load=load_sample_manifest,
+        load=load_manifest,
     )
 
 
@@ -88,7 +83,7 @@ def _existing_shards(out: AnyPath, recipe: SampleRecipe) -> ExistingShards:
     if not exists(out / FILE):
         return NO_SHARDS
     try:
-        manifest = load_sample_manifest(out)
+        manifest = load_manifest(out)
     except ValueError as error:
         raise ValueError(f"{error} (--overwrite replaces what is there)") from None
     existing = whole_shards(out, manifest, recipe, SampleShardReport)
@@ -143,9 +138,8 @@ def pack_sample_shard(job: SampleJob) -> SampleShardReport:
 
 def _shard(job: Job, index: NDArray[np.void], size: int, sha256: str) -> SampleShard:
     """The manifest's entry for a tar of `size` bytes; index: RECORD [samples]."""
-    bits, counts = np.unique(index["has"], return_counts=True)
-    has = {str(bit): count for bit, count in zip(bits.tolist(), counts.tolist(), strict=True)}
-    return SampleShard(file=job.file, split=job.split, samples=len(index), has=has, bytes=size, sha256=sha256)
+    counts = SampleShard.counted(index["has"])
+    return SampleShard(file=job.file, split=job.split, samples=len(index), **counts, bytes=size, sha256=sha256)
 
 
 class _ImageNotes:
@@ -236,7 +230,7 @@ def _manifest(schema: Schema, packing: Packing, reports: list[SampleShardReport]
         left_out=dict(sorted(left_out.items())),
         shards=tuple(report.shard for report in reports),
     )
-    save_sample_manifest(manifest)
+    save_manifest(manifest)
     for line in image_lines(reports):
         print(printable(line))
     return manifest

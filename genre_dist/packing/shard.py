@@ -41,7 +41,7 @@ from genre_dist.packing.vocabulary import encode, load_words, tokenise
 from genre_dist.storage import AnyPath, file_size, is_remote, read_bytes, remove
 from genre_dist.stream import tar
 from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, DamagedArrayError, index_path, load_array, save_array
-from genre_dist.stream.manifest import Shard, counts_of
+from genre_dist.stream.manifest import Shard
 from genre_dist.stream.sample_manifest import SampleShard
 from genre_dist.workers import outcomes
 
@@ -157,7 +157,7 @@ def _shard(job: Job, index: NDArray[np.void], size: int, sha256: str) -> Shard:
         file=job.file,
         split=job.split,
         samples=len(index),
-        **counts_of(index["has"]),
+        **Shard.counted(index["has"]),
         bytes=size,
         sha256=sha256,
     )

@@ -105,9 +105,9 @@ def _inspect(arguments: Namespace) -> int:
     from genre_dist.packing.sample_inspection import print_summary_of_samples
     from genre_dist.packing.sample_verification import verify_samples
     from genre_dist.packing.verification import verify
-    from genre_dist.stream.sample_manifest import SampleManifest, load_any_manifest
+    from genre_dist.stream.manifest import SampleManifest, load_manifest
 
-    manifest = load_any_manifest(arguments.shards)
+    manifest = load_manifest(arguments.shards)
     with suppress(ValueError) if arguments.verify else nullcontext():  # `verify` reports the fault below
         if isinstance(manifest, SampleManifest):
             print_summary_of_samples(manifest)

@@ -19,7 +19,7 @@ from genre_dist.stream.decode import decode_jpeg
 from genre_dist.stream.index import FLAGS, RECORD, DamagedArrayError, index_path, load_array
 from genre_dist.stream.manifest import FILE, SPLITS, Manifest, Shard
 from genre_dist.stream.sample import MEMBER_OF, load_about, load_genres, load_tokens, read_members
-from genre_dist.stream.sample_manifest import SampleManifest, SampleShard
+from genre_dist.stream.sample_manifest import SampleShard
 from genre_dist.stream.words import load_vectors, load_words
 
 FAULTS = (ValueError, KeyError, OSError, EOFError)
@@ -55,7 +55,7 @@ def verify(manifest: Manifest) -> list[str]:
     return [printable(fault) for fault in faults]
 
 
-def repeated_films(manifest: Manifest | SampleManifest) -> set[int]:
+def repeated_films(manifest: Manifest) -> set[int]:
     """Films that the indexes name more than once, by sorting 8 bytes a film; a damaged index is skipped."""
     ids_of = [np.empty(0, np.int64)]
     for shard in manifest.shards:
@@ -67,7 +67,7 @@ def repeated_films(manifest: Manifest | SampleManifest) -> set[int]:
     return set(ids[1:][ids[1:] == ids[:-1]].tolist())
 
 
-def check_words(manifest: Manifest | SampleManifest) -> Iterator[str]:
+def check_words(manifest: Manifest) -> Iterator[str]:
     """Faults of the vocabulary and its vectors."""
     text = manifest.text
     path = manifest.folder / text["vocabulary"]
@@ -106,11 +106,11 @@ class _ShardChecker:
         if len(records) != shard.samples:
             yield f"{index_path(path)}: {len(records)} records where the manifest has {shard.samples} samples"
         for members in (*((name,) for name in FLAGS), tuple(FLAGS)):
-            mask = shard.mask(members)
+            mask, wanted = self._manifest.mask(shard, members), self._manifest.count(shard, members)
             count = int(((records["has"] & mask) == mask).sum())
-            if count != shard.count(members):
+            if count != wanted:
                 names = " and ".join(members)
-                yield f"{path}: {count} samples with {names} where the manifest has {shard.count(members)}"
+                yield f"{path}: {count} samples with {names} where the manifest has {wanted}"
         with open(local, "rb") as file:
             for record in records:
                 film, offset = int(record["id"]), int(record["offset"])

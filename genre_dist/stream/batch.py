@@ -70,7 +70,8 @@ class Batch:
     weights: NDArray[np.float32]  # [n], 0 for a sample that could not be read
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)  # by PART.KIND, see KINDS
     faults: list[str] = field(default_factory=list)  # a line for each sample that could not be read
-    samples: list[Any] = field(default_factory=list)  # [n] of WebDataset tars: members, or the result of `decode`
+    samples: list[Any] = field(default_factory=list)
+    """[n] of a declared data set: ids; of WebDataset tars: members, or the result of `decode`."""
     seconds: Seconds = field(default_factory=Seconds)
     pixels: "dict[str, Tensor]" = field(default_factory=dict)  # images that a device decoded, by the array's name
     copied: "Event | None" = None  # set by a background copy; the arrays must stay until then

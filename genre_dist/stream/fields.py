@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from genre_dist.schema import Field
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.decode import check_jpeg, decode_jpeg, decoder
+from genre_dist.stream.manifest_base import Moments
 from genre_dist.stream.sample import check_tokens, read_numbers, read_tokens
 
 Problems = dict[int, Exception]
@@ -91,12 +92,13 @@ class ImageReader:
 
 
 class NumbersReader:
-    """A row of numbers, standardised; NaN for a missing one. mean, deviation: float32 [numbers]."""
+    """A row of numbers, standardised; NaN for a missing one."""
 
-    def __init__(self, field: Field, mean: NDArray[np.float32], deviation: NDArray[np.float32]) -> None:
-        self.extension, self.mean, self.deviation = field.extension, mean, deviation
+    def __init__(self, field: Field, moments: Moments) -> None:
+        self.extension = field.extension
+        self.mean, self.deviation = (np.array(moments[what], np.float32) for what in ("mean", "std"))
         self.numbers = f"{field.part}.numbers"
-        self.shapes: Shapes = {self.numbers: (len(mean),)}
+        self.shapes: Shapes = {self.numbers: (len(self.mean),)}
 
     def take(self, number: int, member: memoryview, batch: Batch) -> None:
         values = read_numbers(member, len(self.mean))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Interval, Len, Predicate
@@ -23,6 +23,7 @@ from genre_dist.atomic import atomic_file
 from genre_dist.storage import AnyPath, any_path, file_version, inside, is_remote, local_copy, read_bytes
 from genre_dist.stream.index import DamagedArrayError, load_array, save_array
 from genre_dist.stream.indexing import MOST_EXTENSIONS, TarIndex, read_index
+from genre_dist.stream.manifest_base import chosen_count
 from genre_dist.validation import LARGEST_BYTES, Count, FileName, Sha256, parse_json
 from genre_dist.workers import in_processes
 
@@ -85,9 +86,7 @@ class Tar:
 
     def count(self, members: tuple[str, ...], any_of: bool = False) -> int:
         """How many samples have all of these extensions, or one of them."""
-        mask = self.mask(members)
-        found = ((int(has) & mask, count) for has, count in self.has.items())
-        return sum(count for has, count in found if (has > 0 if any_of else has == mask))
+        return chosen_count({int(has): count for has, count in self.has.items()}, self.mask(members), any_of)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +99,14 @@ class Tars:
     def shards_of(self, split: str) -> tuple[Tar, ...]:
         """The tars whose address matches a pattern such as `*/train-*.tar`; `*` matches all."""
         return tuple(tar for tar in self.tars if fnmatch(tar.file, split))
+
+    def mask(self, tar: Any, fields: tuple[str, ...]) -> int:
+        """These extensions as bits of a tar's `has`."""
+        return int(tar.mask(fields))
+
+    def count(self, tar: Any, fields: tuple[str, ...], any_of: bool = False) -> int:
+        """How many samples of a tar have all of these extensions, or one of them."""
+        return int(tar.count(fields, any_of))
 
     @property
     def extensions(self) -> Counter[str]:

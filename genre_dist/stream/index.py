@@ -6,6 +6,7 @@ The file `<shard>.index.npy` beside the shard is a plain NumPy array of `RECORD`
 import io
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -19,8 +20,8 @@ from genre_dist.stream.order import Rows
 from genre_dist.stream.source import is_too_many, most_open_files
 
 if TYPE_CHECKING:
-    from genre_dist.stream.foreign import Tar, Tars
-    from genre_dist.stream.manifest import Manifest, Shard
+    from genre_dist.stream.foreign import Tars
+    from genre_dist.stream.manifest_base import Manifest
 
 RECORD = np.dtype(
     [
@@ -110,9 +111,10 @@ class SplitIndex:
     """
 
     def __init__(self, manifest: "Manifest | Tars", split: str, members: tuple[str, ...], any_of: bool = False) -> None:
-        self.folder, self.members, self.any_of = manifest.folder, members, any_of
-        self.shards: Sequence[Shard | Tar] = manifest.shards_of(split)
-        self.sizes: list[int] = [shard.count(members, any_of) for shard in self.shards]
+        self.folder, self.any_of = manifest.folder, any_of
+        self._mask = partial(manifest.mask, fields=members)
+        self.shards: Sequence[Any] = manifest.shards_of(split)
+        self.sizes: list[int] = [manifest.count(shard, members, any_of) for shard in self.shards]
         self.paths: list[AnyPath] = [inside(self.folder, shard.file) for shard in self.shards]
         self.is_remote = any(map(is_remote, self.paths))
         self._most = MOST_HELD if is_remote(self.folder) else most_open_files(MOST_HELD)
@@ -189,7 +191,7 @@ class SplitIndex:
                 f"{path}: sample {outside} would lie outside the shard's {shard.bytes:,} bytes, or in another one; "
                 f"{_REMEDY}"
             )
-        wanted = chosen(records["has"], shard.mask(self.members), self.any_of)
+        wanted = chosen(records["has"], self._mask(shard), self.any_of)
         selected = records if wanted.all() else records[wanted]
         if len(selected) != self.sizes[number]:
             raise ValueError(

@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
+from genre_dist.sample_ids import id_of_key, number_of_id
+from genre_dist.schema import TMDB, Schema
 from genre_dist.storage import AnyPath, file_size, local_copy
-from genre_dist.stream.index import FLAGS, OVERVIEW, POSTER, RECORD, index_path, save_array
+from genre_dist.stream.index import RECORD, index_path, save_array
 from genre_dist.stream.manifest import Manifest
-from genre_dist.stream.sample import MEMBER_OF, load_tokens
+from genre_dist.stream.sample import load_tokens
 from genre_dist.stream.tar import (
     BLOCK,
     FILE,
@@ -77,20 +79,20 @@ def index_shards(manifest: Manifest) -> Indexed:
     samples = unread = 0
     for shard in manifest.shards:
         path = manifest.folder / shard.file
-        records, without_text = index_tar(path, shard.bytes, int(manifest.text["words"]))
-        counts = [int(np.sum((records["has"] & mask) == mask)) for mask in (0, POSTER, OVERVIEW, POSTER | OVERVIEW)]
-        if counts != [shard.samples, shard.poster, shard.overview, shard.both]:
-            raise ValueError(
-                f"{path}: {counts[0]} samples, {counts[1]} with a poster, {counts[2]} with a text, where the manifest "
-                f"has {shard.samples}, {shard.poster} and {shard.overview}; {_REMEDY}"
-            )
+        records, without_text = index_tar(path, shard.bytes, int(manifest.text["words"]), manifest.declared)
+        names = ((), *((name,) for name in manifest.declared.by_name), tuple(manifest.declared.by_name))
+        for fields in names:
+            mask, wanted = manifest.mask(shard, fields), manifest.count(shard, fields)
+            if (count := int(np.sum((records["has"] & mask) == mask))) != wanted:
+                which = f" with {' and '.join(fields)}" if fields else ""
+                raise ValueError(f"{path}: {count} samples{which} where the manifest has {wanted}; {_REMEDY}")
         with atomic_file(index_path(path)) as file:
             save_array(records, file)
         samples, unread = samples + len(records), unread + without_text
     return Indexed(samples, unread)
 
 
-def index_tar(path: AnyPath, size: int, words: int) -> tuple[NDArray[np.void], int]:
+def index_tar(path: AnyPath, size: int, words: int, schema: Schema = TMDB) -> tuple[NDArray[np.void], int]:
     """The index of one tar of `size` bytes, RECORD [samples], and the number of unreadable texts.
 
     Only headers and texts are read.
@@ -99,27 +101,32 @@ def index_tar(path: AnyPath, size: int, words: int) -> tuple[NDArray[np.void], i
         raise ValueError(f"{path}: {actual:,} bytes where the manifest has {size:,}; {_REMEDY}")
     try:
         with local_copy(path) as local:
-            records = list(_packed_records(mapped(local), words))
+            records = list(_packed_records(mapped(local), words, schema))
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {_REMEDY}") from None
     unread = sum(length < 0 for *_, length, _ in records)
     return np.array([(*start, max(0, length), has) for *start, length, has in records], RECORD), unread
 
 
-def _packed_records(data: memoryview, words: int) -> Iterator[tuple[int, int, int, int, int]]:
+def _packed_records(data: memoryview, words: int, schema: Schema) -> Iterator[tuple[int, int, int, int, int]]:
     """A record for each sample; an unreadable text has the length -1."""
     named = ((key, extension, member) for member in members(data) for key, _, extension in [member.name.partition(".")])
     for key, parts, start, size in _samples(data, named):
-        length = 0
-        if not (key.isascii() and key.isdecimal() and len(key) <= 18):
-            raise ValueError(f"the member {key[:80]!r} is not named by a film's id")
-        if text := parts.get(MEMBER_OF["overview"]):
-            try:
-                length = min(len(load_tokens(data[text.start : text.start + text.size], words)), 65_535)
-            except ValueError:  # this sample alone; readers report it
-                length = -1
-        has = sum(FLAGS[name] for name, extension in MEMBER_OF.items() if extension in parts)
-        yield int(key), start, size, length, has
+        number = _packed_id(key) if schema == TMDB else number_of_id(id_of_key(key))
+        there = [field for field in schema.fields if field.extension in parts]
+        texts = [parts[field.extension] for field in there if field.kind == "text"]
+        try:
+            lengths = [len(load_tokens(data[text.start : text.start + text.size], words)) for text in texts]
+            length = min(max(lengths, default=0), 65_535)
+        except ValueError:  # this sample alone; readers report it
+            length = -1
+        yield number, start, size, length, sum(schema.bit(field.name) for field in there)
+
+
+def _packed_id(key: str) -> int:
+    if not (key.isascii() and key.isdecimal() and len(key) <= 18):
+        raise ValueError(f"the member {key[:80]!r} is not named by a film's id")
+    return int(key)
 
 
 def split_name(name: str) -> tuple[str, str] | None:

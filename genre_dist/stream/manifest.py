@@ -1,234 +1,33 @@
-"""The manifest of a folder of shards: their contents and how they were packed. Pure data, stored as JSON."""
+"""Reading and writing the manifest of a folder of shards: their contents and how they were packed. Pure data."""
 
-import dataclasses
-import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NotRequired
 
-import numpy as np
-from annotated_types import Ge, Interval, Predicate
-from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
 from genre_dist.atomic import atomic_file
-from genre_dist.genres import Genre
-from genre_dist.schema import TMDB, Schema
 from genre_dist.storage import AnyPath, any_path, read_bytes
-from genre_dist.stream.index import FLAGS, OVERVIEW, POSTER
-from genre_dist.validation import LARGEST_BYTES, Count, FileName, Sha256, parse_json
+from genre_dist.stream.film_manifest import FilmContents, FilmManifest, Shard
+from genre_dist.stream.manifest_base import FILE, SPLITS, Encoding, Image, Manifest, Moments, Text
+from genre_dist.stream.sample_manifest import SampleContents, SampleManifest
+from genre_dist.validation import LARGEST_BYTES, parse_json
 
-SCHEMA = 1
-FILE = "manifest.json"
-SPLITS = ("train", "val", "test")
+__all__ = [
+    "FILE",
+    "SPLITS",
+    "Encoding",
+    "FilmManifest",
+    "Image",
+    "Manifest",
+    "Moments",
+    "SampleManifest",
+    "Shard",
+    "Text",
+    "load_manifest",
+    "save_manifest",
+]
+NEWEST = 2
+"""Newest schema version that is read."""
 _REMEDY = "this is not a manifest that `genre-dist pack` wrote; pack the shards again, or fetch them again"
-
-PrintableText = Annotated[str, Predicate(str.isprintable)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """One tar: its samples by their members, its size and checksum. Raises ValueError for inconsistent counts."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (no field)
-
-    file: FileName
-    split: str
-    samples: Annotated[int, Interval(ge=0, le=2**32)]
-    poster: Count
-    """Samples with a poster."""
-    overview: Count
-    """Samples with a text."""
-    both: Count
-    """Samples with both."""
-    bytes: Count
-    sha256: Sha256
-
-    def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ValueError(f"{self.file} is of an unknown split `{self.split}`")
-        if not self.file.endswith(".tar"):
-            raise ValueError(f"{self.file} is not named as a tar")
-        some = self.poster + self.overview - self.both
-        if not self.both <= min(self.poster, self.overview) <= some <= self.samples:
-            raise ValueError(
-                f"{self.file} cannot have {self.samples:,} samples, {self.poster:,} with a poster, {self.overview:,} "
-                f"with a text, {self.both:,} with both"
-            )
-
-    @property
-    def index_file(self) -> str:
-        """Name of the index beside the tar."""
-        return f"{self.file.removesuffix('.tar')}.index.npy"
-
-    @property
-    def identity(self) -> str:
-        """Identifies the tar's bytes, wherever they are stored."""
-        return self.sha256
-
-    def mask(self, members: tuple[str, ...]) -> int:
-        """These members as bits of the index's `has`."""
-        return TMDB.bits(members)
-
-    @property
-    def has(self) -> dict[int, int]:
-        """Samples by their value of the index's `has`."""
-        some = {POSTER: self.poster - self.both, OVERVIEW: self.overview - self.both, POSTER | OVERVIEW: self.both}
-        return some | {0: self.samples - sum(some.values())}
-
-    def count(self, members: tuple[str, ...], any_of: bool = False) -> int:
-        """How many samples have all of these members, or one of them. Raises ValueError for an unknown member."""
-        mask = self.mask(members)
-        return sum(count for has, count in self.has.items() if (has & mask > 0 if any_of else has & mask == mask))
-
-
-class Counts(TypedDict):
-    """A shard's samples by their members, as schema 1 has them."""
-
-    poster: int
-    overview: int
-    both: int
-
-
-def counts_of(has: NDArray[np.uint16]) -> Counts:
-    """The counts of samples by their `has` of the index, [samples]."""
-    poster, overview = (has & POSTER) > 0, (has & OVERVIEW) > 0
-    return Counts(poster=int(poster.sum()), overview=int(overview.sum()), both=int((poster & overview).sum()))
-
-
-class Image(TypedDict):
-    """How the images were packed."""
-
-    size: Annotated[int, Interval(ge=1, le=4096)]
-    """Side of the square images in pixels."""
-    fit: PrintableText
-    quality: int
-
-
-class Text(TypedDict):
-    """How the texts were packed."""
-
-    source: PrintableText
-    """overview, title or both."""
-    vocabulary: FileName
-    words: Annotated[int, Interval(ge=2, le=2**31 - 1)]
-    vocabulary_sha256: Sha256
-    vectors: FileName | None
-    dim: Annotated[int, Ge(1)] | None
-    """Width of the vectors."""
-    vectors_sha256: NotRequired[Sha256]
-    """Checksum of the vectors, row by row; older shards lack it."""
-
-
-class Encoding(TypedDict):
-    """Metadata of shards of encodings."""
-
-    size: Annotated[int, Interval(ge=1, le=2**24)]
-    """Width of an encoding."""
-    key: PrintableText
-    source: PrintableText
-    """Fingerprint of the encoded shards."""
-
-
-for _kind in (Image, Text, Encoding):
-    _kind.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[union-attr]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contents:
-    """The contents of `manifest.json`. Raises ValueError if they are inconsistent."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (no field)
-
-    format: Literal["genre_dist shards"] = "genre_dist shards"
-    schema: Literal[1] = 1
-    genres: tuple[Genre, ...]
-    """The labels, in the order of logits and label arrays."""
-    image: Image
-    text: Text
-    require: tuple[str, ...]
-    """Members that every packed sample has."""
-    split_rule: PrintableText
-    genre_counts: dict[str, list[Count]]
-    """Split -> samples of each genre."""
-    left_out: dict[PrintableText, Count]
-    """Reason -> films that were not packed."""
-    shards: tuple[Shard, ...]
-    encoding: Encoding | None = None
-
-    def __post_init__(self) -> None:
-        if not self.genres or not all(genre.name.isprintable() for genre in self.genres):
-            raise ValueError("there are no genres, or some without a proper name")
-        if unknown := set(self.require) - set(FLAGS):
-            raise ValueError(f"films have {' and '.join(FLAGS)}, not {min(unknown)!r}")
-        for what in ("id", "name"):
-            if again := _twice(getattr(genre, what) for genre in self.genres):
-                raise ValueError(f"two genres have the {what} {again[0]!r}")
-        if again := _twice(shard.file for shard in self.shards):
-            raise ValueError(f"{again[0]} is there twice")
-        if {split: len(counts) for split, counts in self.genre_counts.items()} != dict.fromkeys(
-            SPLITS, len(self.genres)
-        ):
-            raise ValueError(f"genre_counts has not one number for each genre of {', '.join(SPLITS)}")
-
-
-def _twice(values: Iterable[Any]) -> list[Any]:
-    """Values that occur more than once."""
-    seen: set[Any] = set()
-    return [value for value in values if value in seen or seen.add(value)]  # type: ignore[func-returns-value]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest(Contents):
-    """A manifest and its folder."""
-
-    folder: AnyPath
-
-    def shards_of(self, split: str) -> tuple[Shard, ...]:
-        """The shards of a split in stored order. Raises ValueError for a split that does not exist."""
-        if split not in SPLITS:
-            raise ValueError(f"there is no split `{split}`; the splits are {', '.join(SPLITS)}")
-        return tuple(shard for shard in self.shards if shard.split == split)
-
-    @property
-    def declared(self) -> Schema:
-        """What a sample has, its id and its labels."""
-        return TMDB
-
-    def samples(self, split: str, members: tuple[str, ...] = (), any_of: bool = False) -> int:
-        """How many samples of a split have all of these members, or one of them."""
-        return sum(shard.count(members, any_of) for shard in self.shards_of(split))
-
-    def patterns(self, split: str, members: tuple[str, ...]) -> dict[tuple[str, ...], int]:
-        """Samples of a split by the members that they have among these, as the fields' bits order them."""
-        bits = {name: self.declared.bit(name) for name in members}
-        counts: Counter[tuple[str, ...]] = Counter()
-        for shard in self.shards_of(split):
-            for has, count in shard.has.items():
-                counts[tuple(name for name, bit in bits.items() if has & bit)] += count
-        return +counts
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the data: equal for equal shards, genres and vocabulary, wherever they are stored.
-
-        Shards of encodings have the fingerprint of the encoded shards: a run can continue with either.
-        """
-        if self.encoding is not None:
-            return str(self.encoding["source"])
-        contents = self.to_dict()
-        parts = [contents["genres"], contents["text"].get("vocabulary_sha256"), [shard.sha256 for shard in self.shards]]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-    def to_dict(self) -> dict[str, Any]:
-        contents = dataclasses.asdict(self)
-        del contents["folder"]
-        if self.encoding is None:
-            del contents["encoding"]
-        contents["genres"] = [genre._asdict() for genre in self.genres]
-        return contents
 
 
 def save_manifest(manifest: Manifest) -> None:
@@ -258,10 +57,11 @@ def load_manifest(folder: AnyPath | str) -> Manifest:
             f"&&  genre-dist pack --catalogue catalogue --out {folder}   (or `genre-dist import` your own films first)"
         ) from None
     schema = parse_json(_Head, written, path, _REMEDY)["schema"]
-    if isinstance(schema, int | str) and schema != SCHEMA:
+    if isinstance(schema, int | str) and schema not in (1, 2):
         raise ValueError(
-            f"{path}: written with schema version {schema!r}, this version reads {SCHEMA}; pack the shards again, or "
-            "use the genre_dist that packed them"
+            f"{path}: written with schema version {schema!r}, this version reads 1 to {NEWEST}; pack the shards again, "
+            "or use the genre_dist that packed them"
         )
-    contents = parse_json(Contents, written, path, _REMEDY)
-    return Manifest(folder=folder, **vars(contents))
+    if schema == 2:
+        return SampleManifest(folder=folder, **vars(parse_json(SampleContents, written, path, _REMEDY)))
+    return FilmManifest(folder=folder, **vars(parse_json(FilmContents, written, path, _REMEDY)))

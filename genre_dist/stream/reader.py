@@ -8,15 +8,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.printable import printable
-from genre_dist.schema import Field
+from genre_dist.schema import TMDB, Field
 from genre_dist.stream.batch import ALL, BLANK, KINDS, Batch, Seconds, SlotSpec, private_memory, slot_batch
 from genre_dist.stream.cache import BlockCache
-from genre_dist.stream.fields import FieldReader, ImageReader, Shapes, TextReader
+from genre_dist.stream.fields import FieldReader, ImageReader, NumbersReader, Shapes, TextReader
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.refs import SampleRefs, look_up
-from genre_dist.stream.sample import ENCODING, label_rows, load_encoding, load_fault, load_genres, read_members
+from genre_dist.stream.sample import (
+    ENCODING,
+    label_rows,
+    load_encoding,
+    load_fault,
+    load_genres,
+    load_labels,
+    read_declared,
+    read_members,
+    rows_of_names,
+)
 from genre_dist.stream.source import ReadBuffer, source_of
 
 if TYPE_CHECKING:
@@ -149,11 +159,17 @@ class ShardReader(Reader):
         for _, field in self._fields:
             shapes |= field.shapes
         self._spec = SlotSpec(0, len(manifest.genres), tuple(shapes.items()))
-        self._labels = label_rows(manifest.genres)
+        self._is_of_films, self._sample = schema == TMDB, schema.sample
+        by_id, by_name = label_rows(manifest.genres), rows_of_names([genre.name for genre in manifest.genres])
+        self._labels: Callable[[memoryview], NDArray[np.float32]] = (
+            (lambda data: by_id(load_genres(data))) if self._is_of_films else (lambda data: by_name(load_labels(data)))
+        )
 
     def _field_reader(self, field: Field) -> FieldReader:
         if field.kind == "text":
             return TextReader(field, self.max_tokens, int(self.manifest.text["words"]))
+        if field.kind == "numbers":
+            return NumbersReader(field, self.manifest.numbers[field.name])
         return ImageReader(field, int(self.manifest.image["size"]), self.decode)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -180,6 +196,7 @@ class ShardReader(Reader):
         began = time.perf_counter()
         ids, has = refs.record["id"].tolist(), refs.record["has"].tolist()
         batch.ids[:], batch.labels[:], batch.weights[:] = ids, 0, 1
+        batch.samples = [] if self._is_of_films else list(map(str, ids))  # until their own ids are read
         for name, array in batch.arrays.items():
             if name in self._bits:
                 array[:] = (refs.record["has"] & self._bits[name]) > 0
@@ -189,11 +206,14 @@ class ShardReader(Reader):
                 array[(refs.record["has"] & self._bits[name.replace(".images", ".has")]) == 0] = BLANK
 
         def take(number: int, data: memoryview) -> None:
-            members = read_members(data, ids[number])
+            if self._is_of_films:
+                members = read_members(data, ids[number])
+            else:
+                batch.samples[number], members = read_declared(data, ids[number])
             if ENCODINGS in batch.arrays:
                 self._take_encoding(members, number, batch)
                 return
-            batch.labels[number] = self._labels(load_genres(members["json"]))
+            batch.labels[number] = self._labels(members["json"])
             for bit, field in self._fields:
                 if has[number] & bit:
                     field.take(number, members[field.extension], batch)
@@ -202,7 +222,7 @@ class ShardReader(Reader):
         if ENCODINGS in batch.arrays and problems:
             number = min(problems)
             raise ValueError(
-                f"{self.index.paths[refs.shard[number]]}: the encoding of film {ids[number]} cannot be read "
+                f"{self.index.paths[refs.shard[number]]}: the encoding of {self._name(batch, number)} cannot be read "
                 f"({_reason(problems[number])}); delete {self.manifest.folder}, it is made again"
             )
         read = time.perf_counter()
@@ -210,8 +230,12 @@ class ShardReader(Reader):
             field.finish(batch, problems)
         for number in problems:
             batch.clear(number)
-        batch.faults += [self.describe(refs, n, f"film {ids[n]}", problems[n]) for n in sorted(problems)]
+        batch.faults += [self.describe(refs, n, self._name(batch, n), problems[n]) for n in sorted(problems)]
         batch.seconds = Seconds(read - began, time.perf_counter() - read)
+
+    def _name(self, batch: Batch, number: int) -> str:
+        """What a message calls a sample of a batch."""
+        return f"{self._sample} {printable(batch.samples[number] if batch.samples else batch.ids[number])}"
 
     def _take_encoding(self, members: dict[str, memoryview], number: int, batch: Batch) -> None:
         encodings = batch.arrays[ENCODINGS]
@@ -220,7 +244,7 @@ class ShardReader(Reader):
             batch.weights[number] = 0
             batch.faults.append(fault)
         else:
-            batch.labels[number] = self._labels(load_genres(members["json"]))
+            batch.labels[number] = self._labels(members["json"])
 
 
 def _reason(error: Exception) -> str:

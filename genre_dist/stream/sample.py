@@ -7,7 +7,7 @@ result. The bytes themselves tell which path applies, so no flag declares it.
 import json
 import re
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from genre_dist.genres import Genre
 from genre_dist.printable import printable
+from genre_dist.sample_ids import id_of_key, number_of_id
+from genre_dist.schema import TMDB
 from genre_dist.stream.index import DamagedArrayError, array_bytes, array_in
 from genre_dist.stream.tar import members
 
 PADDING, UNKNOWN = 0, 1  # token ids of the first two words of every vocabulary
-MEMBER_OF = {"poster": "jpg", "overview": "tokens.npy"}  # extension of each optional member
+MEMBER_OF = {field.name: field.extension for field in TMDB.fields}
 
 ENCODING = "encoding.npy"
 """Extension of the member with the outputs of frozen encoders, in shards of encodings."""
@@ -31,15 +33,29 @@ Data = bytes | memoryview
 def read_members(data: Data, sample_id: int) -> dict[str, memoryview]:
     """A sample's members by extension, from its bytes of the tar. Raises ValueError if they are another sample's."""
     view = memoryview(data)
-    return _plain_members(view, sample_id) or _members(view, sample_id)
+    return _plain_members(view, b"%d." % sample_id) or _members(view, str(sample_id), f"film {sample_id}")
 
 
-def _members(view: memoryview, sample_id: int) -> dict[str, memoryview]:
-    key, parts = str(sample_id), {}
+def read_declared(data: Data, number: int) -> tuple[str, dict[str, memoryview]]:
+    """The id and the members by extension of a sample of a declared data set, whose id has this number.
+
+    Raises ValueError if they are another sample's.
+    """
+    view = memoryview(data)
+    head = bytes(view[:100])
+    key = head[: head.find(b".") + 1]
+    id = id_of_key(key[:-1].decode("ascii", "replace"))
+    if number_of_id(id) != number:
+        raise ValueError(f"the sample {printable(id)!r} lies where another one should; the index is of another tar")
+    return id, _plain_members(view, key) or _members(view, key[:-1].decode(), f"sample {printable(id)!r}")
+
+
+def _members(view: memoryview, key: str, what: str) -> dict[str, memoryview]:
+    parts = {}
     for name, start, size, *_ in members(view):
         owner, _, extension = name.partition(".")
         if owner != key:
-            raise ValueError(f"a member {name!r} lies where film {sample_id} should; the index is of another tar")
+            raise ValueError(f"a member {name!r} lies where {what} should; the index is of another tar")
         parts[extension] = view[start : start + size]
     return parts
 
@@ -47,12 +63,11 @@ def _members(view: memoryview, sample_id: int) -> dict[str, memoryview]:
 _HEAD = struct.Struct(
     "100s24x11s1s20x1s100x8s80x1s166x"
 )  # name, size and its end, kind, magic, first byte of the prefix
-_EXTENSION = {b"json": "json", b"jpg": "jpg", b"tokens.npy": "tokens.npy"}
 
 
-def _plain_members(view: memoryview, sample_id: int) -> dict[str, memoryview] | None:
-    """The fast path: the members if all are plain USTAR files with known extensions; None for everything else."""
-    key, parts, position, end = b"%d." % sample_id, {}, 0, len(view)
+def _plain_members(view: memoryview, key: bytes) -> dict[str, memoryview] | None:
+    """The fast path: the members if all are plain USTAR files; None for everything else. The key ends with its dot."""
+    parts, position, end = {}, 0, len(view)
     try:
         while position < end:
             name, digits, ended, kind, magic, prefix = _HEAD.unpack_from(view, position)
@@ -61,11 +76,16 @@ def _plain_members(view: memoryview, sample_id: int) -> dict[str, memoryview] | 
             start, size = position + 512, int(digits, 8)
             if size < 0 or start + size > end:
                 return None
-            parts[_EXTENSION[name[len(key) :].rstrip(b"\0")]] = view[start : start + size]
+            parts[_extension(name[len(key) :].rstrip(b"\0"))] = view[start : start + size]
             position = start + (size + 511 & -512)
-    except (struct.error, ValueError, KeyError):
+    except (struct.error, ValueError):
         return None
     return parts
+
+
+@lru_cache(maxsize=256)
+def _extension(name: bytes) -> str:
+    return name.decode("ascii")
 
 
 def pad(texts: Iterable[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -135,7 +155,7 @@ def load_about(data: Data) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("the member .json is nested too deeply") from None
     if not isinstance(content, dict):
-        raise ValueError("the member .json is no object, so it has no genre_ids")
+        raise ValueError("the member .json is no object, so it has no labels")
     return content
 
 
@@ -170,6 +190,30 @@ def load_fault(data: Data) -> str | None:
     if fault is not None and not isinstance(fault, str):
         raise ValueError("the fault in the member .json is no text")
     return None if fault is None else printable(fault)
+
+
+def load_labels(data: Data) -> tuple[str, ...]:
+    """The labels in a member .json of a declared data set. Raises ValueError if there is no list of them."""
+    labels = load_about(data).get("labels")
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ValueError("the member .json has no list of labels")
+    return tuple(labels)
+
+
+def rows_of_names(names: Sequence[str]) -> Callable[[tuple[str, ...]], NDArray[np.float32]]:
+    """A function from labels to multi-hot rows, float32 [labels]. It raises ValueError for an unknown label."""
+    columns = {name: number for number, name in enumerate(names)}
+
+    @lru_cache(maxsize=4096)
+    def row(chosen: tuple[str, ...]) -> NDArray[np.float32]:
+        labels = np.zeros(len(columns), np.float32)
+        for name in chosen:
+            if name not in columns:
+                raise ValueError(f"the label {printable(name)[:40]!r} is not in the manifest")
+            labels[columns[name]] = 1
+        return labels
+
+    return row
 
 
 def label_rows(genres: Iterable[Genre]) -> Callable[[tuple[int, ...]], NDArray[np.float32]]:

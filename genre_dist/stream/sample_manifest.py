@@ -3,35 +3,22 @@
 It carries the declared schema with its classes, and counts the samples of a shard by the fields they have.
 """
 
-import hashlib
-import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from annotated_types import Interval, Predicate
-from typing_extensions import TypedDict
+from numpy.typing import NDArray
 
-from genre_dist.atomic import atomic_file
+from genre_dist.genres import Genre
 from genre_dist.schema import Schema
-from genre_dist.storage import AnyPath, any_path, read_bytes
-from genre_dist.stream.manifest import FILE, SPLITS, Image, Manifest, PrintableText, Text, _twice, load_manifest
-from genre_dist.validation import LARGEST_BYTES, Count, FileName, Sha256, parse_json
-
-SCHEMA_VERSION = 2
-_REMEDY = "this is not a manifest that `genre-dist pack` wrote; pack the shards again, or fetch them again"
+from genre_dist.storage import AnyPath
+from genre_dist.stream.manifest_base import SPLITS, Encoding, Image, Manifest, Moments, PrintableText, Text, twice
+from genre_dist.validation import Count, FileName, Sha256
 
 Bits = Annotated[str, Predicate(str.isdecimal)]
 """A number of an index's `has`, as JSON has it as a key."""
-
-
-class Moments(TypedDict):
-    """Mean and standard deviation of each number of a field over the train split, to standardise it."""
-
-    mean: list[float]
-    """0 where no sample has the number."""
-    std: list[float]
-    """Above 0; 1 where all samples have the same number, or none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +48,21 @@ class SampleShard:
         """Name of the index beside the tar."""
         return f"{self.file.removesuffix('.tar')}.index.npy"
 
-    def count(self, bits: int) -> int:
-        """How many samples have all fields of these bits."""
-        return sum(count for has, count in self.has.items() if int(has) & bits == bits)
+    @property
+    def identity(self) -> str:
+        """Identifies the tar's bytes, wherever they are stored."""
+        return self.sha256
+
+    @property
+    def by_fields(self) -> dict[int, int]:
+        """Samples by their value of the index's `has`."""
+        return {int(bits): count for bits, count in self.has.items()}
+
+    @staticmethod
+    def counted(has: NDArray[np.uint16]) -> dict[str, Any]:
+        """The entries that count samples by their `has` of the index, [samples]."""
+        bits, counts = np.unique(has, return_counts=True)
+        return {"has": {str(bit): count for bit, count in zip(bits.tolist(), counts.tolist(), strict=True)}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +89,7 @@ class SampleContents:
     left_out: dict[PrintableText, Count]
     """Reason -> samples that were not packed."""
     shards: tuple[SampleShard, ...]
+    encoding: Encoding | None = None
 
     def __post_init__(self) -> None:
         declared = self.declared
@@ -97,7 +97,7 @@ class SampleContents:
         declared.bits(self.require)
         if len(declared.labels.classes) < 2:
             raise ValueError("there are fewer than two classes")
-        if again := _twice(shard.file for shard in self.shards):
+        if again := twice(shard.file for shard in self.shards):
             raise ValueError(f"{again[0]} is there twice")
         for shard in self.shards:
             if any(int(bits) & ~all_bits for bits in shard.has):
@@ -115,57 +115,18 @@ class SampleContents:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleManifest(SampleContents):
+class SampleManifest(SampleContents, Manifest):
     """A manifest and its folder."""
 
     folder: AnyPath
 
-    def shards_of(self, split: str) -> tuple[SampleShard, ...]:
-        """The shards of a split in stored order. Raises ValueError for a split that does not exist."""
-        if split not in SPLITS:
-            raise ValueError(f"there is no split `{split}`; the splits are {', '.join(SPLITS)}")
-        return tuple(shard for shard in self.shards if shard.split == split)
-
-    def samples(self, split: str, fields: tuple[str, ...] = ()) -> int:
-        """How many samples of a split have all of these fields. Raises ValueError for an unknown field."""
-        bits = self.declared.bits(fields)
-        return sum(shard.count(bits) for shard in self.shards_of(split))
+    @property
+    def genres(self) -> tuple[Genre, ...]:  # type: ignore[override]
+        return tuple(Genre(number, name) for number, name in enumerate(self.declared.labels.classes))
 
     @property
-    def fingerprint(self) -> str:
-        """Identifies the data: equal for equal shards, schema and vocabulary, wherever they are stored."""
-        parts = [self.declared.to_dict(), self.text["vocabulary_sha256"], [shard.sha256 for shard in self.shards]]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    def genre_counts(self) -> dict[str, list[int]]:  # type: ignore[override]
+        return self.label_counts
 
-    def to_dict(self) -> dict[str, Any]:
-        contents = asdict(self)
-        del contents["folder"]
-        return contents
-
-
-def save_sample_manifest(manifest: SampleManifest) -> None:
-    """Write `manifest.json` into its folder, atomically."""
-    with atomic_file(manifest.folder / FILE, "w") as file:
-        json.dump(manifest.to_dict(), file, indent=1)
-
-
-def load_sample_manifest(folder: AnyPath | str) -> SampleManifest:
-    """Read the manifest of a folder of such shards, which may lie behind a URL.
-
-    Raises ValueError if it is of shards of films, or invalid, FileNotFoundError if it is missing.
-    """
-    folder = any_path(folder)
-    path = folder / FILE
-    contents = parse_json(SampleContents, read_bytes(path, LARGEST_BYTES), path, _REMEDY)
-    return SampleManifest(folder=folder, **vars(contents))
-
-
-def load_any_manifest(folder: AnyPath | str) -> Manifest | SampleManifest:
-    """Read the manifest of a folder of shards of either kind. Raises ValueError as `load_manifest` does."""
-    path = any_path(folder) / FILE
-    try:
-        written = read_bytes(path, LARGEST_BYTES)
-        is_of_samples = parse_json(dict[str, Any], written, path, _REMEDY).get("schema") == SCHEMA_VERSION
-    except (FileNotFoundError, NotADirectoryError):
-        is_of_samples = False  # load_manifest says how to make shards
-    return load_sample_manifest(folder) if is_of_samples else load_manifest(folder)
+    def declared_parts(self) -> Any:
+        return self.declared.to_dict()

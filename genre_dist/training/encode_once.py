@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,16 +26,19 @@ from genre_dist.models.classifier import GenreClassifier
 from genre_dist.parallel.one_run import Held
 from genre_dist.parallel.world import World
 from genre_dist.progress import progress_bar
+from genre_dist.sample_ids import member_key
+from genre_dist.schema import TMDB
 from genre_dist.storage import sha256_of
 from genre_dist.stream import ring, tar
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.device_feed import to_device, whole_pixels
 from genre_dist.stream.index import RECORD, array_bytes, index_path, save_array
-from genre_dist.stream.manifest import SPLITS, Shard, counts_of, load_manifest, save_manifest
+from genre_dist.stream.manifest import SPLITS, Shard, load_manifest, save_manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.refs import SampleRefs
 from genre_dist.stream.sample import ENCODING
+from genre_dist.stream.sample_manifest import SampleShard
 from genre_dist.training.experiment import Experiment, open_split, open_stream
 from genre_dist.training.ranks import say
 from genre_dist.training.stopping import Stopped, StopRequest, heed_while_waiting
@@ -49,7 +52,7 @@ class _Report(TypedDict):
     """Written after a shard; later starts know by it that the shard is whole."""
 
     key: str
-    shard: Shard
+    shard: Shard | SampleShard
 
 
 def with_encodings(experiment: Experiment, stop: StopRequest) -> Experiment:
@@ -116,7 +119,7 @@ def _try_to_hold(folder: Path, world: World) -> tuple[Held | None, str]:
 def _encode(experiment: Experiment, folder: Path, key: str, stop: StopRequest) -> int:
     """Encode the missing shards, each rank its share; returns how many samples all ranks have encoded."""
     world, problem = experiment.world, None
-    made, shards = 0, list[Shard]()
+    made, shards = 0, list[Any]()
     try:
         made, shards = _encode_share(experiment, folder, key, stop)
     except (OSError, ValueError) as error:  # the other ranks must not wait for this one
@@ -154,20 +157,20 @@ def cache_key(experiment: Experiment) -> str:
     return digest.hexdigest()[:16]
 
 
-def _encode_share(experiment: Experiment, folder: Path, key: str, stop: StopRequest) -> tuple[int, list[Shard]]:
+def _encode_share(experiment: Experiment, folder: Path, key: str, stop: StopRequest) -> tuple[int, list[Any]]:
     """Encode this rank's missing shards; returns the number of samples encoded and all its shards."""
     world, manifest, config = experiment.world, experiment.manifest, experiment.config
     mine = manifest.shards[world.rank :: world.size]
     samples = 0
-    shards: list[Shard] = []
+    shards: list[Any] = []
     with progress_bar() as bar:
         members, any_of = config.model.members(manifest.declared), config.model.learns_missing
-        task = bar.add_task("encoding", total=sum(shard.count(members, any_of) for shard in mine))
+        task = bar.add_task("encoding", total=sum(manifest.count(shard, members, any_of) for shard in mine))
         for split in SPLITS:
             reader = open_split(config, manifest, split)
             numbers = [number for number, shard in enumerate(reader.index.shards) if shard in mine]
             sources = manifest.shards_of(split)
-            reports: dict[int, Shard | None] = {}
+            reports: dict[int, Any] = {}
             for number in numbers:
                 reports[number] = _finished(folder, sources[number], key)
                 world.progress()
@@ -208,7 +211,7 @@ def _batches(experiment: Experiment, reader: ShardReader, numbers: list[int], st
 
 def _write(
     experiment: Experiment, reader: ShardReader, number: int, batches: Iterator[Batch], folder: Path, key: str
-) -> Shard:
+) -> Any:
     """Encode one shard: tar, index, and last the report, which marks it whole."""
     source = reader.manifest.shards_of(reader.split)[number]
     path, size = folder / source.file, reader.index.sizes[number]
@@ -234,7 +237,8 @@ def _write(
     index = np.array(records + left_out, RECORD)
     with atomic_file(index_path(path)) as file:
         save_array(index, file)
-    shard = replace(source, **counts_of(index["has"]), bytes=offset + len(tar.END), sha256=digest.hexdigest())
+    counts = source.counted(index["has"])
+    shard = replace(source, **counts, bytes=offset + len(tar.END), sha256=digest.hexdigest())
     with atomic_file(_report_path(path), "w") as file:
         json.dump({"key": key, "shard": asdict(shard)}, file)
     return shard
@@ -242,25 +246,32 @@ def _write(
 
 def _encoded(experiment: Experiment, batch: Batch) -> Iterator[bytes]:
     """Each sample of a batch as bytes of a tar of encodings."""
-    genres = [genre.id for genre in experiment.manifest.genres]
+    declared = experiment.manifest.declared
+    genres: list[Any] = [genre.id if declared == TMDB else genre.name for genre in experiment.manifest.genres]
     inputs = to_device(batch, experiment.world.device, whole_pixels(experiment.config.data))
     model = experiment.strategy.model
     assert isinstance(model, GenreClassifier)
     with torch.inference_mode(), experiment.train_step.autocast():
         encodings = model.encode(inputs.fields).float().cpu().numpy()  # [n, E]
     faults = iter(batch.faults)
-    samples = zip(batch.ids.tolist(), encodings, batch.labels, batch.weights, strict=True)
-    for sample, encoding, labels, weight in samples:
+    ids = batch.ids.tolist() if declared == TMDB else batch.samples
+    for sample, encoding, labels, weight in zip(ids, encodings, batch.labels, batch.weights, strict=True):
         chosen = [genres[position] for position in np.flatnonzero(labels)]
         yield encoded_sample(sample, chosen, encoding, None if weight else next(faults))
 
 
-def encoded_sample(sample: int, genre_ids: list[int], encoding: NDArray[np.float32], fault: str | None) -> bytes:
-    """The members of one sample as bytes of a tar: json, encoding.npy. encoding: float32 [E]."""
-    about = {"tmdb_id": sample, "genre_ids": genre_ids} | ({"fault": fault} if fault else {})
+def encoded_sample(sample: int | str, labels: list[Any], encoding: NDArray[np.float32], fault: str | None) -> bytes:
+    """The members of one sample as bytes of a tar: json, encoding.npy. encoding: float32 [E].
+
+    A film has TMDB's ids of itself and of its genres, another sample its own id and the names of its labels.
+    """
+    is_film = isinstance(sample, int)
+    about = {"tmdb_id": sample, "genre_ids": labels} if is_film else {"id": sample, "labels": labels}
+    about |= {"fault": fault} if fault else {}
+    key = sample if is_film else member_key(str(sample))
     parts = []
     for extension, data in (("json", json.dumps(about).encode()), (ENCODING, array_bytes(encoding))):
-        parts += [tar.header(f"{sample}.{extension}", len(data)), data, bytes(tar.padded(len(data)) - len(data))]
+        parts += [tar.header(f"{key}.{extension}", len(data)), data, bytes(tar.padded(len(data)) - len(data))]
     return b"".join(parts)
 
 
@@ -268,7 +279,7 @@ def _report_path(path: Path) -> Path:
     return path.with_suffix(".report.json")
 
 
-def _finished(folder: Path, source: Shard, key: str) -> Shard | None:
+def _finished(folder: Path, source: Any, key: str) -> Any:
     """The encoded shard if it is whole, else None: a missing or damaged one is encoded again."""
     path = folder / source.file
     try:
@@ -281,11 +292,11 @@ def _finished(folder: Path, source: Shard, key: str) -> Shard | None:
     return shard if whole and same else None
 
 
-def _save(experiment: Experiment, folder: Path, key: str, made: dict[str, Shard]) -> None:
+def _save(experiment: Experiment, folder: Path, key: str, made: dict[str, Any]) -> None:
     """Save the manifest of the encodings, in the order of their source shards, unless it exists already."""
     manifest, size = experiment.manifest, experiment.model.encoding_size
     encodings = replace(
-        manifest,
+        cast(Any, manifest),
         folder=folder,
         shards=tuple(made[shard.file] for shard in manifest.shards),
         encoding={"size": size, "key": key, "source": manifest.fingerprint},

@@ -51,6 +51,7 @@ class _Predicted(NamedTuple):
     """One rank's predictions."""
 
     parts: list[tuple[NDArray[np.int64], Tensor, NDArray[np.bool_]]]  # ids, logits on their way to the host, labels
+    keys: list[str]  # ids as the data has them, of a declared data set
     faults: list[str]
     loss: Tensor  # [1], the sum over these samples
 
@@ -104,17 +105,18 @@ class Evaluator(NamedTuple):
             return None
         seconds = time.monotonic() - began
         ids, logits, labels = (
-            np.concatenate([part[k] for rank_parts, _ in gathered for part in rank_parts]) for k in range(3)
+            np.concatenate([part[k] for rank_parts, *_ in gathered for part in rank_parts]) for k in range(3)
         )
         assert np.array_equal(ids, reader.index.all_ids()), "the ranks did not evaluate exactly the split's samples"
-        bad = sum(len(rank_faults) for _, rank_faults in gathered)
-        predictions = Predictions(ids, logits, labels)
+        bad = sum(len(rank_faults) for _, rank_faults, _ in gathered)
+        keys = [key for *_, rank_keys in gathered for key in rank_keys] or None
+        predictions = Predictions(ids, logits, labels, keys)
         evaluation = evaluation_of(manifest, split, predictions, total_loss / len(ids), bad, seconds)
         return evaluation._replace(has=reader.has_fields() if model.learns_missing else {})
 
     def _predict(self, batches: Any, stop: Callable[[], bool], loss: Loss) -> _Predicted:
         """This rank's share of a split."""
-        predicted = _Predicted([], [], torch.zeros(1, device=self.world.device))
+        predicted = _Predicted([], [], [], torch.zeros(1, device=self.world.device))
         pixels = whole_pixels(self.config.data)
         for batch in batches:
             if self.world.any(stop()):
@@ -128,6 +130,7 @@ class Evaluator(NamedTuple):
                 predicted.loss.add_(loss(logits[:n], inputs.labels[:n], torch.ones_like(inputs.weights[:n])))
                 on_host = logits[:n].float().to("cpu", non_blocking=True)  # on its way, into pinned memory
                 predicted.parts.append((batch.ids.copy(), on_host, batch.labels > 0))
+                predicted.keys.extend(batch.samples)
                 predicted.faults.extend(batch.faults)
         return predicted
 
@@ -143,8 +146,8 @@ class Evaluator(NamedTuple):
             raise ValueError(f"the loss on the {reader.split} split is {total_loss}: the model's weights have run away")
         # the logits have arrived: the loss was queued after them
         parts = [(ids, logits.numpy(), labels) for ids, logits, labels in predicted.parts]
-        gathered = self.world.gather((parts, predicted.faults))
-        for fault in (fault for _, rank_faults in gathered or () for fault in rank_faults):
+        gathered = self.world.gather((parts, predicted.faults, predicted.keys))
+        for fault in (fault for _, rank_faults, _ in gathered or () for fault in rank_faults):
             print(f"warning: predicted from blanks: {printable(fault)}", file=sys.stderr, flush=True)
         data = self.config.data
         if bad > data.tolerated_bad(reader.index.samples):

@@ -22,13 +22,7 @@ from genre_dist.schema import Field, Labels, Schema
 from genre_dist.storage import sha256_of
 from genre_dist.stream import tar
 from genre_dist.stream.index import array_bytes, index_path, load_array, save_array
-from genre_dist.stream.manifest import Manifest
-from genre_dist.stream.sample_manifest import (
-    SampleManifest,
-    load_any_manifest,
-    load_sample_manifest,
-    save_sample_manifest,
-)
+from genre_dist.stream.manifest import FilmManifest, SampleManifest, load_manifest, save_manifest
 
 SCHEMA = Schema(
     id="sku",
@@ -59,7 +53,7 @@ def copy(shards: Path, tmp_path: Path) -> Path:
 
 
 def test_whole_shards_have_no_fault(shards: Path) -> None:
-    assert verify_samples(load_sample_manifest(shards)) == []
+    assert verify_samples(load_manifest(shards)) == []
 
 
 def test_the_summary_tells_fields_labels_and_numbers(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,12 +63,12 @@ def test_the_summary_tells_fields_labels_and_numbers(shards: Path, capsys: pytes
     assert "facts in the train split: price " in printed
     assert "category, choose one" in printed
     assert "verified: 3 shards are whole" in printed
-    train = load_sample_manifest(shards).samples("train")
+    train = load_manifest(shards).samples("train")
     assert f"│ train │ 1      │ {train}" in printed
 
 
 def test_shards_of_films_stay_those_of_films(sample_shards: Path) -> None:
-    assert isinstance(load_any_manifest(sample_shards), Manifest)
+    assert isinstance(load_manifest(sample_shards), FilmManifest)
 
 
 def test_no_shards_say_how_to_make_some(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,19 +80,19 @@ def test_no_shards_say_how_to_make_some(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def faults(folder: Path) -> str:
-    return "\n".join(verify_samples(load_sample_manifest(folder)))
+    return "\n".join(verify_samples(load_manifest(folder)))
 
 
 def resealed(folder: Path, data: bytes) -> None:
     """Write a tar whose checksum and size the manifest and the report agree with."""
     path = folder / FILE
     path.write_bytes(data)
-    manifest = load_sample_manifest(folder)
+    manifest = load_manifest(folder)
     shards = [
         replace(shard, bytes=len(data), sha256=sha256_of(path)) if shard.file == FILE else shard
         for shard in manifest.shards
     ]
-    save_sample_manifest(SampleManifest(**vars(manifest) | {"shards": tuple(shards)}))
+    save_manifest(SampleManifest(**vars(manifest) | {"shards": tuple(shards)}))
     path.with_suffix(".report.json").unlink(missing_ok=True)
 
 
@@ -207,22 +201,22 @@ def test_a_flipped_bit_a_cut_and_a_missing_file_are_found(copy: Path) -> None:
 
 
 def test_counts_that_disagree_with_the_shards_are_found(copy: Path) -> None:
-    manifest = load_sample_manifest(copy)
+    manifest = load_manifest(copy)
     counts = {split: list(reversed(numbers)) for split, numbers in manifest.label_counts.items()}
-    save_sample_manifest(SampleManifest(**vars(manifest) | {"label_counts": counts}))
+    save_manifest(SampleManifest(**vars(manifest) | {"label_counts": counts}))
     assert "label_counts of train disagree with the shards" in faults(copy)
     shards = [replace(shard, has={"6": shard.samples}) for shard in manifest.shards]
-    save_sample_manifest(SampleManifest(**vars(manifest) | {"shards": tuple(shards)}))
+    save_manifest(SampleManifest(**vars(manifest) | {"shards": tuple(shards)}))
     assert "samples by fields" in faults(copy)
     assert "tells of other counts or checksums than the manifest" in faults(copy)
 
 
 def test_a_sample_in_two_shards_is_found(copy: Path) -> None:
-    manifest = load_sample_manifest(copy)
+    manifest = load_manifest(copy)
     twice = replace(manifest.shards[0], file="train-000009.tar")
     for suffix in (".tar", ".index.npy"):
         shutil.copy(copy / FILE.replace(".tar", suffix), copy / f"train-000009{suffix}")
-    save_sample_manifest(SampleManifest(**vars(manifest) | {"shards": (*manifest.shards, twice)}))
+    save_manifest(SampleManifest(**vars(manifest) | {"shards": (*manifest.shards, twice)}))
     assert "its id is in the shards twice" in faults(copy)
 
 

@@ -33,7 +33,7 @@ from genre_dist.sample_ids import id_of_key, member_key, number_of_id
 from genre_dist.schema import Field, Labels, Schema
 from genre_dist.storage import any_path, upload
 from genre_dist.stream.index import RECORD, index_path, load_array
-from genre_dist.stream.sample_manifest import SampleManifest, load_sample_manifest
+from genre_dist.stream.manifest import SampleManifest, load_manifest
 
 SCHEMA = Schema(
     id="sku",
@@ -85,7 +85,7 @@ def shards(catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def manifest(shards: Path) -> SampleManifest:
-    return load_sample_manifest(shards)
+    return load_manifest(shards)
 
 
 def packed(manifest: SampleManifest) -> dict[str, dict[str, bytes]]:
@@ -264,7 +264,7 @@ def test_a_finished_folder_is_extended_and_what_is_there_keeps_its_bytes(
     import_samples(make_table(tmp_path / "few.jsonl", rows[:60]), SCHEMA, images, tmp_path / "grows")
     pack(tmp_path / "grows", out, **OPTIONS)
     before = snapshot(out)
-    numbers = load_sample_manifest(out).numbers
+    numbers = load_manifest(out).numbers
     import_samples(folder / "table.jsonl", SCHEMA, images, tmp_path / "grows", overwrite=True)
     command = ["pack", "--catalogue", str(tmp_path / "grows"), "--out", str(out), "--size", "48", "--shard_size", "20"]
     assert main(command) == 0
@@ -273,7 +273,7 @@ def test_a_finished_folder_is_extended_and_what_is_there_keeps_its_bytes(
     assert {name: after[name] for name in before if name != "manifest.json"} == {
         name: data for name, data in before.items() if name != "manifest.json"
     }
-    manifest = load_sample_manifest(out)
+    manifest = load_manifest(out)
     assert sum(shard.samples for shard in manifest.shards) == 119
     assert manifest.numbers == numbers
     assert main(command) == 0
@@ -357,7 +357,7 @@ def test_shards_of_other_options_or_another_schema_are_not_mixed(
         pack(sample_catalogue, out)
     assert snapshot(out) == snapshot(shards)
     pack(tmp_path / "other", out, overwrite=True, **OPTIONS)
-    assert load_sample_manifest(out).declared.by_name.keys() == {"title", "about", "facts"}
+    assert load_manifest(out).declared.by_name.keys() == {"title", "about", "facts"}
 
 
 def test_unreadable_images_are_counted_and_left_out_where_required(catalogue: Path, tmp_path: Path) -> None:
@@ -425,7 +425,7 @@ def test_a_manifest_that_cannot_be_is_named(shards: Path, tmp_path: Path, key: s
     written = json.loads((shards / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps(written | {key: value}))
     with pytest.raises(ValueError, match=rf"manifest\.json: .*{problem}"):
-        load_sample_manifest(tmp_path)
+        load_manifest(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -443,4 +443,4 @@ def test_counts_of_fields_that_cannot_be_are_named(
     written["shards"][0]["has"] = has
     (tmp_path / "manifest.json").write_text(json.dumps(written))
     with pytest.raises(ValueError, match=rf"manifest\.json: .*{problem}"):
-        load_sample_manifest(tmp_path)
+        load_manifest(tmp_path)
