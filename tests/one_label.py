@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from genre_dist.genres import GENRE_NAMES
 from genre_dist.schema import TMDB, Labels, Schema
-from genre_dist.stream.manifest import Manifest
+from genre_dist.stream.manifest import FilmManifest
 
 ARTICLES = Schema(
     id="key",
@@ -25,4 +25,4 @@ def drawn_topics(articles: int, seed: int = 0) -> NDArray[np.bool_]:
 
 def declare(schema: Schema, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every manifest declare this of its samples."""
-    monkeypatch.setattr(Manifest, "declared", property(lambda _: schema))
+    monkeypatch.setattr(FilmManifest, "declared", property(lambda _: schema))

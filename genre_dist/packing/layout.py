@@ -24,7 +24,7 @@ from genre_dist.packing.splits import order_key, split_of
 from genre_dist.packing.vocabulary import forget_rare, tokenise
 from genre_dist.sample_ids import number_of_id
 from genre_dist.storage import AnyPath, exists
-from genre_dist.stream.manifest import FILE, SPLITS, Text, load_manifest
+from genre_dist.stream.manifest import FILE, SPLITS, FilmManifest, Manifest, Text, load_manifest
 from genre_dist.stream.sample_manifest import Moments
 
 AnyJob = TypeVar("AnyJob", bound=Job)
@@ -77,13 +77,21 @@ def existing_shards(out: AnyPath, recipe: Recipe) -> ExistingShards:
 
     Raises ValueError if the shards were packed with other options, or if none is complete.
     """
+    manifest = manifest_there(out, FilmManifest)
+    return NO_SHARDS if manifest is None else whole_shards(out, manifest, recipe, Report)
+
+
+def manifest_there(out: AnyPath, kind: type[Manifest]) -> Manifest | None:
+    """The manifest of a folder of shards, None without one. Raises ValueError if it is damaged or of another kind."""
     if not exists(out / FILE):
-        return NO_SHARDS
+        return None
     try:
         manifest = load_manifest(out)
+        if not isinstance(manifest, kind):
+            raise ValueError(f"{out / FILE}: of shards with other fields and labels than this catalogue declares")
+        return manifest
     except ValueError as error:
         raise ValueError(f"{error} (--overwrite replaces what is there)") from None
-    return whole_shards(out, manifest, recipe, Report)
 
 
 def whole_shards(out: AnyPath, manifest: Any, recipe: Any, kind: type) -> ExistingShards:

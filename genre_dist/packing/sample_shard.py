@@ -17,7 +17,7 @@ from genre_dist.atomic import atomic_file
 from genre_dist.catalogue.sample_table import images_of
 from genre_dist.catalogue.samples import image_file
 from genre_dist.packing.kinds import Kind, Packing, text_of_manifest
-from genre_dist.packing.layout import NO_SHARDS, ExistingShards, whole_shards
+from genre_dist.packing.layout import NO_SHARDS, ExistingShards, manifest_there, whole_shards
 from genre_dist.packing.sample_layout import choose_samples, lay_out_samples
 from genre_dist.packing.sample_recipe import (
     OddImage,
@@ -45,10 +45,10 @@ from genre_dist.packing.vocabulary import encode, tokenise
 from genre_dist.printable import printable
 from genre_dist.sample_ids import member_key, number_of_id
 from genre_dist.schema import Schema
-from genre_dist.storage import AnyPath, exists, is_remote, remove
+from genre_dist.storage import AnyPath, is_remote, remove
 from genre_dist.stream import tar
 from genre_dist.stream.index import RECORD, array_bytes, index_path, save_array
-from genre_dist.stream.manifest import FILE, SPLITS, SampleManifest, load_manifest, save_manifest
+from genre_dist.stream.manifest import SPLITS, SampleManifest, load_manifest, save_manifest
 from genre_dist.stream.sample_manifest import SampleShard
 from genre_dist.workers import outcomes
 
@@ -80,12 +80,9 @@ def samples_kind(schema: Schema) -> Kind:
 
 def _existing_shards(out: AnyPath, recipe: SampleRecipe) -> ExistingShards:
     """The shards of a folder with a manifest, see `layout.existing_shards`."""
-    if not exists(out / FILE):
+    manifest = manifest_there(out, SampleManifest)
+    if manifest is None:
         return NO_SHARDS
-    try:
-        manifest = load_manifest(out)
-    except ValueError as error:
-        raise ValueError(f"{error} (--overwrite replaces what is there)") from None
     existing = whole_shards(out, manifest, recipe, SampleShardReport)
     return existing._replace(moments=manifest.numbers) if existing.reports else existing
 

@@ -85,6 +85,8 @@ def _plain_members(view: memoryview, key: bytes) -> dict[str, memoryview] | None
 
 @lru_cache(maxsize=256)
 def _extension(name: bytes) -> str:
+    if not re.fullmatch(rb"[a-z0-9_.]+", name):
+        raise ValueError("an unusual name")
     return name.decode("ascii")
 
 

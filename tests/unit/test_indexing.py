@@ -98,7 +98,7 @@ def with_a_long_id(data: bytes) -> bytes:
     ("change", "reason"),
     [
         (without_last_member, "where the manifest has"),
-        (with_a_link, "49 with a poster, 50 with a text, where the manifest has 50, 50 and 50"),
+        (with_a_link, "49 samples with poster where the manifest has 50"),
         (with_a_long_id, "'999999999999999999999999999999' is not named by a film's id"),
     ],
 )

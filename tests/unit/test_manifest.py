@@ -13,7 +13,7 @@ import pytest
 from fuzzing import within_memory
 
 from genre_dist.stream.index import RECORD, SplitIndex, index_path
-from genre_dist.stream.manifest import FILE, SCHEMA, load_manifest, save_manifest
+from genre_dist.stream.manifest import FILE, NEWEST, load_manifest, save_manifest
 from genre_dist.stream.order import EpochOrder
 
 Told = dict[str, Any]
@@ -50,10 +50,10 @@ def test_without_shards_the_message_says_how_to_make_some(tmp_path: Path) -> Non
         load_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("schema", [SCHEMA + 1, 0, "1"])
+@pytest.mark.parametrize("schema", [NEWEST + 1, 0, "1"])
 def test_another_schema_version_is_refused_with_both_versions(shards_copy: Path, schema: object) -> None:
     change(shards_copy, lambda told: told.update(schema=schema))
-    with pytest.raises(ValueError, match=f"schema version {schema!r}, this version reads {SCHEMA}"):
+    with pytest.raises(ValueError, match=f"schema version {schema!r}, this version reads 1 to {NEWEST}"):
         load_manifest(shards_copy)
 
 

@@ -412,7 +412,7 @@ def test_the_manifest_is_of_version_2_and_comes_back_as_it_was(shards: Path, man
 @pytest.mark.parametrize(
     ("key", "value", "problem"),
     [
-        ("schema", 1, "schema: Input should be 2"),
+        ("schema", 1, "Field required"),
         ("require", ["poster"], "not 'poster'"),
         ("label_counts", {"train": [1]}, "label_counts has not one number for each class"),
         ("numbers", {}, "numbers has not one mean for each number of a field"),

@@ -192,7 +192,7 @@ DAMAGES: dict[str, tuple[Callable[[Damaged], Any], str]] = {
     "no tokens": (lambda shard: shard.rename("tokens.npy", b"%d.txt" % shard.film), r"no member \.tokens\.npy"),
     "no json": (lambda shard: shard.rename("json", b"%d.xml" % shard.film), r"no member \.json"),
     "json broken": (lambda shard: shard.overwrite("json", b"{{"), ""),
-    "json a list": (lambda shard: shard.overwrite("json", b"[]".ljust(_length(shard, "json"))), "genre_ids"),
+    "json a list": (lambda shard: shard.overwrite("json", b"[]".ljust(_length(shard, "json"))), "no labels"),
     "json without genres": (lambda shard: shard.overwrite("json", b"{}".ljust(_length(shard, "json"))), "genre_ids"),
     "unknown genre": (
         lambda shard: shard.overwrite("json", b'{"genre_ids": [4711]}'.ljust(_length(shard, "json"))),

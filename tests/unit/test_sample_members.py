@@ -31,13 +31,15 @@ def outcome(data: bytes, film: int) -> dict[str, bytes] | str:
 
 def the_long_way(data: bytes, film: int) -> dict[str, bytes] | str:
     try:
-        return {name: bytes(view) for name, view in reading._members(memoryview(data), film).items()}
+        return {
+            name: bytes(view) for name, view in reading._members(memoryview(data), str(film), f"film {film}").items()
+        }
     except ValueError as error:
         return str(error)
 
 
 def test_what_packing_writes_takes_the_short_way() -> None:
-    found = reading._plain_members(memoryview(piece()), 603)
+    found = reading._plain_members(memoryview(piece()), b"603.")
     assert found is not None
     assert list(found) == ["json", "jpg", "tokens.npy"]
     assert {name: bytes(view) for name, view in found.items()} == the_long_way(piece(), 603)
