@@ -56,7 +56,10 @@ class ModelMetadata:
         return self.schema or TMDB
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        content = asdict(self)
+        if self.schema is None:
+            del content["schema"]
+        return content
 
 
 def save_model(run: Path, weights: dict[str, Tensor], manifest: Manifest, step: int, settings: dict[str, Any]) -> None:

@@ -171,6 +171,33 @@ def test_the_console_shows_accuracy_of_val(walked: Walked) -> None:
     assert all("  accuracy " in line and "micro F1" not in line for line in lines)
 
 
+def test_tensorboard_has_topics_and_articles_with_the_likeliest_topic(walked: Walked) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
+
+    told = EventAccumulator(str(walked.run / "tensorboard"), size_guidance={TENSORS: 0}).Reload()
+    assert [event.step for event in told.Scalars("val_topics/f1/Drama")] == [10, 20]
+    assert told.Scalars("val/accuracy")
+    shown = [tag for tag in told.Tags()["tensors"] if tag.startswith("val_articles/")]
+    assert shown
+    predictions, _ = read_evaluation(walked.run, "val")
+    for tag in shown:
+        number = int(tag.split("/")[1])
+        likeliest = predictions.logits[predictions.ids.tolist().index(number)].argmax()
+        text = told.Tensors(tag)[-1].tensor_proto.string_val[0].decode()  # after the last step
+        assert f"predicted: {ARTICLES.labels.classes[likeliest]} " in text
+    assert WORDS.findall(" ".join(told.Tags()["scalars"] + shown)) == []
+
+
+def test_a_loss_for_any_number_of_labels_is_refused_before_a_run_is_begun(
+    walked: Walked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = options(walked.folder / "shards", tmp_path / "run", *SHORT, "--loss.kind", "asymmetric")
+    for more in ([], ["--dry_run"]):
+        assert train([*arguments, *more]) == 2
+        assert "exactly one topic: set loss.kind to bce" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_shards_of_any_number_of_topics_are_refused_for_a_model_of_exactly_one(
     walked: Walked, sample_shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,12 +11,19 @@ import pytest
 from fuzzing import ANY_JSON, NASTY, damaged, odd_json, told_or_read
 from hypothesis import given
 from hypothesis import strategies as st
+from one_label import ARTICLES, drawn_topics
 from study_runs import drawn_labels, drawn_logits, write_evaluation, write_record
 
 from genre_dist.baselines import read_description
 from genre_dist.compare.costs import read_record
 from genre_dist.genres import GENRE_NAMES
-from genre_dist.metrics.evaluation_files import Predictions, read_evaluation, read_metrics, read_predictions
+from genre_dist.metrics.evaluation_files import (
+    Predictions,
+    declared_of,
+    read_evaluation,
+    read_metrics,
+    read_predictions,
+)
 from genre_dist.study.study_file import Study, load_study
 
 SMALL = Path(__file__).parents[2] / "configs" / "study_small.yaml"
@@ -101,6 +108,16 @@ def is_sound(found: Predictions, films: int) -> bool:
         and bool(np.isfinite(logits).all())
         and len(set(ids.tolist())) == films
     )
+
+
+@given(data=st.data())
+def test_odd_metrics_of_other_data_are_told_or_read(data: st.DataObject, place: Path) -> None:
+    topics = drawn_topics(FILMS)
+    write_evaluation(place, "test", np.arange(FILMS), drawn_logits(topics, 2.0, 0), topics, ARTICLES)
+    path = place / "metrics-test.json"
+    path.write_bytes(data.draw(odd_json(json.loads(path.read_text()))))
+    found = told_or_read(lambda: read_metrics(path), path)
+    assert found is None or declared_of(found).labels.choose in ("one", "many")
 
 
 @given(data=st.data())

@@ -13,6 +13,7 @@ import torch
 from fuzzing import damaged, odd_json, told_or_read
 from hypothesis import given
 from hypothesis import strategies as st
+from one_label import ARTICLES
 from safetensors.torch import save_file
 from torch import nn
 
@@ -42,6 +43,7 @@ MODEL = {
     "settings": trained_with(Config()),
     "weights_sha256": "1" * 64,
 }
+OF_ARTICLES = MODEL | {"schema": json.loads(json.dumps(ARTICLES.to_dict()))}
 ROWS = [
     {"kind": "train", "step": 1, "epoch": 0, "loss": 0.7},
     {"kind": "val", "step": 1, "epoch": 0, "loss": 0.6, "micro_f1": 0.25},
@@ -68,13 +70,14 @@ def read_with(path: Path, content: bytes, read: Callable[[], Any]) -> Any:
 # --- JSON files: anything at all in an old one, whatever bytes in one with a checksum
 
 
-@given(content=odd_json(MODEL))
+@given(content=odd_json(MODEL) | odd_json(OF_ARTICLES))
 def test_fuzz_model_json(content: bytes, folder: Path) -> None:
     metadata = read_with(folder / METADATA, content, lambda: read_metadata(folder))
     if metadata is not None:
         assert all(genre.name for genre in metadata.genres)
         assert metadata.image["size"] >= 1
         assert 0 <= metadata.step <= 2**62
+        assert metadata.declared.labels.choose in ("one", "many")
 
 
 @given(data=st.data())

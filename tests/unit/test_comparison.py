@@ -1,6 +1,8 @@
 """What compare finds in evaluated runs, whatever left them: seeds, film sets, costs, words, and the files it writes."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from one_label import ARTICLES, drawn_topics
 from study_runs import (
     FROZEN,
     TEXT,
@@ -30,6 +33,7 @@ from genre_dist.genres import GENRE_NAMES
 from genre_dist.metrics.bootstrap import MEASURES
 from genre_dist.metrics.calibration import calibration
 from genre_dist.metrics.measures import metrics
+from genre_dist.schema import Choose
 from genre_dist.stream.manifest import load_manifest
 
 pytestmark = pytest.mark.slow
@@ -323,6 +327,33 @@ def test_the_files_tell_the_same(told: dict[str, Any]) -> None:
     assert "| svm " in text
     page = (report / "index.html").read_text()
     assert page.count("data:image/jpeg;base64,") == len(told["films"]["wins"]) + len(told["films"]["losses"])
+
+
+@pytest.mark.parametrize("choose", ["many", "one"])
+def test_a_report_on_other_data_has_its_words_and_ids_and_nothing_of_2018(choose: Choose, tmp_path: Path) -> None:
+    declared = replace(ARTICLES, labels=replace(ARTICLES.labels, choose=choose))
+    topics, keys = drawn_topics(80), [f"article-{number}" for number in range(80)]
+    runs = [tmp_path / name for name in ("a", "b")]
+    for run, skill in zip(runs, (1.0, 3.0), strict=True):
+        for split in ("val", "test"):
+            write_evaluation(run, split, np.arange(80), drawn_logits(topics, skill, 1), topics, declared, keys)
+    told = compare(runs, tmp_path / "report", resamples=QUICK)
+    assert told["headline"]["measure"] == {"many": "micro_f1_fitted", "one": "accuracy"}[choose]
+    assert told["films"]["wins"][0]["title"].startswith("article-")
+    page = (tmp_path / "report" / "index.html").read_text().split("</style>")[1].split("<script>")[0]
+    text = re.sub('(id|class|href)="[^"]*"', "", page) + (tmp_path / "report" / "comparison.md").read_text()
+    assert "articles" in text
+    assert "threshold" in text if choose == "many" else "threshold" not in text
+    assert re.findall(r"\b(films?|genres?|2018)\b", text.replace("genre_dist", "").replace("genre-dist", "")) == []
+
+
+def test_runs_with_one_label_and_with_any_number_cannot_be_compared(tmp_path: Path) -> None:
+    topics = drawn_topics(40)
+    for name, choose in (("a", "one"), ("b", "many")):
+        declared = replace(ARTICLES, labels=replace(ARTICLES.labels, choose=choose))
+        write_evaluation(tmp_path / name, "test", np.arange(40), drawn_logits(topics, 1.0, 1), topics, declared)
+    with pytest.raises(ValueError, match="have other topics: they cannot be compared"):
+        read_models([tmp_path / "a", tmp_path / "b"], "test")
 
 
 def test_shards_that_are_gone_cost_only_the_pictures(tmp_path: Path, sample_shards: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from one_label import ARTICLES
 from small_disk import small_disk
 from wandb.proto.wandb_internal_pb2 import Record as StoredRecord
 
@@ -353,6 +354,25 @@ def test_an_offline_run_of_wandb_holds_the_same_losses_at_the_same_steps_after_a
     runs = stored(offline, "run")
     assert {run.run_id for run in runs} == {(offline / "wandb_id").read_text()}  # one run in two segments
     assert {(run.project, run.run_group, run.job_type) for run in runs} == {("test", "default", "end_to_end")}
+
+
+@pytest.mark.slow
+def test_wandb_and_the_console_speak_of_other_data_in_its_words(
+    offline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Config(run=RunConfig(dir=str(offline)), tracking=TrackingConfig(project="test"))
+    record = open_record(config, offline, 0, 400, ARTICLES)
+    for kind in ("val", "test"):
+        record.write(val_row(300, kind) | {"accuracy": 0.75}, {"per_genre": PER_GENRE, "examples": [FILM]})
+    ended(record)
+    assert "accuracy 0.7500" in capsys.readouterr().out
+    names = {name for row in history(offline) for name in row}
+    assert {"val_topics/f1/Drama", "val/articles/path", "val/accuracy"} <= names
+    assert any("test/f1_by_topic" in name for name in names)
+    assert not [name for name in names if "film" in name or "genre" in name]
+    row = next(row for row in history(offline) if "val/articles/path" in row)
+    table = json.loads(next(offline.glob(f"wandb/*/files/{row['val/articles/path']}")).read_text())
+    assert table["columns"] == ["article", "poster", "overview", "topics", "predicted"]
 
 
 def test_records_are_read_up_to_where_a_file_is_cut_or_damaged(offline: Path) -> None:
