@@ -122,10 +122,9 @@ def _explain_film(
     lengths = None if inputs.lengths is None else torch.from_numpy(inputs.lengths)
     with torch.no_grad():
         logits = run.model(inputs.images, inputs.tokens, inputs.lengths)[0].float().cpu().numpy()
-    words: list[str] = []
+    words, owners = list[str](), np.empty(0, np.int64)
     if batch.tokens is not None and batch.lengths is not None:
-        spelling = list(run.words)  # in the order of their ids
-        words = [spelling[token] for token in batch.tokens[0, : batch.lengths[0]]]
+        words, owners = run.tokenizer.spelled(batch.tokens[0, : batch.lengths[0]])
     film = int(batch.ids[0])
     return Explained(
         film=film,
@@ -137,7 +136,7 @@ def _explain_film(
             (
                 run.genres[genre],
                 float(logits[genre] - cut[genre]),
-                explainer(inputs.images, inputs.tokens, lengths, int(genre)),
+                explainer(inputs.images, inputs.tokens, lengths, int(genre)).of_words(owners, len(words)),
             )
             for genre in np.argsort(-(logits - cut))[:count]
         ],

@@ -13,9 +13,8 @@ from genre_dist.catalogue.poster_search import LARGEST_BYTES, TarMember
 from genre_dist.inference.trained_model import Run
 from genre_dist.packing.layout import film_text
 from genre_dist.packing.posters import load_rgb, square
-from genre_dist.packing.vocabulary import encode, tokenise
 from genre_dist.stream.images import whole
-from genre_dist.stream.sample import pad
+from genre_dist.stream.sample import cut, pad
 from genre_dist.tmdb.api import Tmdb
 from genre_dist.tmdb.fetch_posters import download_poster
 from genre_dist.tmdb.web import FetchError, Web
@@ -82,7 +81,8 @@ def predict_logits(
         images = whole(torch.from_numpy(np.stack(pixels)).to(device), run.config.data.image_size)
     if run.config.model.uses_text:
         most = run.config.data.max_tokens
-        text, length = pad([encode(tokenise(one), run.words)[:most] for one in texts])
+        tokenizer = run.tokenizer
+        text, length = pad([cut(tokenizer.encode(one), most, tokenizer.closing) for one in texts])
         tokens, lengths = torch.from_numpy(text).long().to(device), torch.from_numpy(length)
     with torch.inference_mode():
         return run.model(images, tokens, lengths).float().cpu().numpy()

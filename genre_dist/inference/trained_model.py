@@ -12,7 +12,8 @@ from genre_dist.config.run import CONFIG, WEIGHTS
 from genre_dist.config.trust import refuse_foreign_code
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.weights import load_state
-from genre_dist.training.model_files import read_metadata, read_weights, read_words
+from genre_dist.packing.tokenizer import Tokenizer
+from genre_dist.training.model_files import read_metadata, read_tokenizer, read_weights
 
 
 class Run(NamedTuple):
@@ -23,7 +24,7 @@ class Run(NamedTuple):
     genres: list[str]
     metadata: dict[str, Any]
     """The content of model.json."""
-    words: dict[str, int]
+    tokenizer: Tokenizer
 
 
 def load_run(folder: Path, device: torch.device, trust_code: bool = False) -> Run:
@@ -43,18 +44,18 @@ def load_run(folder: Path, device: torch.device, trust_code: bool = False) -> Ru
     facts = read_metadata(folder)
     if changed := changes(facts.settings, trained_with(config), "fixed"):
         raise ValueError(f"{file}: the weights were not trained with {describe(changed)}; put that back")
-    words, weights = read_words(folder, facts), read_weights(folder, facts)
+    tokenizer, weights = read_tokenizer(folder, facts), read_weights(folder, facts)
     embedding = weights.get("text.embedding.weight")
     try:
         model = GenreClassifier(
             config.model,
             len(facts.genres),
             config.data.image_size,
-            len(words),
+            tokenizer.size,
             None if embedding is None else embedding.numpy(),
             load_weights=False,
         )
     except (RuntimeError, MemoryError) as error:
         raise ValueError(f"{file}: its model cannot be made here: {str(error).partition(chr(10))[0]}") from None
     load_state(model, weights, str(folder / WEIGHTS), "the run's config.yaml")
-    return Run(config, model.to(device).eval(), [genre.name for genre in facts.genres], facts.to_dict(), words)
+    return Run(config, model.to(device).eval(), [genre.name for genre in facts.genres], facts.to_dict(), tokenizer)

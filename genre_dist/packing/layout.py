@@ -49,7 +49,7 @@ class Chosen(NamedTuple):
     shards: list[tuple[str, str]]
     """(file, split) of each shard."""
     counts: Counter[str]
-    """Word -> occurrences in the train split; empty if the folder has a vocabulary already."""
+    """Word -> occurrences in the train split; empty if the folder has a vocabulary already, or for a tokenizer."""
     left_out: Counter[str]
 
 
@@ -140,7 +140,8 @@ def choose(catalogue: AnyPath, recipe: Recipe, existing: ExistingShards) -> Chos
         ids.append(film)
         keys.append(order_key(film))
         splits.append(SPLITS.index(split))
-        if split == "train" and not existing.reports:  # words of val and test would leak into training
+        counts_words = not existing.reports and not recipe.tokenizer_sha256
+        if split == "train" and counts_words:  # words of val and test would leak into training
             counts.update(tokenise(f"{row['title'] or ''} {row['overview'] or ''}"))
             forget_rare(counts)
     if not existing.reports and not ids:

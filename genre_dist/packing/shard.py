@@ -38,7 +38,8 @@ from genre_dist.packing.shard_report import (
     save_report,
     shortened,
 )
-from genre_dist.packing.vocabulary import encode, load_words, tokenise
+from genre_dist.packing.tokenizer import PieceTokenizer, Tokenizer, WordTokenizer
+from genre_dist.packing.vocabulary import load_words
 from genre_dist.storage import AnyPath, file_size, is_remote, read_bytes, remove
 from genre_dist.stream import tar
 from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, DamagedArrayError, index_path, load_array, save_array
@@ -60,7 +61,7 @@ class Job:
     films: Path
     films_sha256: str
     words: Path
-    """The vocabulary file."""
+    """The vocabulary's or the tokenizer's file."""
     recipe: Recipe
 
 
@@ -88,9 +89,9 @@ def films_of(out: AnyPath, shard: Shard) -> NDArray[np.int64] | None:
 
 
 @lru_cache(maxsize=1)
-def _load_words(path: Path, sha256: str) -> dict[str, int]:
-    """The vocabulary, read once by each worker; the checksum distinguishes two files of one name."""
-    return load_words(path)
+def _load_tokenizer(path: Path, sha256: str, is_vocabulary: bool) -> Tokenizer:
+    """The tokenizer, read once by each worker; the checksum distinguishes two files of one name."""
+    return WordTokenizer(load_words(path)) if is_vocabulary else PieceTokenizer(path.read_bytes(), path)
 
 
 def pack_shard(job: Job) -> Report:
@@ -101,7 +102,7 @@ def pack_shard(job: Job) -> Report:
     cv2.setNumThreads(0)  # each core packs one shard; threads within a poster would only wait for each other
     path = job.out / job.file
     remove(report_path(path))  # an older report must never describe the new tar
-    words = _load_words(job.words, job.recipe.vocabulary_sha256)
+    tokenizer = _load_tokenizer(job.words, job.recipe.vocabulary_sha256, not job.recipe.tokenizer_sha256)
     records: list[tuple[int, int, int, int, int]] = []
     genres = [0] * len(INDEX_OF_ID)
     problems: list[UnusablePoster] = []
@@ -120,7 +121,7 @@ def pack_shard(job: Job) -> Report:
                 if "poster" in job.recipe.require:
                     left_out[reason] += 1
                     continue
-            tokens = encode(tokenise(film["text"]), words) if film["text"].strip() else None
+            tokens = tokenizer.encode(film["text"]) if film["text"].strip() else None
             data = sample(film, poster, tokens)
             file.write(data)
             digest.update(data)

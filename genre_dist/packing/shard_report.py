@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 from annotated_types import Interval, Len
 from typing_extensions import TypedDict
@@ -41,6 +41,8 @@ class Recipe:
     vectors_sha256: str = ""
     """Of the file of word vectors, '' without one; its words are kept in the vocabulary even if seen only once."""
     vocabulary_sha256: str = ""
+    tokenizer_sha256: str = ""
+    """Of the file of --tokenizer, '' for words."""
 
     def __post_init__(self) -> None:
         unknown = set(self.require) - {"poster", "overview"}
@@ -54,6 +56,13 @@ class Recipe:
             raise ValueError("--size goes from 1 to 4096, --shard_size is at least 1")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"--quality goes from 1 to 100, not {self.quality}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it: without the tokenizer of shards of words, whose keys and reports stay as they were."""
+        options = asdict(self)
+        if not self.tokenizer_sha256:
+            del options["tokenizer_sha256"]
+        return options
 
 
 class Odd(TypedDict):
@@ -88,7 +97,7 @@ class Report:
 
 def recipe_key(recipe: Recipe, split: str, films_sha256: str) -> str:
     """A hash of the inputs that decide a shard's bytes; a finished shard with the same key is not packed again."""
-    identity = json.dumps([asdict(recipe), split, films_sha256], sort_keys=True)
+    identity = json.dumps([recipe.to_dict(), split, films_sha256], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
@@ -100,7 +109,7 @@ def report_path(shard: AnyPath) -> AnyPath:
 def save_report(report: Report, shard: AnyPath) -> None:
     """Write a shard's report atomically."""
     with atomic_file(report_path(shard), "w") as file:
-        json.dump(asdict(report), file, indent=1)
+        json.dump(asdict(report) | {"recipe": report.recipe.to_dict()}, file, indent=1)
 
 
 def read_report(shard: AnyPath, damaged_is_none: bool = False) -> Report | None:

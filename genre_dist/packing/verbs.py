@@ -22,6 +22,13 @@ def add_verbs(verbs: Verbs) -> None:
         help="word vectors of any width, a file or URL: GloVe or word2vec, .txt .vec .bin, also as .gz or in a .zip",
     )
     verb.add_argument(
+        "--tokenizer",
+        default="words",
+        help="what makes tokens of a text: `words` (lower case, no punctuation, a vocabulary of the train split), or a "
+        "tokenizer.json of the tokenizers library: its path or folder, an installed package that has one, or a model "
+        "in the Hugging Face cache",
+    )
+    verb.add_argument(
         "--require", default="poster,overview", help="leave out films that lack one of these; '' keeps all"
     )
     verb.add_argument("--text", choices=["overview", "title", "both"], default="overview", help="what is encoded")
@@ -51,6 +58,7 @@ def _pack(arguments: Namespace) -> None:
 
     from genre_dist.packing.pack import merge_parts, pack, pack_part
     from genre_dist.packing.parts import parse_part
+    from genre_dist.packing.tokenizer import token_name
     from genre_dist.printable import printable
     from genre_dist.storage import any_path, exists
     from genre_dist.stream.manifest import FILE, load_manifest
@@ -58,6 +66,7 @@ def _pack(arguments: Namespace) -> None:
 
     catalogue, out = any_path(arguments.catalogue), any_path(arguments.out)
     options = {name: getattr(arguments, name) for name in ("text", "size", "fit", "quality", "shard_size")}
+    options["tokenizer"] = arguments.tokenizer
     options["vectors"] = any_path(arguments.vectors) if arguments.vectors else None
     options["require"] = names(arguments.require)
     workers = arguments.workers or usable_cores()
@@ -76,7 +85,7 @@ def _pack(arguments: Namespace) -> None:
         added = sum(shard.samples for shard in manifest.shards) - sum(shard.samples for shard in before.shards)
         print(f"{added:,} films added" if added else f"nothing to add: the films of {catalogue} are packed already")
     counts = ", ".join(f"{manifest.samples(split):,} {split}" for split in ("train", "val", "test"))
-    print(f"{out}: {len(manifest.shards)} shards, {counts}; {manifest.text['words']:,} words")
+    print(f"{out}: {len(manifest.shards)} shards, {counts}; {manifest.text['words']:,} {token_name(manifest.text)}")
     for reason, count in manifest.left_out.items():
         print(f"  {count:,} films left out: {printable(reason)}")
     print(f"next: genre-dist inspect {out}")

@@ -100,6 +100,12 @@ class Text(TypedDict):
     """Width of the vectors."""
     vectors_sha256: NotRequired[Sha256]
     """Checksum of the vectors, row by row; older shards lack it."""
+    tokenizer: NotRequired[Literal["tokenizers"]]
+    """The library whose file `vocabulary` is, with `words` ids; absent if it is a list of words."""
+    padding: NotRequired[Count | None]
+    """The tokenizer's padding token; None if it has none. Batches are padded with 0 all the same."""
+    closing: NotRequired[Annotated[int, Interval(ge=0, le=8)]]
+    """Special tokens that end every text; a text that is cut keeps them."""
 
 
 class Encoding(TypedDict):

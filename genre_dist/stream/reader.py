@@ -19,6 +19,7 @@ from genre_dist.stream.sample import (
     ENCODING,
     PADDING,
     check_tokens,
+    cut,
     label_rows,
     load_encoding,
     load_fault,
@@ -140,6 +141,7 @@ class ShardReader(Reader):
         if self._spec.image_size:
             decoder()  # raises here, not in a worker, if none is installed
         self._words = int(manifest.text["words"])
+        self._closing = manifest.text.get("closing", 0)
         self._labels = label_rows(manifest.genres)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -198,7 +200,7 @@ class ShardReader(Reader):
         tokens = read_tokens(data)
         if len(tokens) > self.max_tokens:  # _check_words does not see the truncated tokens
             check_tokens(tokens, self._words)
-            tokens = tokens[: self.max_tokens]
+            tokens = cut(tokens, self.max_tokens, self._closing)
         if len(tokens) > batch.tokens.shape[1]:
             raise ValueError(f"{len(tokens)} tokens, more than the index has; the index is of another tar")
         batch.tokens[number, : len(tokens)] = tokens
