@@ -53,8 +53,9 @@ class Explained(NamedTuple):
 class Explainer:
     """Attributes a model's logits, film by film. The model stays in eval mode and unchanged."""
 
-    def __init__(self, model: GenreClassifier, image_size: int) -> None:
-        self.model = model
+    def __init__(self, model: GenreClassifier, image_size: int, padding: int = PADDING) -> None:
+        """`padding` is the token that stands for no text."""
+        self.model, self.padding = model, padding
         device = next(model.parameters()).device
         self.layer = None
         if model.poster is not None:
@@ -93,7 +94,7 @@ class Explainer:
         assert self.model.text is not None
         attributed, delta = LayerIntegratedGradients(forward, self.model.text.embedding).attribute(
             tokens,
-            baselines=torch.full_like(tokens, PADDING),
+            baselines=torch.full_like(tokens, self.padding),
             target=genre,
             n_steps=STEPS,
             return_convergence_delta=True,

@@ -28,6 +28,7 @@ from genre_dist.stream.device_feed import to_device, whole_pixels
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
+from genre_dist.stream.sample import PADDING
 
 ABLATED = ("micro_f1_fitted", "micro_f1", "macro_f1_fitted", "mean_average_precision")
 
@@ -59,7 +60,7 @@ def explain(
     infos = read_film_info(manifest.folder, split, films)
     cut = np.zeros(len(run.genres)) if thresholds is None else thresholds
     reader = ShardReader(manifest, split, run.config.model.members, run.config.data.max_tokens)
-    explainer = Explainer(run.model, run.config.data.image_size)
+    explainer = Explainer(run.model, run.config.data.image_size, run.metadata["text"].get("padding") or PADDING)
     with progress_bar() as progress:
         explained = [
             _explain_film(run, reader.read(rows), explainer, cut, genres, infos)

@@ -10,15 +10,17 @@ from torch import Tensor, nn
 from genre_dist.config import ModelConfig, OptimConfig
 from genre_dist.models.heads import Heads
 from genre_dist.models.poster import PosterEncoder
+from genre_dist.models.pretrained_text import PretrainedText
 from genre_dist.models.text import Lengths, TextEncoder
 from genre_dist.models.weights import load_state, read_state
+from genre_dist.stream.sample import PADDING
 
 
 class GenreClassifier(nn.Module):
     """(image, text) -> one logit per label. `text` or `poster` is None if the config omits that encoder.
 
-    `vocabulary_size` and `vectors` are TextEncoder's. `load_weights=False` reads and downloads no file: for ranks that
-    receive rank 0's weights, and before loading a checkpoint. Raises ValueError as the encoders do, and if
+    `vocabulary_size`, `vectors` and `padding` are TextEncoder's. `load_weights=False` reads and downloads no weights:
+    for ranks that receive rank 0's, and before loading a checkpoint. Raises ValueError as the encoders do, and if
     `model.text.weights` holds no text encoder of this vocabulary and architecture.
     """
 
@@ -30,12 +32,17 @@ class GenreClassifier(nn.Module):
         vocabulary_size: int,
         vectors: np.ndarray | None,
         load_weights: bool = True,
+        padding: int | None = PADDING,
     ) -> None:
         super().__init__()
-        self.text = TextEncoder(config.text, vocabulary_size, vectors) if config.uses_text else None
+        self.text: TextEncoder | PretrainedText | None = None
+        if config.text.pretrained is not None:
+            self.text = PretrainedText(config.text, vocabulary_size, load_weights)
+        elif config.uses_text:
+            self.text = TextEncoder(config.text, vocabulary_size, vectors, padding)
         self.poster = PosterEncoder(config.poster, image_size, load_weights) if config.uses_poster else None
-        if self.text is not None and config.text.weights is not None and load_weights:
-            _load_text(self.text, config.text.weights)
+        if self.text is not None and config.text.weights_file is not None and load_weights:
+            _load_text(self.text, config.text.weights_file)
         encoding_size = sum(part.encoding_size for part in (self.text, self.poster) if part is not None)
         self.heads = Heads(encoding_size, config.heads.hidden, num_genres, config.heads.kernel)
         self.text_beside = True
@@ -99,19 +106,31 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any
     """Return the optimizer's groups: params, name, lr, weight_decay.
 
     Each part ('text', 'poster', 'heads') has its learning rate; its biases, norms and word vectors form a separate
-    group ('text.no_decay') without weight decay. Frozen parameters and empty groups are omitted.
+    group ('text.no_decay') without weight decay. With `text_layer_decay` a pretrained text encoder has groups for each
+    layer ('text.layer3'). Frozen parameters and empty groups are omitted.
     """
     rates = {"text": optim.text_lr, "poster": optim.poster_lr, "heads": optim.heads_lr}
     groups = []
     for part, module in model.named_children():
         embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        plain = [p for p in trained if p.ndim <= 1 or id(p) in embeddings]
-        decayed = [p for p in trained if p.ndim > 1 and id(p) not in embeddings]
-        for name, params, decay in ((part, decayed, optim.weight_decay), (f"{part}.no_decay", plain, 0.0)):
-            if params:
-                groups.append({"params": params, "name": name, "lr": rates[part], "weight_decay": decay})
+        for layer, share, parameters in _layers(module, optim.text_layer_decay):
+            trained = [parameter for parameter in parameters if parameter.requires_grad]
+            plain = [p for p in trained if p.ndim <= 1 or id(p) in embeddings]
+            decayed = [p for p in trained if p.ndim > 1 and id(p) not in embeddings]
+            for name, params, decay in (
+                (f"{part}{layer}", decayed, optim.weight_decay),
+                (f"{part}{layer}.no_decay", plain, 0.0),
+            ):
+                if params:
+                    groups.append({"params": params, "name": name, "lr": rates[part] * share, "weight_decay": decay})
     return groups
+
+
+def _layers(module: nn.Module, decay: float) -> list[tuple[str, float, list[nn.Parameter]]]:
+    """The parameters of a part, or of each layer of a pretrained text encoder: end of the name, share of the rate."""
+    if decay == 1 or not isinstance(module, PretrainedText):
+        return [("", 1.0, list(module.parameters()))]
+    return [(f".{depth.name}", decay**depth.below, depth.parameters) for depth in module.depths()]
 
 
 def count_parameters(model: GenreClassifier) -> dict[str, tuple[int, int]]:
@@ -123,7 +142,7 @@ def count_parameters(model: GenreClassifier) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def _load_text(encoder: TextEncoder, file: str) -> None:
+def _load_text(encoder: TextEncoder | PretrainedText, file: str) -> None:
     state = {name.removeprefix("module."): v for name, v in read_state(file, "model.text.weights").items()}
     own = {name.removeprefix("text."): value for name, value in state.items() if name.startswith("text.")}
     if not own:

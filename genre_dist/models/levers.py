@@ -9,7 +9,8 @@ from torch import nn
 from genre_dist.config import Config, TrainConfig
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.cuda_graph import graph_passes
-from genre_dist.models.recompute import blocks, recompute_activations
+from genre_dist.models.pretrained_text import PretrainedText
+from genre_dist.models.recompute import blocks, recompute_activations, recompute_layers
 
 COMPILE_FROM_STEPS = 500
 """Shortest run in steps for which compilation may pay off."""
@@ -79,8 +80,10 @@ def pull_levers(model: GenreClassifier, train: TrainConfig, device: torch.device
     if train.channels_last:
         model.to(memory_format=torch.channels_last)
     kind, network = train.activation_checkpointing, None if model.poster is None else model.poster.network
+    if isinstance(model.text, PretrainedText):
+        recompute_layers(model.text, kind)
     if network is None:
-        if kind != "none":
+        if kind != "none" and not isinstance(model.text, PretrainedText):
             raise ValueError(f"train.activation_checkpointing={kind}: the model has no poster encoder; set it to none")
         return
     if train.compile is True and device.type == "cuda":

@@ -7,7 +7,6 @@ import pickle
 import re
 import socket
 import warnings
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from genre_dist.config import PosterConfig
 from genre_dist.config.rules import nearest
 from genre_dist.models.batchnorm import synchronise_batch_norm
+from genre_dist.models.frozen_modules import freeze_through
 from genre_dist.models.weights import State, load_state, read_state
 
 DOWNLOAD_TIMEOUT_SECONDS = 20  # a firewalled node must fail, not hang
@@ -57,7 +57,8 @@ class PosterEncoder(nn.Module):
         """
         self.frozen = everything
         self.network.requires_grad_(not everything)
-        still = [] if everything or through is None else _freeze_through(self.network, through)
+        key = "model.poster.frozen_through"
+        still = [] if everything or through is None else freeze_through(self.network, through, key)
         self._still = (*still, *self._still_norms)
 
     def train(self, mode: bool = True) -> Self:
@@ -182,33 +183,3 @@ def _poster_state(state: State, classifier: str) -> State:
     state = {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name): v for name, v in state.items()}
     dropped = (*AUXILIARY, f"{classifier}.") if classifier else ()
     return {name: value for name, value in state.items() if not name.startswith(dropped)}
-
-
-# --- freezing
-
-
-def _freeze_through(network: nn.Module, name: str) -> list[nn.Module]:
-    """Turn off the gradients up to and including a module; return the modules that must stay in eval mode."""
-    modules = dict(network.named_modules())
-    if not name or name not in modules:
-        children = [candidate for candidate in modules if candidate]
-        raise ValueError(f"model.poster.frozen_through={name} is no module of the network; {nearest(name, children)}")
-    still = []
-    for other, module in _through(modules.items(), name):
-        for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(False)
-        contains_it = other == "" or name.startswith(f"{other}.")
-        if not contains_it:  # such a module still trains its later children
-            still.append(module)
-    return still
-
-
-def _through(modules: Iterable[tuple[str, nn.Module]], name: str) -> Iterator[tuple[str, nn.Module]]:
-    """Yield modules in order of definition up to and including `name` and its descendants."""
-    reached = False
-    for other, module in modules:
-        inside = other == name or other.startswith(f"{name}.")
-        if reached and not inside:
-            return
-        reached = reached or inside
-        yield other, module

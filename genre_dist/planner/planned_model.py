@@ -10,7 +10,8 @@ from torch import nn
 from genre_dist.config import Config
 from genre_dist.genres import GENRES
 from genre_dist.models.classifier import GenreClassifier, count_parameters
-from genre_dist.models.recompute import recompute_activations
+from genre_dist.models.pretrained_text import PretrainedText
+from genre_dist.models.recompute import recompute_activations, recompute_layers
 from genre_dist.parallel.sharded import units
 from genre_dist.planner.memory import Checkpointing, Sizes
 from genre_dist.planner.sizes import TYPICAL_TOKENS
@@ -117,9 +118,12 @@ def model_sizes(model: GenreClassifier) -> Sizes:
 
 
 def _recomputes(model: GenreClassifier, kind: Checkpointing) -> bool:
-    """Make a model recompute its activations; False without a trained poster encoder that supports it."""
+    """Make a model recompute its activations; False without a trained encoder that supports it."""
+    has_layers = isinstance(model.text, PretrainedText) and not model.text.frozen
+    if isinstance(model.text, PretrainedText):
+        recompute_layers(model.text, kind)
     if model.poster is None or model.poster.frozen:
-        return False
+        return has_layers
     try:
         recompute_activations(model.poster.network, kind)
     except ValueError:

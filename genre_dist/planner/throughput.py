@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from genre_dist.config import Config
 from genre_dist.models.classifier import GenreClassifier
+from genre_dist.models.pretrained_text import PretrainedText
 from genre_dist.models.text import TextEncoder
 from genre_dist.planner.gpu_specs import find_card
 from genre_dist.planner.sizes import TYPICAL_TOKENS
@@ -41,8 +42,11 @@ def training_flops(model: GenreClassifier, config: Config, device: torch.device)
         images = torch.zeros(1, 3, size, size, device=device)
         flops += _counted(model.poster, images)
         trained = any(p.requires_grad for p in model.poster.parameters())
-    if model.text is not None:
+    if isinstance(model.text, PretrainedText):
+        flops += _counted(model.text, *text_of(1, TYPICAL_TOKENS, device))
+    elif model.text is not None:
         flops += TYPICAL_TOKENS * sum(recurrent_flops(model.text))
+    if model.text is not None:
         trained = trained or not model.text.frozen
     width = sum(part.encoding_size for part in (model.text, model.poster) if part is not None)
     flops += _counted(model.heads, torch.zeros(1, width, device=device, requires_grad=trained))
@@ -51,10 +55,16 @@ def training_flops(model: GenreClassifier, config: Config, device: torch.device)
     return flops
 
 
-def _counted(part: nn.Module, inputs: Tensor) -> float:
+def text_of(samples: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens int64 [samples, length] and lengths of texts without content, as a text encoder takes them."""
+    host = device if device.type == "meta" else torch.device("cpu")
+    return torch.zeros(samples, length, dtype=torch.long, device=device), torch.full((samples,), length, device=host)
+
+
+def _counted(part: nn.Module, *inputs: Tensor) -> float:
     """FLOP of a forward pass, and of the backward pass if there is one."""
     with FlopCounterMode(display=False) as counter:
-        output = part(inputs)
+        output = part(*inputs)
         if output.requires_grad:
             output.sum().backward()
     return float(counter.get_total_flops())

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from genre_dist.models.classifier import GenreClassifier
+from genre_dist.models.text import TextEncoder
 
 PRIME_BATCH = 1009
 
@@ -52,7 +53,7 @@ def trace_step(model: GenreClassifier, image_size: int, tokens: int) -> Trace:
     """
     inputs = _inputs(model, image_size, tokens)
     alive = _Alive([*model.parameters(), *model.buffers(), *(i for i in inputs if i is not None)])
-    if model.text is not None:
+    if isinstance(model.text, TextEncoder):
         model.text.rnn.forward = _recurrent_stand_in(model.text.rnn, alive)  # type: ignore[assignment]
     model.train()
     for parameter in model.parameters():

@@ -13,6 +13,7 @@ from torch import Tensor
 from genre_dist.config import Config, derive_batches
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.levers import Choice, choose_compiling, choose_cuda_graph, pull_levers, without_effect
+from genre_dist.models.pretrained_text import PretrainedText
 from genre_dist.parallel.strategies import check_strategy, make_strategy, strategy_name
 from genre_dist.parallel.strategy import Strategy
 from genre_dist.parallel.world import LONGEST_ALLOWED, World
@@ -23,6 +24,7 @@ from genre_dist.stream.device_feed import DeviceFeed, Size, device_feed, to_devi
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.reader import ShardReader
+from genre_dist.stream.sample import PADDING
 from genre_dist.stream.words import load_vectors
 from genre_dist.training.ema import Average, TrainState
 from genre_dist.training.evaluation import Evaluator
@@ -30,6 +32,7 @@ from genre_dist.training.freezing import freeze, frozen_at, thaw_all_that_ever_t
 from genre_dist.training.loss import training_loss
 from genre_dist.training.model_files import METADATA, WEIGHTS, check_weights, read_metadata, read_vocabulary
 from genre_dist.training.optimizer import make_optimizer
+from genre_dist.training.pretrained_start import check_tokenizer, text_lines
 from genre_dist.training.ranks import say
 from genre_dist.training.step import StepResult, TrainStep
 from genre_dist.training.views import check_views
@@ -141,6 +144,7 @@ def build_model(config: Config, manifest: Manifest, load_weights: bool = True) -
     if load_weights:  # on one rank; another vocabulary would give the token ids other words
         read_vocabulary(manifest)
         _check_starting_weights(config, manifest)
+        check_tokenizer(config, manifest)
     torch.manual_seed(config.run.seed)
     return GenreClassifier(
         config.model,
@@ -149,6 +153,7 @@ def build_model(config: Config, manifest: Manifest, load_weights: bool = True) -
         manifest.text["words"],
         load_vectors(manifest.folder, manifest.text),
         load_weights,
+        manifest.text.get("padding", PADDING),
     )
 
 
@@ -158,7 +163,8 @@ def _check_starting_weights(config: Config, manifest: Manifest) -> None:
     from genre_dist.config.files import load_config  # only needed with weights, and slow to import
 
     text, poster = config.model.text, config.model.poster
-    runs = {file: Path(file).parent for file in (text.weights, poster.weights) if file and Path(file).name == WEIGHTS}
+    files = (text.weights_file, poster.weights)
+    runs = {file: Path(file).parent for file in files if file and Path(file).name == WEIGHTS}
     metadata = {file: read_metadata(run) for file, run in runs.items() if (run / METADATA).is_file()}
     for file, one in metadata.items():
         check_weights(runs[file], one)
@@ -168,7 +174,7 @@ def _check_starting_weights(config: Config, manifest: Manifest) -> None:
             f"model.text.weights={text.weights} was trained with another vocabulary than that of {manifest.folder}: "
             "its words would be others; pack those shards with the same catalogue and options"
         )
-    beside = Path(text.weights).with_name("config.yaml") if text.weights else None
+    beside = Path(text.weights_file).with_name("config.yaml") if text.weights_file else None
     if beside and beside.is_file() and (pooling := load_config(beside).model.text.pooling) != text.pooling:
         raise ValueError(
             f"model.text.weights={text.weights} was trained with model.text.pooling={pooling}, not {text.pooling}: "
@@ -260,7 +266,7 @@ def summary(experiment: Experiment) -> str:
     config, stream = experiment.config, experiment.stream
     members = config.model.members
     left_out = experiment.manifest.samples("train") - stream.reader.index.samples
-    poster = experiment.model.poster
+    poster, text = experiment.model.poster, experiment.model.text
     lines = [
         f"training {config.run.dir}: {stream.reader.index.samples:,} films with {' and '.join(members)}"
         + (f" ({left_out:,} of the split lack one and are left out)" if left_out else ""),
@@ -268,6 +274,8 @@ def summary(experiment: Experiment) -> str:
         f"on {experiment.world.size} x {experiment.world.device.type}, {experiment.compute.precision}, "
         f"micro-batches of {experiment.compute.micro_batch}",
     ]
+    if isinstance(text, PretrainedText):
+        lines += text_lines(config, text, stream.reader)
     if poster is not None:
         lines.append(f"poster encoder {config.model.poster.arch}, starting weights: {poster.weights_used}")
     compute = experiment.compute
@@ -280,9 +288,10 @@ def _computed_in(experiment: Experiment) -> str:
     tf32 = experiment.world.device.type == "cuda" and torch.backends.cudnn.allow_tf32
     plain = "TF32" if tf32 else "fp32"  # torch's default for convolutions and recurrent kernels
     precision = experiment.compute.precision
+    cast = precision if precision == "bf16" else plain
     parts = {
-        "texts": (experiment.model.text, plain),
-        "posters": (experiment.model.poster, precision if precision == "bf16" else plain),
+        "texts": (experiment.model.text, cast if experiment.config.model.text.pretrained else plain),
+        "posters": (experiment.model.poster, cast),
         "heads": (experiment.model.heads, precision),
     }
     listed = ", ".join(f"{name} in {kind}" for name, (part, kind) in parts.items() if part is not None)

@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from genre_dist.atomic import atomic_file
-from genre_dist.config.run import METADATA, WEIGHTS
+from genre_dist.config.run import METADATA, TEXT_ENCODER, WEIGHTS
 from genre_dist.genres import Genre
+from genre_dist.models.classifier import GenreClassifier
+from genre_dist.models.pretrained_text import PretrainedText, architecture_of
 from genre_dist.packing.tokenizer import WORDS, Tokenizer, load_tokenizer, tokenizer_of
 from genre_dist.pretrained import TOKENIZER
 from genre_dist.sealed import read_sealed, write_sealed
@@ -114,6 +116,20 @@ def read_tokenizer(run: Path, metadata: ModelMetadata) -> Tokenizer:
 
 def _token_file(run: Path, text: Text) -> Path:
     return run / (TOKENIZER if "tokenizer" in text else WORDS)
+
+
+def save_text_encoder(run: Path, model: GenreClassifier) -> None:
+    """Write the architecture of a pretrained text encoder, for when the folder it was read from is gone."""
+    if isinstance(model.text, PretrainedText):
+        write_sealed(run / TEXT_ENCODER, architecture_of(model.text))
+
+
+def check_text_encoder(run: Path) -> bool:
+    """Whether a run has the architecture of its text encoder. Raises ValueError if the file is damaged."""
+    found = (run / TEXT_ENCODER).is_file()
+    if found:
+        read_sealed(dict[str, Any], run / TEXT_ENCODER, _REMEDY)
+    return found
 
 
 def read_vocabulary(manifest: Manifest) -> bytes:
