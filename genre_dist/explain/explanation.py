@@ -59,7 +59,9 @@ def explain(
     films = list(films) or _surest(folder, split, count, thresholds)
     infos = read_film_info(manifest.folder, split, films)
     cut = np.zeros(len(run.genres)) if thresholds is None else thresholds
-    reader = ShardReader(manifest, split, run.config.model.members, run.config.data.max_tokens)
+    # what the encoder would cut has no attributions
+    most = min(run.config.data.max_tokens, getattr(run.model.text, "positions", None) or run.config.data.max_tokens)
+    reader = ShardReader(manifest, split, run.config.model.members, most)
     explainer = Explainer(run.model, run.config.data.image_size, run.metadata["text"].get("padding") or PADDING)
     with progress_bar() as progress:
         explained = [

@@ -136,6 +136,12 @@ def architecture_of(encoder: PretrainedText) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name not in ("_name_or_path", "auto_map")}
 
 
+def vocabulary_size(config: TextConfig) -> int:
+    """Ids that a pretrained text encoder has embeddings for. Raises ValueError if it cannot be had."""
+    source = find_pretrained(config.pretrained or "", ARCHITECTURE, "model.text.arch")
+    return int(_architecture(source, config.arch).vocab_size)
+
+
 def _on_device(lengths: Lengths, device: torch.device) -> Tensor:
     """Lengths as a tensor on the device, at least 1, without waiting for it."""
     sizes = torch.as_tensor(lengths).clamp(min=1)

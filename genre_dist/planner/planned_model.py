@@ -10,7 +10,7 @@ from torch import nn
 from genre_dist.config import Config
 from genre_dist.genres import GENRES
 from genre_dist.models.classifier import GenreClassifier, count_parameters
-from genre_dist.models.pretrained_text import PretrainedText
+from genre_dist.models.pretrained_text import PretrainedText, vocabulary_size
 from genre_dist.models.recompute import recompute_activations, recompute_layers
 from genre_dist.parallel.sharded import units
 from genre_dist.planner.memory import Checkpointing, Sizes
@@ -65,11 +65,17 @@ def plan_model(
 
 
 def find_vocabulary(config: Config) -> Vocabulary:
-    """The vocabulary of the shards if they can be read, else an assumption that says so."""
+    """The vocabulary of the shards if they can be read, else an assumption that says so.
+
+    Raises ValueError for a pretrained text encoder that cannot be had.
+    """
     try:
         manifest = load_manifest(config.data.shards)
     except (ValueError, OSError):
-        return Vocabulary(ASSUMED_WORDS, ASSUMED_DIM, len(GENRES), "assumed: no shards in reach")
+        source = "assumed: no shards in reach"
+        if config.model.text.pretrained is not None:
+            return Vocabulary(vocabulary_size(config.model.text), None, len(GENRES), source)
+        return Vocabulary(ASSUMED_WORDS, ASSUMED_DIM, len(GENRES), source)
     text = manifest.text
     dim = text["dim"] if text["vectors"] is not None else None
     return Vocabulary(int(text["words"]), dim, len(manifest.genres), str(manifest.folder))

@@ -20,7 +20,6 @@ from genre_dist.models.pretrained_text import PretrainedText, architecture_of
 from genre_dist.parallel.sharded import units
 from genre_dist.planner.planned_model import plan_model
 from genre_dist.planner.throughput import training_flops
-from genre_dist.planner.verbs import add_verbs as _  # noqa: F401 (the planner's verbs import without transformers)
 
 transformers = pytest.importorskip("transformers")
 LENGTHS = np.array([7, 1, 12, 4])
@@ -276,9 +275,14 @@ def test_its_layers_are_gathered_one_by_one(folder: Path) -> None:
 
 def test_plans_count_its_layers(folder: Path) -> None:
     options = [*TINY, "--model.text.arch", f"hf:{folder}", "--model.text.pooling", "mean", "--data.shards", "nowhere"]
-    config = parse_config([*options, "--model.text.weights", "none"]).config
-    with pytest.raises(ValueError, match="embeddings for"):  # of the words that are assumed without shards
-        plan_model(config, ("none",))
+    options += ["--model.poster.arch", "none"]
+    planned = plan_model(parse_config(options).config, ("none", "blocks", "selective"))
+    encoder = encoder_of(folder)
+    assert planned.parameters["text"] == (sum(parameter.numel() for parameter in encoder.parameters()), 0)
+    assert planned.vocabulary.words == encoder.embedding.num_embeddings
+    assert list(planned.traces) == ["none", "blocks", "selective"]
+    kept = {kind: trace.activations for kind, trace in planned.traces.items()}
+    assert kept["blocks"] < kept["selective"] < kept["none"]
 
 
 def test_a_steps_flops_are_those_of_its_products(folder: Path) -> None:
