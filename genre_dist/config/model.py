@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from genre_dist.config.rules import is_point, nearest, require
+from genre_dist.config.rules import is_point, require
 
 Pooling: TypeAlias = Literal["last", "max", "mean"]
 """What a recurrent network's encoding is made of."""
@@ -53,10 +53,9 @@ class TextConfig:
     hf starts from the weights beside its configuration, others from random ones."""
 
     def __post_init__(self) -> None:
-        named = (*RECURRENT, "none", HF)
         require(
             self.arch in (*RECURRENT, "none") or (self.pretrained is not None and self.pretrained != ""),
-            f"model.text.arch={self.arch} is none of {', '.join(named)}NAME; {nearest(self.arch, named)}",
+            f"model.text.arch={self.arch} is not {', '.join(RECURRENT)}, none or {HF}NAME",
         )
         require(
             self.pretrained is None or self.pooling != "last",
