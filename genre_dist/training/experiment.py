@@ -290,7 +290,7 @@ def _computed_in(experiment: Experiment) -> str:
     precision = experiment.compute.precision
     cast = precision if precision == "bf16" else plain
     parts = {
-        "texts": (experiment.model.text, cast if experiment.config.model.text.pretrained else plain),
+        "texts": (experiment.model.text, cast if isinstance(experiment.model.text, PretrainedText) else plain),
         "posters": (experiment.model.poster, cast),
         "heads": (experiment.model.heads, precision),
     }
