@@ -143,7 +143,7 @@ def _features(
         width = features.HASHED_COLUMNS
         options: dict[str, Any] = {"min_films": 2, "sublinear": True, "blocks": (width, 2 * width)}
     else:
-        count = partial(features.word_counts, words=len(texts.words))
+        count = partial(features.word_counts, words=texts.size)
         options = {"min_share": 0.005, "max_share": 0.95} if kind.model == "naive_bayes" else {}
     counted = count(train)
     columns = features.choose_columns(counted, idf=kind.features != "counts", **options)

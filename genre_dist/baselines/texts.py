@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.packing.films import catalogue_films, shard_films
-from genre_dist.packing.vocabulary import encode
+from genre_dist.packing.tokenizer import WORDS, tokenizer_of
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import Manifest
-from genre_dist.stream.sample import UNKNOWN
-from genre_dist.stream.words import load_words
+from genre_dist.stream.words import SPECIAL, load_words
 
 MEMBERS = ("overview",)
 
@@ -23,7 +22,7 @@ class LabelledText(NamedTuple):
     id: int
     genres: tuple[int, ...]
     """Indices into the manifest's genres."""
-    tokens: NDArray[np.int32]  # [words]
+    tokens: NDArray[np.int32]  # [tokens], without special ones
     text: str
     fault: str | None
     """Why the film is unreadable; such a film has no genres and no words."""
@@ -37,13 +36,14 @@ class Texts:
 
     def __init__(self, manifest: Manifest, catalogue: Path | None = None) -> None:
         self.manifest, self.catalogue = manifest, catalogue
-        self.ids_of_words = load_words(
-            manifest.folder / manifest.text["vocabulary"], manifest.text["vocabulary_sha256"]
-        )
+        self._tokenizer = tokenizer_of(manifest.folder, manifest.text)
+        self.size = self._tokenizer.size
+        """Number of token ids."""
 
     @cached_property
     def words(self) -> list[str]:
-        return list(self.ids_of_words)
+        """The vocabulary of shards of words, in the order of its ids."""
+        return list(load_words(self.manifest.folder / WORDS, self.manifest.text["vocabulary_sha256"]))
 
     def ids(self, split: str) -> NDArray[np.int64]:
         """The films of a split in stored order, int64 [films]."""
@@ -54,7 +54,7 @@ class Texts:
 
         Raises ValueError if the catalogue lacks films of the shards.
         """
-        wanted, words = set(self.ids(split).tolist()), self.words
+        wanted = set(self.ids(split).tolist())
         if self.catalogue is None:
             films = shard_films(self.manifest, [split], MEMBERS)
         else:
@@ -62,8 +62,8 @@ class Texts:
         texts = []
         for film in films:
             if film.id in wanted:
-                tokens = encode(film.words or (), self.ids_of_words)
-                text = film.text or " ".join(words[token] for token in tokens.tolist() if token > UNKNOWN)
+                tokens = self._tokenizer.tokens(film.words or ())
+                text = film.text or " ".join(word for word in film.words or () if word not in SPECIAL)
                 texts.append(LabelledText(film.id, film.genres, tokens, text, film.fault))
         if len(texts) < len(wanted):
             samples = self.manifest.declared.samples

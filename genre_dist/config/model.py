@@ -7,45 +7,101 @@ from genre_dist.config.rules import is_point, require
 from genre_dist.schema import Field, Schema
 
 Pooling: TypeAlias = Literal["last", "max", "mean"]
+"""What a recurrent network's encoding is made of."""
+RECURRENT = ("lstm", "gru")
+HF, TIMM = "hf:", "timm:"
+"""What the names of the transformers library's encoders and of timm's begin with."""
+Unfreezing: TypeAlias = int | str | dict[str, int | str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """The overview's encoder: word vectors, then a recurrent network whose top layer's states are pooled."""
+    """The overview's encoder: word vectors and a recurrent network, or a pretrained transformer; its states are pooled.
 
-    arch: Literal["lstm", "gru", "none"] = "lstm"
-    """Kind of cell, or `none` to leave the text out."""
+    hidden, layers, bidirectional, embedding_dim and train_embedding are a recurrent network's alone.
+    """
+
+    arch: str = "lstm"
+    """`lstm`, `gru`, `none` to leave the text out, or `hf:NAME`: an encoder of the transformers library by its folder,
+    by an installed package that holds one, or by a name in the Hugging Face cache. Pack the shards with its tokenizer
+    (`genre-dist pack --tokenizer NAME`)."""
     hidden: int = 512
     """Units per direction; the encoding is twice as wide when bidirectional."""
     layers: int = 3
     """Stacked layers."""
     bidirectional: bool = True
     """Read the text in both directions."""
-    pooling: Pooling = "last"
-    """What of the top layer's states is the encoding: each direction's last one, as in the study, or every unit's
-    largest or mean value over all words."""
+    pooling: Literal["last", "max", "mean", "first"] = "last"
+    """What of the top layer's states is the encoding: each direction's last one, as in the study (lstm, gru), every
+    unit's largest or mean value over all words, or the first token's state, BERT's [CLS] (hf)."""
     dropout: float = 0.0
-    """Dropout between layers; the study found none works best."""
+    """Dropout between layers; the study found none works best. With hf: of the encoding; inside, the encoder keeps what
+    its own configuration says."""
     embedding_dim: int = 300
     """Width of the word vectors, used only if the shards were packed without vectors."""
     train_embedding: bool = False
     """Train the word vectors too. Shards packed without vectors always train them."""
     frozen: bool = False
     """No gradient, eval mode for good, computed under no_grad."""
-    unfreeze_at: int | str | None = None
-    """With `frozen`: only up to here, a step (200) or an epoch (2ep), counted from 0; it trains from there on."""
+    frozen_through: str | None = None
+    """With hf: freeze only up to and including this module, in order of definition: `encoder.layer.3` of a BERT,
+    `embeddings` for those alone."""
+    unfreeze_at: Unfreezing = None
+    """With `frozen` or `frozen_through`: only up to here, a step (200) or an epoch (2ep), counted from 0; it trains
+    from there on. With hf also gradually, as model.poster.unfreeze_at."""
     weights: str | None = None
-    """A `model.safetensors` of another run, whose text encoder to start from."""
+    """A `model.safetensors` of another run, whose text encoder to start from, or `none` for random weights. By default
+    hf starts from the weights beside its configuration, others from random ones."""
 
     def __post_init__(self) -> None:
+        require(
+            self.arch in (*RECURRENT, "none") or (self.pretrained is not None and self.pretrained != ""),
+            f"model.text.arch={self.arch} is not {', '.join(RECURRENT)}, none or {HF}NAME",
+        )
+        require(
+            self.pretrained is None or self.pooling != "last",
+            f"model.text.pooling=last belongs to lstm and gru; for {self.arch} set it to mean, max or first",
+        )
+        require(
+            self.pretrained is not None or self.pooling != "first",
+            f"model.text.pooling=first is a transformer's first token; for {self.arch} set it to last, max or mean",
+        )
+        require(
+            self.pretrained is not None or self.frozen_through is None,
+            f"model.text.frozen_through needs model.text.arch hf:NAME; of {self.arch} set model.text.frozen",
+        )
+        require(
+            not (self.frozen and self.frozen_through),
+            "model.text.frozen freezes everything; drop it or model.text.frozen_through",
+        )
+        require(
+            self.pretrained is not None or not isinstance(self.unfreeze_at, dict),
+            f"model.text.unfreeze_at={self.unfreeze_at}: {self.arch} trains all of it from one point on",
+        )
         for name in ("hidden", "layers", "embedding_dim"):
             require(getattr(self, name) >= 1, f"model.text.{name} must be at least 1, got {getattr(self, name)}")
         require(0 <= self.dropout < 1, f"model.text.dropout must be in [0, 1), got {self.dropout}")
         require(
-            self.unfreeze_at is None or (self.frozen and is_point(self.unfreeze_at)),
+            self.unfreeze_at is None
+            or ((self.frozen or self.frozen_through is not None) and all(map(is_point, self.unfreezing.values()))),
             f"model.text.unfreeze_at={self.unfreeze_at} must be a step (200) or an epoch (2ep) that ends "
             "model.text.frozen",
         )
+
+    @property
+    def pretrained(self) -> str | None:
+        """The folder, package or name of a transformer; None for recurrent networks."""
+        return self.arch.removeprefix(HF) if self.arch.startswith(HF) else None
+
+    @property
+    def weights_file(self) -> str | None:
+        """The file to start from, if it is another run's."""
+        return None if self.weights == "none" else self.weights
+
+    @property
+    def unfreezing(self) -> dict[str, int | str]:
+        """`unfreeze_at` as a mapping, as PosterConfig's."""
+        return _unfreezing(self.unfreeze_at)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +109,18 @@ class PosterConfig:
     """The poster's encoder: a convolutional network without its classifier."""
 
     arch: str = "resnet152"
-    """A torchvision classifier by name, `package.module:function` returning a feature extractor, or `none`."""
+    """A torchvision classifier by name, `timm:NAME` of the timm library, `package.module:function` returning a feature
+    extractor, or `none`."""
     weights: str = "auto"
-    """`imagenet` (torchvision's default enum, an error if out of reach), `none` (random), a file (.safetensors or .pth,
-    of torchvision or of a run), or `auto`: imagenet if in reach, else random with a warning."""
+    """`imagenet` (torchvision's default enum, timm's pretrained ones; an error if out of reach), `none` (random), a
+    file (.safetensors or .pth, of torchvision, timm or a run), or `auto`: imagenet if in reach, else random with a
+    warning."""
     frozen: bool = False
     """No gradient, eval mode for good, computed under no_grad."""
     frozen_through: str | None = None
     """Freeze only up to and including this module, in order of definition: `layer3` of a ResNet (the study trained only
     its last stage), `features.23` of VGG16 (all but the last three convolutions)."""
-    unfreeze_at: int | str | dict[str, int | str] | None = None
+    unfreeze_at: Unfreezing = None
     """With `frozen` or `frozen_through`: only up to here, a step (200) or an epoch (2ep), counted from 0. Gradually:
     `{layer3: 200, layer2: 2ep, none: 3ep}` keeps it frozen through layer3 from step 200 on, through layer2 from epoch 2
     on, and trains all of it from epoch 3 on."""
@@ -86,9 +144,18 @@ class PosterConfig:
     @property
     def unfreezing(self) -> dict[str, int | str]:
         """`unfreeze_at` as a mapping: the module up to which the encoder stays frozen (or `none`) -> from when on."""
-        if self.unfreeze_at is None:
-            return {}
-        return self.unfreeze_at if isinstance(self.unfreeze_at, dict) else {"none": self.unfreeze_at}
+        return _unfreezing(self.unfreeze_at)
+
+    @property
+    def code(self) -> str | None:
+        """The code that `arch` names, to be imported and run; None if it names a library's network."""
+        return self.arch if ":" in self.arch and not self.arch.startswith(TIMM) else None
+
+
+def _unfreezing(unfreeze_at: Unfreezing) -> dict[str, int | str]:
+    if unfreeze_at is None:
+        return {}
+    return unfreeze_at if isinstance(unfreeze_at, dict) else {"none": unfreeze_at}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,5 +241,5 @@ class ModelConfig:
             return "poster"
         if self.text.frozen and self.poster.frozen:
             return "frozen"
-        partly = self.text.frozen or self.poster.frozen or self.poster.frozen_through
+        partly = self.text.frozen or self.text.frozen_through or self.poster.frozen or self.poster.frozen_through
         return "partly frozen" if partly else "end to end"

@@ -7,6 +7,8 @@ from genre_dist.config.rules import require
 from genre_dist.config.training import Metric
 
 CONFIG, RECORD, METADATA, WEIGHTS = "config.yaml", "metrics.jsonl", "model.json", "model.safetensors"
+TEXT_ENCODER = "text_encoder.json"
+"""The architecture of a pretrained text encoder, beside the model."""
 """Files of a run's folder: its configuration, its record, its model's metadata, and the model."""
 
 

@@ -16,7 +16,10 @@ class OptimConfig:
     """`adamw8bit` keeps AdamW's averages in 8 bits (Dettmers et al. 2022): 2 bytes a parameter instead of 8. It needs
     bitsandbytes, and a strategy that holds whole parameters (single, ddp)."""
     text_lr: float = 1e-3
-    """Peak learning rate of the text encoder."""
+    """Peak learning rate of the text encoder. A pretrained one (hf) wants less, some 2e-5 to 1e-4."""
+    text_layer_decay: float = 1.0
+    """With hf: layer i of n, counted from 0, has the learning rate text_lr * this^(n - i), the embeddings text_lr *
+    this^(n + 1), as lower layers need less change (0.8 to 0.95; Howard and Ruder 2018). 1: the same for all."""
     poster_lr: float = 1e-4
     """Peak learning rate of the poster encoder."""
     heads_lr: float = 1e-3
@@ -40,6 +43,10 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("text_lr", "poster_lr", "heads_lr", "weight_decay"):
             require(getattr(self, name) >= 0, f"optim.{name} must not be negative, got {getattr(self, name)}")
+        require(
+            0 < self.text_layer_decay <= 1,
+            f"optim.text_layer_decay must be more than 0 and at most 1, got {self.text_layer_decay}",
+        )
         require(self.warmup_steps >= 0, f"optim.warmup_steps must not be negative, got {self.warmup_steps}")
         require(0 <= self.final_lr_fraction <= 1, "optim.final_lr_fraction must be in [0, 1]")
         require(0 <= self.cooldown_fraction <= 1, "optim.cooldown_fraction must be in [0, 1]")
@@ -64,7 +71,8 @@ class TrainConfig:
     """Keep images and convolution weights as NHWC."""
     activation_checkpointing: Literal["none", "stages", "blocks", "selective"] = "none"
     """What the poster encoder computes again in the backward pass instead of keeping it: its stages, its blocks, or in
-    its blocks only what is cheap (norms and activations). Results stay the same."""
+    its blocks only what is cheap (norms and activations). A pretrained text encoder's layers count as blocks and as
+    stages. Results stay the same."""
     compile: bool | Literal["auto"] = "auto"
     """Compile the poster encoder's repeated blocks with torch.compile: under a minute, once. `auto`: on a GPU with
     `cuda_graph`, in runs of 500 steps or more; without graphs compiled blocks take the host longer than they save an

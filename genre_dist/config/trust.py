@@ -39,8 +39,7 @@ def refuse_foreign_code(config: Config, file: Path) -> None:
 
 
 def _code(config: Config) -> str | None:
-    arch = config.model.poster.arch
-    return arch if ":" in arch else None
+    return config.model.poster.code
 
 
 def _known() -> set[str]:

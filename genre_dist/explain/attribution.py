@@ -5,7 +5,7 @@ Selvaraju et al. 2017, Grad-CAM; Sundararajan et al. 2017, Axiomatic Attribution
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -27,9 +27,16 @@ class Attribution(NamedTuple):
     """The attribution of one genre's logit."""
 
     heat: NDArray[np.float32] | None  # [size, size] from 0 to 1, the poster's heat map; None without a poster
-    words: NDArray[np.float32] | None  # [words], what each adds to the logit; None without a text
+    words: NDArray[np.float32] | None  # [tokens] or [words], what each adds to the logit; None without a text
     unexplained: float
     """The part of the text's effect on the logit that the sum over the words misses."""
+
+    def of_words(self, owners: NDArray[np.int64], words: int) -> Self:
+        """The same with one value a word, the sum of its tokens' values; owners: [tokens] the number of their word."""
+        if self.words is None or not words:
+            return self
+        values = np.bincount(owners, self.words[: len(owners)], words)
+        return self._replace(words=values.astype(np.float32))
 
 
 class Explained(NamedTuple):
@@ -47,8 +54,9 @@ class Explained(NamedTuple):
 class Explainer:
     """Attributes a model's logits, sample by sample. The model stays in eval mode and unchanged."""
 
-    def __init__(self, model: GenreClassifier, image_size: int) -> None:
-        self.model = model
+    def __init__(self, model: GenreClassifier, image_size: int, padding: int = PADDING) -> None:
+        """`padding` is the token that stands for no text."""
+        self.model, self.padding = model, padding
         device = next(model.parameters()).device
         zeros = torch.zeros(1, 3, image_size, image_size, device=device)
         self.layers = {part: last_feature_map(encoder, zeros) for part, encoder in model.images.items()}
@@ -92,7 +100,7 @@ class Explainer:
 
         attributed, delta = LayerIntegratedGradients(forward, encoder.embedding).attribute(
             tokens,
-            baselines=torch.full_like(tokens, PADDING),
+            baselines=torch.full_like(tokens, self.padding),
             target=label,
             n_steps=STEPS,
             return_convergence_delta=True,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from genre_dist.atomic import atomic_file
 from genre_dist.compare.differences import FilmInfo, read_film_info, thumbnail
 from genre_dist.compare.results import read_result
 from genre_dist.compare.shown_measures import SHOWN
+from genre_dist.config import Config
 from genre_dist.explain import explanation_figures as figures
 from genre_dist.explain.ablation import ablate
 from genre_dist.explain.attribution import Explained, Explainer
@@ -30,6 +32,7 @@ from genre_dist.stream.device_feed import to_device, whole_pixels
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
+from genre_dist.stream.sample import PADDING
 from genre_dist.training.experiment import open_split
 
 ABLATED: dict[Choose, tuple[str, ...]] = {
@@ -65,8 +68,8 @@ def explain(
     thresholds = load_thresholds(folder, run.genres) if choose == "many" else None
     films = list(films) or _surest(folder, split, count, thresholds)
     infos = read_film_info(manifest.folder, split, films)
-    reader = open_split(run.config, manifest, split)
-    explainer = Explainer(run.model, run.config.data.image_size)
+    reader = open_split(_within_positions(run), manifest, split)
+    explainer = Explainer(run.model, run.config.data.image_size, run.metadata["text"].get("padding") or PADDING)
     with progress_bar() as progress:
         explained = [
             _explain_film(run, reader.read(rows), explainer, thresholds, genres, infos)
@@ -112,6 +115,13 @@ def _surest(folder: Path, split: str, count: int, thresholds: NDArray[np.float64
     return list(dict.fromkeys(int(result.ids[best[genre]]) for genre in order))[:count]
 
 
+def _within_positions(run: Run) -> Config:
+    """The run's configuration, with texts cut to what its encoders read: what they would cut has no attributions."""
+    data = run.config.data
+    limits = [getattr(encoder, "positions", None) or data.max_tokens for encoder in run.model.texts.values()]
+    return replace(run.config, data=replace(data, max_tokens=min([data.max_tokens, *limits])))
+
+
 def _rows_of_films(reader: ShardReader, films: Sequence[int]) -> list[Rows]:
     """The rows of films among those that have every member the model needs. Raises ValueError if one is missing."""
     rows_of_film: dict[int, Rows] = {}
@@ -140,10 +150,9 @@ def _explain_film(
     with torch.no_grad():
         logits = run.model(inputs.fields).float().cpu().numpy()
     above = margins(logits, run.declared.labels.choose, thresholds)[0]  # [labels]
-    words: list[str] = []
+    words, owners = list[str](), np.empty(0, np.int64)
     if batch.tokens is not None and batch.lengths is not None:
-        spelling = list(run.words)  # in the order of their ids
-        words = [spelling[token] for token in batch.tokens[0, : batch.lengths[0]]]
+        words, owners = run.tokenizer.spelled(batch.tokens[0, : batch.lengths[0]])
     film = int(batch.ids[0])
     return Explained(
         film=film,
@@ -155,7 +164,7 @@ def _explain_film(
             (
                 run.genres[genre],
                 float(above[genre]),
-                explainer(inputs.fields, int(genre)),
+                explainer(inputs.fields, int(genre)).of_words(owners, len(words)),
             )
             for genre in np.argsort(-above)[:count]
         ],

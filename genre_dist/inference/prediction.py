@@ -14,10 +14,9 @@ from genre_dist.inference.trained_model import Run
 from genre_dist.metrics.choosing import named_labels, probabilities
 from genre_dist.packing.layout import film_text
 from genre_dist.packing.posters import load_rgb, square
-from genre_dist.packing.vocabulary import encode, tokenise
 from genre_dist.stream.batch import BLANK, Batch
 from genre_dist.stream.device_feed import to_device, whole_pixels
-from genre_dist.stream.sample import pad
+from genre_dist.stream.sample import cut, pad
 from genre_dist.tmdb.api import Tmdb
 from genre_dist.tmdb.fetch_posters import download_poster
 from genre_dist.tmdb.web import FetchError, Web
@@ -109,8 +108,8 @@ def _batch(run: Run, pixels: Sequence[NDArray[np.uint8] | None], texts: Sequence
         arrays[f"{part}.images"] = np.stack([blank if image is None else image for image in pixels])
     for part in run.model.texts:
         given[part] = texts
-        most = run.config.data.max_tokens
-        encoded = [encode(tokenise(text or ""), run.words)[:most] for text in texts]
+        most, tokenizer = run.config.data.max_tokens, run.tokenizer
+        encoded = [cut(tokenizer.encode(text or ""), most, tokenizer.closing) for text in texts]
         arrays[f"{part}.tokens"], arrays[f"{part}.lengths"] = pad(encoded)
     if run.config.model.learns_missing:
         arrays |= {f"{part}.has": np.array([value is not None for value in own]) for part, own in given.items()}

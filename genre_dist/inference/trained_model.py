@@ -1,19 +1,22 @@
 """Loading a trained run from its folder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from genre_dist.config import Config
+from genre_dist.config import Config, ModelConfig
 from genre_dist.config.continuing import changes, describe, trained_with
 from genre_dist.config.files import load_config
-from genre_dist.config.run import CONFIG, WEIGHTS
+from genre_dist.config.model import HF
+from genre_dist.config.run import CONFIG, TEXT_ENCODER, WEIGHTS
 from genre_dist.config.trust import refuse_foreign_code
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.weights import load_state
+from genre_dist.packing.tokenizer import Tokenizer
 from genre_dist.schema import TMDB, Schema
-from genre_dist.training.model_files import read_metadata, read_weights, read_words
+from genre_dist.training.model_files import check_text_encoder, read_metadata, read_tokenizer, read_weights
 
 
 class Run(NamedTuple):
@@ -24,7 +27,7 @@ class Run(NamedTuple):
     genres: list[str]
     metadata: dict[str, Any]
     """The content of model.json."""
-    words: dict[str, int]
+    tokenizer: Tokenizer
     declared: Schema = TMDB
     """What is declared of the samples and labels that it was trained on."""
 
@@ -46,14 +49,14 @@ def load_run(folder: Path, device: torch.device, trust_code: bool = False) -> Ru
     facts = read_metadata(folder)
     if changed := changes(facts.settings, trained_with(config), "fixed"):
         raise ValueError(f"{file}: the weights were not trained with {describe(changed)}; put that back")
-    words, weights = read_words(folder, facts), read_weights(folder, facts)
+    tokenizer, weights = read_tokenizer(folder, facts), read_weights(folder, facts)
     embedding = weights.get("text.embedding.weight")
     try:
         model = GenreClassifier(
-            config.model,
+            _rebuilt(config.model, folder),
             len(facts.genres),
             config.data.image_size,
-            len(words),
+            tokenizer.size,
             None if embedding is None else embedding.numpy(),
             load_weights=False,
         )
@@ -61,4 +64,11 @@ def load_run(folder: Path, device: torch.device, trust_code: bool = False) -> Ru
         raise ValueError(f"{file}: its model cannot be made here: {str(error).partition(chr(10))[0]}") from None
     load_state(model, weights, str(folder / WEIGHTS), "the run's config.yaml")
     genres = [genre.name for genre in facts.genres]
-    return Run(config, model.to(device).eval(), genres, facts.to_dict(), words, facts.declared)
+    return Run(config, model.to(device).eval(), genres, facts.to_dict(), tokenizer, facts.declared)
+
+
+def _rebuilt(model: ModelConfig, folder: Path) -> ModelConfig:
+    """The same model with its text encoder's architecture read from the run, whatever became of where it was from."""
+    if model.text.pretrained is None or not check_text_encoder(folder):
+        return model
+    return replace(model, text=replace(model.text, arch=f"{HF}{folder / TEXT_ENCODER}"))

@@ -12,19 +12,21 @@ from genre_dist.config import ModelConfig, OptimConfig
 from genre_dist.models.heads import Heads
 from genre_dist.models.numbers import NumbersEncoder
 from genre_dist.models.poster import PosterEncoder
+from genre_dist.models.pretrained_text import PretrainedText
 from genre_dist.models.text import TextEncoder
 from genre_dist.models.weights import load_state, read_state
 from genre_dist.schema import TMDB, Schema
 from genre_dist.stream.device_feed import FieldInput
+from genre_dist.stream.sample import PADDING
 
 
 class GenreClassifier(nn.Module):
     """The fields of samples -> one logit per label: an encoder for each field, then the heads.
 
-    `schema` declares the fields; those whose kind the config omits have no encoder. `vocabulary_size` and `vectors` are
-    TextEncoder's. `load_weights=False` reads and downloads no file: for ranks that receive rank 0's weights, and before
-    loading a checkpoint. Raises ValueError as the encoders do, and if `model.text.weights` holds no text encoder of
-    this vocabulary and architecture.
+    `schema` declares the fields; those whose kind the config omits have no encoder. `vocabulary_size`, `vectors` and
+    `padding` are TextEncoder's. `load_weights=False` reads and downloads no weights: for ranks that receive rank 0's,
+    and before loading a checkpoint. Raises ValueError as the encoders do, and if `model.text.weights` holds no text
+    encoder of this vocabulary and architecture.
     """
 
     def __init__(
@@ -36,15 +38,20 @@ class GenreClassifier(nn.Module):
         vectors: np.ndarray | None,
         load_weights: bool = True,
         schema: Schema = TMDB,
+        padding: int | None = PADDING,
     ) -> None:
         super().__init__()
         self.parts: tuple[str, ...] = tuple(field.part for field in config.fields(schema))
         """The names of the encoders, in the order of their encodings."""
         for field in config.fields(schema):
             if field.kind == "text":
-                text = TextEncoder(config.text, vocabulary_size, vectors)
-                if config.text.weights is not None and load_weights:
-                    _load_text(text, field.part, config.text.weights)
+                text: TextEncoder | PretrainedText
+                if config.text.pretrained is not None:
+                    text = PretrainedText(config.text, vocabulary_size, load_weights)
+                else:
+                    text = TextEncoder(config.text, vocabulary_size, vectors, padding)
+                if config.text.weights_file is not None and load_weights:
+                    _load_text(text, field.part, config.text.weights_file)
                 self.add_module(field.part, text)
             elif field.kind == "image":
                 self.add_module(field.part, PosterEncoder(config.poster, image_size, load_weights))
@@ -63,9 +70,10 @@ class GenreClassifier(nn.Module):
         return {part: self._modules[part] for part in self.parts}
 
     @property
-    def texts(self) -> dict[str, TextEncoder]:
+    def texts(self) -> dict[str, TextEncoder | PretrainedText]:
         """The text encoders by name."""
-        return {part: encoder for part, encoder in self.encoders.items() if isinstance(encoder, TextEncoder)}
+        kinds = (TextEncoder, PretrainedText)
+        return {part: encoder for part, encoder in self.encoders.items() if isinstance(encoder, kinds)}
 
     @property
     def numbers(self) -> dict[str, NumbersEncoder]:
@@ -176,8 +184,9 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any
     """Return the optimizer's groups: params, name, lr, weight_decay.
 
     Each part ('text', 'poster', 'heads') has the learning rate of its kind, an encoder of numbers that of the heads;
-    its biases, norms and word vectors form a separate group ('text.no_decay') without weight decay. Frozen parameters
-    and empty groups are omitted.
+    its biases, norms and word vectors form a separate group ('text.no_decay') without weight decay. With
+    `text_layer_decay` a pretrained text encoder has groups for each layer ('text.layer3'). Frozen parameters and empty
+    groups are omitted.
     """
     rates = {"heads": optim.heads_lr, "missing": optim.heads_lr}
     if isinstance(model, GenreClassifier):
@@ -186,13 +195,24 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any
     groups = []
     for part, module in model.named_children():
         embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        plain = [p for p in trained if p.ndim <= 1 or id(p) in embeddings]
-        decayed = [p for p in trained if p.ndim > 1 and id(p) not in embeddings]
-        for name, params, decay in ((part, decayed, optim.weight_decay), (f"{part}.no_decay", plain, 0.0)):
-            if params:
-                groups.append({"params": params, "name": name, "lr": rates[part], "weight_decay": decay})
+        for layer, share, parameters in _layers(module, optim.text_layer_decay):
+            trained = [parameter for parameter in parameters if parameter.requires_grad]
+            plain = [p for p in trained if p.ndim <= 1 or id(p) in embeddings]
+            decayed = [p for p in trained if p.ndim > 1 and id(p) not in embeddings]
+            for name, params, decay in (
+                (f"{part}{layer}", decayed, optim.weight_decay),
+                (f"{part}{layer}.no_decay", plain, 0.0),
+            ):
+                if params:
+                    groups.append({"params": params, "name": name, "lr": rates[part] * share, "weight_decay": decay})
     return groups
+
+
+def _layers(module: nn.Module, decay: float) -> list[tuple[str, float, list[nn.Parameter]]]:
+    """The parameters of a part, or of each layer of a pretrained text encoder: end of the name, share of the rate."""
+    if decay == 1 or not isinstance(module, PretrainedText):
+        return [("", 1.0, list(module.parameters()))]
+    return [(f".{depth.name}", decay**depth.below, depth.parameters) for depth in module.depths()]
 
 
 def count_parameters(model: GenreClassifier) -> dict[str, tuple[int, int]]:
@@ -204,7 +224,7 @@ def count_parameters(model: GenreClassifier) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def _load_text(encoder: TextEncoder, part: str, file: str) -> None:
+def _load_text(encoder: TextEncoder | PretrainedText, part: str, file: str) -> None:
     state = {name.removeprefix("module."): v for name, v in read_state(file, "model.text.weights").items()}
     own = {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
     if not own:

@@ -9,7 +9,8 @@ from torch import nn
 from genre_dist.config import Config, TrainConfig
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.cuda_graph import graph_passes
-from genre_dist.models.recompute import blocks, recompute_activations
+from genre_dist.models.pretrained_text import PretrainedText
+from genre_dist.models.recompute import blocks, recompute_activations, recompute_layers
 
 COMPILE_FROM_STEPS = 500
 """Shortest run in steps for which compilation may pay off."""
@@ -79,8 +80,11 @@ def pull_levers(model: GenreClassifier, train: TrainConfig, device: torch.device
     if train.channels_last:
         model.to(memory_format=torch.channels_last)
     kind = train.activation_checkpointing
-    if kind != "none" and not model.images:
+    transformers = [encoder for encoder in model.texts.values() if isinstance(encoder, PretrainedText)]
+    if kind != "none" and not model.images and not transformers:
         raise ValueError(f"train.activation_checkpointing={kind}: the model has no poster encoder; set it to none")
+    for transformer in transformers:
+        recompute_layers(transformer, kind)
     for encoder in model.images.values():
         if train.compile is True and device.type == "cuda":
             compile_blocks(encoder.network)

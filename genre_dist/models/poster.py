@@ -4,10 +4,8 @@ import contextlib
 import http.client
 import importlib
 import pickle
-import re
 import socket
 import warnings
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -16,16 +14,20 @@ import torchvision
 from torch import Tensor, nn
 
 from genre_dist.config import PosterConfig
+from genre_dist.config.model import TIMM
 from genre_dist.config.rules import nearest
 from genre_dist.models.batchnorm import synchronise_batch_norm
-from genre_dist.models.weights import State, load_state, read_state
+from genre_dist.models.frozen_modules import freeze_through
+from genre_dist.models.timm_network import timm_network
+from genre_dist.models.weights import State, load_poster, load_state, poster_state
 
 DOWNLOAD_TIMEOUT_SECONDS = 20  # a firewalled node must fail, not hang
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")  # training heads in the files of inception_v3 and googlenet
 
 
 class PosterEncoder(nn.Module):
-    """Image -> encoding [encoding_size]: a torchvision classifier without its last layer, or a callable's network.
+    """Image -> encoding [encoding_size]: a torchvision or timm classifier without its last layer, or a callable's
+    network.
 
     `weights_used` is 'imagenet', 'random', 'file:PATH', 'callable', or 'not loaded' (`load_weights=False`, for ranks
     that receive rank 0's weights). Raises ValueError for an unknown network or module, for weights that are
@@ -35,14 +37,18 @@ class PosterEncoder(nn.Module):
     def __init__(self, config: PosterConfig, image_size: int, load_weights: bool = True) -> None:
         super().__init__()
         self.frozen = config.frozen
-        if ":" in config.arch:
-            self.network = _call_factory(config.arch)
+        if config.arch.startswith(TIMM):
+            self.network, self.weights_used = timm_network(config, image_size, load_weights)
             self.encoding_size = _probe_size(self.network, config.arch, image_size)
-            classifier = ""
         else:
-            self.network = _torchvision_network(config.arch, image_size)
-            self.encoding_size, classifier = _remove_classifier(self.network)
-        self.weights_used = _load(self.network, config, classifier) if load_weights else "not loaded"
+            if config.code is not None:
+                self.network = _call_factory(config.arch)
+                self.encoding_size = _probe_size(self.network, config.arch, image_size)
+                classifier = ""
+            else:
+                self.network = _torchvision_network(config.arch, image_size)
+                self.encoding_size, classifier = _remove_classifier(self.network)
+            self.weights_used = _load(self.network, config, classifier) if load_weights else "not loaded"
         if config.batch_norm == "sync":
             synchronise_batch_norm(self.network)
         norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -57,7 +63,8 @@ class PosterEncoder(nn.Module):
         """
         self.frozen = everything
         self.network.requires_grad_(not everything)
-        still = [] if everything or through is None else _freeze_through(self.network, through)
+        key = "model.poster.frozen_through"
+        still = [] if everything or through is None else freeze_through(self.network, through, key)
         self._still = (*still, *self._still_norms)
 
     def train(self, mode: bool = True) -> Self:
@@ -136,8 +143,8 @@ def _load(network: nn.Module, config: PosterConfig, classifier: str) -> str:
     if weights == "imagenet" and not classifier:
         raise ValueError(f"model.poster.weights=imagenet needs a torchvision network; for {arch} use auto or a file")
     if weights not in ("auto", "none", "imagenet"):
-        state = _poster_state(read_state(weights, "model.poster.weights"), classifier)
-        load_state(network, state, f"model.poster.weights={weights}", arch)
+        dropped = (*AUXILIARY, f"{classifier}.") if classifier else ()
+        load_poster(network, config, dropped)
         return f"file:{weights}"
     if not classifier:
         return "callable"
@@ -150,7 +157,7 @@ def _load(network: nn.Module, config: PosterConfig, classifier: str) -> str:
             raise
         warnings.warn(f"training the poster encoder from random weights: {error}", stacklevel=3)
         return "random"
-    load_state(network, _poster_state(state, classifier), "the file of ImageNet weights", arch)
+    load_state(network, poster_state(state, (*AUXILIARY, f"{classifier}.")), "the file of ImageNet weights", arch)
     return "imagenet"
 
 
@@ -170,45 +177,3 @@ def _imagenet_state(arch: str) -> State:
         ) from error
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _poster_state(state: State, classifier: str) -> State:
-    """Map the tensor names of any file to the network's own, without the classifier."""
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    run_prefix = "poster.network."
-    if any(name.startswith(run_prefix) for name in state):
-        state = {name.removeprefix(run_prefix): v for name, v in state.items() if name.startswith(run_prefix)}
-    # DenseNet's files have norm.1 where its modules are called norm1
-    state = {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name): v for name, v in state.items()}
-    dropped = (*AUXILIARY, f"{classifier}.") if classifier else ()
-    return {name: value for name, value in state.items() if not name.startswith(dropped)}
-
-
-# --- freezing
-
-
-def _freeze_through(network: nn.Module, name: str) -> list[nn.Module]:
-    """Turn off the gradients up to and including a module; return the modules that must stay in eval mode."""
-    modules = dict(network.named_modules())
-    if not name or name not in modules:
-        children = [candidate for candidate in modules if candidate]
-        raise ValueError(f"model.poster.frozen_through={name} is no module of the network; {nearest(name, children)}")
-    still = []
-    for other, module in _through(modules.items(), name):
-        for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(False)
-        contains_it = other == "" or name.startswith(f"{other}.")
-        if not contains_it:  # such a module still trains its later children
-            still.append(module)
-    return still
-
-
-def _through(modules: Iterable[tuple[str, nn.Module]], name: str) -> Iterator[tuple[str, nn.Module]]:
-    """Yield modules in order of definition up to and including `name` and its descendants."""
-    reached = False
-    for other, module in modules:
-        inside = other == name or other.startswith(f"{name}.")
-        if reached and not inside:
-            return
-        reached = reached or inside
-        yield other, module

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from genre_dist.models.batchnorm import SynchronisedBatchNorm2d
+from genre_dist.models.pretrained_text import PretrainedText
 
 Kind = Literal["none", "stages", "blocks", "selective"]
 Context = AbstractContextManager[Any]
@@ -34,9 +35,18 @@ def recompute_activations(network: nn.Module, kind: Kind) -> None:
 
     Names, parameters and results stay the same. Raises ValueError for a network without blocks in `nn.Sequential`s.
     """
-    if kind == "none":
-        return
-    for region in regions(network, kind):
+    if kind != "none":
+        _recompute(regions(network, kind), kind)
+
+
+def recompute_layers(encoder: PretrainedText, kind: Kind) -> None:
+    """The same for a pretrained text encoder: its layers are its blocks and its stages."""
+    if kind != "none":
+        _recompute(encoder.layers(), kind)
+
+
+def _recompute(parts: list[nn.Module], kind: Kind) -> None:
+    for region in parts:
         if kind == "selective":
             for module in region.modules():
                 if getattr(module, "inplace", False):
@@ -76,10 +86,10 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from blocks(child)
 
 
-def _recomputed(forward: Callable[..., Tensor], contexts: Callable[[], Any], *inputs: Tensor) -> Tensor:
+def _recomputed(forward: Callable[..., Tensor], contexts: Callable[[], Any], *inputs: Any, **more: Any) -> Tensor:
     if not torch.is_grad_enabled():
-        return forward(*inputs)
-    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
+        return forward(*inputs, **more)
+    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts, **more)
 
 
 class _NormState(NamedTuple):

@@ -124,11 +124,15 @@ class TextEncoder(nn.Module):
     """Text -> encoding [encoding_size]: an embedding, then a recurrent network with pooled states.
 
     `vectors` float32 [V, D] are the word vectors of the vocabulary (row 0 padding, row 1 unknown words); without them
-    the embedding starts random, `config.embedding_dim` wide, and is trained. A sample's encoding depends neither on its
-    batch's padding nor on the other samples. Raises ValueError if `vectors` are not [vocabulary_size, D].
+    the embedding starts random, `config.embedding_dim` wide, and is trained. `padding` is the padding token, whose
+    vector is zero; without one no text reads what it is padded with, and every token has a vector. A sample's encoding
+    depends neither on its batch's padding nor on the other samples. Raises ValueError if `vectors` are not
+    [vocabulary_size, D].
     """
 
-    def __init__(self, config: TextConfig, vocabulary_size: int, vectors: np.ndarray | None) -> None:
+    def __init__(
+        self, config: TextConfig, vocabulary_size: int, vectors: np.ndarray | None, padding: int | None = PADDING
+    ) -> None:
         super().__init__()
         if vectors is not None and (vectors.ndim != 2 or len(vectors) != vocabulary_size):
             raise ValueError(
@@ -138,12 +142,13 @@ class TextEncoder(nn.Module):
         self.frozen = config.frozen
         self.encoding_size = config.hidden * (2 if config.bidirectional else 1)
         width = config.embedding_dim if vectors is None else vectors.shape[1]
-        self.embedding = nn.Embedding(vocabulary_size, width, padding_idx=PADDING)
+        self.embedding = nn.Embedding(vocabulary_size, width, padding_idx=padding)
         with torch.no_grad():
             # without vectors: torch's N(0, 1), as a tenth of it left the LSTM untrained after 700 steps
             if vectors is not None:
                 self.embedding.weight.copy_(torch.from_numpy(np.asarray(vectors, dtype=np.float32)))
-            self.embedding.weight[PADDING] = 0
+            if padding is not None:
+                self.embedding.weight[padding] = 0
         mode = config.arch.upper()
         self.rnn = PooledStates(
             mode,
@@ -152,14 +157,17 @@ class TextEncoder(nn.Module):
             config.layers,
             dropout=config.dropout,
             bidirectional=config.bidirectional,
-            pooling=config.pooling,
+            pooling=config.pooling,  # type: ignore[arg-type]  # the config refuses the others
         )
         self._train_embedding = vectors is None or config.train_embedding
         self.freeze(config.frozen)
         self.train()
 
-    def freeze(self, frozen: bool) -> None:
-        """Freeze the encoder, or train it from the next `train()` on, and its word vectors if the config says so."""
+    def freeze(self, frozen: bool, through: str | None = None) -> None:
+        """Freeze the encoder, or train it from the next `train()` on, and its word vectors if the config says so.
+
+        It has no modules that are frozen one by one: the config refuses a `through`.
+        """
         self.frozen = frozen
         self.requires_grad_(not frozen)
         self.embedding.requires_grad_(not frozen and self._train_embedding)

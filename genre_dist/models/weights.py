@@ -2,6 +2,7 @@
 
 import contextlib
 import pickle
+import re
 from pathlib import Path
 
 import torch
@@ -9,6 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+
+from genre_dist.config import PosterConfig
 
 State = dict[str, Tensor]
 
@@ -35,6 +38,27 @@ def read_state(file: str, key: str) -> State:
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{key}={file} holds no state dict; save one with torch.save(network.state_dict(), FILE)")
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def load_poster(network: nn.Module, config: PosterConfig, dropped: tuple[str, ...]) -> None:
+    """Load the file of `model.poster.weights` into an image network, without the tensors named `dropped...`.
+
+    Raises ValueError as `read_state` and `load_state` do.
+    """
+    file = config.weights
+    state = poster_state(read_state(file, "model.poster.weights"), dropped)
+    load_state(network, state, f"model.poster.weights={file}", config.arch)
+
+
+def poster_state(state: State, dropped: tuple[str, ...]) -> State:
+    """Map the tensor names of any file to an image network's own, without its classifier."""
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    run_prefix = "poster.network."
+    if any(name.startswith(run_prefix) for name in state):
+        state = {name.removeprefix(run_prefix): v for name, v in state.items() if name.startswith(run_prefix)}
+    # DenseNet's files have norm.1 where its modules are called norm1
+    state = {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name): v for name, v in state.items()}
+    return {name: value for name, value in state.items() if not name.startswith(dropped)}
 
 
 def load_state(network: nn.Module, state: State, file: str, what: str, suspect: str = "architecture") -> None:

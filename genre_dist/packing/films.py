@@ -8,12 +8,12 @@ from genre_dist.catalogue.catalogue import poster_file, read_rows
 from genre_dist.genres import INDEX_OF_ID
 from genre_dist.packing.layout import COLUMNS, film_text
 from genre_dist.packing.splits import split_of
+from genre_dist.packing.tokenizer import Tokenizer, tokenizer_of
 from genre_dist.packing.vocabulary import tokenise
 from genre_dist.storage import opened
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import SPLITS, Manifest
 from genre_dist.stream.sample import load_about, load_genres, load_tokens, read_members
-from genre_dist.stream.words import load_words
 
 
 class Film(NamedTuple):
@@ -37,10 +37,10 @@ class Film(NamedTuple):
 def shard_films(manifest: Manifest, splits: Sequence[str] = SPLITS, members: tuple[str, ...] = ()) -> Iterator[Film]:
     """The films of some splits that have the members, in stored order; a film that cannot be read has a `fault`.
 
-    Words outside the vocabulary come back as <unk>.
+    Words outside the vocabulary come back as <unk>; those of a tokenizer in lower case, without punctuation.
     """
     index_of_genre = {genre.id: number for number, genre in enumerate(manifest.genres)}
-    vocabulary = list(load_words(manifest.folder / manifest.text["vocabulary"], manifest.text["vocabulary_sha256"]))
+    tokenizer = tokenizer_of(manifest.folder, manifest.text)
     for split in splits:
         index = SplitIndex(manifest, split, members)
         for number, shard in enumerate(index.shards):
@@ -50,7 +50,7 @@ def shard_films(manifest: Manifest, splits: Sequence[str] = SPLITS, members: tup
                 for film, offset, length in zip(*(records[name].tolist() for name in _LOCATION), strict=True):
                     try:
                         file.seek(offset)
-                        yield _packed(read_members(file.read(length), film), film, split, index_of_genre, vocabulary)
+                        yield _packed(read_members(file.read(length), film), film, split, index_of_genre, tokenizer)
                     except (ValueError, KeyError) as error:
                         what = f"no genre or member {error}" if isinstance(error, KeyError) else str(error)
                         fault = f"{path}: film {film} at byte {offset}: {what}"
@@ -61,12 +61,12 @@ _LOCATION = ("id", "offset", "size")
 
 
 def _packed(
-    members: dict[str, memoryview], film: int, split: str, index_of_genre: dict[int, int], vocabulary: list[str]
+    members: dict[str, memoryview], film: int, split: str, index_of_genre: dict[int, int], tokenizer: Tokenizer
 ) -> Film:
     genres = tuple(index_of_genre[genre] for genre in load_genres(members["json"]))
     words = None
     if "tokens.npy" in members:
-        words = [vocabulary[token] for token in load_tokens(members["tokens.npy"], len(vocabulary)).tolist()]
+        words = tokenizer.words(load_tokens(members["tokens.npy"], tokenizer.size))
     date = load_about(members["json"]).get("release_date")
     poster = bytes(members["jpg"]) if "jpg" in members else None
     return Film(film, split, genres, "", words, date if isinstance(date, str) else "", poster)

@@ -3,6 +3,7 @@
 import numpy as np
 from rich.table import Table
 
+from genre_dist.packing.tokenizer import token_name
 from genre_dist.printable import printable, terminal
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import SPLITS, Manifest
@@ -17,11 +18,16 @@ def print_summary(manifest: Manifest) -> None:
     text, image = manifest.text, manifest.image
     console.print(f"{manifest.folder}  fingerprint {manifest.fingerprint}")
     console.print(f"posters {image['size']} x {image['size']} ({image['fit']}), text: {text['source']}")
-    vectors = f"vectors of {text['dim']} numbers" if text["vectors"] else "no word vectors"
-    console.print(f"vocabulary {text['words']:,} words, {vectors}")
+    if "tokenizer" in text:
+        console.print(f"tokenizer {text['vocabulary']} {text['vocabulary_sha256'][:16]}, {text['words']:,} tokens")
+    else:
+        vectors = f"vectors of {text['dim']} numbers" if text["vectors"] else "no word vectors"
+        console.print(f"vocabulary {text['words']:,} words, {vectors}")
     left_out = ", ".join(f"{count:,} with {printable(reason)}" for reason, count in manifest.left_out.items()) or "none"
     console.print(f"films left out: {left_out}")
-    table = Table("split", "shards", "films", "poster", "text", "both", "MB", "words: median", "95 %", "most")
+    table = Table(
+        "split", "shards", "films", "poster", "text", "both", "MB", f"{token_name(text)}: median", "95 %", "most"
+    )
     for split in SPLITS:
         shards = manifest.shards_of(split)
         lengths = _lengths(manifest, split)

@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 
 from genre_dist.packing.layout import Chosen, ExistingShards
 from genre_dist.packing.shard import Job
+from genre_dist.packing.tokenizer import WORDS, TokenizerFile
 from genre_dist.packing.vectors import WordVectors
+from genre_dist.pretrained import TOKENIZER
 from genre_dist.storage import AnyPath
 from genre_dist.stream.manifest import Text
 from genre_dist.stream.words import load_vectors, vectors_sha256
 
-WORDS, VECTORS = "vocabulary.txt", "vectors.npy"
+VECTORS = "vectors.npy"
 
 
 class Kind(NamedTuple):
@@ -41,6 +43,9 @@ class Packing(NamedTuple):
     recipe: Any
     existing: ExistingShards
     words: list[str]
+    """Empty with a tokenizer."""
+    tokenizer: TokenizerFile | None
+    """What --tokenizer names; None for words."""
     vectors: WordVectors | None
     """Vectors of the words from --vectors; None without that file, or if vectors.npy exists already."""
     dim: int | None
@@ -54,7 +59,7 @@ def text_of_manifest(packing: Packing, source: str) -> Text:
     """The manifest's entry on texts, which are made of `source`."""
     text = Text(
         source=source,
-        vocabulary=WORDS,
+        vocabulary=token_file(packing.tokenizer),
         words=len(packing.words),
         vocabulary_sha256=packing.recipe.vocabulary_sha256,
         vectors=VECTORS if packing.dim else None,
@@ -62,4 +67,12 @@ def text_of_manifest(packing: Packing, source: str) -> Text:
     )
     if (vectors := load_vectors(packing.out, text)) is not None:
         text["vectors_sha256"] = vectors_sha256(vectors)
+    if packing.tokenizer is not None:
+        pieces = packing.tokenizer.pieces
+        text |= Text(tokenizer="tokenizers", words=pieces.size, padding=pieces.padding, closing=pieces.closing)  # type: ignore[typeddict-item]
     return text
+
+
+def token_file(tokenizer: TokenizerFile | None) -> str:
+    """The name of the vocabulary's or the tokenizer's file in a folder of shards."""
+    return WORDS if tokenizer is None else TOKENIZER

@@ -66,7 +66,7 @@ class Chosen(NamedTuple):
     shards: list[tuple[str, str]]
     """(file, split) of each shard."""
     counts: Counter[str]
-    """Word -> occurrences in the train split; empty if the folder has a vocabulary already."""
+    """Word -> occurrences in the train split; empty if the folder has a vocabulary already, or for a tokenizer."""
     left_out: Counter[str]
     moments: Mapping[str, Moments] = {}
     """Field of numbers -> their mean and spread over the train split; none for films."""
@@ -153,7 +153,7 @@ def choose(catalogue: AnyPath, recipe: Recipe, existing: ExistingShards) -> Chos
     Raises ValueError for a film with two rows, for a catalogue without a film to pack, and for a catalogue that has
     less than half of the packed films: it is another catalogue, not a later state of the same.
     """
-    return choose_among(_candidates(catalogue, recipe), catalogue, recipe.shard_size, existing, "film")
+    return choose_among(_candidates(catalogue, recipe), catalogue, recipe, existing, "film")
 
 
 def _candidates(catalogue: AnyPath, recipe: Recipe) -> Iterator[Candidate]:
@@ -163,13 +163,13 @@ def _candidates(catalogue: AnyPath, recipe: Recipe) -> Iterator[Candidate]:
 
 
 def choose_among(
-    candidates: Iterable[Candidate], catalogue: AnyPath, shard_size: int, existing: ExistingShards, what: str
+    candidates: Iterable[Candidate], catalogue: AnyPath, recipe: Any, existing: ExistingShards, what: str
 ) -> Chosen:
     """The samples to pack of all `candidates`, as `choose` has them; `what` a sample is called."""
     ids, keys, splits = array("q"), array("Q"), array("b")
     counts: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
-    known = 0
+    counts_words, known = not existing.reports and not recipe.tokenizer_sha256, 0
     for id, split_id, reason, text in candidates:
         if index_of(existing.ids, id) is not None:
             known += 1
@@ -181,7 +181,7 @@ def choose_among(
         ids.append(id)
         keys.append(order_key(id))
         splits.append(SPLITS.index(split))
-        if split == "train" and not existing.reports:  # words of val and test would leak into training
+        if split == "train" and counts_words:  # words of val and test would leak into training
             counts.update(tokenise(text))
             forget_rare(counts)
     if not existing.reports and not ids:
@@ -196,7 +196,7 @@ def choose_among(
         )
     taken = {report.shard.file for report in existing.reports}
     arrays = np.asarray(ids), np.asarray(keys), np.asarray(splits)
-    sorted_ids, shard, shards = _assign(*arrays, shard_size, taken)
+    sorted_ids, shard, shards = _assign(*arrays, recipe.shard_size, taken)
     twice = np.flatnonzero(sorted_ids[1:] == sorted_ids[:-1])
     if len(twice):
         raise ValueError(f"{catalogue}: the {what} {sorted_ids[twice[0]]} is there twice; make the catalogue again")

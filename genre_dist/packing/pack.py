@@ -22,15 +22,17 @@ from genre_dist.catalogue.catalogue import samples_file
 from genre_dist.catalogue.samples import load_catalogue_schema
 from genre_dist.genres import GENRES
 from genre_dist.lock import one_writer, take
-from genre_dist.packing.kinds import VECTORS, WORDS, Kind, Packing, text_of_manifest
+from genre_dist.packing.kinds import VECTORS, Kind, Packing, text_of_manifest, token_file
 from genre_dist.packing.layout import NO_SHARDS, ExistingShards, choose, existing_shards, lay_out
 from genre_dist.packing.parts import missing_shards_message, part_folder
 from genre_dist.packing.sample_shard import samples_kind
 from genre_dist.packing.shard import Job, finished, pack_shard
 from genre_dist.packing.shard_report import Recipe, Report, poster_lines, report_path
 from genre_dist.packing.splits import RULE
+from genre_dist.packing.tokenizer import BY_WORDS, WORDS, TokenizerFile, read_tokenizer_file
 from genre_dist.packing.vectors import WordVectors, matrix_for, read_vectors, require_vectors
 from genre_dist.packing.vocabulary import choose_words, load_words, save_words, words_sha256
+from genre_dist.pretrained import TOKENIZER
 from genre_dist.printable import printable
 from genre_dist.progress import progress_bar
 from genre_dist.storage import AnyPath, check_writable, exists, remove, remove_folder, sha256_of
@@ -64,17 +66,20 @@ def pack(
     out: AnyPath,
     *,
     vectors: AnyPath | None = None,
+    tokenizer: str = BY_WORDS,
     workers: int = 1,
     overwrite: bool = False,
     **options: Any,
 ) -> Any:
     """Pack a catalogue into `out` and return the manifest; `options` are the fields of Recipe, or SampleRecipe.
 
+    `tokenizer` is `words`, or names a tokenizer.json as `read_tokenizer_file` finds it.
+
     A finished folder is extended: its shards and vocabulary stay byte for byte, films that it lacks are appended.
     Raises ValueError for wrong options, for shards of other options in `out` (unless `overwrite`), and for a catalogue
     without a film to pack; OSError if the disk is full. Finished shards stay, and the same command resumes.
     """
-    with _planned(catalogue, out, vectors, options, overwrite=overwrite) as packing:
+    with _planned(catalogue, out, vectors, tokenizer, options, overwrite=overwrite) as packing:
         _remove_old(packing, overwrite)
         _save_vocabulary(packing)
         return _finish(packing, pack_all(packing.kind, packing.jobs, workers))
@@ -86,6 +91,7 @@ def pack_part(
     part: tuple[int, int],
     *,
     vectors: AnyPath | None = None,
+    tokenizer: str = BY_WORDS,
     workers: int = 1,
     **options: Any,
 ) -> int:
@@ -94,7 +100,7 @@ def pack_part(
     Parts share nothing but the folder: each computes the same plan, touches its own shards only and writes no
     manifest, which `merge_parts` does. Raises as `pack` does.
     """
-    with _planned(catalogue, out, vectors, options, part=part) as packing:
+    with _planned(catalogue, out, vectors, tokenizer, options, part=part) as packing:
         own_files = {job.file.removesuffix(".tar") for job in packing.jobs}
         for path in out.glob("*.tmp"):  # half-written shards of this part, left by killed processes
             if path.name.partition(".")[0] in own_files:
@@ -102,12 +108,14 @@ def pack_part(
         return len(pack_all(packing.kind, packing.jobs, workers))
 
 
-def merge_parts(catalogue: AnyPath, out: AnyPath, *, vectors: AnyPath | None = None, **options: Any) -> Any:
+def merge_parts(
+    catalogue: AnyPath, out: AnyPath, *, vectors: AnyPath | None = None, tokenizer: str = BY_WORDS, **options: Any
+) -> Any:
     """Check that the parts have packed every shard and write vocabulary, vectors and manifest, as `pack` would.
 
     Raises ValueError if shards are missing or of other options; the message counts them and names the commands.
     """
-    with _planned(catalogue, out, vectors, options, work=f"{_WORK}/merge") as packing:
+    with _planned(catalogue, out, vectors, tokenizer, options, work=f"{_WORK}/merge") as packing:
         reports = {job.file: packing.kind.finished(job) for job in packing.jobs}
         missing = [number for number, job in enumerate(packing.jobs) if reports[job.file] is None]
         if missing:
@@ -124,6 +132,7 @@ def _planned(
     catalogue: AnyPath,
     out: AnyPath,
     vectors: AnyPath | None,
+    tokenizer: str,
     options: dict[str, Any],
     *,
     overwrite: bool = False,
@@ -133,7 +142,14 @@ def _planned(
     """Lock the folder, plan the shards and write their films below `work`."""
     check_writable(out)
     kind = kind_of(catalogue)
-    recipe = kind.recipe(**options)
+    recipe, pieces = kind.recipe(**options), None
+    if tokenizer != BY_WORDS:
+        if vectors is not None:
+            raise ValueError(
+                f"--vectors has vectors of words, and --tokenizer {tokenizer} makes none: drop one of them"
+            )
+        pieces = read_tokenizer_file(tokenizer)
+        recipe = replace(recipe, tokenizer_sha256=pieces.sha256, vocabulary_sha256=pieces.sha256)
     try:
         with _workspace(out, out / work if part is None else part_folder(out / work, part), part) as own:
             if vectors is not None:
@@ -141,12 +157,14 @@ def _planned(
                 recipe = replace(recipe, vectors_sha256=sha256_of(vectors))
             existing = NO_SHARDS if overwrite else kind.existing_shards(out, recipe)
             chosen = kind.choose(catalogue, recipe, existing)
-            words, read, dim = _words(out, chosen.counts, vectors, existing)
+            words, read, dim = list[str](), None, None
+            if pieces is None:
+                words, read, dim = _words(out, chosen.counts, vectors, existing)
+                recipe = replace(recipe, vocabulary_sha256=words_sha256(words))
             chosen.counts.clear()
-            recipe = replace(recipe, vocabulary_sha256=words_sha256(words))
-            save_words(words, own / WORDS)
-            jobs = kind.lay_out(catalogue, out, recipe, chosen, own, own / WORDS, part or (0, 1))
-            yield Packing(kind, out, recipe, existing, words, read, dim, chosen, jobs)
+            _save_tokens(words, pieces, own)
+            jobs = kind.lay_out(catalogue, out, recipe, chosen, own, own / token_file(pieces), part or (0, 1))
+            yield Packing(kind, out, recipe, existing, words, pieces, read, dim, chosen, jobs)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -215,10 +233,20 @@ def _read_vectors(vectors: AnyPath, words: Collection[str]) -> WordVectors:
     return read
 
 
+def _save_tokens(words: list[str], pieces: TokenizerFile | None, folder: AnyPath) -> None:
+    """Write the vocabulary, or copy the tokenizer's file."""
+    if pieces is None:
+        save_words(words, folder / WORDS)
+    else:
+        with atomic_file(folder / TOKENIZER) as file:
+            file.write(pieces.written)
+
+
 def _save_vocabulary(packing: Packing) -> None:
-    """Save the words and their vectors; an extended folder has its words already."""
-    if not packing.existing.reports:
-        save_words(packing.words, packing.out / WORDS)
+    """Save the words and their vectors, or the tokenizer; an extended folder has its words already."""
+    if packing.tokenizer is not None or not packing.existing.reports:
+        _save_tokens(packing.words, packing.tokenizer, packing.out)
+        remove(packing.out / (TOKENIZER if packing.tokenizer is None else WORDS))  # of shards that are replaced
     path = packing.out / VECTORS
     if packing.dim is None:
         remove(path)

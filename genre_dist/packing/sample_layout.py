@@ -58,7 +58,7 @@ def choose_samples(schema: Schema, catalogue: AnyPath, recipe: SampleRecipe, exi
     fields = [field for field in schema.fields if field.kind == "numbers"]
     moments = {field.name: RunningMoments(len(field.columns)) for field in fields}
     chosen = choose_among(
-        _candidates(schema, catalogue, recipe, existing, moments), catalogue, recipe.shard_size, existing, "sample"
+        _candidates(schema, catalogue, recipe, existing, moments), catalogue, recipe, existing, "sample"
     )
     if existing.reports:
         return chosen._replace(moments=existing.moments)  # as the vocabulary, they never move

@@ -4,13 +4,13 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from typing_extensions import TypedDict
 
 from genre_dist.catalogue.left_out import LeftOut
 from genre_dist.packing.posters import Fit
-from genre_dist.packing.shard_report import ODD, UNREADABLE
+from genre_dist.packing.shard_report import ODD, UNREADABLE, written_recipe
 from genre_dist.sample_ids import number_of_id
 from genre_dist.schema import Schema
 from genre_dist.stream.sample_manifest import SampleShard
@@ -30,6 +30,8 @@ class SampleRecipe:
     shard_size: int = 1000
     vectors_sha256: str = ""
     vocabulary_sha256: str = ""
+    tokenizer_sha256: str = ""
+    """Of the file of --tokenizer, '' for words."""
 
     def __post_init__(self) -> None:
         if self.fit not in get_args(Fit):
@@ -38,6 +40,10 @@ class SampleRecipe:
             raise ValueError("--size goes from 1 to 4096, --shard_size is at least 1")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"--quality goes from 1 to 100, not {self.quality}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it, see `shard_report.written_recipe`."""
+        return written_recipe(self)
 
 
 def recipe_of(schema: Schema, **options: object) -> SampleRecipe:

@@ -33,15 +33,15 @@ from genre_dist.packing.shard import (
     Outcome,
     finished,
     key_of,
-    known_words,
     outcome_of,
     read_image,
     tar_of,
+    tokenizer_for,
     tokens_member,
 )
 from genre_dist.packing.shard_report import ODD, UNREADABLE, report_path, save_report, shortened
 from genre_dist.packing.splits import DECLARED_RULE
-from genre_dist.packing.vocabulary import encode, tokenise
+from genre_dist.packing.tokenizer import Tokenizer
 from genre_dist.printable import printable
 from genre_dist.sample_ids import member_key, number_of_id
 from genre_dist.schema import Schema
@@ -95,7 +95,7 @@ def pack_sample_shard(job: SampleJob) -> SampleShardReport:
     cv2.setNumThreads(0)  # each core packs one shard
     path, schema = job.out / job.file, job.schema
     remove(report_path(path))  # an older report must never describe the new tar
-    words = known_words(job.words, job.recipe.vocabulary_sha256)
+    tokenizer = tokenizer_for(job)
     records: list[tuple[int, int, int, int, int]] = []
     labels: Counter[str] = Counter()
     images = _ImageNotes(job.recipe)
@@ -106,7 +106,7 @@ def pack_sample_shard(job: SampleJob) -> SampleShardReport:
             outcomes_of = {name: outcome_of(_path(job, name, sample), files[name], job.recipe) for name in files}
             if not images.take(sample["id"], outcomes_of):
                 continue
-            members, has, length = _members(sample, schema, outcomes_of, words)
+            members, has, length = _members(sample, schema, outcomes_of, tokenizer)
             data = tar_of(member_key(sample["id"]), members)
             file.write(data)
             digest.update(data)
@@ -164,7 +164,7 @@ class _ImageNotes:
 
 
 def _members(
-    sample: dict[str, Any], schema: Schema, images: dict[str, Outcome], words: dict[str, int]
+    sample: dict[str, Any], schema: Schema, images: dict[str, Outcome], tokenizer: Tokenizer
 ) -> tuple[dict[str, bytes], int, int]:
     """A sample's members, the bits of its fields, and the length of its longest text in tokens."""
     about = {"id": sample["id"], "labels": sample["labels"]}
@@ -177,7 +177,7 @@ def _members(
         elif value is None:
             data = None
         elif field.kind == "text":
-            tokens = encode(tokenise(value), words)
+            tokens = tokenizer.encode(value)
             data, longest = tokens_member(tokens), max(longest, min(len(tokens), 65_535))
         else:
             data = array_bytes(np.array(value, np.float32))

@@ -37,7 +37,8 @@ from genre_dist.packing.shard_report import (
     save_report,
     shortened,
 )
-from genre_dist.packing.vocabulary import encode, load_words, tokenise
+from genre_dist.packing.tokenizer import PieceTokenizer, Tokenizer, WordTokenizer
+from genre_dist.packing.vocabulary import load_words
 from genre_dist.storage import AnyPath, file_size, is_remote, read_bytes, remove
 from genre_dist.stream import tar
 from genre_dist.stream.index import OVERVIEW, POSTER, RECORD, DamagedArrayError, index_path, load_array, save_array
@@ -60,7 +61,7 @@ class Job:
     films: Path
     films_sha256: str
     words: Path
-    """The vocabulary file."""
+    """The vocabulary's or the tokenizer's file."""
     recipe: Any
     """A Recipe, or that of a declared data set."""
 
@@ -89,10 +90,15 @@ def films_of(out: AnyPath, shard: Shard | SampleShard) -> NDArray[np.int64] | No
     return np.array(records["id"]) if is_whole else None
 
 
+def tokenizer_for(job: Job) -> Tokenizer:
+    """What makes a job's tokens, read once by each worker."""
+    return _load_tokenizer(job.words, job.recipe.vocabulary_sha256, not job.recipe.tokenizer_sha256)
+
+
 @lru_cache(maxsize=1)
-def known_words(path: Path, sha256: str) -> dict[str, int]:
-    """The vocabulary, read once by each worker; the checksum distinguishes two files of one name."""
-    return load_words(path)
+def _load_tokenizer(path: Path, sha256: str, is_vocabulary: bool) -> Tokenizer:
+    """The checksum distinguishes two files of one name."""
+    return WordTokenizer(load_words(path)) if is_vocabulary else PieceTokenizer(path.read_bytes(), path)
 
 
 def pack_shard(job: Job) -> Report:
@@ -103,7 +109,7 @@ def pack_shard(job: Job) -> Report:
     cv2.setNumThreads(0)  # each core packs one shard; threads within a poster would only wait for each other
     path = job.out / job.file
     remove(report_path(path))  # an older report must never describe the new tar
-    words = known_words(job.words, job.recipe.vocabulary_sha256)
+    tokenizer = tokenizer_for(job)
     records: list[tuple[int, int, int, int, int]] = []
     genres = [0] * len(INDEX_OF_ID)
     problems: list[UnusablePoster] = []
@@ -122,7 +128,7 @@ def pack_shard(job: Job) -> Report:
                 if "poster" in job.recipe.require:
                     left_out[reason] += 1
                     continue
-            tokens = encode(tokenise(film["text"]), words) if film["text"].strip() else None
+            tokens = tokenizer.encode(film["text"]) if film["text"].strip() else None
             data = sample(film, poster, tokens)
             file.write(data)
             digest.update(data)

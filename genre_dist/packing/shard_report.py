@@ -41,6 +41,8 @@ class Recipe:
     vectors_sha256: str = ""
     """Of the file of word vectors, '' without one; its words are kept in the vocabulary even if seen only once."""
     vocabulary_sha256: str = ""
+    tokenizer_sha256: str = ""
+    """Of the file of --tokenizer, '' for words."""
 
     def __post_init__(self) -> None:
         unknown = set(self.require) - {"poster", "overview"}
@@ -54,6 +56,18 @@ class Recipe:
             raise ValueError("--size goes from 1 to 4096, --shard_size is at least 1")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"--quality goes from 1 to 100, not {self.quality}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it, see `written_recipe`."""
+        return written_recipe(self)
+
+
+def written_recipe(recipe: Any) -> dict[str, Any]:
+    """A recipe as JSON has it: without the tokenizer of shards of words, whose keys and reports stay as they were."""
+    options = asdict(recipe)
+    if not recipe.tokenizer_sha256:
+        del options["tokenizer_sha256"]
+    return options
 
 
 class Odd(TypedDict):
@@ -92,7 +106,7 @@ class Report:
 
 def recipe_key(recipe: Any, split: str, films_sha256: str) -> str:
     """A hash of the inputs that decide a shard's bytes; a finished shard with the same key is not packed again."""
-    identity = json.dumps([asdict(recipe), split, films_sha256], sort_keys=True)
+    identity = json.dumps([recipe.to_dict(), split, films_sha256], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
@@ -104,7 +118,7 @@ def report_path(shard: AnyPath) -> AnyPath:
 def save_report(report: Any, shard: AnyPath) -> None:
     """Write a shard's report atomically."""
     with atomic_file(report_path(shard), "w") as file:
-        json.dump(asdict(report), file, indent=1)
+        json.dump(asdict(report) | {"recipe": report.recipe.to_dict()}, file, indent=1)
 
 
 def read_report(shard: AnyPath, kind: Any = Report, damaged_is_none: bool = False) -> Any:

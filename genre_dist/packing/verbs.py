@@ -23,6 +23,13 @@ def add_verbs(verbs: Verbs) -> None:
         help="word vectors of any width, a file or URL: GloVe or word2vec, .txt .vec .bin, also as .gz or in a .zip",
     )
     verb.add_argument(
+        "--tokenizer",
+        default="words",
+        help="what makes tokens of a text: `words` (lower case, no punctuation, a vocabulary of the train split), or a "
+        "tokenizer.json of the tokenizers library: its path or folder, an installed package that has one, or a model "
+        "in the Hugging Face cache",
+    )
+    verb.add_argument(
         "--require",
         help="leave out what lacks one of these fields; '' keeps all. Of films poster,overview by default, else ''",
     )
@@ -54,6 +61,7 @@ def add_verbs(verbs: Verbs) -> None:
 def _pack(arguments: Namespace) -> None:
     from genre_dist.packing.pack import kind_of, merge_parts, pack, pack_part
     from genre_dist.packing.parts import parse_part
+    from genre_dist.packing.tokenizer import token_name
     from genre_dist.printable import printable
     from genre_dist.storage import any_path, exists
     from genre_dist.stream.manifest import FILE
@@ -61,7 +69,7 @@ def _pack(arguments: Namespace) -> None:
 
     catalogue, out = any_path(arguments.catalogue), any_path(arguments.out)
     kind = kind_of(catalogue)
-    options = {name: getattr(arguments, name) for name in ("size", "fit", "quality", "shard_size")}
+    options = {name: getattr(arguments, name) for name in ("size", "fit", "quality", "shard_size", "tokenizer")}
     options["vectors"] = any_path(arguments.vectors) if arguments.vectors else None
     options |= _options_of_films(arguments) if kind.what == "film" else _options_of_samples(arguments)
     workers = arguments.workers or usable_cores()
@@ -81,7 +89,7 @@ def _pack(arguments: Namespace) -> None:
         nothing = f"nothing to add: the {kind.what}s of {catalogue} are packed already"
         print(f"{added:,} {kind.what}s added" if added else nothing)
     counts = ", ".join(f"{manifest.samples(split):,} {split}" for split in ("train", "val", "test"))
-    print(f"{out}: {len(manifest.shards)} shards, {counts}; {manifest.text['words']:,} words")
+    print(f"{out}: {len(manifest.shards)} shards, {counts}; {manifest.text['words']:,} {token_name(manifest.text)}")
     for reason, count in manifest.left_out.items():
         print(f"  {count:,} {kind.what}s left out: {printable(reason)}")
     print(f"next: genre-dist inspect {out}")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from genre_dist.packing.shard_report import NO_FILE, NO_PICTURE, NOT_OPENED, Report, read_report, report_path
 from genre_dist.packing.splits import RULE, split_of
+from genre_dist.packing.tokenizer import token_name, tokenizer_of
 from genre_dist.printable import printable
 from genre_dist.progress import progress_bar
 from genre_dist.storage import AnyPath, local_copy, sha256_of
@@ -20,7 +21,7 @@ from genre_dist.stream.index import FLAGS, RECORD, DamagedArrayError, index_path
 from genre_dist.stream.manifest import FILE, SPLITS, Manifest, Shard
 from genre_dist.stream.sample import MEMBER_OF, load_about, load_genres, load_tokens, read_members
 from genre_dist.stream.sample_manifest import SampleShard
-from genre_dist.stream.words import load_vectors, load_words
+from genre_dist.stream.words import load_vectors
 
 FAULTS = (ValueError, KeyError, OSError, EOFError)
 _ROWS = 1 << 16
@@ -70,11 +71,11 @@ def repeated_films(manifest: Manifest) -> set[int]:
 def check_words(manifest: Manifest) -> Iterator[str]:
     """Faults of the vocabulary and its vectors."""
     text = manifest.text
-    path = manifest.folder / text["vocabulary"]
     try:
-        words = load_words(path, text["vocabulary_sha256"])
-        if len(words) != text["words"]:
-            yield f"{path}: {len(words)} words where the manifest has {text['words']}"
+        tokenizer = tokenizer_of(manifest.folder, text)
+        if tokenizer.size != text["words"]:
+            path = manifest.folder / text["vocabulary"]
+            yield f"{path}: {tokenizer.size} {token_name(text)} where the manifest has {text['words']}"
     except FAULTS as error:
         yield str(error)
     try:

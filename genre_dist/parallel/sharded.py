@@ -16,6 +16,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 
 from genre_dist.models.classifier import GenreClassifier
+from genre_dist.models.pretrained_text import PretrainedText
 from genre_dist.parallel.strategy import Strategy
 from genre_dist.parallel.tensors import send_from_first
 from genre_dist.parallel.world import World
@@ -54,11 +55,14 @@ class Sharded(Strategy):
 def units(model: nn.Module) -> Iterator[nn.Module]:
     """The modules whose weights are gathered together: each part of the model, and the parts of an image network.
 
-    A network is split into the modules that it calls in sequence: torchvision's stages, blocks of a Sequential. The
-    text encoder is one unit, since a recurrent kernel needs all its weights at once.
+    A network is split into the modules that it calls in sequence: torchvision's stages, blocks of a Sequential. A
+    pretrained text encoder is split into its layers and the rest; any other is one unit, since a recurrent kernel needs
+    all its weights at once.
     """
     for part in model.children():
-        if (network := getattr(part, "network", None)) is not None:
+        if isinstance(part, PretrainedText):
+            yield from part.layers()
+        elif (network := getattr(part, "network", None)) is not None:
             yield from _network_units(network, _count(network))
         yield part
 

@@ -95,7 +95,7 @@ class Zero(Strategy):
                     moments[name] = {key: value.to("cpu", copy=True) for key, value in states.items()}
                     moments[name]["step"] = torch.tensor(steps)
         if self.world.is_first:
-            model |= {name: buffer.detach().to("cpu", copy=True) for name, buffer in self.model.named_buffers()}
+            model |= {name: buffer.detach().to("cpu", copy=True) for name, buffer in self._buffers()}
         return {"model": model, "optimizer": moments}
 
     def blank_state(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Zero(Strategy):
             model[name] = torch.zeros(shape)
             if parameter.requires_grad:
                 moments[name] = {key: torch.zeros(shape) for key in MOMENTS} | {"step": torch.tensor(0.0)}
-        model |= {name: torch.zeros_like(buffer, device="cpu") for name, buffer in self.model.named_buffers()}
+        model |= {name: torch.zeros_like(buffer, device="cpu") for name, buffer in self._buffers()}
         return {"model": model, "optimizer": moments}
 
     @torch.no_grad()
@@ -122,7 +122,7 @@ class Zero(Strategy):
                 self._set_part(parameter, value)
                 for key in MOMENTS:
                     self._set_part(parameter, state["optimizer"][name][key].to(self.world.device), key)
-        for name, buffer in self.model.named_buffers():
+        for name, buffer in self._buffers():
             buffer.copy_(state["model"][name])
         for flat in self._flat_parameters():
             self.optimizer.state[flat]["step"].fill_(steps.copy().pop())
@@ -133,7 +133,12 @@ class Zero(Strategy):
             with self._gathered(parameter):
                 if self.world.is_first:
                     weights[name] = parameter.detach().to("cpu", copy=True)
-        return weights | {name: buffer.detach().cpu() for name, buffer in self.model.named_buffers()}
+        return weights | {name: buffer.detach().cpu() for name, buffer in self._buffers()}
+
+    def _buffers(self) -> list[tuple[str, Tensor]]:
+        """The buffers that are saved; others are made with the model, such as a transformer's positions."""
+        saved = self.model.state_dict().keys()
+        return [(name, buffer) for name, buffer in self.model.named_buffers() if name in saved]
 
     def _set_part(self, parameter: nn.Parameter, full: Tensor, key: str | None = None) -> None:
         """Set this rank's part of the optimizer's copy of a weight, or of its moment `key`."""

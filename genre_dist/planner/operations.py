@@ -21,12 +21,16 @@ from torch.utils.flop_counter import flop_registry
 from genre_dist.config import Config
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.levers import pull_levers
+from genre_dist.models.pretrained_text import PretrainedText
 from genre_dist.planner.planned_model import Vocabulary, meta_model
+from genre_dist.planner.sizes import TYPICAL_TOKENS
+from genre_dist.planner.throughput import text_of
 from genre_dist.stream import images
 
 CONVOLUTION, CONVOLUTION_BACKWARD = "convolutions, forward", "convolutions, backward"
 BATCH_NORM, ELEMENTWISE = "BatchNorm", "ReLU, add, pooling"
 CASTS, PRODUCTS, HEADS, PIXELS = "casts to bf16 and back", "matrix products", "heads", "input pixels"
+TEXT = "pretrained text encoder"
 
 
 @dataclass
@@ -57,7 +61,8 @@ class Operation:
 def trace_operations(
     config: Config, vocabulary: Vocabulary, precision: str, samples: int, packed_size: int
 ) -> list[Operation]:
-    """The operations of a micro-batch, from uint8 images of side `packed_size` to gradients, without the text encoder.
+    """The operations of a micro-batch, from uint8 images of side `packed_size` to gradients, without a recurrent
+    text encoder; one of a transformer reads texts of typical length.
 
     Raises ValueError if the model cannot run on fake tensors.
     """
@@ -68,7 +73,7 @@ def trace_operations(
         pixels = [operation for _ in model.images for operation in _pixels(config, samples, packed_size)]
         with FakeTensorMode(allow_non_fake_inputs=True):
             model.to_empty(device="cpu")
-            return pixels + _passes(model, config.data.image_size, precision == "bf16", samples)
+            return pixels + _passes(model, config, precision == "bf16", samples)
     except (NotImplementedError, RuntimeError) as error:
         raise ValueError(f"the model cannot be timed: {str(error).partition(chr(10))[0]}") from error
 
@@ -84,28 +89,39 @@ def _pixels(config: Config, samples: int, packed_size: int) -> list[Operation]:
     return recorder.operations()
 
 
-def _passes(model: GenreClassifier, image_size: int, half: bool, samples: int) -> list[Operation]:
-    """Forward and backward pass of the image networks, then of the heads."""
-    network, heads = Recorder(None), Recorder(HEADS)
-    encodings = [
-        torch.empty(samples, text.encoding_size, requires_grad=not text.frozen) for text in model.texts.values()
-    ]
-    images = torch.empty(samples, 3, image_size, image_size).to(memory_format=torch.channels_last)
-    encoded: list[tuple[Tensor, Tensor]] = []
+def text_length(config: Config) -> int:
+    """Tokens of a typical text."""
+    return min(TYPICAL_TOKENS, config.data.max_tokens)
+
+
+def _passes(model: GenreClassifier, config: Config, half: bool, samples: int) -> list[Operation]:
+    """Forward and backward pass of the transformers, of the image networks, then of the heads."""
+    text, network, heads = Recorder(TEXT), Recorder(None), Recorder(HEADS)
+    made: list[tuple[Recorder, Tensor]] = []
+    encodings = [torch.empty(samples, encoder.encoding_size) for encoder in model.numbers.values()]
+    for reader in model.texts.values():
+        if isinstance(reader, PretrainedText):
+            inputs = text_of(samples, text_length(config), torch.device("cpu"))
+            with text, torch.autocast("cpu", torch.bfloat16, enabled=half):
+                made.append((text, reader(*inputs)))
+        else:
+            encodings.append(torch.empty(samples, reader.encoding_size, requires_grad=not reader.frozen))
+    size = config.data.image_size
+    images = torch.empty(samples, 3, size, size).to(memory_format=torch.channels_last)
     for encoder in model.images.values():
         with network, torch.autocast("cpu", torch.bfloat16, enabled=half):
-            encoding = encoder(images)
-        encoded.append((encoding, encoding.detach().requires_grad_(encoding.requires_grad)))  # cuts off the heads
-    numbers = [torch.empty(samples, encoder.encoding_size) for encoder in model.numbers.values()]
+            made.append((network, encoder(images)))
+    # cuts the graph before the heads
+    cut = [encoding.detach().requires_grad_(encoding.requires_grad) for _, encoding in made]
     with heads, torch.autocast("cpu", torch.bfloat16, enabled=half):
-        logits = model.heads(torch.cat([*encodings, *(cut for _, cut in encoded), *numbers], dim=1))
+        logits = model.heads(torch.cat([*encodings, *cut], dim=1))
     with heads.going_back():
         logits.float().sum().backward()
-    for encoding, cut in encoded:
+    for (recorder, encoding), end in zip(made, cut, strict=True):
         if encoding.requires_grad:
-            with network.going_back():
-                encoding.backward(cut.grad)
-    return network.operations() + heads.operations()
+            with recorder.going_back():
+                encoding.backward(end.grad)
+    return text.operations() + network.operations() + heads.operations()
 
 
 class Recorder(TorchDispatchMode):

@@ -10,7 +10,8 @@ from torch import nn
 from genre_dist.config import Config
 from genre_dist.genres import GENRES
 from genre_dist.models.classifier import GenreClassifier, count_parameters
-from genre_dist.models.recompute import recompute_activations
+from genre_dist.models.pretrained_text import PretrainedText, vocabulary_size
+from genre_dist.models.recompute import recompute_activations, recompute_layers
 from genre_dist.parallel.sharded import units
 from genre_dist.planner.memory import Checkpointing, Sizes
 from genre_dist.planner.sizes import TYPICAL_TOKENS
@@ -64,11 +65,17 @@ def plan_model(
 
 
 def find_vocabulary(config: Config) -> Vocabulary:
-    """The vocabulary of the shards if they can be read, else an assumption that says so."""
+    """The vocabulary of the shards if they can be read, else an assumption that says so.
+
+    Raises ValueError for a pretrained text encoder that cannot be had.
+    """
     try:
         manifest = load_manifest(config.data.shards)
     except (ValueError, OSError):
-        return Vocabulary(ASSUMED_WORDS, ASSUMED_DIM, len(GENRES), "assumed: no shards in reach")
+        source = "assumed: no shards in reach"
+        if config.model.text.pretrained is not None:
+            return Vocabulary(vocabulary_size(config.model.text), None, len(GENRES), source)
+        return Vocabulary(ASSUMED_WORDS, ASSUMED_DIM, len(GENRES), source)
     text = manifest.text
     dim = text["dim"] if text["vectors"] is not None else None
     return Vocabulary(int(text["words"]), dim, len(manifest.genres), str(manifest.folder))
@@ -117,11 +124,15 @@ def model_sizes(model: GenreClassifier) -> Sizes:
 
 
 def _recomputes(model: GenreClassifier, kind: Checkpointing) -> bool:
-    """Make a model recompute its activations; False without a trained poster encoder that supports it."""
+    """Make a model recompute its activations; False without a trained encoder that supports it."""
+    transformers = [encoder for encoder in model.texts.values() if isinstance(encoder, PretrainedText)]
+    has_layers = any(not encoder.frozen for encoder in transformers)
+    for transformer in transformers:
+        recompute_layers(transformer, kind)
     trained = [encoder.network for encoder in model.images.values() if not encoder.frozen]
     try:
         for network in trained:
             recompute_activations(network, kind)
     except ValueError:
         return False
-    return bool(trained)
+    return has_layers or bool(trained)

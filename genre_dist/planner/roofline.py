@@ -14,7 +14,7 @@ from genre_dist.config import Config, derive_batches
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.text import TextEncoder
 from genre_dist.planner.gpu_specs import GpuSpec
-from genre_dist.planner.operations import HEADS, PIXELS, Operation, trace_operations
+from genre_dist.planner.operations import HEADS, PIXELS, Operation, text_length, trace_operations
 from genre_dist.planner.options import planned_micro_batch
 from genre_dist.planner.planned_model import find_vocabulary, meta_model
 from genre_dist.planner.sizes import TYPICAL_TOKENS
@@ -89,9 +89,9 @@ class Timing:
     planned: bool
     """Whether the micro-batch is the planner's for the memory."""
     tokens: int
-    """Steps of the longest text; 0 without a text encoder."""
+    """Steps of the longest text, or tokens of each for a transformer; 0 without a text encoder."""
     recurrent: tuple[OperationTime, OperationTime] | None
-    """Forward and backward pass of the text encoder for a micro-batch."""
+    """Forward and backward pass of a recurrent text encoder for a micro-batch."""
     copy: OperationTime
     """Copy of a micro-batch's images to the card, parallel to the passes."""
     update: OperationTime
@@ -122,8 +122,9 @@ def time_step(config: Config, card: GpuSpec, ranks: int, micro_batch: int | None
     batches = derive_batches(replace(config.data, micro_batch=micro), ranks)
     vocabulary, packed_size = find_vocabulary(config), _packed_size(config)
     model = meta_model(config, vocabulary, on_gpu=True)
-    text = next(iter(model.texts.values()), None)
-    tokens = 0 if text is None else config.data.max_tokens
+    text, tokens = next(iter(model.texts.values()), None), 0
+    if text is not None:
+        tokens = config.data.max_tokens if isinstance(text, TextEncoder) else text_length(config)
     copy = micro * packed_size**2 * 3 * len(model.images)
     gradients = _trained(model) * (2 if config.parallel.compress_gradients else 4)
     operations = trace_operations(config, vocabulary, precision, micro, packed_size)
@@ -136,7 +137,7 @@ def time_step(config: Config, card: GpuSpec, ranks: int, micro_batch: int | None
         accumulation=batches.accumulation,
         planned=planned,
         tokens=tokens,
-        recurrent=None if text is None else _recurrent(text, tokens, micro, card),
+        recurrent=_recurrent(text, tokens, micro, card) if isinstance(text, TextEncoder) else None,
         copy=OperationTime("posters to the card", 0, copy, copy / (card.host / 2 * 1e9)),
         update=_update(config, _trained(model), batches.accumulation, card),
         gradient_bytes=gradients,

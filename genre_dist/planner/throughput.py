@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from genre_dist.config import Config
 from genre_dist.models.classifier import GenreClassifier
+from genre_dist.models.pretrained_text import PretrainedText
 from genre_dist.models.text import TextEncoder
 from genre_dist.planner.gpu_specs import find_card
 from genre_dist.planner.sizes import TYPICAL_TOKENS
@@ -41,7 +42,10 @@ def training_flops(model: GenreClassifier, config: Config, device: torch.device)
         flops += _counted(encoder, torch.zeros(1, 3, size, size, device=device))
         trained = trained or any(p.requires_grad for p in encoder.parameters())
     for text in model.texts.values():
-        flops += TYPICAL_TOKENS * sum(recurrent_flops(text))
+        if isinstance(text, PretrainedText):
+            flops += _counted(text, *text_of(1, TYPICAL_TOKENS, device))
+        else:
+            flops += TYPICAL_TOKENS * sum(recurrent_flops(text))
         trained = trained or not text.frozen
     flops += _counted(model.heads, torch.zeros(1, model.encoding_size, device=device, requires_grad=trained))
     model.zero_grad(set_to_none=True)
@@ -49,10 +53,16 @@ def training_flops(model: GenreClassifier, config: Config, device: torch.device)
     return flops
 
 
-def _counted(part: nn.Module, inputs: Tensor) -> float:
+def text_of(samples: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens int64 [samples, length] and lengths of texts without content, as a text encoder takes them."""
+    host = device if device.type == "meta" else torch.device("cpu")
+    return torch.zeros(samples, length, dtype=torch.long, device=device), torch.full((samples,), length, device=host)
+
+
+def _counted(part: nn.Module, *inputs: Tensor) -> float:
     """FLOP of a forward pass, and of the backward pass if there is one."""
     with FlopCounterMode(display=False) as counter:
-        output = part(inputs)
+        output = part(*inputs)
         if output.requires_grad:
             output.sum().backward()
     return float(counter.get_total_flops())

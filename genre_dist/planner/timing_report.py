@@ -63,6 +63,8 @@ def _assumed(timing: Timing) -> list[str]:
             f"the recurrent network runs beside the poster's, the longer one counts; assumed: {timing.tokens} steps "
             f"(the longest text there may be) a layer, {RECURRENT_STEP_SECONDS * 1e6:.0f} us each"
         )
+    elif timing.tokens:
+        lines.append(f"the text encoder's operations come beside the others', for texts of {timing.tokens} tokens")
     if timing.ranks > 1:
         lines.append("all-reduce: a ring as of ddp, all GPUs in one node, beside the last backward pass")
     return lines

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from genre_dist.models.classifier import GenreClassifier
+from genre_dist.models.text import TextEncoder
 from genre_dist.stream.device_feed import FieldInput
 
 PRIME_BATCH = 1009
@@ -55,7 +56,8 @@ def trace_step(model: GenreClassifier, image_size: int, tokens: int) -> Trace:
     given = [tensor for field in inputs.values() for tensor in field if isinstance(tensor, Tensor)]
     alive = _Alive([*model.parameters(), *model.buffers(), *given])
     for text in model.texts.values():
-        text.rnn.forward = _recurrent_stand_in(text.rnn, alive)  # type: ignore[assignment]
+        if isinstance(text, TextEncoder):
+            text.rnn.forward = _recurrent_stand_in(text.rnn, alive)  # type: ignore[assignment]
     model.train()
     for parameter in model.parameters():
         if parameter.requires_grad:

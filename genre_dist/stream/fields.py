@@ -12,7 +12,7 @@ from genre_dist.schema import Field
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.decode import check_jpeg, decode_jpeg, decoder
 from genre_dist.stream.manifest_base import Moments
-from genre_dist.stream.sample import check_tokens, read_numbers, read_tokens
+from genre_dist.stream.sample import check_tokens, cut, read_numbers, read_tokens
 
 Problems = dict[int, Exception]
 """The samples of a batch that could not be read, by number."""
@@ -34,10 +34,10 @@ class FieldReader(Protocol):
 
 
 class TextReader:
-    """Token ids, cut to `max_tokens`; an id is below `words`."""
+    """Token ids, cut to `max_tokens` but for the `closing` last ones; an id is below `words`."""
 
-    def __init__(self, field: Field, max_tokens: int, words: int) -> None:
-        self.extension, self.max_tokens, self.words = field.extension, max_tokens, words
+    def __init__(self, field: Field, max_tokens: int, words: int, closing: int = 0) -> None:
+        self.extension, self.max_tokens, self.words, self.closing = field.extension, max_tokens, words, closing
         self.tokens, self.lengths = f"{field.part}.tokens", f"{field.part}.lengths"
         self.shapes: Shapes = {self.lengths: (), self.tokens: (max_tokens,)}
 
@@ -45,7 +45,7 @@ class TextReader:
         tokens, row = read_tokens(member), batch.arrays[self.tokens][number]
         if len(tokens) > self.max_tokens:  # `finish` does not see the truncated tokens
             check_tokens(tokens, self.words)
-            tokens = tokens[: self.max_tokens]
+            tokens = cut(tokens, self.max_tokens, self.closing)
         if len(tokens) > len(row):
             raise ValueError(f"{len(tokens)} tokens, more than the index has; the index is of another tar")
         row[: len(tokens)] = tokens

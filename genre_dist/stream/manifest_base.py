@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
-from typing import Annotated, Any, NotRequired, cast
+from typing import Annotated, Any, Literal, NotRequired, cast
 
 from annotated_types import Ge, Interval, Predicate
 from typing_extensions import TypedDict
@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 from genre_dist.genres import Genre
 from genre_dist.schema import Schema
 from genre_dist.storage import AnyPath
-from genre_dist.validation import FileName, Sha256
+from genre_dist.validation import Count, FileName, Sha256
 
 FILE = "manifest.json"
 SPLITS = ("train", "val", "test")
@@ -43,6 +43,12 @@ class Text(TypedDict):
     """Width of the vectors."""
     vectors_sha256: NotRequired[Sha256]
     """Checksum of the vectors, row by row; older shards lack it."""
+    tokenizer: NotRequired[Literal["tokenizers"]]
+    """The library whose file `vocabulary` is, with `words` ids; absent if it is a list of words."""
+    padding: NotRequired[Count | None]
+    """The tokenizer's padding token; None if it has none. Batches are padded with 0 all the same."""
+    closing: NotRequired[Annotated[int, Interval(ge=0, le=8)]]
+    """Special tokens that end every text; a text that is cut keeps them."""
 
 
 class Encoding(TypedDict):

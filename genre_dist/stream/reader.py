@@ -167,7 +167,8 @@ class ShardReader(Reader):
 
     def _field_reader(self, field: Field) -> FieldReader:
         if field.kind == "text":
-            return TextReader(field, self.max_tokens, int(self.manifest.text["words"]))
+            text = self.manifest.text
+            return TextReader(field, self.max_tokens, int(text["words"]), text.get("closing", 0))
         if field.kind == "numbers":
             return NumbersReader(field, self.manifest.numbers[field.name])
         return ImageReader(field, int(self.manifest.image["size"]), self.decode)

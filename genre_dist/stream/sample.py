@@ -100,6 +100,15 @@ def pad(texts: Iterable[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArray[
     return tokens, lengths
 
 
+def cut(tokens: NDArray[np.int32], most: int, closing: int = 0) -> NDArray[np.int32]:
+    """A text's first tokens, at most `most`, but with the `closing` last ones, a tokenizer's marks of the end."""
+    if len(tokens) <= most:
+        return tokens
+    if closing == 0 or closing >= most:
+        return tokens[:most]
+    return np.concatenate([tokens[: most - closing], tokens[-closing:]])
+
+
 _PLAIN_TOKENS = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '<i4', 'fortran_order': False, 'shape': \((\d+),\), \} *\n", re.DOTALL
 )

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
 from genre_dist.atomic import atomic_file, remove_leftovers
+from genre_dist.config import TextConfig
 from genre_dist.lock import BusyError, take
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.parallel.one_run import Held
@@ -146,7 +147,7 @@ def cache_key(experiment: Experiment) -> str:
         config.data.image_size,
         config.data.max_tokens,
         config.model.members(experiment.manifest.declared),
-        asdict(replace(config.model.text, weights=None, frozen=True)) if config.model.uses_text else None,
+        _text_identity(config.model.text) if config.model.uses_text else None,
         asdict(replace(config.model.poster, weights="", frozen=True)) if config.model.uses_poster else None,
     ]
     digest = hashlib.sha256(json.dumps(about).encode())
@@ -155,6 +156,13 @@ def cache_key(experiment: Experiment) -> str:
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def _text_identity(text: TextConfig) -> dict[str, Any]:
+    """The settings of a text encoder that decide its encodings; those that are newer count only where they are set."""
+    settings = asdict(replace(text, weights=None, frozen=True, frozen_through=None))
+    del settings["frozen_through"]
+    return settings
 
 
 def _encode_share(experiment: Experiment, folder: Path, key: str, stop: StopRequest) -> tuple[int, list[Any]]:

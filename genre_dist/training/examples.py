@@ -3,9 +3,9 @@
 import numpy as np
 
 from genre_dist.metrics.choosing import likeliest, probabilities
+from genre_dist.packing.tokenizer import tokenizer_of
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
-from genre_dist.stream.words import load_words
 from genre_dist.training.evaluation import Evaluation
 from genre_dist.training.views import Example
 
@@ -19,10 +19,7 @@ def example_films(evaluation: Evaluation, reader: ShardReader, count: int) -> li
     rows = Rows(np.repeat(np.arange(len(sizes)), sizes)[:count], np.concatenate([np.arange(n) for n in sizes])[:count])
     batch = reader.read(rows)
     names = [genre.name for genre in reader.manifest.genres]
-    words: list[str] = []
-    if batch.tokens is not None:
-        text = reader.manifest.text
-        words = list(load_words(reader.manifest.folder / text["vocabulary"], text["vocabulary_sha256"]))
+    tokenizer = None if batch.tokens is None else tokenizer_of(reader.manifest.folder, reader.manifest.text)
     choose, logits = evaluation.declared.labels.choose, evaluation.logits[:count]
     probable = probabilities(logits, choose)  # [n, labels]
     shown = (probable >= LIKELY) | (likeliest(logits) & (choose == "one"))
@@ -31,8 +28,8 @@ def example_films(evaluation: Evaluation, reader: ShardReader, count: int) -> li
         assert film == evaluation.ids[n]
         likely = [g for g in np.argsort(-probable[n]) if shown[n, g]]
         overview = None
-        if batch.tokens is not None and batch.lengths is not None:
-            overview = " ".join(words[token] for token in batch.tokens[n, : batch.lengths[n]])
+        if tokenizer is not None and batch.tokens is not None and batch.lengths is not None:
+            overview = tokenizer.text(batch.tokens[n, : batch.lengths[n]])
         films.append(
             Example(
                 id=film,

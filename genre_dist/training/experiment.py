@@ -15,6 +15,7 @@ from genre_dist.config.files import is_of_a_run, load_config
 from genre_dist.config.run import CONFIG
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.levers import Choice, choose_compiling, choose_cuda_graph, pull_levers, without_effect
+from genre_dist.models.pretrained_text import PretrainedText
 from genre_dist.parallel.strategies import check_strategy, make_strategy, strategy_name
 from genre_dist.parallel.strategy import Strategy
 from genre_dist.parallel.world import LONGEST_ALLOWED, World
@@ -25,6 +26,7 @@ from genre_dist.stream.device_feed import DeviceFeed, Size, device_feed, droppin
 from genre_dist.stream.loader import TrainStream
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.reader import ShardReader
+from genre_dist.stream.sample import PADDING
 from genre_dist.stream.words import load_vectors
 from genre_dist.training.ema import Average, TrainState
 from genre_dist.training.evaluation import Evaluator
@@ -32,6 +34,7 @@ from genre_dist.training.freezing import freeze, frozen_at, thaw_all_that_ever_t
 from genre_dist.training.loss import training_loss
 from genre_dist.training.model_files import METADATA, WEIGHTS, check_weights, read_metadata, read_vocabulary
 from genre_dist.training.optimizer import make_optimizer
+from genre_dist.training.pretrained_start import check_tokenizer, text_lines
 from genre_dist.training.ranks import say
 from genre_dist.training.step import StepResult, TrainStep
 from genre_dist.training.views import check_views
@@ -157,6 +160,7 @@ def build_model(config: Config, manifest: Manifest, load_weights: bool = True) -
     if load_weights:  # on one rank; another vocabulary would give the token ids other words
         read_vocabulary(manifest)
         _check_starting_weights(config, manifest)
+        check_tokenizer(config, manifest)
     torch.manual_seed(config.run.seed)
     return GenreClassifier(
         config.model,
@@ -166,6 +170,7 @@ def build_model(config: Config, manifest: Manifest, load_weights: bool = True) -
         load_vectors(manifest.folder, manifest.text),
         load_weights,
         manifest.declared,
+        manifest.text.get("padding", PADDING),
     )
 
 
@@ -173,7 +178,8 @@ def _check_starting_weights(config: Config, manifest: Manifest) -> None:
     """Raise ValueError for weights of another run that are damaged, and for a text encoder's that fit by shape but had
     another pooling or other words."""
     text, poster = config.model.text, config.model.poster
-    runs = {file: Path(file).parent for file in (text.weights, poster.weights) if file and Path(file).name == WEIGHTS}
+    files = (text.weights_file, poster.weights)
+    runs = {file: Path(file).parent for file in files if file and Path(file).name == WEIGHTS}
     metadata = {file: read_metadata(run) for file, run in runs.items() if (run / METADATA).is_file()}
     for file, one in metadata.items():
         check_weights(runs[file], one)
@@ -183,7 +189,7 @@ def _check_starting_weights(config: Config, manifest: Manifest) -> None:
             f"model.text.weights={text.weights} was trained with another vocabulary than that of {manifest.folder}: "
             "its words would be others; pack those shards with the same catalogue and options"
         )
-    beside = Path(text.weights).with_name("config.yaml") if text.weights else None
+    beside = Path(text.weights_file).with_name("config.yaml") if text.weights_file else None
     if beside and beside.is_file() and (pooling := load_config(beside).model.text.pooling) != text.pooling:
         raise ValueError(
             f"model.text.weights={text.weights} was trained with model.text.pooling={pooling}, not {text.pooling}: "
@@ -311,6 +317,9 @@ def summary(experiment: Experiment) -> str:
             f"a learned vector stands for a missing field: {', '.join(counts) or 'all films have every field'}"
             + (f"; {config.train.drop_field:.0%} are hidden at random" if config.train.drop_field else "")
         )
+    for part, text in experiment.model.texts.items():
+        if isinstance(text, PretrainedText):
+            lines += text_lines(config, part, text, stream.reader)
     for part, encoder in experiment.model.images.items():
         lines.append(f"{part} encoder {config.model.poster.arch}, starting weights: {encoder.weights_used}")
     compute = experiment.compute
@@ -323,9 +332,10 @@ def _computed_in(experiment: Experiment) -> str:
     tf32 = experiment.world.device.type == "cuda" and torch.backends.cudnn.allow_tf32
     plain = "TF32" if tf32 else "fp32"  # torch's default for convolutions and recurrent kernels
     precision = experiment.compute.precision
+    cast = precision if precision == "bf16" else plain
     parts = {
-        "texts": (bool(experiment.model.texts), plain),
-        "posters": (bool(experiment.model.images), precision if precision == "bf16" else plain),
+        "texts": (bool(experiment.model.texts), plain if experiment.config.model.text.pretrained is None else cast),
+        "posters": (bool(experiment.model.images), cast),
         "heads": (True, precision),
     }
     listed = ", ".join(f"{name} in {kind}" for name, (there, kind) in parts.items() if there)

@@ -6,13 +6,14 @@ from pathlib import Path
 from genre_dist.atomic import atomic_file
 from genre_dist.config.continuing import trained_with
 from genre_dist.config.files import load_config
-from genre_dist.config.run import CONFIG
+from genre_dist.config.run import CONFIG, TEXT_ENCODER
 from genre_dist.lock import FILE as LOCK
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.training.checkpoint import Saved, checkpoint_path, load_weights, newest_checkpoint, read_saved
 from genre_dist.training.checkpoint_manager import read_best
 from genre_dist.training.model_files import (
     METADATA,
+    TOKENIZER,
     WEIGHTS,
     WORDS,
     check_model,
@@ -20,6 +21,8 @@ from genre_dist.training.model_files import (
 )
 
 THRESHOLDS = "thresholds.json"
+_FILES = (CONFIG, THRESHOLDS, WEIGHTS, WORDS, TOKENIZER, TEXT_ENCODER)
+"""What a run may have that its model needs, beside model.json."""
 
 
 def export_run(run: Path, out: Path, which: str | None = None, shards: Path | None = None) -> int:
@@ -38,7 +41,7 @@ def export_run(run: Path, out: Path, which: str | None = None, shards: Path | No
     config = load_config(run / CONFIG)
     if which is None and (run / WEIGHTS).is_file():
         metadata = check_model(run)
-        for name in (CONFIG, THRESHOLDS, WEIGHTS, WORDS, METADATA):
+        for name in (*_FILES, METADATA):
             if (run / name).is_file():
                 _copy(run / name, out / name)
         return metadata.step
@@ -47,7 +50,9 @@ def export_run(run: Path, out: Path, which: str | None = None, shards: Path | No
     if manifest.fingerprint != saved.metadata.get("data_fingerprint"):
         raise ValueError(f"{manifest.folder} holds other data than {run} was trained on; name its --shards")
     weights = load_weights(saved)
-    _copy(run / CONFIG, out / CONFIG)
+    for name in (CONFIG, TEXT_ENCODER):
+        if (run / name).is_file():
+            _copy(run / name, out / name)
     save_model(out, weights, manifest, saved.step, saved.metadata.get("settings", trained_with(config)))
     return saved.step
 
@@ -55,10 +60,8 @@ def export_run(run: Path, out: Path, which: str | None = None, shards: Path | No
 def _may_write(out: Path) -> bool:
     """Whether a folder is empty, or holds only files of an export that was cut short."""
     names = {path.name for path in out.iterdir()}
-    exported = (CONFIG, THRESHOLDS, WEIGHTS, WORDS)
     return METADATA not in names and all(
-        name in (LOCK, *exported) or (name.endswith(".tmp") and name.startswith((*exported, METADATA)))
-        for name in names
+        name in (LOCK, *_FILES) or (name.endswith(".tmp") and name.startswith((*_FILES, METADATA))) for name in names
     )
 
 

@@ -2,40 +2,44 @@
 
 from typing import NamedTuple
 
-from genre_dist.config import ModelConfig
+from genre_dist.config import ModelConfig, PosterConfig, TextConfig
 from genre_dist.config.rules import in_steps
 from genre_dist.models.classifier import GenreClassifier
 
 
 class Frozen(NamedTuple):
-    """Frozen parts of a model: the text encoder, the poster encoder, or the latter up to and including a module."""
+    """Frozen parts of a model: the text encoder, the poster encoder, or one of them up to and including a module."""
 
     text: bool
     poster: bool
     poster_through: str | None
+    text_through: str | None = None
 
 
 def frozen_at(config: ModelConfig, step: int, steps_per_epoch: int) -> Frozen:
     """The frozen parts in a step, counted from 0."""
-    text, poster, through = config.text.frozen, config.poster.frozen, config.poster.frozen_through
-    if config.text.unfreeze_at is not None:
-        text = step < in_steps(config.text.unfreeze_at, steps_per_epoch)
+    text, text_through = _frozen(config.text, step, steps_per_epoch)
+    return Frozen(text, *_frozen(config.poster, step, steps_per_epoch), text_through)
+
+
+def _frozen(encoder: TextConfig | PosterConfig, step: int, steps_per_epoch: int) -> tuple[bool, str | None]:
+    """Whether all of an encoder is frozen in a step, and else the module up to which it is."""
     begun = [
         (in_steps(point, steps_per_epoch), order, name)
-        for order, (name, point) in enumerate(config.poster.unfreezing.items())
+        for order, (name, point) in enumerate(encoder.unfreezing.items())
         if in_steps(point, steps_per_epoch) <= step
     ]
-    if begun:
-        name = max(begun)[2]
-        poster, through = False, None if name == "none" else name
-    return Frozen(text, poster, through)
+    if not begun:
+        return encoder.frozen, encoder.frozen_through
+    name = max(begun)[2]
+    return False, None if name == "none" else name
 
 
 def freeze(model: GenreClassifier, frozen: Frozen) -> bool:
     """Freeze these parts; returns whether that changed anything. Raises ValueError for a module that does not exist."""
     before = [parameter.requires_grad for parameter in model.parameters()]
     for text in model.texts.values():
-        text.freeze(frozen.text)
+        text.freeze(frozen.text, frozen.text_through)
     for image in model.images.values():
         image.freeze(frozen.poster, frozen.poster_through)
     model.train(model.training)  # unfrozen modules take the model's mode
@@ -45,10 +49,11 @@ def freeze(model: GenreClassifier, frozen: Frozen) -> bool:
 def thaw_all_that_ever_trains(model: GenreClassifier, config: ModelConfig) -> None:
     """Freeze only the parts that never train: the optimizer is made for the others.
 
-    Raises ValueError if the poster encoder lacks a module that `unfreeze_at` names.
+    Raises ValueError if an encoder lacks a module that its `unfreeze_at` names.
     """
-    for name in config.poster.unfreezing:
-        for image in model.images.values() if name != "none" else ():
-            image.freeze(False, name)
+    for encoders, section in ((model.texts, config.text), (model.images, config.poster)):
+        for name in section.unfreezing:
+            for encoder in encoders.values() if name != "none" else ():
+                encoder.freeze(False, name)
     end = frozen_at(config, 10**12, 10**6)
     freeze(model, end)

@@ -11,16 +11,18 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from genre_dist.atomic import atomic_file
-from genre_dist.config.run import METADATA, WEIGHTS
+from genre_dist.config.run import METADATA, TEXT_ENCODER, WEIGHTS
 from genre_dist.genres import Genre
+from genre_dist.models.classifier import GenreClassifier
+from genre_dist.models.pretrained_text import PretrainedText, architecture_of
+from genre_dist.packing.tokenizer import WORDS, Tokenizer, load_tokenizer, tokenizer_of
+from genre_dist.pretrained import TOKENIZER
 from genre_dist.schema import TMDB, Schema
 from genre_dist.sealed import read_sealed, write_sealed
 from genre_dist.storage import read_bytes, sha256_of
 from genre_dist.stream.manifest import Image, Manifest, Text
-from genre_dist.stream.words import load_words
 from genre_dist.validation import Count, Sha256
 
-WORDS = "vocabulary.txt"
 _REMEDY = "copy the whole folder again; training's command writes the model anew if the run's checkpoints are there"
 
 
@@ -63,7 +65,7 @@ class ModelMetadata:
 
 
 def save_model(run: Path, weights: dict[str, Tensor], manifest: Manifest, step: int, settings: dict[str, Any]) -> None:
-    """Write model.safetensors, the vocabulary and, last, model.json into a folder.
+    """Write model.safetensors, the vocabulary or tokenizer.json and, last, model.json into a folder.
 
     Raises OSError if they cannot be written, ValueError if the shards' vocabulary is not the one they were packed with.
     """
@@ -71,7 +73,7 @@ def save_model(run: Path, weights: dict[str, Tensor], manifest: Manifest, step: 
     written = save({name: tensor.contiguous() for name, tensor in weights.items()}, {"format": "pt"})
     with atomic_file(run / WEIGHTS) as file:  # safetensors' own writer neither syncs nor renames
         file.write(written)
-    with atomic_file(run / WORDS) as file:
+    with atomic_file(_token_file(run, manifest.text)) as file:
         file.write(words)
     metadata: dict[str, Any] = {
         "genres": [genre._asdict() for genre in manifest.genres],
@@ -98,7 +100,7 @@ def check_model(run: Path) -> ModelMetadata:
     """The content of model.json. Raises ValueError unless weights and vocabulary belong to it."""
     metadata = read_metadata(run)
     check_weights(run, metadata)
-    read_words(run, metadata)
+    read_tokenizer(run, metadata)
     return metadata
 
 
@@ -120,13 +122,31 @@ def read_weights(run: Path, metadata: ModelMetadata) -> dict[str, Tensor]:
         raise ValueError(f"{path}: damaged ({error}); {_REMEDY}") from None
 
 
-def read_words(run: Path, metadata: ModelMetadata) -> dict[str, int]:
-    """The ids of the model's words. Raises ValueError if the model was trained with others."""
-    return load_words(run / WORDS, metadata.text["vocabulary_sha256"])
+def read_tokenizer(run: Path, metadata: ModelMetadata) -> Tokenizer:
+    """What makes the model's tokens of a text. Raises ValueError if the model was trained with other ones."""
+    return load_tokenizer(_token_file(run, metadata.text), metadata.text)
+
+
+def _token_file(run: Path, text: Text) -> Path:
+    return run / (TOKENIZER if "tokenizer" in text else WORDS)
+
+
+def save_text_encoder(run: Path, model: GenreClassifier) -> None:
+    """Write the architecture of a pretrained text encoder, for when the folder it was read from is gone."""
+    for encoder in model.texts.values():  # all are of one architecture
+        if isinstance(encoder, PretrainedText):
+            write_sealed(run / TEXT_ENCODER, architecture_of(encoder))
+
+
+def check_text_encoder(run: Path) -> bool:
+    """Whether a run has the architecture of its text encoder. Raises ValueError if the file is damaged."""
+    found = (run / TEXT_ENCODER).is_file()
+    if found:
+        read_sealed(dict[str, Any], run / TEXT_ENCODER, _REMEDY)
+    return found
 
 
 def read_vocabulary(manifest: Manifest) -> bytes:
     """The bytes of the shards' vocabulary file. Raises ValueError if it is not the one they were packed with."""
-    path = manifest.folder / manifest.text["vocabulary"]
-    load_words(path, manifest.text["vocabulary_sha256"])
-    return read_bytes(path)
+    tokenizer_of(manifest.folder, manifest.text)
+    return read_bytes(manifest.folder / manifest.text["vocabulary"])

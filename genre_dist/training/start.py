@@ -27,7 +27,7 @@ from genre_dist.training.checkpoint_manager import read_best
 from genre_dist.training.early_stopping import why_stop
 from genre_dist.training.experiment import Experiment, summary
 from genre_dist.training.metrics_log import RECORD, read_rows
-from genre_dist.training.model_files import METADATA, WEIGHTS, ModelMetadata, check_model
+from genre_dist.training.model_files import METADATA, WEIGHTS, ModelMetadata, check_model, save_text_encoder
 from genre_dist.training.ranks import say
 from genre_dist.training.stopping import StopRequest
 
@@ -82,14 +82,16 @@ def resume(experiment: Experiment, folder: Path, stop: StopRequest) -> Start | N
         say(world, f"continuing {folder} after step {contents.saved.step} of {total} ({contents.saved.path.name})")
         if contents.without_effect:
             say(world, f"without effect, the weights are those of the run: {describe(contents.without_effect)}")
-    on_first(world, partial(_begin, contents, folder, stop))  # only now: a refused run leaves the folder untouched
+    begin = partial(_begin, experiment, contents, folder, stop)
+    on_first(world, begin)  # only now: a refused run leaves the folder untouched
     return Start(0 if contents.saved is None else contents.saved.step, contents.config, contents.changes)
 
 
-def _begin(contents: _Contents, folder: Path, stop: StopRequest) -> None:
+def _begin(experiment: Experiment, contents: _Contents, folder: Path, stop: StopRequest) -> None:
     for directory in (folder, folder / "checkpoints"):
         remove_leftovers(directory)
     trust_code_of(contents.config)
+    save_text_encoder(folder, experiment.model)
     if contents.saved is None:  # a resumed run writes it after the record of the changes
         save_config(contents.config, folder / CONFIG)
     stop.forget_left_over()

@@ -97,7 +97,10 @@ class StepLog:
         asked = Asked(stopping > 0, saving > 0)
         if self.record is None or step.number % self.experiment.config.train.log_every_steps:
             return asked
-        rates = {group["name"]: group["lr"] for group in self.experiment.strategy.optimizer.param_groups}
+        rates: dict[str, float] = {}  # of a part with several, the highest: that of its last layer
+        for group in self.experiment.strategy.optimizer.param_groups:
+            part = group["name"].partition(".")[0]
+            rates[part] = max(group["lr"], rates.get(part, 0.0))
         self.record.write(
             {
                 "kind": "train",
@@ -118,7 +121,7 @@ class StepLog:
                 "memory_bytes": peak_memory_bytes(self.experiment.world.device),
                 "ranks": self.experiment.world.size,
                 "device": self.experiment.world.device.type,
-                **{f"lr_{name}": rate for name, rate in rates.items() if "." not in name},
+                **{f"lr_{name}": rate for name, rate in rates.items()},
                 **self._ranks,
             }
         )

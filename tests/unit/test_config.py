@@ -168,7 +168,7 @@ def test_a_key_like_no_other_is_answered_with_where_the_keys_are_listed() -> Non
         ("data:\n  micro_batch: many\n", "data.micro_batch"),
         ("data:\n  crop_scale: [0.5]\n", "data.crop_scale"),
         ("data:\n  flip: 3\n", "data.flip"),
-        ("model:\n  text:\n    arch: transformer\n", "model.text.arch"),
+        ("model:\n  text:\n    arch: 3.5\n", "model.text.arch"),
         ("data:\n  - 1\n", "data"),
         ("data: 3\nmodel:\n  text: {}\n", "data"),
         ("model:\n  text: 4\n", "model.text"),
@@ -226,6 +226,9 @@ def test_a_configuration_is_not_written_again_when_it_is_the_same(tmp_path: Path
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
+HF = ("--model.text.arch", "hf:bert", "--model.text.pooling", "max")
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -233,6 +236,21 @@ def test_a_configuration_is_not_written_again_when_it_is_the_same(tmp_path: Path
             ["--model.poster.frozen", "true", "--model.poster.frozen_through", "layer3"],
             ["model.poster.frozen", "model.poster.frozen_through"],
         ),
+        (["--model.text.arch", "transformer"], ["model.text.arch", "lstm, gru, none or hf:NAME"]),
+        (["--model.text.arch", "hf:"], ["model.text.arch"]),
+        (["--model.text.arch", "hf:bert"], ["model.text.pooling", "mean, max or first"]),
+        (["--model.text.pooling", "first"], ["model.text.pooling", "last, max or mean"]),
+        (["--model.text.frozen_through", "encoder"], ["model.text.frozen_through", "hf:NAME"]),
+        (
+            [*HF, "--model.text.frozen", "true", "--model.text.frozen_through", "encoder"],
+            ["model.text.frozen", "model.text.frozen_through"],
+        ),
+        (
+            ["--model.text.frozen", "true", "--model.text.unfreeze_at", '{"rnn": 3}'],
+            ["model.text.unfreeze_at", "lstm trains all of it from one point on"],
+        ),
+        (["--optim.text_layer_decay", "0"], ["optim.text_layer_decay"]),
+        (["--optim.text_layer_decay", "1.1"], ["optim.text_layer_decay"]),
         (["--data.crop_scale", "[0.9, 0.5]"], ["data.crop_scale"]),
         (["--data.crop_ratio", "[0, 1]"], ["data.crop_ratio"]),
         (["--data.global_batch", "0"], ["data.global_batch"]),

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from cuda_tensors import CUDA, Noted, cuda_tensors
+from tiny_text import write_bert
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -29,6 +30,7 @@ from genre_dist.config import (
 )
 from genre_dist.models.batchnorm import NOTHING
 from genre_dist.models.classifier import GenreClassifier
+from genre_dist.models.pretrained_text import PretrainedText
 from genre_dist.models.text import TextEncoder
 from genre_dist.parallel import replicated
 from genre_dist.parallel.strategies import make_strategy
@@ -151,6 +153,13 @@ def two_ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 ALONE = World(0, 1, CUDA)
 
 
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two layers."""
+    pytest.importorskip("transformers")
+    return write_bert(tmp_path_factory.mktemp("bert"))
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -172,6 +181,27 @@ def test_after_the_first_step_nothing_waits_for_the_device(settings: Config, not
     run.steps(3)
     assert noted.blocking == []
     assert [row["step"] for row in run.rows] == [1, 2, 3]  # one step late
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "first"])
+def test_nor_with_a_transformer_whose_masks_come_from_lengths(
+    pooling: str, transformer: Path, noted: Noted, tmp_path: Path
+) -> None:
+    run = Run(with_text(arch=f"hf:{transformer}", pooling=pooling), ALONE, noted, tmp_path)
+    run.steps(1)
+    noted.blocking.clear()
+    run.steps(3)
+    assert noted.blocking == []
+    assert {kind for kind in noted.types if kind.is_floating_point} == {torch.float32, torch.bfloat16}
+
+
+def test_the_librarys_own_masks_would_wait(transformer: Path, noted: Noted, tmp_path: Path) -> None:
+    """Otherwise the test above would show nothing."""
+    run = Run(with_text(arch=f"hf:{transformer}", pooling="mean"), ALONE, noted, tmp_path)
+    assert isinstance(run.experiment.model.text, PretrainedText)
+    run.experiment.model.text._takes_wide_masks = False
+    run.steps(1)
+    assert any("pretrained_text.py" in blocking for blocking in noted.blocking)
 
 
 @pytest.mark.parametrize("norm", ["train", "sync"])
@@ -290,6 +320,18 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 @pytest.mark.parametrize("settings", [config(), with_text(arch="gru"), with_text(pooling="max")])
 def test_on_a_gpu_torch_finds_no_operation_that_synchronises(settings: Config, tmp_path: Path) -> None:
     run = Run(settings, ALONE, Noted(), tmp_path)
+    run.steps(3)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run.steps(3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(np.isfinite(row["loss"]) for row in run.rows)
+
+
+@needs_gpu
+def test_on_a_gpu_a_transformer_synchronises_nothing_either(transformer: Path, tmp_path: Path) -> None:
+    run = Run(with_text(arch=f"hf:{transformer}", pooling="mean"), ALONE, Noted(), tmp_path)
     run.steps(3)
     torch.cuda.set_sync_debug_mode("error")
     try:
