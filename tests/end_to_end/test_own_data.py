@@ -28,8 +28,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Confi
     assert len(COMMANDS) == 13
     for number, command in enumerate(COMMANDS):
         program, *words = shlex.split(command)
-        with Processes(folder / f"log{number}", folder) as process:
-            process.start([str(BIN / program), *words])
+        with Processes(folder / f"log{number}") as process:
+            process.start(["env", "-C", str(folder), str(BIN / program), *words])
             process.succeed(120)
     return folder
 
