@@ -1,6 +1,7 @@
 """A table of a declared data set: its rows as samples, each cell checked by what the schema says of its column."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,7 +73,7 @@ class SampleTable:
             if not split_by:
                 column = self.schema.split_by
                 raise ValueError(f"{where}: the column {column!r} of --split_by is blank; fill it or delete the row")
-            yield Sample(id, split_by, labels, self._values(row, where), self._keys(row, id))
+            yield Sample(id, split_by, labels, self._values(row, where), self._keys(row, id, left_out))
 
     @property
     def columns(self) -> dict[str, str]:
@@ -133,8 +134,17 @@ class SampleTable:
                 values[field.name] = [_number(row.get(column), column, where) for column in field.columns]
         return values
 
-    def _keys(self, row: Mapping[str, Any], id: str) -> dict[str, str]:
-        return {field.name: poster_key(_name_of_image(field, row, id)) for field in images_of(self.schema)}
+    def _keys(self, row: Mapping[str, Any], id: str, left_out: LeftOut) -> dict[str, str]:
+        keys = {}
+        for field in images_of(self.schema):
+            if field.columns:
+                keys[field.name] = poster_key(text_of(row.get(field.columns[0])))
+            elif re.search(r"[/\\]", id):  # the last part of it could be another sample's name
+                keys[field.name] = ""
+                left_out.add("samples whose id has a slash, as no file can be called, without images found by ids", id)
+            else:
+                keys[field.name] = poster_key(id)
+        return keys
 
 
 def images_of(schema: Schema) -> tuple[Field, ...]:
@@ -158,10 +168,6 @@ def _name(item: Any) -> str:
     if isinstance(item, dict):
         item = text_of(item.get("name")) or item.get("id")
     return whole_number(text_of(item))
-
-
-def _name_of_image(field: Field, row: Mapping[str, Any], id: str) -> str:
-    return text_of(row.get(field.columns[0])) if field.columns else id
 
 
 def _number(cell: Any, column: str, where: str) -> float:

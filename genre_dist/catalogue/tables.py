@@ -122,11 +122,13 @@ def columns_of(table: Path) -> list[str]:
     for row in rows_of(table, {}):
         names |= dict.fromkeys(row)
         if len(names) > MOST_COLUMNS:
-            raise ValueError(f"{table} has more than {MOST_COLUMNS:,} columns; give a table with a film in each row")
+            raise ValueError(
+                f"{table} has more than {MOST_COLUMNS:,} columns; give a table with a film or sample in each row"
+            )
         if table.suffix.lower() == ".csv":
             break
     if not names:
-        raise ValueError(f"{table} has no rows; give a table with a film in each row")
+        raise ValueError(f"{table} has no rows; give a table with a film or sample in each row")
     return list(names)
 
 

@@ -12,10 +12,11 @@ from PIL import Image
 from genre_dist.compare.results import Model, on_films
 from genre_dist.metrics.choosing import log_losses, named_labels
 from genre_dist.packing.posters import load_rgb
+from genre_dist.schema import TMDB
 from genre_dist.storage import AnyPath, read_range
 from genre_dist.stream.index import SplitIndex
-from genre_dist.stream.manifest import load_manifest
-from genre_dist.stream.sample import load_about, read_members
+from genre_dist.stream.manifest import Manifest, load_manifest
+from genre_dist.stream.sample import load_about, sample_in
 
 LONGEST_TITLE = 300
 THUMBNAIL = (160, 240)  # pixels; posters have the proportions 2:3, and shards may hold them squashed to squares
@@ -92,19 +93,21 @@ def read_film_info(shards: AnyPath | str, split: str, films: Iterable[int]) -> d
             start = int(record["offset"])
             data = read_range(index.paths[number], start, start + int(record["size"]), shard.bytes)
             with suppress(ValueError, KeyError):  # a damaged film has only its id in the report
-                film = int(record["id"])
-                infos[film] = _film_info(read_members(data, film), film, manifest.image["fit"] == "squash")
+                key, members = sample_in(data, int(record["id"]), manifest.declared)
+                infos[int(record["id"])] = _film_info(members, key, manifest)
     return infos
 
 
-def _film_info(members: Mapping[str, memoryview], film: int, squashed: bool) -> FilmInfo:
-    about = load_about(members["json"])
-    poster = None
-    if "jpg" in members:
-        with suppress(ValueError):  # a poster that cannot be read
-            poster = thumbnail(load_rgb(bytes(members["jpg"]))[0], squashed)
-    title, date = (str(about.get(key) or "") for key in ("title", "release_date"))
-    return FilmInfo(title[:LONGEST_TITLE] or str(film), date[:4], poster)
+def _film_info(members: Mapping[str, memoryview], key: str, manifest: Manifest) -> FilmInfo:
+    """A film's title and year, or the id of another sample, and the first image."""
+    about, poster = load_about(members["json"]), None
+    for field in manifest.declared.fields:
+        if field.kind == "image" and field.extension in members and poster is None:
+            with suppress(ValueError):  # an image that cannot be read
+                is_squashed_poster = manifest.declared == TMDB and manifest.image["fit"] == "squash"
+                poster = thumbnail(load_rgb(bytes(members[field.extension]))[0], is_squashed_poster)
+    title, date = (str(about.get(name) or "") for name in ("title", "release_date"))
+    return FilmInfo(title[:LONGEST_TITLE] or key, date[:4], poster)
 
 
 def thumbnail(pixels: NDArray[np.uint8], squashed: bool) -> bytes:

@@ -119,17 +119,20 @@ def _in_general_names(metrics: Mapping[str, Any], declared: Schema) -> dict[str,
     general = _renamed(metrics)
     if "fitted" in general:
         general["fitted"] = _renamed(general["fitted"])
+    if "by_fields" in general:
+        general["by_fields"] = {fields: _general_names(row) for fields, row in general["by_fields"].items()}
     return general | {"schema": declared.to_dict()}
 
 
 def _renamed(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Figures with the general names for films and genres, in the rows of labels too."""
-    renamed = {_GENERAL.get(name, name): value for name, value in figures.items()}
-    rows = renamed["per_label"].items()
-    renamed["per_label"] = {
-        label: {_GENERAL.get(name, name): value for name, value in row.items()} for label, row in rows
-    }
+    renamed = _general_names(figures)
+    renamed["per_label"] = {label: _general_names(row) for label, row in renamed["per_label"].items()}
     return renamed
+
+
+def _general_names(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {_GENERAL.get(name, name): value for name, value in figures.items()}
 
 
 def read_evaluation(run: Path, split: str) -> tuple[Predictions, Metrics]:

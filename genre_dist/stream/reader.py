@@ -23,9 +23,8 @@ from genre_dist.stream.sample import (
     load_fault,
     load_genres,
     load_labels,
-    read_declared,
-    read_members,
     rows_of_names,
+    sample_in,
 )
 from genre_dist.stream.source import ReadBuffer, source_of
 
@@ -186,6 +185,18 @@ class ShardReader(Reader):
     def longest(self, refs: SampleRefs) -> int:
         return max(1, min(self.max_tokens, int(refs.record["tokens"].max(initial=0))))
 
+    def keys(self, rows: Rows) -> list[str]:
+        """The ids of samples as their data set has them; others than films' are read from the tars."""
+        refs = self.refs(rows)
+        keys = list(map(str, refs.record["id"].tolist()))
+        if not self._is_of_films:
+
+            def take(number: int, data: memoryview) -> None:
+                keys[number] = sample_in(data, int(refs.record["id"][number]), self.manifest.declared)[0]
+
+            self.take_each(refs, take)  # one that cannot be read keeps its number
+        return keys
+
     def has_fields(self) -> dict[str, NDArray[np.bool_]]:
         """Field -> whether each sample has it, in stored order, bool [samples]."""
         index, bit = self.index, self.manifest.declared.bit
@@ -207,10 +218,9 @@ class ShardReader(Reader):
                 array[(refs.record["has"] & self._bits[name.replace(".images", ".has")]) == 0] = BLANK
 
         def take(number: int, data: memoryview) -> None:
-            if self._is_of_films:
-                members = read_members(data, ids[number])
-            else:
-                batch.samples[number], members = read_declared(data, ids[number])
+            key, members = sample_in(data, ids[number], self.manifest.declared)
+            if not self._is_of_films:
+                batch.samples[number] = key
             if ENCODINGS in batch.arrays:
                 self._take_encoding(members, number, batch)
                 return

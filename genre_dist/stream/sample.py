@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from genre_dist.genres import Genre
 from genre_dist.printable import printable
 from genre_dist.sample_ids import id_of_key, number_of_id
-from genre_dist.schema import TMDB
+from genre_dist.schema import TMDB, Schema
 from genre_dist.stream.index import DamagedArrayError, array_bytes, array_in
 from genre_dist.stream.tar import members
 
@@ -48,6 +48,11 @@ def read_declared(data: Data, number: int) -> tuple[str, dict[str, memoryview]]:
     if number_of_id(id) != number:
         raise ValueError(f"the sample {printable(id)!r} lies where another one should; the index is of another tar")
     return id, _plain_members(view, key) or _members(view, key[:-1].decode(), f"sample {printable(id)!r}")
+
+
+def sample_in(data: Data, number: int, schema: Schema) -> tuple[str, dict[str, memoryview]]:
+    """The id, as its data set has it, and the members of a sample. Raises ValueError if they are another sample's."""
+    return (str(number), read_members(data, number)) if schema == TMDB else read_declared(data, number)
 
 
 def _members(view: memoryview, key: str, what: str) -> dict[str, memoryview]:

@@ -103,7 +103,7 @@ def _order(arguments: Namespace) -> None:
     share = batch // world
     first, last = (0, batch) if arguments.rank is None else (arguments.rank * share, (arguments.rank + 1) * share)
     for step in range(order.steps)[_slice(arguments.steps)]:
-        print(f"{step}\t{' '.join(map(str, index.ids(order.rows(step, first, last))))}")
+        print(f"{step}\t{' '.join(reader.keys(order.rows(step, first, last)))}")
 
 
 def _slice(text: str) -> slice:

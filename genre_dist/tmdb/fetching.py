@@ -56,6 +56,8 @@ def fetch(options: FetchOptions) -> FetchReport:
     web = Web(options.rate, options.concurrency)
     try:
         with stopping_on_signals(web.stop), one_writer(options.out):
+            if samples_file(options.out).exists():
+                raise ValueError(f"{options.out} holds the catalogue of another data set; give another --out")
             remove_partial_files(options.out)
             return _fetch(options, web)
     except OSError as error:
@@ -139,8 +141,6 @@ def _check_genres(tmdb: Tmdb, options: FetchOptions) -> list[str]:
 
 def _adopt(state: State, options: FetchOptions) -> None:
     """Record films of movies.parquet that the journal lacks: an import's films, or those of lost or damaged lines."""
-    if samples_file(options.out).exists():
-        raise ValueError(f"{options.out} holds the catalogue of another data set; give another --out")
     if not movies_file(options.out).exists():
         return
     for row in read_rows(options.out):

@@ -1,4 +1,4 @@
-"""Fuzzing of what declares a data set: schemas in YAML and JSON, tables of anything, the catalogue that they become."""
+"""Fuzzing of declared data sets: schemas in YAML and JSON, tables of anything, their catalogues and shards."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,12 @@ from genre_dist.catalogue.catalogue import samples_file
 from genre_dist.catalogue.importing_samples import import_samples
 from genre_dist.catalogue.samples import load_catalogue_schema, read_samples, schema_file
 from genre_dist.catalogue.schema_file import load_classes, load_schema
+from genre_dist.packing.pack import pack
+from genre_dist.packing.sample_recipe import SampleShardReport
+from genre_dist.packing.sample_verification import verify_samples
+from genre_dist.packing.shard_report import read_report
 from genre_dist.schema import Field, Labels, Schema
+from genre_dist.stream.sample_manifest import load_any_manifest, load_sample_manifest
 
 DECLARED: dict[str, Any] = {
     "id": "sku",
@@ -125,3 +130,48 @@ def test_an_odd_schema_of_a_catalogue_is_read_or_told(catalogue: tuple[Path, Sch
     path = schema_file(catalogue[0])
     path.write_bytes(written)
     told_or_read(lambda: load_catalogue_schema(catalogue[0]), path)
+
+
+# ---- shards
+
+
+@pytest.fixture(scope="module")
+def shards(folder: Path) -> Path:
+    table = folder / "packed.jsonl"
+    table.write_text("".join(json.dumps(row | {"shop": row["sku"]}) + "\n" for row in ROWS))
+    import_samples(table, SCHEMA, {}, folder / "to-pack")
+    pack(folder / "to-pack", folder / "shards")
+    return folder / "shards"
+
+
+@given(data=st.data())
+def test_an_odd_manifest_is_read_or_told(shards: Path, folder: Path, data: st.DataObject) -> None:
+    (folder / "odd").mkdir(exist_ok=True)
+    path = folder / "odd" / "manifest.json"
+    path.write_bytes(data.draw(odd_json(json.loads((shards / "manifest.json").read_bytes()))))
+    told_or_read(lambda: load_any_manifest(path.parent), path)
+    told_or_read(lambda: load_sample_manifest(path.parent), path)
+
+
+@given(data=st.data())
+def test_an_odd_report_is_read_or_told(shards: Path, folder: Path, data: st.DataObject) -> None:
+    (written, *_) = sorted(shards.glob("*.report.json"))
+    path = folder / written.name
+    path.write_bytes(data.draw(odd_json(json.loads(written.read_bytes()))))
+    tar = path.with_name(path.name.replace(".report.json", ".tar"))
+    told_or_read(lambda: read_report(tar, SampleShardReport), path)
+
+
+@given(data=st.data())
+def test_a_damaged_shard_is_found_by_verify(shards: Path, folder: Path, data: st.DataObject) -> None:
+    (written, *_) = sorted(shards.glob("*.tar"))
+    copy = folder / "damaged"
+    copy.mkdir(exist_ok=True)
+    for path in shards.iterdir():
+        if path.is_file():
+            (copy / path.name).write_bytes(path.read_bytes())
+    changed = data.draw(damaged(written.read_bytes()))
+    (copy / written.name).write_bytes(changed)
+    faults = told_or_read(lambda: verify_samples(load_sample_manifest(copy)), written.name)
+    assert bool(faults) == (changed != written.read_bytes())
+    assert not any("\n" in fault for fault in faults or ())

@@ -16,6 +16,8 @@ from genre_dist.catalogue.samples import image_file, load_catalogue_schema, read
 from genre_dist.cli import main
 from genre_dist.lock import one_writer
 from genre_dist.sample_ids import number_of_id
+from genre_dist.tmdb.fetch_state import FetchOptions
+from genre_dist.tmdb.fetching import fetch
 
 SHOE = {"sku": "sku-1", "title": "Red shoe", "text": "Of leather", "category": "shoes", "price": 9.5, "weight": ""}
 HAT = {"sku": "sku-2", "title": "Hat", "text": "", "category": "hats", "price": 20, "weight": 0.25}
@@ -146,6 +148,19 @@ def test_an_image_that_two_samples_name_is_of_neither(place: Workplace) -> None:
     found = place.rows(*OPTIONS, *TITLE, "--posters", images, "--poster_key", "file", of=rows)
     assert [row["image:status"] for row in found] == ["none", "none", "ok"]
     assert "2 samples that name their file of image as another does, without one, such as a\n" in place.said
+
+
+def test_an_id_with_a_slash_never_takes_the_file_of_another(place: Workplace) -> None:
+    images = place.pictures("x/1.jpg", "y/1.jpg", "sku-2.jpg")
+    found = place.rows(*OPTIONS, *TITLE, "--posters", images, of=[SHOE | {"sku": "y/1"}, HAT])
+    assert [row["image:status"] for row in found] == ["none", "ok"]
+    assert "1 samples whose id has a slash, as no file can be called, without images found by ids" in place.said
+
+
+def test_ids_that_are_names_of_files_find_them(place: Workplace) -> None:
+    images = place.pictures("a.jpg", "b.1.png")
+    found = place.rows(*OPTIONS, *TITLE, "--posters", images, of=[SHOE | {"sku": "a.jpg"}, HAT | {"sku": "b.1"}])
+    assert [(row["id"], row["image:status"]) for row in found] == [("a.jpg", "ok"), ("b.1", "ok")]
 
 
 def test_a_schema_declares_several_images_and_texts(place: Workplace) -> None:
@@ -356,6 +371,13 @@ def test_without_the_new_options_a_table_is_one_of_films(place: Workplace) -> No
     assert place.said.startswith(f"{place.out}: 1 films, 0 with a poster")
     assert movies_file(place.out).is_file()
     assert [row["tmdb_id"] for row in read_rows(place.out)] == [5]
+
+
+def test_fetch_does_not_write_films_beside_a_declared_data_set(place: Workplace) -> None:
+    place.rows(*OPTIONS, *TITLE, of=[SHOE, HAT])
+    with pytest.raises(ValueError, match="holds the catalogue of another data set; give another --out"):
+        fetch(FetchOptions(out=place.out, key="k", years=[2000]))
+    assert files_under(place.out) == {"schema.json", "samples.parquet"}
 
 
 def test_the_same_table_gives_the_same_bytes(place: Workplace) -> None:
