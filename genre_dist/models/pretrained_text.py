@@ -13,6 +13,7 @@ from genre_dist.config import TextConfig
 from genre_dist.models.frozen_modules import freeze_through
 from genre_dist.models.text import Lengths
 from genre_dist.pretrained import ARCHITECTURE, find_pretrained
+from genre_dist.printable import printable
 
 
 class Depth(NamedTuple):
@@ -252,4 +253,4 @@ def _takes_wide_masks(network: Any) -> bool:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return printable(" ".join(str(error).split()))[:300] or type(error).__name__
