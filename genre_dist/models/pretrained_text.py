@@ -54,7 +54,7 @@ class PretrainedText(nn.Module):
             )
         self.positions = _positions(self.network)
         self.dropout = nn.Dropout(config.dropout)
-        self._takes_wide_masks = _takes_wide_masks(self.network)
+        self.takes_wide_masks = _takes_wide_masks(self.network)
         self.freeze(config.frozen, config.frozen_through)
         self.train()
 
@@ -110,7 +110,7 @@ class PretrainedText(nn.Module):
                 tokens = nn.functional.pad(tokens, (0, 1))
             tokens, sizes = self._within_positions(tokens, _on_device(lengths, tokens.device))
             valid = torch.arange(tokens.shape[1], device=tokens.device) < sizes[:, None]  # [B, T]
-            mask = valid[:, None, None, :] if self._takes_wide_masks else valid.long()
+            mask = valid[:, None, None, :] if self.takes_wide_masks else valid.long()
             states = self.network(input_ids=tokens, attention_mask=mask).last_hidden_state
             return self.dropout(self._pool(states.float(), valid, sizes))
 
