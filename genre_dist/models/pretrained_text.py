@@ -13,6 +13,7 @@ from genre_dist.config import TextConfig
 from genre_dist.models.frozen_modules import freeze_through
 from genre_dist.models.text import Lengths
 from genre_dist.pretrained import ARCHITECTURE, find_pretrained
+from genre_dist.printable import printable
 
 
 class Depth(NamedTuple):
@@ -53,7 +54,7 @@ class PretrainedText(nn.Module):
             )
         self.positions = _positions(self.network)
         self.dropout = nn.Dropout(config.dropout)
-        self._takes_wide_masks = _takes_wide_masks(self.network)
+        self.takes_wide_masks = _takes_wide_masks(self.network)
         self.freeze(config.frozen, config.frozen_through)
         self.train()
 
@@ -109,7 +110,7 @@ class PretrainedText(nn.Module):
                 tokens = nn.functional.pad(tokens, (0, 1))
             tokens, sizes = self._within_positions(tokens, _on_device(lengths, tokens.device))
             valid = torch.arange(tokens.shape[1], device=tokens.device) < sizes[:, None]  # [B, T]
-            mask = valid[:, None, None, :] if self._takes_wide_masks else valid.long()
+            mask = valid[:, None, None, :] if self.takes_wide_masks else valid.long()
             states = self.network(input_ids=tokens, attention_mask=mask).last_hidden_state
             return self.dropout(self._pool(states.float(), valid, sizes))
 
@@ -252,4 +253,4 @@ def _takes_wide_masks(network: Any) -> bool:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return printable(" ".join(str(error).split()))[:300] or type(error).__name__

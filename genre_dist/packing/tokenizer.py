@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from genre_dist.packing.vocabulary import encode, tokenise
 from genre_dist.pretrained import TOKENIZER, find_pretrained
+from genre_dist.printable import printable
 from genre_dist.storage import AnyPath, read_bytes
 from genre_dist.stream.manifest import Text
 from genre_dist.stream.words import load_words
@@ -90,23 +91,35 @@ class PieceTokenizer:
         self.path = path
         try:
             self._pieces: Any = tokenizers.Tokenizer.from_str(_plain(written))
+            ids = self._pieces.get_vocab(with_added_tokens=True)
+            self.padding = _padding(json.loads(written), ids)
         except Exception as error:  # the library raises plain Exceptions
             raise ValueError(f"{path}: not a file of the tokenizers library: {_line(error)}") from None
-        ids = self._pieces.get_vocab(with_added_tokens=True)
         self.size = max(ids.values(), default=-1) + 1
         if self.size < 2:
             raise ValueError(f"{path}: a tokenizer of fewer than two tokens")
         added = self._pieces.get_added_tokens_decoder()
         self._special = {number: token.content for number, token in added.items() if token.special}
-        mask = self._pieces.encode("a").special_tokens_mask
+        mask = self._encoded("a", special=True).special_tokens_mask
         self.closing = next((n for n, special in enumerate(reversed(mask)) if not special), 0)
-        self.padding = _padding(json.loads(written), ids)
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        return np.array(self._pieces.encode(text).ids, np.int32)
+        """Raises ValueError for a text that the tokenizer has no ids for."""
+        return self._checked(self._encoded(text, special=True).ids)
 
     def tokens(self, words: Iterable[str]) -> NDArray[np.int32]:
-        return np.array(self._pieces.encode(" ".join(words), add_special_tokens=False).ids, np.int32)
+        return self._checked(self._encoded(" ".join(words), special=False).ids)
+
+    def _encoded(self, text: str, special: bool) -> Any:
+        try:
+            return self._pieces.encode(text, add_special_tokens=special)
+        except Exception as error:  # as above
+            raise ValueError(f"{self.path}: cannot tokenise a text: {_line(error)}") from None
+
+    def _checked(self, ids: list[int]) -> NDArray[np.int32]:
+        if ids and max(ids) >= self.size:
+            raise ValueError(f"{self.path}: makes the id {max(ids)} and has {self.size} tokens")
+        return np.array(ids, np.int32)
 
     def text(self, tokens: NDArray[np.int32]) -> str:
         return str(self._pieces.decode(tokens.tolist(), skip_special_tokens=True))
@@ -154,7 +167,7 @@ def _padding(content: Mapping[str, Any], ids: Mapping[str, int]) -> int | None:
 
 
 def _line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return printable(str(error).strip().partition("\n")[0])[:300] or type(error).__name__
 
 
 class TokenizerFile(NamedTuple):

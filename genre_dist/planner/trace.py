@@ -7,7 +7,7 @@ batch size is a prime: a storage whose size it divides belongs to the samples, a
 
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from genre_dist.models.classifier import GenreClassifier
+from genre_dist.models.pretrained_text import PretrainedText
 from genre_dist.models.text import TextEncoder
 from genre_dist.stream.device_feed import FieldInput
 
@@ -58,6 +59,8 @@ def trace_step(model: GenreClassifier, image_size: int, tokens: int) -> Trace:
     for text in model.texts.values():
         if isinstance(text, TextEncoder):
             text.rnn.forward = _recurrent_stand_in(text.rnn, alive)  # type: ignore[assignment]
+        elif text.takes_wide_masks:
+            _stand_in_for_attention(text)
     model.train()
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -179,3 +182,29 @@ def _recurrent_stand_in(rnn: nn.RNNBase, alive: _Alive) -> Callable[[Tensor, Ten
         )  # [B, directions * H]
 
     return forward
+
+
+class _Attention(torch.autograd.Function):
+    """Stands in for a fused attention kernel: torch's meta form would keep the scores of all pairs of tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = torch.empty_like(query)  # [B, heads, T, width]
+        sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, sums)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+def _stand_in_for_attention(text: PretrainedText) -> None:
+    """Let a transformer's layers call `_Attention`."""
+    from transformers import AttentionInterface
+
+    def attend(_: nn.Module, query: Tensor, key: Tensor, value: Tensor, *__: Any, **___: Any) -> tuple[Tensor, None]:
+        return cast(Tensor, _Attention.apply(query, key, value)).transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("genre_dist_trace", attend)
+    text.network.config._attn_implementation = "genre_dist_trace"

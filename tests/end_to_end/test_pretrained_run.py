@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import options, train
+from helpers import losses, options, rows, train
 from tiny_text import TEXTS, write_bert, write_tokenizer
 
 from genre_dist import cli
@@ -114,6 +114,19 @@ def test_a_run_starts_from_another_runs_text_encoder(folder: Path, moved: Path) 
     assert second is not None
     for name, tensor in first.state_dict().items():
         assert torch.equal(second.state_dict()[name], tensor)
+
+
+def test_a_stopped_run_goes_on_with_the_same_losses_and_with_other_rates(folder: Path, moved: Path) -> None:
+    saved = ("--checkpoint.every_steps", 2, "--optim.schedule", "constant", "--run.seed", 3)
+    whole, halves = folder / "whole", folder / "halves"
+    assert train_main(arguments(folder, *saved, run="whole", arch=moved)) == 0
+    assert train_main(arguments(folder, *saved, "--train.steps", 2, run="halves", arch=moved)) == 0
+    assert train_main(arguments(folder, *saved, "--train.steps", 4, run="halves", arch=moved)) == 0
+    assert list(losses(halves).values()) == pytest.approx(list(losses(whole).values()), abs=1e-5)
+    slower = ("--train.steps", 5, "--optim.text_layer_decay", 0.5)
+    assert train_main(arguments(folder, *saved, *slower, run="halves", arch=moved)) == 0
+    assert [row["lr_text"] for row in rows(halves)] == pytest.approx([1e-3] * 4 + [0.5e-3])
+    assert train_main(arguments(folder, *saved, "--model.text.pooling", "max", run="halves", arch=moved)) == 2
 
 
 def test_an_lstm_reads_a_tokenizers_tokens(folder: Path) -> None:

@@ -13,9 +13,11 @@ from fuzzing import damaged, odd_json, told_or_read
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tiny_text import write_tokenizer
 
 from genre_dist.packing.posters import load_rgb
 from genre_dist.packing.shard_report import read_report
+from genre_dist.packing.tokenizer import read_tokenizer_file
 from genre_dist.packing.vectors import read_vectors
 from genre_dist.stream.decode import check_jpeg, decode_jpeg
 from genre_dist.stream.words import load_vectors, load_words, vectors_sha256
@@ -118,6 +120,30 @@ def test_fuzz_a_vocabulary(folder: Path, data: bytes) -> None:
         assert "".join(f"{word}\n" for word in words).encode() == data
     whole = "0" * 64
     assert told_or_read(lambda: load_words(path, whole), path) is None
+
+
+@pytest.fixture(scope="module")
+def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    pytest.importorskip("tokenizers")
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer")).read_bytes()
+
+
+@given(drawn=st.data())
+def test_fuzz_a_tokenizer(folder: Path, drawn: st.DataObject, tokenizer_json: bytes) -> None:
+    path = folder / "tokenizer.json"
+    data = drawn.draw(damaged(tokenizer_json) | odd_json(json.loads(tokenizer_json)) | st.binary(max_size=200))
+    path.write_bytes(data)
+    found = told_or_read(lambda: read_tokenizer_file(str(path)), path)
+    if found is not None:
+        assert found.pieces.size >= 2
+        tokens = told_or_read(lambda: found.pieces.encode("The war begins, and 2 lovers meet!"), path)
+        if tokens is None:
+            return
+        assert tokens.dtype == np.int32
+        assert tokens.max(initial=0) < found.pieces.size
+        words, owners = found.pieces.spelled(tokens)
+        assert len(owners) == len(tokens)
+        assert not len(owners) or 0 <= owners.min() <= owners.max() < len(words)
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_the_librarys_own_masks_would_wait(transformer: Path, noted: Noted, tmp_
     """Otherwise the test above would show nothing."""
     run = Run(with_text(arch=f"hf:{transformer}", pooling="mean"), ALONE, noted, tmp_path)
     assert isinstance(run.experiment.model.text, PretrainedText)
-    run.experiment.model.text._takes_wide_masks = False
+    run.experiment.model.text.takes_wide_masks = False
     run.steps(1)
     assert any("pretrained_text.py" in blocking for blocking in noted.blocking)
 

