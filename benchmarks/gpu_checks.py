@@ -91,7 +91,7 @@ def text_gradients(bench: Bench, kind: str) -> dict[int, Tensor]:
         logits = model({"text": text})
     (loss_sum(logits, labels, torch.ones(samples, device=bench.device)) / samples).backward()
     layers: dict[int, list[Tensor]] = {}
-    for name, weight in model.texts["text"].rnn.named_parameters():
+    for name, weight in model.text_encoders["text"].rnn.named_parameters():
         assert weight.grad is not None
         layers.setdefault(int(name.split("_l")[1][0]), []).append(weight.grad.float().flatten())
     return {layer: torch.cat(parts) for layer, parts in layers.items()}

@@ -172,7 +172,7 @@ def _plain_step(bench: Bench, micro: int) -> Callable[[], None]:
     vectors = np.zeros((words.words, words.dim or 1), np.float32)
     model = GenreClassifier(config.model, words.genres, config.data.image_size, words.words, vectors, False)
     model.to(device).to(memory_format=torch.channels_last).train()
-    model.images["poster"].network.compile(dynamic=False)
+    model.image_encoders["poster"].network.compile(dynamic=False)
     optimizer = make_optimizer(model, config)
     batch, autocast = bench.batch(config, micro), autocast_for("bf16", device)
     images, tokens, labels = (torch.as_tensor(part).to(device) for part in (batch.images, batch.tokens, batch.labels))

@@ -23,6 +23,7 @@ from genre_dist.config.run import CONFIG
 from genre_dist.metrics.choosing import log_losses
 from genre_dist.metrics.evaluation_files import Predictions
 from genre_dist.printable import printable
+from genre_dist.schema import TMDB
 from genre_dist.sealed import write_sealed
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.words import load_vectors
@@ -40,7 +41,7 @@ def baselines(
     """
     manifest = load_manifest(shards)
     for split in ("train", "test"):
-        if manifest.samples(split, ("overview",)) == 0:
+        if manifest.samples(split, (manifest.declared.first("text"),)) == 0:
             declared = manifest.declared
             raise ValueError(
                 f"{shards}: no {declared.sample} of the {split} split has a text; pack more {declared.samples}"
@@ -100,7 +101,7 @@ def _run(run: Path, texts: Texts, kind: Kind, identity: dict[str, Any], memory: 
         f"{fitted - began:.1f} s"
     )
     for split in ("val", "test"):  # val first: thresholds are fitted on it
-        if texts.manifest.samples(split, ("overview",)):
+        if texts.manifest.samples(split, texts.members):
             evaluation = _evaluate(linear, features_of, texts, split, genres)
             print_evaluation(save_evaluation(evaluation, run), evaluation.declared)
     description = identity | {
@@ -172,5 +173,6 @@ def _evaluate(
         print(f"warning: predicted from no words: {printable(fault)}", file=sys.stderr)
     logits, labels = linear.logits(features_of(films)), _labels(films, genres)
     loss = float(log_losses(logits, labels, texts.manifest.declared.labels.choose).mean())
-    predictions = Predictions(stored, logits, labels)
+    keys = [film.key or str(film.id) for film in films]
+    predictions = Predictions(stored, logits, labels, None if texts.manifest.declared == TMDB else keys)
     return evaluation_of(texts.manifest, split, predictions, loss, len(faults), time.monotonic() - began)

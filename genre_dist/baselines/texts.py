@@ -13,8 +13,6 @@ from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.words import SPECIAL, load_words
 
-MEMBERS = ("overview",)
-
 
 class LabelledText(NamedTuple):
     """A sample for a baseline: text and labels of a film."""
@@ -26,6 +24,8 @@ class LabelledText(NamedTuple):
     text: str
     fault: str | None
     """Why the film is unreadable; such a film has no genres and no words."""
+    key: str
+    """The id as another data set than TMDB's has it."""
 
 
 class Texts:
@@ -36,6 +36,8 @@ class Texts:
 
     def __init__(self, manifest: Manifest, catalogue: Path | None = None) -> None:
         self.manifest, self.catalogue = manifest, catalogue
+        self.members = (manifest.declared.first("text"),)
+        """The field whose texts these are: the first one."""
         self._tokenizer = tokenizer_of(manifest.folder, manifest.text)
         self.size = self._tokenizer.size
         """Number of token ids."""
@@ -47,7 +49,7 @@ class Texts:
 
     def ids(self, split: str) -> NDArray[np.int64]:
         """The films of a split in stored order, int64 [films]."""
-        return SplitIndex(self.manifest, split, MEMBERS).all_ids()
+        return SplitIndex(self.manifest, split, self.members).all_ids()
 
     def read(self, split: str) -> list[LabelledText]:
         """The films of a split, in the order of the shards or of the catalogue.
@@ -56,7 +58,7 @@ class Texts:
         """
         wanted = set(self.ids(split).tolist())
         if self.catalogue is None:
-            films = shard_films(self.manifest, [split], MEMBERS)
+            films = shard_films(self.manifest, [split], self.members)
         else:
             films = catalogue_films(self.catalogue, self.manifest.text["source"], posters=False)
         texts = []
@@ -64,7 +66,7 @@ class Texts:
             if film.id in wanted:
                 tokens = self._tokenizer.tokens(film.words or ())
                 text = film.text or " ".join(word for word in film.words or () if word not in SPECIAL)
-                texts.append(LabelledText(film.id, film.genres, tokens, text, film.fault))
+                texts.append(LabelledText(film.id, film.genres, tokens, text, film.fault, film.key))
         if len(texts) < len(wanted):
             samples = self.manifest.declared.samples
             raise ValueError(

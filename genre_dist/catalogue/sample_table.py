@@ -75,16 +75,30 @@ class SampleTable:
                 raise ValueError(f"{where}: the column {column!r} of --split_by is blank; fill it or delete the row")
             yield Sample(id, split_by, labels, self._values(row, where), self._keys(row, id, left_out))
 
+    def inputs(self, left_out: LeftOut) -> Iterator[Sample]:
+        """The same without labels and splits, which the table need not have."""
+        seen: set[int] = set()
+        for row_number, row in enumerate(rows_of(self.path, {name: name for name in self.input_columns}), start=1):
+            where, id = f"{self.path}, row {row_number}", text_of(row.get(self.schema.id))
+            if not id:
+                raise ValueError(f"{where}: the id is blank (column {self.schema.id!r}); give it one or delete the row")
+            if (number := number_of_id(id)) in seen:
+                left_out.add("rows with an id that was there before, left out", f"{self.schema.sample} {id}")
+                continue
+            seen.add(number)
+            yield Sample(id, id, (), self._values(row, where), self._keys(row, id, left_out))
+
+    @property
+    def input_columns(self) -> dict[str, str]:
+        """The columns of fields and id -> what needs them."""
+        fields = {column: f"the field {field.name}" for field in self.schema.fields for column in field.columns}
+        return {**fields, self.schema.id: "the id"}
+
     @property
     def columns(self) -> dict[str, str]:
         """The columns that are read -> what needs them."""
         schema = self.schema
-        return {
-            **{column: f"the field {field.name}" for field in schema.fields for column in field.columns},
-            schema.split_by: "--split_by",
-            schema.labels.column: "the labels",
-            schema.id: "the id",
-        }
+        return self.input_columns | {schema.split_by: "--split_by", schema.labels.column: "the labels"}
 
     def _keeps(self, id: str, where: str, left_out: LeftOut) -> bool:
         """Whether a sample without a label is kept. Raises ValueError if it is to be refused."""
@@ -155,12 +169,24 @@ def open_samples(path: Path, schema: Schema, unlabelled: Unlabelled) -> SampleTa
     """Check a table's columns. Raises ValueError, listing them, if it lacks one that the schema names."""
     if unlabelled == "keep" and schema.labels.choose == "one":
         raise ValueError("--unlabelled keep is for --choose many: with --choose one every sample has a label")
-    table, has = SampleTable(path, schema, unlabelled), columns_of(path)
-    for column, needed_by in table.columns.items():
+    table = SampleTable(path, schema, unlabelled)
+    _check_columns(path, table.columns)
+    return table
+
+
+def open_inputs(path: Path, schema: Schema) -> SampleTable:
+    """The same for a table of samples without labels."""
+    table = SampleTable(path, schema, "keep")
+    _check_columns(path, table.input_columns)
+    return table
+
+
+def _check_columns(path: Path, needed: Mapping[str, str]) -> None:
+    has = columns_of(path)
+    for column, needed_by in needed.items():
         if column not in has:
             listed = printable(", ".join(name[:40] for name in has[:40]))
             raise ValueError(f"{path} has no column {column!r} for {needed_by}; it has {listed}")
-    return table
 
 
 def _name(item: Any) -> str:

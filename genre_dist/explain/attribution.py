@@ -59,7 +59,7 @@ class Explainer:
         self.model, self.padding = model, padding
         device = next(model.parameters()).device
         zeros = torch.zeros(1, 3, image_size, image_size, device=device)
-        self.layers = {part: last_feature_map(encoder, zeros) for part, encoder in model.images.items()}
+        self.layers = {part: last_feature_map(encoder, zeros) for part, encoder in model.image_encoders.items()}
 
     def __call__(self, fields: Mapping[str, FieldInput], label: int) -> Attribution:
         """The attribution of a label for one sample, a batch of 1, in its first image and its first text."""
@@ -70,7 +70,7 @@ class Explainer:
             for part, layer in self.layers.items():
                 if heat is None and layer is not None and _is_there(fields[part]):
                     heat = self._heat(part, layer, fields, encodings, label)
-            for part in self.model.texts:
+            for part in self.model.text_encoders:
                 if words is None and _is_there(fields[part]):
                     words, unexplained = self._words(part, fields, encodings, label)
         return Attribution(heat, words, unexplained)
@@ -79,7 +79,7 @@ class Explainer:
         self, part: str, layer: nn.Module, fields: Mapping[str, FieldInput], encodings: Tensor, label: int
     ) -> NDArray[np.float32]:
         def forward(pixels: Tensor) -> Tensor:
-            return self._logits(part, self.model.images[part](pixels), fields, encodings)
+            return self._logits(part, self.model.image_encoders[part](pixels), fields, encodings)
 
         images = fields[part].values
         assert images is not None
@@ -91,7 +91,7 @@ class Explainer:
     def _words(
         self, part: str, fields: Mapping[str, FieldInput], encodings: Tensor, label: int
     ) -> tuple[NDArray[np.float32], float]:
-        encoder, tokens = self.model.texts[part], fields[part].values
+        encoder, tokens = self.model.text_encoders[part], fields[part].values
         lengths = torch.as_tensor(fields[part].lengths)
         assert tokens is not None
 

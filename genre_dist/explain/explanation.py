@@ -118,7 +118,7 @@ def _surest(folder: Path, split: str, count: int, thresholds: NDArray[np.float64
 def _within_positions(run: Run) -> Config:
     """The run's configuration, with texts cut to what its encoders read: what they would cut has no attributions."""
     data = run.config.data
-    limits = [getattr(encoder, "positions", None) or data.max_tokens for encoder in run.model.texts.values()]
+    limits = [getattr(encoder, "positions", None) or data.max_tokens for encoder in run.model.text_encoders.values()]
     return replace(run.config, data=replace(data, max_tokens=min([data.max_tokens, *limits])))
 
 

@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from genre_dist.catalogue.catalogue import count_rows, movies_file, poster_file, read_rows
+from genre_dist.catalogue.catalogue import count_rows, movies_file, poster_file, read_rows, samples_file
 from genre_dist.catalogue.left_out import LeftOut
 from genre_dist.catalogue.poster_search import Look, TarMember, find_posters, refuse_compressed
 from genre_dist.catalogue.tables import Films, FilmTable, open_table, text_of
 from genre_dist.inference.prediction import TEXT_FIELDS, Unlabelled
+from genre_dist.inference.sample_sources import catalogue_samples, table_samples
 from genre_dist.inference.trained_model import Run
 from genre_dist.packing.layout import film_text
+from genre_dist.schema import TMDB, Schema
 
 Thing = TypeVar("Thing")
 
@@ -30,7 +32,8 @@ class Source(NamedTuple):
 class SourceFilms(NamedTuple):
     """The films of a source in the order of their table, each once; `films` can be read only once."""
 
-    films: Iterator[tuple[int, Unlabelled]]
+    films: Iterator[tuple[int | str, Unlabelled]]
+    """By the id as predictions have it."""
     posters_sha256: str
     """A digest of the paths, sizes and modification times of a table's posters."""
     left_out: LeftOut
@@ -45,15 +48,24 @@ def source_of(
     if catalogue is not None:
         if posters or columns:
             raise ValueError("--posters and --columns belong to a --table; a catalogue has its own")
+        if samples_file(catalogue).is_file():
+            return Source(samples_file(catalogue), True)
         count_rows(catalogue)
         return Source(movies_file(catalogue), True)
     assert table is not None
     for path in (table, *posters):
+        path = Path(str(path).rpartition("=")[2]) if path in posters and not path.exists() else path  # FIELD=PATH
         if not path.exists():
             raise ValueError(f"{path}: no such file or folder")
         if path in posters and path.is_file():
             refuse_compressed(path)
-    return Source(table, False, tuple(path.resolve() for path in posters), columns, poster_key)
+    return Source(table, False, tuple(map(_resolved, posters)), columns, poster_key)
+
+
+def _resolved(posters: Path) -> Path:
+    """An absolute path, behind the name of a field if there is one."""
+    field, equals, path = str(posters).partition("=")
+    return posters.resolve() if not equals or posters.exists() else Path(f"{field}={Path(path).resolve()}")
 
 
 def find_films(source: Source, run: Run, progress: Callable[[], None]) -> SourceFilms:
@@ -62,6 +74,8 @@ def find_films(source: Source, run: Run, progress: Callable[[], None]) -> Source
     RAM holds two small entries per film of a table. Raises ValueError for an unreadable source, and for a table without
     the columns that the model needs.
     """
+    if run.declared != TMDB:
+        return _find_samples(source, run.declared, progress)
     text = run.metadata["text"]["source"]
     if source.is_catalogue:
         return SourceFilms(_catalogue_films(source.table.parent, text), _NOTHING, LeftOut())
@@ -85,6 +99,17 @@ def find_films(source: Source, run: Run, progress: Callable[[], None]) -> Source
     return SourceFilms(_table_films(table, known, posters, text), digest.hexdigest(), left_out)
 
 
+def _find_samples(source: Source, declared: Schema, progress: Callable[[], None]) -> SourceFilms:
+    """Find the samples of other data than TMDB's."""
+    left_out = LeftOut()
+    if source.is_catalogue:
+        return SourceFilms(catalogue_samples(source.table.parent, declared), _NOTHING, left_out)
+    if source.columns or source.poster_key != "tmdb_id":
+        raise ValueError("--columns and --poster_key are for films; of other data its schema names the columns")
+    samples, digest = table_samples(source.table, source.posters, declared, progress, left_out)
+    return SourceFilms(samples, digest, left_out)
+
+
 _NOTHING = hashlib.sha256().hexdigest()
 
 
@@ -94,17 +119,17 @@ def _with_progress(progress: Callable[[], None], things: Iterable[Thing]) -> Ite
         yield thing
 
 
-def _catalogue_films(catalogue: Path, text: str) -> Iterator[tuple[int, Unlabelled]]:
+def _catalogue_films(catalogue: Path, text: str) -> Iterator[tuple[int | str, Unlabelled]]:
     for row in read_rows(catalogue, ["tmdb_id", "title", "overview", "poster_status"]):
         poster = poster_file(catalogue, row["tmdb_id"]) if row["poster_status"] == "ok" else None
-        yield row["tmdb_id"], Unlabelled(poster, film_text(row, text) or None)
+        yield row["tmdb_id"], Unlabelled({"poster": poster, "overview": film_text(row, text) or None})
 
 
 def _table_films(
     table: FilmTable, known: Films, posters: Mapping[int, tuple[Look, str | TarMember]], text: str
-) -> Iterator[tuple[int, Unlabelled]]:
+) -> Iterator[tuple[int | str, Unlabelled]]:
     for film, cells in known.first_rows(table.rows()):
         look, file = posters.get(film, (Look.EMPTY, ""))
         poster = None if look is Look.EMPTY else file if isinstance(file, TarMember) else Path(file)
         row = {name: text_of(cells.get(name)) for name in ("title", "overview")}
-        yield film, Unlabelled(poster, film_text(row, text) or None)
+        yield film, Unlabelled({"poster": poster, "overview": film_text(row, text) or None})

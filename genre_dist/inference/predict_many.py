@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from genre_dist.atomic import atomic_file
 from genre_dist.config.run import WEIGHTS
 from genre_dist.inference.film_sources import Source, SourceFilms, find_films
-from genre_dist.inference.prediction import Unlabelled, film_pixels, predict_logits, why_left_out
+from genre_dist.inference.prediction import Unlabelled, predict_logits, prepare, why_left_out
 from genre_dist.inference.trained_model import Run
 from genre_dist.lock import holds_files
 from genre_dist.metrics.choosing import named_labels, probabilities
@@ -156,7 +157,7 @@ def _claim(out: Path, identity: Identity) -> None:
         write_sealed(path, asdict(identity))
 
 
-def _finish_part(path: Path, films: Sequence[tuple[int, Unlabelled]], predictor: Predictor) -> int:
+def _finish_part(path: Path, films: Sequence[tuple[int | str, Unlabelled]], predictor: Predictor) -> int:
     """Write a part unless a valid one exists; returns how many of its films have no prediction."""
     schema = predictor.schema
     table = _read_part(path, _ids(films, schema), schema) if path.exists() else None
@@ -167,7 +168,7 @@ def _finish_part(path: Path, films: Sequence[tuple[int, Unlabelled]], predictor:
     return len(table) - int(table["left_out"].null_count)
 
 
-def _ids(films: Sequence[tuple[int, Unlabelled]], schema: pa.Schema) -> list[Any]:
+def _ids(films: Sequence[tuple[int | str, Unlabelled]], schema: pa.Schema) -> list[Any]:
     """The films' ids as a part has them."""
     return [number if schema.types[0] == pa.int64() else str(number) for number, _ in films]
 
@@ -183,13 +184,13 @@ def _read_part(path: Path, ids: list[Any], schema: pa.Schema = SCHEMA) -> pa.Tab
     return table if same else None
 
 
-def _parts(films: Iterable[tuple[int, Unlabelled]]) -> Iterator[list[tuple[int, Unlabelled]]]:
+def _parts(films: Iterable[tuple[int | str, Unlabelled]]) -> Iterator[list[tuple[int | str, Unlabelled]]]:
     remaining = iter(films)
     while part := list(islice(remaining, PART)):
         yield part
 
 
-def _predict_part(films: Sequence[tuple[int, Unlabelled]], predictor: Predictor) -> pa.Table:
+def _predict_part(films: Sequence[tuple[int | str, Unlabelled]], predictor: Predictor) -> pa.Table:
     rows: list[dict[str, Any]] = []
     for first in range(0, len(films), BATCH):
         rows += _predict_batch(films[first : first + BATCH], predictor)
@@ -197,21 +198,18 @@ def _predict_part(films: Sequence[tuple[int, Unlabelled]], predictor: Predictor)
     return pa.Table.from_pylist(rows, schema=predictor.schema)
 
 
-def _predict_batch(films: Sequence[tuple[int, Unlabelled]], predictor: Predictor) -> list[dict[str, Any]]:
+def _predict_batch(films: Sequence[tuple[int | str, Unlabelled]], predictor: Predictor) -> list[dict[str, Any]]:
     run, thresholds, world, pool = predictor
     choose, schema = run.declared.labels.choose, predictor.schema
     of_ids, of_labels = schema.names[:2]
-    none: list[NDArray[np.uint8] | str] = [""] * len(films)
-    found = film_pixels(run, [film for _, film in films], pool) if run.model.images else none
+    prepared = list(pool.map(partial(prepare, run), [film for _, film in films]))
     rows: list[dict[str, Any]] = [dict.fromkeys(schema.names) | {of_ids: key} for key in _ids(films, schema)]
-    for row, (_, film), poster in zip(rows, films, found, strict=True):
-        if reason := why_left_out(run, not isinstance(poster, str), film.text is not None):
-            row["left_out"] = poster if isinstance(poster, str) and poster and "no poster" in reason else reason
+    for row, sample in zip(rows, prepared, strict=True):
+        row["left_out"] = why_left_out(run, sample)
     complete = [at for at, row in enumerate(rows) if row["left_out"] is None]
     if not complete:
         return rows
-    pixels = [None if isinstance(poster := found[at], str) else poster for at in complete]
-    logits = predict_logits(run, pixels, [films[at][1].text for at in complete], world.device)
+    logits = predict_logits(run, [prepared[at] for at in complete], world.device)
     probable, named = probabilities(logits, choose), named_labels(logits, choose, thresholds)
     for at, logit, probability, above in zip(complete, logits, probable, named, strict=True):
         surest = [label for label in np.argsort(-probability, kind="stable") if above[label]]

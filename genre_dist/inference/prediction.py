@@ -1,7 +1,7 @@
 """Genres of single films or small batches, from a poster, a text, or both."""
 
-from collections.abc import Sequence
-from concurrent.futures import Executor
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from genre_dist.inference.trained_model import Run
 from genre_dist.metrics.choosing import named_labels, probabilities
 from genre_dist.packing.layout import film_text
 from genre_dist.packing.posters import load_rgb, square
+from genre_dist.schema import TMDB, Field
 from genre_dist.stream.batch import BLANK, Batch
 from genre_dist.stream.device_feed import to_device, whole_pixels
 from genre_dist.stream.sample import cut, pad
@@ -28,10 +29,10 @@ NO_TEXT = {"overview": "no overview", "title": "no title", "both": "neither titl
 
 
 class Unlabelled(NamedTuple):
-    """A film without labels: its poster as a file or bytes, and its text."""
+    """A sample without labels."""
 
-    poster: Path | TarMember | bytes | None
-    text: str | None
+    values: Mapping[str, Any]
+    """Field -> an image as a file or bytes, a text, or numbers; None for what it lacks."""
 
 
 class Prediction(NamedTuple):
@@ -55,7 +56,7 @@ def film_of_options(run: Run, poster: Path | None, overview: str | None, title: 
         how = " or " if uses.learns_missing else " and "
         raise ValueError(f"this model was trained on {' and '.join(needed)}; pass {how.join(missing)} as well")
     text = film_text({"overview": overview, "title": title}, source)
-    return Unlabelled(poster, None if uses.learns_missing and not text else text)
+    return Unlabelled({"poster": poster, "overview": None if uses.learns_missing and not text else text})
 
 
 def predict(
@@ -67,10 +68,13 @@ def predict(
     ValueError if the film lacks a text or poster that the model needs, or the poster is no image.
     """
     choose = run.declared.labels.choose
-    pixels = _pixels(run, film.poster) if run.model.images and film.poster is not None else None
-    if reason := why_left_out(run, pixels is not None, film.text is not None):
+    prepared = prepare(run, film)
+    for name, problem in prepared.lacking.items():
+        if film.values.get(name) is not None:
+            raise ValueError(problem)
+    if reason := why_left_out(run, prepared):
         raise ValueError(f"the {run.declared.sample} has {reason}, which this model was trained on")
-    logits = predict_logits(run, [pixels], [film.text], device)
+    logits = predict_logits(run, [prepared], device)
     named, probable = named_labels(logits, choose, thresholds)[0], probabilities(logits, choose)[0]
     predictions = [
         Prediction(label, float(probability), bool(above))
@@ -79,53 +83,74 @@ def predict(
     return sorted(predictions, key=lambda one: -one.probability)
 
 
-def why_left_out(run: Run, has_image: bool, has_text: bool) -> str | None:
+class Prepared(NamedTuple):
+    """A sample as a batch takes it."""
+
+    values: dict[str, Any]
+    """Field -> pixels in the shape of the shards uint8 [size, size, 3], a text, or numbers."""
+    lacking: dict[str, str]
+    """Field of the model that the sample lacks, or that cannot be read -> why, in the order of the schema."""
+
+
+def prepare(run: Run, sample: Unlabelled) -> Prepared:
+    """Decode a sample's images and look what it lacks."""
+    prepared, taken = Prepared({}, {}), run.config.model.members(run.declared)
+    for field in run.declared.fields:
+        value = sample.values.get(field.name) if field.name in taken else None
+        if field.name in taken and value is None:
+            is_films_text = run.declared == TMDB and field.kind == "text"
+            lacks = NO_TEXT[run.metadata["text"]["source"]] if is_films_text else f"no {field.name}"
+            prepared.lacking[field.name] = lacks
+        elif value is not None and field.kind == "image":
+            try:
+                prepared.values[field.name] = _pixels(run, value, field.name)
+            except (ValueError, OSError) as error:
+                prepared.lacking[field.name] = str(error)
+        elif value is not None:
+            prepared.values[field.name] = value
+    return prepared
+
+
+def why_left_out(run: Run, prepared: Prepared) -> str | None:
     """What a sample lacks that the model cannot do without; None if it can predict the sample."""
-    lacks = ["no poster"] if run.model.images and not has_image else []
-    lacks += [NO_TEXT[run.metadata["text"]["source"]]] if run.model.texts and not has_text else []
-    if run.config.model.learns_missing and len(lacks) < len(run.model.parts):
+    if run.config.model.learns_missing and len(prepared.lacking) < len(run.model.parts):
         return None
-    return " and ".join(lacks) or None
+    return next(iter(prepared.lacking.values()), None)
 
 
-def predict_logits(
-    run: Run, pixels: Sequence[NDArray[np.uint8] | None], texts: Sequence[str | None], device: torch.device
-) -> NDArray[np.float32]:
-    """Logits [films, genres]; `pixels` are those of `film_pixels`. None where a film lacks a field."""
-    batch = _batch(run, pixels, texts)
+def predict_logits(run: Run, samples: Sequence[Prepared], device: torch.device) -> NDArray[np.float32]:
+    """Logits [samples, labels]."""
+    inputs = to_device(_batch(run, samples), device, whole_pixels(run.config.data))
     with torch.inference_mode():
-        return run.model(to_device(batch, device, whole_pixels(run.config.data)).fields).float().cpu().numpy()
+        return run.model(inputs.fields).float().cpu().numpy()
 
 
-def _batch(run: Run, pixels: Sequence[NDArray[np.uint8] | None], texts: Sequence[str | None]) -> Batch:
+def _batch(run: Run, samples: Sequence[Prepared]) -> Batch:
     """A batch of the model's inputs, as a reader makes it."""
-    n, size = len(texts), int(run.metadata["image"]["size"])
-    arrays: dict[str, Any] = {}
-    given: dict[str, Sequence[Any]] = {}
-    for part in run.model.images:
-        given[part] = pixels
-        blank = np.full((size, size, 3), BLANK, np.uint8)
-        arrays[f"{part}.images"] = np.stack([blank if image is None else image for image in pixels])
-    for part in run.model.texts:
-        given[part] = texts
-        most, tokenizer = run.config.data.max_tokens, run.tokenizer
-        encoded = [cut(tokenizer.encode(text or ""), most, tokenizer.closing) for text in texts]
-        arrays[f"{part}.tokens"], arrays[f"{part}.lengths"] = pad(encoded)
-    if run.config.model.learns_missing:
-        arrays |= {f"{part}.has": np.array([value is not None for value in own]) for part, own in given.items()}
+    n, arrays = len(samples), dict[str, Any]()
+    for field in run.config.model.fields(run.declared):
+        values = [sample.values.get(field.name) for sample in samples]
+        arrays |= {f"{field.part}.{kind}": array for kind, array in _arrays(run, field, values).items()}
+        if run.config.model.learns_missing:
+            arrays[f"{field.part}.has"] = np.array([value is not None for value in values])
     return Batch(np.arange(n), np.zeros((n, len(run.genres)), np.float32), np.ones(n, np.float32), arrays)
 
 
-def film_pixels(run: Run, films: Sequence[Unlabelled], pool: Executor) -> list[NDArray[np.uint8] | str]:
-    """Each film's poster in the shape of the shards, uint8 [size, size, 3], or the reason for its absence."""
-
-    def one(film: Unlabelled) -> NDArray[np.uint8] | str:
-        try:
-            return "no poster" if film.poster is None else _pixels(run, film.poster)
-        except (ValueError, OSError) as error:
-            return str(error)
-
-    return list(pool.map(one, films))
+def _arrays(run: Run, field: Field, values: Sequence[Any]) -> dict[str, NDArray[Any]]:
+    """A field's arrays by kind; blank where a value is None."""
+    if field.kind == "image":
+        size = int(run.metadata["image"]["size"])
+        blank = np.full((size, size, 3), BLANK, np.uint8)
+        return {"images": np.stack([blank if image is None else image for image in values])}
+    if field.kind == "text":
+        most, tokenizer = run.config.data.max_tokens, run.tokenizer
+        tokens, lengths = pad([cut(tokenizer.encode(text or ""), most, tokenizer.closing) for text in values])
+        return {"tokens": tokens, "lengths": lengths}
+    moments = run.metadata["numbers"][field.name]
+    missing = [math.nan] * len(field.columns)
+    numbers = np.array([missing if row is None else row for row in values], np.float32)
+    mean, deviation = (np.array(moments[what], np.float32) for what in ("mean", "std"))
+    return {"numbers": (numbers - mean) / deviation}
 
 
 def film_of_tmdb(run: Run, number: int, key: str, api_url: str, image_url: str) -> tuple[str, Unlabelled]:
@@ -139,18 +164,17 @@ def film_of_tmdb(run: Run, number: int, key: str, api_url: str, image_url: str) 
         raise ValueError(f"film {number} cannot be had from TMDB: {error}") from None
     texts = {name: answer.get(name) for name in ("title", "overview")}
     text = film_text(texts, run.metadata["text"]["source"]) or None
-    return answer.get("title") or str(number), Unlabelled(poster, text)
+    return answer.get("title") or str(number), Unlabelled({"poster": poster, "overview": text})
 
 
-def _pixels(run: Run, poster: Path | TarMember | bytes) -> NDArray[np.uint8]:
-    """The poster in the shape of the shards, uint8 [size, size, 3]."""
+def _pixels(run: Run, poster: Path | TarMember | bytes, name: str) -> NDArray[np.uint8]:
+    """The image in the shape of the shards, uint8 [size, size, 3]."""
     if isinstance(poster, Path) and not poster.is_file():
-        raise ValueError(f"{poster}: no such poster")
+        raise ValueError(f"{poster}: no such {name}")
     if isinstance(poster, Path) and poster.stat().st_size > LARGEST_BYTES:
         raise ValueError(f"{poster}: larger than {LARGEST_BYTES >> 20} MiB")
     try:
         pixels, _ = load_rgb(poster if isinstance(poster, bytes) else poster.read_bytes())
     except ValueError as error:
-        name = "the poster" if isinstance(poster, bytes) else poster
-        raise ValueError(f"{name}: {error}") from None
+        raise ValueError(f"{f'the {name}' if isinstance(poster, bytes) else poster}: {error}") from None
     return square(pixels, run.metadata["image"]["size"], run.metadata["image"]["fit"])

@@ -50,7 +50,7 @@ def load_run(folder: Path, device: torch.device, trust_code: bool = False) -> Ru
     if changed := changes(facts.settings, trained_with(config), "fixed"):
         raise ValueError(f"{file}: the weights were not trained with {describe(changed)}; put that back")
     tokenizer, weights = read_tokenizer(folder, facts), read_weights(folder, facts)
-    embedding = weights.get("text.embedding.weight")
+    embedding = next((value for name, value in weights.items() if name.endswith(".embedding.weight")), None)
     try:
         model = GenreClassifier(
             _rebuilt(config.model, folder),
@@ -59,6 +59,7 @@ def load_run(folder: Path, device: torch.device, trust_code: bool = False) -> Ru
             tokenizer.size,
             None if embedding is None else embedding.numpy(),
             load_weights=False,
+            schema=facts.declared,
         )
     except (RuntimeError, MemoryError) as error:
         raise ValueError(f"{file}: its model cannot be made here: {str(error).partition(chr(10))[0]}") from None

@@ -43,6 +43,8 @@ class GenreClassifier(nn.Module):
         super().__init__()
         self.parts: tuple[str, ...] = tuple(field.part for field in config.fields(schema))
         """The names of the encoders, in the order of their encodings."""
+        if taken := [part for part in self.parts if hasattr(self, part)]:
+            raise ValueError(f"a field cannot be called {taken[0]}, which is a name of torch's; give it another")
         for field in config.fields(schema):
             if field.kind == "text":
                 text: TextEncoder | PretrainedText
@@ -70,18 +72,18 @@ class GenreClassifier(nn.Module):
         return {part: self._modules[part] for part in self.parts}
 
     @property
-    def texts(self) -> dict[str, TextEncoder | PretrainedText]:
+    def text_encoders(self) -> dict[str, TextEncoder | PretrainedText]:
         """The text encoders by name."""
         kinds = (TextEncoder, PretrainedText)
         return {part: encoder for part, encoder in self.encoders.items() if isinstance(encoder, kinds)}
 
     @property
-    def numbers(self) -> dict[str, NumbersEncoder]:
+    def number_encoders(self) -> dict[str, NumbersEncoder]:
         """The encoders of numbers by name."""
         return {part: encoder for part, encoder in self.encoders.items() if isinstance(encoder, NumbersEncoder)}
 
     @property
-    def images(self) -> dict[str, PosterEncoder]:
+    def image_encoders(self) -> dict[str, PosterEncoder]:
         """The image encoders by name."""
         return {part: encoder for part, encoder in self.encoders.items() if isinstance(encoder, PosterEncoder)}
 
@@ -108,7 +110,7 @@ class GenreClassifier(nn.Module):
 
     def _encode_each(self, fields: Mapping[str, FieldInput]) -> dict[str, Tensor]:
         """The encodings of the values that are there, [m, E] each."""
-        texts = self.texts
+        texts = self.text_encoders
         first = fields[self.parts[0]].values
         if first is None or not (first.is_cuda and self.text_beside and 0 < len(texts) < len(self.parts)):
             return {part: self._encode(part, fields[part]) for part in self.parts}
@@ -125,7 +127,7 @@ class GenreClassifier(nn.Module):
         The text encoders run second, so that the backward pass, which reverses the operations, begins with them;
         autograd runs each operation's backward on the stream of its forward.
         """
-        texts = self.texts
+        texts = self.text_encoders
         current, side = torch.cuda.current_stream(device), side_stream(device)
         ready = current.record_event()
         encodings = {part: self._encode(part, fields[part]) for part in self.parts if part not in texts}
@@ -191,7 +193,11 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any
     rates = {"heads": optim.heads_lr, "missing": optim.heads_lr}
     if isinstance(model, GenreClassifier):
         others = dict.fromkeys(model.parts, optim.heads_lr)
-        rates |= others | dict.fromkeys(model.texts, optim.text_lr) | dict.fromkeys(model.images, optim.poster_lr)
+        rates |= (
+            others
+            | dict.fromkeys(model.text_encoders, optim.text_lr)
+            | dict.fromkeys(model.image_encoders, optim.poster_lr)
+        )
     groups = []
     for part, module in model.named_children():
         embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}

@@ -80,12 +80,12 @@ def pull_levers(model: GenreClassifier, train: TrainConfig, device: torch.device
     if train.channels_last:
         model.to(memory_format=torch.channels_last)
     kind = train.activation_checkpointing
-    transformers = [encoder for encoder in model.texts.values() if isinstance(encoder, PretrainedText)]
-    if kind != "none" and not model.images and not transformers:
+    transformers = [encoder for encoder in model.text_encoders.values() if isinstance(encoder, PretrainedText)]
+    if kind != "none" and not model.image_encoders and not transformers:
         raise ValueError(f"train.activation_checkpointing={kind}: the model has no poster encoder; set it to none")
     for transformer in transformers:
         recompute_layers(transformer, kind)
-    for encoder in model.images.values():
+    for encoder in model.image_encoders.values():
         if train.compile is True and device.type == "cuda":
             compile_blocks(encoder.network)
         recompute_activations(encoder.network, kind)

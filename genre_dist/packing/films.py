@@ -1,6 +1,6 @@
 """Films one after the other, from shards or from a catalogue. Memory holds one film at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,10 +10,11 @@ from genre_dist.packing.layout import COLUMNS, film_text
 from genre_dist.packing.splits import split_of
 from genre_dist.packing.tokenizer import Tokenizer, tokenizer_of
 from genre_dist.packing.vocabulary import tokenise
+from genre_dist.schema import TMDB
 from genre_dist.storage import opened
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import SPLITS, Manifest
-from genre_dist.stream.sample import load_about, load_genres, load_tokens, read_members
+from genre_dist.stream.sample import load_about, load_genres, load_labels, load_tokens, sample_in
 
 
 class Film(NamedTuple):
@@ -32,6 +33,8 @@ class Film(NamedTuple):
     poster: bytes | None
     fault: str | None = None
     """The reason why the film could not be read; then it has no genres and no words."""
+    key: str = ""
+    """The id as another data set than TMDB's has it."""
 
 
 def shard_films(manifest: Manifest, splits: Sequence[str] = SPLITS, members: tuple[str, ...] = ()) -> Iterator[Film]:
@@ -39,8 +42,7 @@ def shard_films(manifest: Manifest, splits: Sequence[str] = SPLITS, members: tup
 
     Words outside the vocabulary come back as <unk>; those of a tokenizer in lower case, without punctuation.
     """
-    index_of_genre = {genre.id: number for number, genre in enumerate(manifest.genres)}
-    tokenizer = tokenizer_of(manifest.folder, manifest.text)
+    tokenizer, label_indices = tokenizer_of(manifest.folder, manifest.text), _label_indices(manifest)
     for split in splits:
         index = SplitIndex(manifest, split, members)
         for number, shard in enumerate(index.shards):
@@ -50,26 +52,39 @@ def shard_films(manifest: Manifest, splits: Sequence[str] = SPLITS, members: tup
                 for film, offset, length in zip(*(records[name].tolist() for name in _LOCATION), strict=True):
                     try:
                         file.seek(offset)
-                        yield _packed(read_members(file.read(length), film), film, split, index_of_genre, tokenizer)
+                        key, parts = sample_in(file.read(length), film, manifest.declared)
+                        packed = Film(film, split, label_indices(parts["json"]), "", None, "", None, key=key)
+                        yield _packed(parts, packed, manifest, tokenizer)
                     except (ValueError, KeyError) as error:
-                        what = f"no genre or member {error}" if isinstance(error, KeyError) else str(error)
-                        fault = f"{path}: film {film} at byte {offset}: {what}"
+                        declared = manifest.declared
+                        what = f"no {declared.label} or member {error}" if isinstance(error, KeyError) else str(error)
+                        fault = f"{path}: {declared.sample} {film} at byte {offset}: {what}"
                         yield Film(film, split, (), "", None, "", None, fault)
 
 
 _LOCATION = ("id", "offset", "size")
 
 
-def _packed(
-    members: dict[str, memoryview], film: int, split: str, index_of_genre: dict[int, int], tokenizer: Tokenizer
-) -> Film:
-    genres = tuple(index_of_genre[genre] for genre in load_genres(members["json"]))
-    words = None
-    if "tokens.npy" in members:
-        words = tokenizer.words(load_tokens(members["tokens.npy"], tokenizer.size))
+def _label_indices(manifest: Manifest) -> Callable[[memoryview], tuple[int, ...]]:
+    """A function from a member .json to indices into the labels; it raises KeyError for an unknown label."""
+    if manifest.declared == TMDB:
+        of_id = {genre.id: number for number, genre in enumerate(manifest.genres)}
+        return lambda about: tuple(of_id[genre] for genre in load_genres(about))
+    of_name = {genre.name: number for number, genre in enumerate(manifest.genres)}
+    return lambda about: tuple(of_name[name] for name in load_labels(about))
+
+
+def _packed(members: dict[str, memoryview], film: Film, manifest: Manifest, tokenizer: Tokenizer) -> Film:
+    """A film with the words of its first text, and its first image."""
+    words, poster = None, None
+    for field in manifest.declared.fields:
+        member = members.get(field.extension)
+        if member is not None and field.kind == "text" and words is None:
+            words = tokenizer.words(load_tokens(member, tokenizer.size))
+        elif member is not None and field.kind == "image" and poster is None:
+            poster = bytes(member)
     date = load_about(members["json"]).get("release_date")
-    poster = bytes(members["jpg"]) if "jpg" in members else None
-    return Film(film, split, genres, "", words, date if isinstance(date, str) else "", poster)
+    return film._replace(words=words, poster=poster, release_date=date if isinstance(date, str) else "")
 
 
 def catalogue_films(catalogue: Path, text: str, posters: bool = True) -> Iterator[Film]:

@@ -70,7 +70,7 @@ def trace_operations(
     pull_levers(model, config.train, torch.device("cpu"))  # compiles nothing there
     model.train()
     try:
-        pixels = [operation for _ in model.images for operation in _pixels(config, samples, packed_size)]
+        pixels = [operation for _ in model.image_encoders for operation in _pixels(config, samples, packed_size)]
         with FakeTensorMode(allow_non_fake_inputs=True):
             model.to_empty(device="cpu")
             return pixels + _passes(model, config, precision == "bf16", samples)
@@ -98,8 +98,8 @@ def _passes(model: GenreClassifier, config: Config, half: bool, samples: int) ->
     """Forward and backward pass of the transformers, of the image networks, then of the heads."""
     text, network, heads = Recorder(TEXT), Recorder(None), Recorder(HEADS)
     made: list[tuple[Recorder, Tensor]] = []
-    encodings = [torch.empty(samples, encoder.encoding_size) for encoder in model.numbers.values()]
-    for reader in model.texts.values():
+    encodings = [torch.empty(samples, encoder.encoding_size) for encoder in model.number_encoders.values()]
+    for reader in model.text_encoders.values():
         if isinstance(reader, PretrainedText):
             inputs = text_of(samples, text_length(config), torch.device("cpu"))
             with text, torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -108,7 +108,7 @@ def _passes(model: GenreClassifier, config: Config, half: bool, samples: int) ->
             encodings.append(torch.empty(samples, reader.encoding_size, requires_grad=not reader.frozen))
     size = config.data.image_size
     images = torch.empty(samples, 3, size, size).to(memory_format=torch.channels_last)
-    for encoder in model.images.values():
+    for encoder in model.image_encoders.values():
         with network, torch.autocast("cpu", torch.bfloat16, enabled=half):
             made.append((network, encoder(images)))
     # cuts the graph before the heads

@@ -125,11 +125,11 @@ def model_sizes(model: GenreClassifier) -> Sizes:
 
 def _recomputes(model: GenreClassifier, kind: Checkpointing) -> bool:
     """Make a model recompute its activations; False without a trained encoder that supports it."""
-    transformers = [encoder for encoder in model.texts.values() if isinstance(encoder, PretrainedText)]
+    transformers = [encoder for encoder in model.text_encoders.values() if isinstance(encoder, PretrainedText)]
     has_layers = any(not encoder.frozen for encoder in transformers)
     for transformer in transformers:
         recompute_layers(transformer, kind)
-    trained = [encoder.network for encoder in model.images.values() if not encoder.frozen]
+    trained = [encoder.network for encoder in model.image_encoders.values() if not encoder.frozen]
     try:
         for network in trained:
             recompute_activations(network, kind)

@@ -122,10 +122,10 @@ def time_step(config: Config, card: GpuSpec, ranks: int, micro_batch: int | None
     batches = derive_batches(replace(config.data, micro_batch=micro), ranks)
     vocabulary, packed_size = find_vocabulary(config), _packed_size(config)
     model = meta_model(config, vocabulary, on_gpu=True)
-    text, tokens = next(iter(model.texts.values()), None), 0
+    text, tokens = next(iter(model.text_encoders.values()), None), 0
     if text is not None:
         tokens = config.data.max_tokens if isinstance(text, TextEncoder) else text_length(config)
-    copy = micro * packed_size**2 * 3 * len(model.images)
+    copy = micro * packed_size**2 * 3 * len(model.image_encoders)
     gradients = _trained(model) * (2 if config.parallel.compress_gradients else 4)
     operations = trace_operations(config, vocabulary, precision, micro, packed_size)
     timing = Timing(

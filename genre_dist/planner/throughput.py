@@ -38,10 +38,10 @@ def training_flops(model: GenreClassifier, config: Config, device: torch.device)
     was_training = model.training
     model.eval()  # BatchNorm's statistics stay as they are
     flops, size, trained = 0.0, config.data.image_size, False
-    for encoder in model.images.values():
+    for encoder in model.image_encoders.values():
         flops += _counted(encoder, torch.zeros(1, 3, size, size, device=device))
         trained = trained or any(p.requires_grad for p in encoder.parameters())
-    for text in model.texts.values():
+    for text in model.text_encoders.values():
         if isinstance(text, PretrainedText):
             flops += _counted(text, *text_of(1, TYPICAL_TOKENS, device))
         else:

@@ -56,7 +56,7 @@ def trace_step(model: GenreClassifier, image_size: int, tokens: int) -> Trace:
     inputs = _inputs(model, image_size, tokens)
     given = [tensor for field in inputs.values() for tensor in field if isinstance(tensor, Tensor)]
     alive = _Alive([*model.parameters(), *model.buffers(), *given])
-    for text in model.texts.values():
+    for text in model.text_encoders.values():
         if isinstance(text, TextEncoder):
             text.rnn.forward = _recurrent_stand_in(text.rnn, alive)  # type: ignore[assignment]
         elif text.takes_wide_masks:
@@ -91,10 +91,10 @@ def _inputs(model: GenreClassifier, image_size: int, tokens: int) -> dict[str, F
     images = torch.empty(PRIME_BATCH, 3, image_size, image_size, device="meta")
     texts = torch.empty(PRIME_BATCH, tokens, dtype=torch.long, device="meta")
     lengths: Any = torch.empty(PRIME_BATCH, dtype=torch.long, device="meta")
-    fields = {part: FieldInput(images) for part in model.images}
-    for part, encoder in model.numbers.items():
+    fields = {part: FieldInput(images) for part in model.image_encoders}
+    for part, encoder in model.number_encoders.items():
         fields[part] = FieldInput(torch.empty(PRIME_BATCH, encoder.inputs, device="meta"))
-    return fields | {part: FieldInput(texts, lengths) for part in model.texts}
+    return fields | {part: FieldInput(texts, lengths) for part in model.text_encoders}
 
 
 COMPUTED, KEPT, FIXED, GRADIENT, OUTSIDE = range(5)  # kinds of storages; those outside are not counted

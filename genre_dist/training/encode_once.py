@@ -64,7 +64,7 @@ def with_encodings(experiment: Experiment, stop: StopRequest) -> Experiment:
     """
     config, world = experiment.config, experiment.world
     reason = config.why_not_encoded_once
-    if any(not encoder.frozen for encoder in experiment.model.numbers.values()):
+    if any(not encoder.frozen for encoder in experiment.model.number_encoders.values()):
         reason = "the encoder of numbers is trained"
     if config.train.cache_encodings == "off" or reason is not None:
         if reason:

@@ -317,10 +317,10 @@ def summary(experiment: Experiment) -> str:
             f"a learned vector stands for a missing field: {', '.join(counts) or 'all films have every field'}"
             + (f"; {config.train.drop_field:.0%} are hidden at random" if config.train.drop_field else "")
         )
-    for part, text in experiment.model.texts.items():
+    for part, text in experiment.model.text_encoders.items():
         if isinstance(text, PretrainedText):
             lines += text_lines(config, part, text, stream.reader)
-    for part, encoder in experiment.model.images.items():
+    for part, encoder in experiment.model.image_encoders.items():
         lines.append(f"{part} encoder {config.model.poster.arch}, starting weights: {encoder.weights_used}")
     compute = experiment.compute
     lines += [_computed_in(experiment), *filter(None, [compute.compiling.why, compute.graphed.why])]
@@ -334,8 +334,11 @@ def _computed_in(experiment: Experiment) -> str:
     precision = experiment.compute.precision
     cast = precision if precision == "bf16" else plain
     parts = {
-        "texts": (bool(experiment.model.texts), plain if experiment.config.model.text.pretrained is None else cast),
-        "posters": (bool(experiment.model.images), cast),
+        "texts": (
+            bool(experiment.model.text_encoders),
+            plain if experiment.config.model.text.pretrained is None else cast,
+        ),
+        "posters": (bool(experiment.model.image_encoders), cast),
         "heads": (True, precision),
     }
     listed = ", ".join(f"{name} in {kind}" for name, (there, kind) in parts.items() if there)

@@ -38,9 +38,9 @@ def _frozen(encoder: TextConfig | PosterConfig, step: int, steps_per_epoch: int)
 def freeze(model: GenreClassifier, frozen: Frozen) -> bool:
     """Freeze these parts; returns whether that changed anything. Raises ValueError for a module that does not exist."""
     before = [parameter.requires_grad for parameter in model.parameters()]
-    for text in model.texts.values():
+    for text in model.text_encoders.values():
         text.freeze(frozen.text, frozen.text_through)
-    for image in model.images.values():
+    for image in model.image_encoders.values():
         image.freeze(frozen.poster, frozen.poster_through)
     model.train(model.training)  # unfrozen modules take the model's mode
     return before != [parameter.requires_grad for parameter in model.parameters()]
@@ -51,7 +51,7 @@ def thaw_all_that_ever_trains(model: GenreClassifier, config: ModelConfig) -> No
 
     Raises ValueError if an encoder lacks a module that its `unfreeze_at` names.
     """
-    for encoders, section in ((model.texts, config.text), (model.images, config.poster)):
+    for encoders, section in ((model.text_encoders, config.text), (model.image_encoders, config.poster)):
         for name in section.unfreezing:
             for encoder in encoders.values() if name != "none" else ():
                 encoder.freeze(False, name)

@@ -20,7 +20,7 @@ from genre_dist.pretrained import TOKENIZER
 from genre_dist.schema import TMDB, Schema
 from genre_dist.sealed import read_sealed, write_sealed
 from genre_dist.storage import read_bytes, sha256_of
-from genre_dist.stream.manifest import Image, Manifest, Text
+from genre_dist.stream.manifest import Image, Manifest, Moments, Text
 from genre_dist.validation import Count, Sha256
 
 _REMEDY = "copy the whole folder again; training's command writes the model anew if the run's checkpoints are there"
@@ -43,13 +43,16 @@ class ModelMetadata:
     weights_sha256: Sha256 | None = None
     schema: Schema | None = None
     """What is declared of the training data; absent for TMDB's."""
+    numbers: dict[str, Moments] = field(default_factory=dict)
+    """Field of numbers -> what standardises it; absent for TMDB's."""
 
     def __post_init__(self) -> None:
         names = [genre.name for genre in self.genres]
         if len(set(names)) < len(names) or not all(name and name.isprintable() for name in names):
             raise ValueError("each genre has a name of its own")
         source, fit = self.text["source"], self.image["fit"]
-        if source not in ("overview", "title", "both") or fit not in ("squash", "crop", "pad"):
+        is_known = self.schema is not None or source in ("overview", "title", "both")
+        if not is_known or fit not in ("squash", "crop", "pad"):
             raise ValueError(f"there is no text {source!r} or no fit {fit!r}")
 
     @property
@@ -60,7 +63,7 @@ class ModelMetadata:
     def to_dict(self) -> dict[str, Any]:
         content = asdict(self)
         if self.schema is None:
-            del content["schema"]
+            del content["schema"], content["numbers"]
         return content
 
 
@@ -85,7 +88,7 @@ def save_model(run: Path, weights: dict[str, Tensor], manifest: Manifest, step: 
         "weights_sha256": hashlib.sha256(written).hexdigest(),
     }
     if manifest.declared != TMDB:
-        metadata["schema"] = manifest.declared.to_dict()
+        metadata |= {"schema": manifest.declared.to_dict(), "numbers": manifest.numbers}
     write_sealed(run / METADATA, metadata)
 
 
@@ -133,7 +136,7 @@ def _token_file(run: Path, text: Text) -> Path:
 
 def save_text_encoder(run: Path, model: GenreClassifier) -> None:
     """Write the architecture of a pretrained text encoder, for when the folder it was read from is gone."""
-    for encoder in model.texts.values():  # all are of one architecture
+    for encoder in model.text_encoders.values():  # all are of one architecture
         if isinstance(encoder, PretrainedText):
             write_sealed(run / TEXT_ENCODER, architecture_of(encoder))
 

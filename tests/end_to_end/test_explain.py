@@ -55,7 +55,7 @@ def test_words_add_up_to_what_the_text_changes_and_the_model_stays_as_it_was(mor
     assert 0 <= told.heat.min() <= told.heat.max() <= 1
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert model.texts["text"].frozen == bool(more)
+    assert model.text_encoders["text"].frozen == bool(more)
     assert not model.training
 
 
@@ -69,7 +69,7 @@ def test_no_film_keeps_its_own_medium() -> None:
 
 def test_a_medium_the_model_ignores_is_worth_nothing_and_the_other_something(run: Path, sample_shards: Path) -> None:
     loaded = load_run(run, torch.device("cpu"))
-    width = loaded.model.texts["text"].encoding_size
+    width = loaded.model.text_encoders["text"].encoding_size
     with torch.no_grad():
         for head in loaded.model.heads:
             head[0].weight[:, :width] = 0

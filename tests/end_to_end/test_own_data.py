@@ -1,4 +1,4 @@
-"""README's "Your own data", run as it stands there: products with one category each, X-rays of patients with findings."""
+"""README "Your own data", run as it stands there: products of one category each, X-rays of patients with findings."""
 
 import json
 import re

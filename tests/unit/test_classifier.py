@@ -107,8 +107,8 @@ def test_numbers_are_encoded_with_marks_of_missing_ones() -> None:
 def test_the_encoding_is_the_texts_then_the_posters() -> None:
     model = make_model().eval()
     encoding = model.encode(inputs())
-    torch.testing.assert_close(encoding[:, :16], model.texts["text"](TOKENS, LENGTHS))
-    torch.testing.assert_close(encoding[:, 16:], model.images["poster"](images()))
+    torch.testing.assert_close(encoding[:, :16], model.text_encoders["text"](TOKENS, LENGTHS))
+    torch.testing.assert_close(encoding[:, 16:], model.image_encoders["poster"](images()))
 
 
 # --- a run's weights

@@ -190,7 +190,7 @@ def test_batch_norm_counts_the_images_that_are_there_and_no_blank_ones(manifest:
     with no_statistics([network.get_submodule(part) for part in lacking.absent]):
         network(lacking.fields).sum().backward()
     assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
-    poster = [parameter.grad for parameter in network.images["poster"].parameters()]
+    poster = [parameter.grad for parameter in network.image_encoders["poster"].parameters()]
     assert all(grad is not None and not grad.any() for grad in poster)  # every rank has gradients to exchange
 
 
