@@ -160,7 +160,7 @@ def _or_none(score: Any, labels: NDArray[np.bool_], logits: NDArray[np.floating]
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return float(score(labels, logits))
+        return min(1.0, float(score(labels, logits)))  # a sum of rounded shares may be a digit above 1
 
 
 def mean_of_known(values: Sequence[float | None]) -> float | None:

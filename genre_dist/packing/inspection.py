@@ -6,10 +6,18 @@ from rich.table import Table
 from genre_dist.packing.tokenizer import token_name
 from genre_dist.printable import printable, terminal
 from genre_dist.stream.index import SplitIndex
-from genre_dist.stream.manifest import SPLITS, Manifest
+from genre_dist.stream.manifest import SPLITS, Manifest, Text
 from genre_dist.stream.order import Rows, steps_per_epoch
 
 BATCHES = (32, 64, 256, 1024)  # global batch sizes for which inspect prints the steps of an epoch
+
+
+def vocabulary_line(text: Text) -> str:
+    """What the tokens are."""
+    if "tokenizer" in text:
+        return f"tokenizer {text['vocabulary']} {text['vocabulary_sha256'][:16]}, {text['words']:,} tokens"
+    vectors = f"vectors of {text['dim']} numbers" if text["vectors"] else "no word vectors"
+    return f"vocabulary {text['words']:,} words, {vectors}"
 
 
 def print_summary(manifest: Manifest) -> None:
@@ -18,11 +26,7 @@ def print_summary(manifest: Manifest) -> None:
     text, image = manifest.text, manifest.image
     console.print(f"{manifest.folder}  fingerprint {manifest.fingerprint}")
     console.print(f"posters {image['size']} x {image['size']} ({image['fit']}), text: {text['source']}")
-    if "tokenizer" in text:
-        console.print(f"tokenizer {text['vocabulary']} {text['vocabulary_sha256'][:16]}, {text['words']:,} tokens")
-    else:
-        vectors = f"vectors of {text['dim']} numbers" if text["vectors"] else "no word vectors"
-        console.print(f"vocabulary {text['words']:,} words, {vectors}")
+    console.print(vocabulary_line(text))
     left_out = ", ".join(f"{count:,} with {printable(reason)}" for reason, count in manifest.left_out.items()) or "none"
     console.print(f"films left out: {left_out}")
     table = Table(

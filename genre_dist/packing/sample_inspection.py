@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from genre_dist.packing.inspection import BATCHES
+from genre_dist.packing.inspection import BATCHES, vocabulary_line
 from genre_dist.printable import printable, terminal
 from genre_dist.stream.manifest import SPLITS
 from genre_dist.stream.order import steps_per_epoch
@@ -12,13 +12,12 @@ from genre_dist.stream.sample_manifest import SampleManifest
 def print_summary_of_samples(manifest: SampleManifest) -> None:
     """Print counts, sizes, fields, numbers, labels and the steps of an epoch."""
     console = terminal()
-    declared, text, image = manifest.declared, manifest.text, manifest.image
+    declared, image = manifest.declared, manifest.image
     console.print(f"{manifest.folder}  fingerprint {manifest.fingerprint}")
     fields = ", ".join(f"{field.name} ({field.kind})" for field in declared.fields)
     console.print(f"fields: {fields}; split by {printable(declared.split_by)}")
     console.print(f"images {image['size']} x {image['size']} ({image['fit']})")
-    vectors = f"vectors of {text['dim']} numbers" if text["vectors"] else "no word vectors"
-    console.print(f"vocabulary {text['words']:,} words, {vectors}")
+    console.print(vocabulary_line(manifest.text))
     for name, moments in manifest.numbers.items():
         columns = declared.by_name[name].columns
         rows = zip(columns, moments["mean"], moments["std"], strict=True)

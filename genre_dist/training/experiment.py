@@ -317,9 +317,8 @@ def summary(experiment: Experiment) -> str:
             f"a learned vector stands for a missing field: {', '.join(counts) or 'all films have every field'}"
             + (f"; {config.train.drop_field:.0%} are hidden at random" if config.train.drop_field else "")
         )
-    for part, text in experiment.model.text_encoders.items():
-        if isinstance(text, PretrainedText):
-            lines += text_lines(config, part, text, stream.reader)
+    texts = experiment.model.text_encoders.items()
+    lines += text_lines(config, {part: text for part, text in texts if isinstance(text, PretrainedText)}, stream.reader)
     for part, encoder in experiment.model.image_encoders.items():
         lines.append(f"{part} encoder {config.model.poster.arch}, starting weights: {encoder.weights_used}")
     compute = experiment.compute
@@ -332,12 +331,9 @@ def _computed_in(experiment: Experiment) -> str:
     tf32 = experiment.world.device.type == "cuda" and torch.backends.cudnn.allow_tf32
     plain = "TF32" if tf32 else "fp32"  # torch's default for convolutions and recurrent kernels
     precision = experiment.compute.precision
-    cast = precision if precision == "bf16" else plain
+    cast, texts = precision if precision == "bf16" else plain, list(experiment.model.text_encoders.values())
     parts = {
-        "texts": (
-            bool(experiment.model.text_encoders),
-            plain if experiment.config.model.text.pretrained is None else cast,
-        ),
+        "texts": (bool(texts), cast if any(isinstance(text, PretrainedText) for text in texts) else plain),
         "posters": (bool(experiment.model.image_encoders), cast),
         "heads": (True, precision),
     }

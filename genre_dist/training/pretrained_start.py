@@ -1,5 +1,7 @@
 """What a run with a pretrained text encoder checks and tells before its first step."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from genre_dist.config import Config
@@ -33,12 +35,13 @@ def check_tokenizer(config: Config, manifest: Manifest) -> None:
     )
 
 
-def text_lines(config: Config, part: str, encoder: PretrainedText, reader: Reader) -> list[str]:
-    """Lines about a pretrained text encoder: what it starts from, and how many texts it must cut."""
-    text = config.model.text
-    start = text.weights_file or encoder.weights_used
-    lines = [f"{part} encoder {text.arch}, {len(encoder.layers())} layers, starting weights: {start}"]
-    most = encoder.positions
+def text_lines(config: Config, encoders: Mapping[str, PretrainedText], reader: Reader) -> list[str]:
+    """Lines about pretrained text encoders, by name: what they start from, and how many texts they must cut."""
+    text, lines = config.model.text, list[str]()
+    for part, encoder in encoders.items():
+        start = text.weights_file or encoder.weights_used
+        lines.append(f"{part} encoder {text.arch}, {len(encoder.layers())} layers, starting weights: {start}")
+    most = next((encoder.positions for encoder in encoders.values()), None)  # all are of one architecture
     if most is not None and most < config.data.max_tokens and (cut := _longer(reader, most)):
         lines.append(
             f"{cut:,} of {reader.index.samples:,} texts are longer than the {most} positions of the text encoder and "

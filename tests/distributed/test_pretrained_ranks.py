@@ -13,6 +13,7 @@ from tiny_text import write_bert
 from genre_dist.catalogue.catalogue import read_rows
 from genre_dist.packing.layout import COLUMNS
 from genre_dist.packing.pack import pack
+from genre_dist.stream.manifest import load_manifest
 from genre_dist.train import main
 
 pytest.importorskip("transformers")
@@ -26,6 +27,7 @@ RUN = (
 )
 LAYERED = ("--optim.text_layer_decay", 0.7, "--model.text.frozen_through", "embeddings")
 GRADUAL = ("--model.text.frozen", "true", "--model.text.unfreeze_at", '{"embeddings": 2, "none": 4}')
+LACKING = ("--model.missing", "learn")
 RECOMPUTED = ("--model.poster.arch", "none", "--train.activation_checkpointing", "blocks")
 CASES = {
     "ddp": (),
@@ -35,27 +37,33 @@ CASES = {
     "fsdp layered": LAYERED,
     "ddp gradual": GRADUAL,
     "fsdp recomputed": RECOMPUTED,
+    "ddp lacking": LACKING,
+    "fsdp lacking": LACKING,
 }
-ALONE = {"": (), "layered": LAYERED, "gradual": GRADUAL, "recomputed": ("--model.poster.arch", "none")}
+ALONE = {
+    "": (),
+    "layered": LAYERED,
+    "gradual": GRADUAL,
+    "recomputed": ("--model.poster.arch", "none"),
+    "lacking": LACKING,
+}
 
 
-def arguments(shards: Path, run: Path, bert: Path, *more: object) -> list[str]:
-    return options(shards, run, "--model.text.arch", f"hf:{bert}", *RUN, *more)
+def arguments(folder: Path, name: str, *more: object) -> list[str]:
+    shards = folder / ("shards-lacking" if name.endswith("lacking") else "shards")
+    return options(shards, folder / name, "--model.text.arch", f"hf:{folder / 'bert'}", *RUN, *more)
 
 
 @pytest.fixture(scope="module")
 def runs(sample_catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each case by one process, and by a strategy on two ranks."""
+    """Each case by one process, and by a strategy on two ranks; in some of them films lack a text or a poster."""
     folder = tmp_path_factory.mktemp("pretrained")
     bert = write_bert(folder / "bert", [row["overview"] or "" for row in read_rows(sample_catalogue, COLUMNS)])
-    shards = folder / "shards"
-    pack(sample_catalogue, shards, tokenizer=str(bert), size=72, shard_size=50)
+    for name, require in (("shards", ("poster", "overview")), ("shards-lacking", ())):
+        pack(sample_catalogue, folder / name, tokenizer=str(bert), size=72, shard_size=50, require=require)
     for name, more in ALONE.items():
-        assert main(arguments(shards, folder / f"alone {name}".strip(), bert, *more)) == 0
-    lines = [
-        arguments(shards, folder / name, bert, "--parallel.strategy", name.split()[0], *more)
-        for name, more in CASES.items()
-    ]
+        assert main(arguments(folder, f"alone {name}".strip(), *more)) == 0
+    lines = [arguments(folder, name, "--parallel.strategy", name.split()[0], *more) for name, more in CASES.items()]
     (folder / "runs.json").write_text(json.dumps(lines))
     with Processes(folder / "log") as ranks:
         ranks.fork("strategy_runs", [str(folder / "runs.json"), "2"])
@@ -87,6 +95,13 @@ def test_every_layer_moved_and_frozen_embeddings_did_not(runs: Path) -> None:
             assert not torch.equal(trained[f"text.network.{name}"], begun[name])
         name = "embeddings.word_embeddings.weight"
         assert torch.equal(trained[f"text.network.{name}"], begun[name]) == frozen
+
+
+def test_films_without_a_text_are_learned_from(runs: Path) -> None:
+    patterns = load_manifest(runs / "shards-lacking").patterns("train", ("overview", "poster"))
+    assert patterns["poster",] > 0
+    weights = load_file(runs / "ddp lacking" / "model.safetensors")
+    assert all(weights[f"missing.{part}"].abs().max() > 1e-4 for part in ("text", "poster"))
 
 
 def test_the_record_has_the_rate_of_the_last_layer(runs: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,6 +17,7 @@ from genre_dist.catalogue.catalogue import poster_file, read_rows
 from genre_dist.explain.attribution import Explainer
 from genre_dist.inference.trained_model import load_run
 from genre_dist.packing.layout import COLUMNS
+from genre_dist.stream.device_feed import FieldInput
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.train import main as train_main
 
@@ -84,10 +86,11 @@ def test_explain_names_whole_words(folder: Path) -> None:
 def test_words_add_up_to_what_the_text_changes(folder: Path) -> None:
     run = load_run(folder / "run", torch.device("cpu"))
     tokens = torch.from_numpy(run.tokenizer.encode("a detective hunts a killer")).long()[None]
-    images, lengths = torch.zeros(1, 3, 32, 32), torch.tensor([tokens.shape[1]])
-    told = Explainer(run.model, 32)(images, tokens, lengths, genre=2)
+    poster, lengths = FieldInput(torch.zeros(1, 3, 32, 32)), np.array([tokens.shape[1]])
+    fields = {"poster": poster, "text": FieldInput(tokens, lengths)}
+    told = Explainer(run.model, 32)(fields, 2)
     with torch.no_grad():
-        effect = run.model(images, tokens, lengths) - run.model(images, torch.zeros_like(tokens), lengths)
+        effect = run.model(fields) - run.model(fields | {"text": FieldInput(torch.zeros_like(tokens), lengths)})
     assert told.words is not None
     assert told.words.sum() == pytest.approx(effect[0, 2].item(), abs=0.1 * float(abs(told.words).sum()) + 1e-5)
 
@@ -98,7 +101,7 @@ def test_an_export_takes_tokenizer_and_architecture_along(folder: Path, tmp_path
     assert {"tokenizer.json", "text_encoder.json", "model.safetensors"} <= files
     assert load_run(tmp_path / "out", torch.device("cpu")).tokenizer.closing == 1
     assert cli.main(["export", str(folder / "run"), "--out", str(tmp_path / "last"), "--which", "last"]) == 0
-    assert load_run(tmp_path / "last", torch.device("cpu")).model.text is not None
+    assert list(load_run(tmp_path / "last", torch.device("cpu")).model.text_encoders) == ["text"]
     damaged = Path(shutil.copytree(tmp_path / "out", tmp_path / "damaged"))
     content = (damaged / "text_encoder.json").read_text()
     (damaged / "text_encoder.json").write_text(content.replace('"num_attention_heads": 2', '"num_attention_heads": 4'))
@@ -109,9 +112,9 @@ def test_an_export_takes_tokenizer_and_architecture_along(folder: Path, tmp_path
 def test_a_run_starts_from_another_runs_text_encoder(folder: Path, moved: Path) -> None:
     weights = ("--model.text.weights", folder / "run" / "model.safetensors", "--train.steps", 1, "--optim.text_lr", 0)
     assert train_main(arguments(folder, *weights, run="second", arch=moved)) == 0
-    first, second = (load_run(folder / name, torch.device("cpu")).model.text for name in ("run", "second"))
-    assert first is not None
-    assert second is not None
+    first, second = (
+        load_run(folder / name, torch.device("cpu")).model.text_encoders["text"] for name in ("run", "second")
+    )
     for name, tensor in first.state_dict().items():
         assert torch.equal(second.state_dict()[name], tensor)
 
@@ -165,8 +168,7 @@ def test_long_texts_are_counted(folder: Path, moved: Path, capsys: pytest.Captur
 
 def test_dry_run_and_plan_count_it(folder: Path, moved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train_main([*arguments(folder, run="dry", arch=moved), "--dry_run"]) == 0
-    text = load_run(folder / "run", torch.device("cpu")).model.text
-    assert text is not None
+    text = load_run(folder / "run", torch.device("cpu")).model.text_encoders["text"]
     counted = f"{'text':<18}{sum(parameter.numel() for parameter in text.parameters()):,} parameters trained"
     assert counted in capsys.readouterr().out
     assert not (folder / "dry").exists()

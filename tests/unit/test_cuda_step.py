@@ -198,8 +198,9 @@ def test_nor_with_a_transformer_whose_masks_come_from_lengths(
 def test_the_librarys_own_masks_would_wait(transformer: Path, noted: Noted, tmp_path: Path) -> None:
     """Otherwise the test above would show nothing."""
     run = Run(with_text(arch=f"hf:{transformer}", pooling="mean"), ALONE, noted, tmp_path)
-    assert isinstance(run.experiment.model.text, PretrainedText)
-    run.experiment.model.text.takes_wide_masks = False
+    encoder = run.experiment.model.text_encoders["text"]
+    assert isinstance(encoder, PretrainedText)
+    encoder.takes_wide_masks = False
     run.steps(1)
     assert any("pretrained_text.py" in blocking for blocking in noted.blocking)
 
@@ -306,7 +307,7 @@ def test_a_run_says_what_each_part_computes_in_on_a_gpu(
     precision: str, tf32: bool, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
-    model = SimpleNamespace(texts={"text": 1}, images={"poster": 1})
+    model = SimpleNamespace(text_encoders={"text": 1}, image_encoders={"poster": 1})
     experiment: Any = SimpleNamespace(world=ALONE, compute=Compute(precision, 1), model=model)
     assert told in _computed_in(experiment)
 

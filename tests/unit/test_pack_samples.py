@@ -17,6 +17,7 @@ import pytest
 import simplejpeg
 from helpers import snapshot
 from test_importing import make_table
+from tiny_text import write_tokenizer
 
 from genre_dist.catalogue.catalogue import samples_file
 from genre_dist.catalogue.importing_samples import import_samples
@@ -28,12 +29,15 @@ from genre_dist.packing.sample_layout import RunningMoments
 from genre_dist.packing.sample_recipe import SampleShardReport
 from genre_dist.packing.shard_report import read_report
 from genre_dist.packing.splits import order_key, split_of
+from genre_dist.packing.tokenizer import read_tokenizer_file
 from genre_dist.packing.vocabulary import tokenise
 from genre_dist.sample_ids import id_of_key, member_key, number_of_id
 from genre_dist.schema import Field, Labels, Schema
 from genre_dist.storage import any_path, upload
 from genre_dist.stream.index import RECORD, index_path, load_array
 from genre_dist.stream.manifest import SampleManifest, load_manifest
+from genre_dist.stream.order import Rows
+from genre_dist.stream.reader import ShardReader
 
 SCHEMA = Schema(
     id="sku",
@@ -112,6 +116,33 @@ def split_in(manifest: SampleManifest, id: str) -> str:
 
 
 # ---- samples
+
+
+def test_a_tokenizer_makes_the_tokens_of_every_text(
+    catalogue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tokenizers")
+    file, out = write_tokenizer(tmp_path / "tokenizer"), tmp_path / "shards"
+    made = pack(catalogue, out, tokenizer=str(file), **OPTIONS)
+    tokenizer, samples = read_tokenizer_file(str(file)).pieces, packed(made)
+    assert (out / "tokenizer.json").read_bytes() == file.read_bytes()
+    assert (made.text["words"], made.text["padding"], made.text["closing"]) == (tokenizer.size, 0, 1)
+    for row in read_samples(catalogue, made.declared):
+        for field in ("title", "about"):
+            if row["id"] in samples and f"{field}.tokens.npy" in samples[row["id"]]:
+                tokens = np.load(io.BytesIO(samples[row["id"]][f"{field}.tokens.npy"]))
+                np.testing.assert_array_equal(tokens, tokenizer.encode(row[field]))
+    text = ShardReader(made, "train", ("title", "about"), 4, any_of=True).read(Rows(np.zeros(8, int), np.arange(8)))
+    for part in ("title", "about"):  # a text that is cut keeps its end
+        cut = text.arrays[f"{part}.lengths"] == 4
+        assert set(text.arrays[f"{part}.tokens"][cut, -1].tolist()) == {3}
+    assert main(["inspect", str(out), "--verify"]) == 0
+    assert f"tokenizer tokenizer.json {made.text['vocabulary_sha256'][:16]}" in capsys.readouterr().out
+    before = snapshot(out)
+    pack(catalogue, out, tokenizer=str(file), **OPTIONS)
+    assert snapshot(out) == before
+    with pytest.raises(ValueError, match="packed with another --tokenizer"):
+        pack(catalogue, out, **OPTIONS)
 
 
 def test_a_sample_has_a_member_for_each_field_that_is_there(catalogue: Path, manifest: SampleManifest) -> None:

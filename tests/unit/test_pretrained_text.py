@@ -13,7 +13,7 @@ from helpers import TINY
 from tiny_text import BERT, write_bert
 from torch import Tensor
 
-from genre_dist.config import ModelConfig, OptimConfig, TextConfig
+from genre_dist.config import ModelConfig, OptimConfig, PosterConfig, TextConfig
 from genre_dist.config.files import parse_config
 from genre_dist.models.classifier import GenreClassifier, parameter_groups
 from genre_dist.models.levers import pull_levers
@@ -242,10 +242,13 @@ def test_layers_freeze_up_to_one_of_them(folder: Path) -> None:
         encoder_of(folder, frozen_through="layer.0")
 
 
-def model_of(folder: Path, **settings: Any) -> GenreClassifier:
+NO_POSTER = PosterConfig(arch="none")
+
+
+def model_of(folder: Path, poster: PosterConfig | None = None, **settings: Any) -> GenreClassifier:
     text = TextConfig(**{"arch": f"hf:{folder}", "pooling": "mean"} | settings)
     parsed = parse_config(list(TINY)).config.model
-    return GenreClassifier(ModelConfig(text=text, poster=parsed.poster, heads=parsed.heads), 3, 32, 100, None)
+    return GenreClassifier(ModelConfig(text=text, poster=poster or parsed.poster, heads=parsed.heads), 3, 32, 100, None)
 
 
 def test_lower_layers_learn_more_slowly(folder: Path) -> None:
@@ -266,22 +269,20 @@ def test_lower_layers_learn_more_slowly(folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["stages", "blocks", "selective"])
 def test_recomputed_layers_give_the_same_gradients(folder: Path, kind: str) -> None:
     train = parse_config([*TINY, "--train.activation_checkpointing", kind]).config.train
-    kept, again = model_of(folder), model_of(folder)
-    again.poster = None  # its network has no blocks
+    kept, again = (model_of(folder, NO_POSTER) for _ in range(2))  # the tiny image network has no blocks
     pull_levers(again, train, torch.device("cpu"))
     tokens = batch_of(LENGTHS)
     for model in (kept, again):
-        assert model.text is not None
-        model.text(tokens, LENGTHS).square().sum().backward()
-    assert kept.text is not None
-    for name, parameter in kept.text.named_parameters():
-        torch.testing.assert_close(again.text.get_parameter(name).grad, parameter.grad, atol=1e-6, rtol=0)
+        model.text_encoders["text"](tokens, LENGTHS).square().sum().backward()
+    for name, parameter in kept.texts["text"].named_parameters():
+        torch.testing.assert_close(again.texts["text"].get_parameter(name).grad, parameter.grad, atol=1e-6, rtol=0)
 
 
 def test_its_layers_are_gathered_one_by_one(folder: Path) -> None:
     model = model_of(folder)
-    assert isinstance(model.text, PretrainedText)
-    assert list(units(model))[:3] == [*model.text.layers(), model.text]
+    text = model.text_encoders["text"]
+    assert isinstance(text, PretrainedText)
+    assert list(units(model))[:3] == [*text.layers(), text]
 
 
 def test_plans_count_its_layers(folder: Path) -> None:
@@ -305,11 +306,10 @@ def test_a_plan_keeps_no_scores_of_pairs_of_tokens(folder: Path) -> None:
 
 
 def test_a_steps_flops_are_those_of_its_products(folder: Path) -> None:
-    model = model_of(folder)
-    model.poster = None
-    config = parse_config(list(TINY)).config
-    assert isinstance(model.text, PretrainedText)
-    weights = sum(p.numel() for layer in model.text.layers() for p in layer.parameters() if p.ndim == 2)
+    model = model_of(folder, NO_POSTER)
+    config, text = parse_config(list(TINY)).config, model.text_encoders["text"]
+    assert isinstance(text, PretrainedText)
+    weights = sum(p.numel() for layer in text.layers() for p in layer.parameters() if p.ndim == 2)
     attention = 2 * 2 * 55 * 55 * BERT["hidden_size"]  # scores and their use, of a layer
     forward = 2 * weights * 55 + 2 * attention
     model.heads = torch.nn.Identity()  # type: ignore[assignment]

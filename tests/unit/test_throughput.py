@@ -5,6 +5,7 @@ import torch
 
 from genre_dist.config import Config, DataConfig, HeadsConfig, ModelConfig, PosterConfig, TextConfig
 from genre_dist.models.classifier import GenreClassifier
+from genre_dist.models.text import TextEncoder
 from genre_dist.planner.throughput import peak_flops, training_flops
 
 CPU = torch.device("cpu")
@@ -14,8 +15,9 @@ def counted(text: TextConfig, poster: PosterConfig) -> float:
     config = Config(model=ModelConfig(text=text, poster=poster))
     with torch.device("meta"):
         model = GenreClassifier(config.model, 19, 224, 100, None, load_weights=False)
-        if model.text is not None:
-            model.text.embedding = torch.nn.Embedding(100, 300).requires_grad_(False)  # frozen word vectors
+        for encoder in model.text_encoders.values():
+            assert isinstance(encoder, TextEncoder)
+            encoder.embedding = torch.nn.Embedding(100, 300).requires_grad_(False)  # frozen word vectors
     return training_flops(model, config, torch.device("meta"))
 
 

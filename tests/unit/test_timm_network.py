@@ -107,7 +107,7 @@ def test_its_blocks_are_recomputed(arch: str) -> None:
 def test_a_run_trains_it_is_planned_and_comes_back_without_trust(sample_shards: Path, tmp_path: Path) -> None:
     arguments = options(sample_shards, tmp_path / "run", "--model.poster.arch", TEST_RESNET, "--data.image_size", 64)
     assert main([*arguments, "--data.global_batch", "32", "--train.steps", "2"]) == 0
-    assert load_run(tmp_path / "run", torch.device("cpu")).model.poster is not None
+    assert list(load_run(tmp_path / "run", torch.device("cpu")).model.image_encoders) == ["poster"]
     planned = plan_model(parse_config(arguments).config, ("none", "blocks"))
     assert set(planned.traces) == {"none", "blocks"}
 
