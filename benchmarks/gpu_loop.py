@@ -102,7 +102,8 @@ def _waiting(bench: Bench, claim: str, share: float) -> Row:
 def stream(bench: Bench, config: Config, workers: int) -> TrainStream:
     """The training batches of a configuration in one micro-batch each."""
     feed = device_feed(bench.device, "cpu")
-    reader = ShardReader(bench.manifest(), "train", config.model.members, config.data.max_tokens)
+    manifest = bench.manifest()
+    reader = ShardReader(manifest, "train", config.model.members(manifest.declared), config.data.max_tokens)
     size = config.data.global_batch
     return TrainStream(
         reader, global_batch=size, micro_batch=size, seed=0, workers=workers, last_batch="drop", feed=feed

@@ -24,7 +24,7 @@ class LabelledText(NamedTuple):
     text: str
     fault: str | None
     """Why the film is unreadable; such a film has no genres and no words."""
-    key: str
+    key: str = ""
     """The id as another data set than TMDB's has it."""
 
 

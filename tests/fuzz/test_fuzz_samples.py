@@ -20,7 +20,7 @@ from genre_dist.packing.sample_recipe import SampleShardReport
 from genre_dist.packing.sample_verification import verify_samples
 from genre_dist.packing.shard_report import read_report
 from genre_dist.schema import Field, Labels, Schema
-from genre_dist.stream.sample_manifest import load_any_manifest, load_sample_manifest
+from genre_dist.stream.manifest import load_manifest
 
 DECLARED: dict[str, Any] = {
     "id": "sku",
@@ -149,8 +149,8 @@ def test_an_odd_manifest_is_read_or_told(shards: Path, folder: Path, data: st.Da
     (folder / "odd").mkdir(exist_ok=True)
     path = folder / "odd" / "manifest.json"
     path.write_bytes(data.draw(odd_json(json.loads((shards / "manifest.json").read_bytes()))))
-    told_or_read(lambda: load_any_manifest(path.parent), path)
-    told_or_read(lambda: load_sample_manifest(path.parent), path)
+    told_or_read(lambda: load_manifest(path.parent), path)
+    told_or_read(lambda: load_manifest(path.parent), path)
 
 
 @given(data=st.data())
@@ -172,6 +172,6 @@ def test_a_damaged_shard_is_found_by_verify(shards: Path, folder: Path, data: st
             (copy / path.name).write_bytes(path.read_bytes())
     changed = data.draw(damaged(written.read_bytes()))
     (copy / written.name).write_bytes(changed)
-    faults = told_or_read(lambda: verify_samples(load_sample_manifest(copy)), written.name)
+    faults = told_or_read(lambda: verify_samples(load_manifest(copy)), written.name)
     assert bool(faults) == (changed != written.read_bytes())
     assert not any("\n" in fault for fault in faults or ())
