@@ -26,7 +26,8 @@ from genre_dist.metrics.thresholds import load_thresholds
 from genre_dist.pages import charts
 from genre_dist.pages.rendering import write_page
 from genre_dist.progress import progress_bar
-from genre_dist.schema import Choose, Schema, plural
+from genre_dist.sample_ids import number_of_id
+from genre_dist.schema import TMDB, Choose, Schema, plural
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.device_feed import to_device, whole_pixels
 from genre_dist.stream.manifest import load_manifest
@@ -47,7 +48,7 @@ def explain(
     out: Path,
     *,
     split: str,
-    films: Sequence[int],
+    ids: Sequence[str],
     count: int,
     genres: int,
     shards: Path | None,
@@ -56,7 +57,7 @@ def explain(
 ) -> dict[str, Any]:
     """Explain films of a split and ablate each medium; writes index.html, explanation.json and PNGs into `out`.
 
-    Without `films`, the `count` most confident films are explained, each for another genre. `genres` is the number of
+    Without `ids`, the `count` most confident films are explained, each for another genre. `genres` is the number of
     genres explained per film, the most confident first. RAM holds one film's gradients and a window of encodings.
     Raises ValueError for films that the split lacks, and for shards of other genres or another vocabulary.
     """
@@ -66,7 +67,7 @@ def explain(
     check_same_labels(run, manifest)
     declared, choose = run.declared, run.declared.labels.choose
     thresholds = load_thresholds(folder, run.genres) if choose == "many" else None
-    films = list(films) or _surest(folder, split, count, thresholds)
+    films = [_number_of(id, declared) for id in ids] or _surest(folder, split, count, thresholds)
     infos = read_film_info(manifest.folder, split, films)
     reader = open_split(_within_positions(run), manifest, split)
     explainer = Explainer(run.model, run.config.data.image_size, run.metadata["text"].get("padding") or PADDING)
@@ -104,6 +105,15 @@ def explain(
     words = {"declared": declared, "plural": plural(declared.label), "media_words": media_words(declared)}
     write_page(out / "index.html", "explanation.html", explanation=explanation, **context, **words)
     return explanation
+
+
+def _number_of(id: str, declared: Schema) -> int:
+    """The number in the index of a sample's id. Raises ValueError for what is no id of a film."""
+    if declared != TMDB:
+        return number_of_id(id)
+    if not (id.isdecimal() and int(id) < 2**63):
+        raise ValueError(f"--films takes ids of films such as 603,604, not `{id}`")
+    return int(id)
 
 
 def _surest(folder: Path, split: str, count: int, thresholds: NDArray[np.float64] | None) -> list[int]:
@@ -206,8 +216,8 @@ def _media(explanation: dict[str, Any], declared: Schema) -> dict[str, Any] | No
 
 
 def media_words(declared: Schema) -> dict[str, str]:
-    """What the media of many samples are called."""
-    return {"poster": plural(declared.first("image")), "text": "texts"}
+    """What the media of many samples are called, by encoder."""
+    return {field.part: field.part if field.part.endswith("s") else plural(field.part) for field in declared.fields}
 
 
 def _lost_row(lost: dict[str, Any], name: str) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def _bars(axes: Any, words: list[str], values: NDArray[np.float32]) -> None:
 
 def ablation_figure(ablation: dict[str, Any], measures: Sequence[str], path: Path, declared: Schema) -> None:
     """Write the loss of each measure when a medium is shuffled, with 95 % intervals."""
-    media, shown = {"text": "text", "poster": declared.first("image")}, SHOWN[declared.labels.choose].names
+    shown = SHOWN[declared.labels.choose].names
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     names = [(medium, measure) for medium in ablation["loss_without"] for measure in measures]
@@ -70,7 +70,7 @@ def ablation_figure(ablation: dict[str, Any], measures: Sequence[str], path: Pat
     error = np.abs(values[:, 1:] - values[:, :1]).T
     axes.errorbar(values[:, 0], range(len(known)), xerr=error, fmt="o", color=ACCENT)
     axes.axvline(0, color="0.5", linestyle="--", linewidth=1)
-    axes.set_yticks(range(len(known)), [f"{media[medium]} shuffled: {shown[measure]}" for medium, measure, _ in known])
+    axes.set_yticks(range(len(known)), [f"{medium} shuffled: {shown[measure]}" for medium, measure, _ in known])
     axes.invert_yaxis()
     axes.set_xlabel("points lost")
     axes.spines[["top", "right"]].set_visible(False)

@@ -24,9 +24,6 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _explain(arguments: Namespace) -> None:
-    given = names(arguments.films)
-    if wrong := [film for film in given if not (film.isdecimal() and int(film) < 2**63)]:
-        raise ValueError(f"--films takes ids of films such as 603,604, not `{wrong[0]}`")
     with writing(arguments.out):
         from genre_dist.explain.explanation import explain
 
@@ -34,7 +31,7 @@ def _explain(arguments: Namespace) -> None:
             arguments.folder,
             arguments.out,
             split=arguments.split,
-            films=[int(film) for film in given],
+            ids=names(arguments.films),
             count=arguments.count,
             genres=arguments.genres,
             shards=arguments.shards,
