@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from genre_dist.config import Config
-from genre_dist.config.continuing import effect_of, settings
+from genre_dist.config.continuing import agree, effect_of, settings
 
 _SAME_FIGURES = frozenset({"data.micro_batch", "train.eval_every_steps"})
 GOES_ON = _SAME_FIGURES | {"train.steps", "train.epochs"}
@@ -25,7 +25,7 @@ def differing(existing: Config, wanted: Config, ignored: Collection[str] = GOES_
     for key, value in new.items():
         if key in ignored or key.startswith(absent) or effect_of(key) == "free":
             continue
-        if _comparable(key, old[key]) != _comparable(key, value):
+        if not agree(key, _comparable(key, old[key]), _comparable(key, value)):
             return key, old[key], value
     return None
 

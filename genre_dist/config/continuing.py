@@ -74,8 +74,13 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], effect: Effect) -
     return {
         name: (before[name], value)
         for name, value in now.items()
-        if effect_of(name) == effect and name in before and before[name] != value
+        if effect_of(name) == effect and name in before and not agree(name, before[name], value)
     }
+
+
+def agree(name: str, one: Any, other: Any) -> bool:
+    """Whether two values of a setting are the same; `model.missing` of auto leaves it to the run or to its shards."""
+    return bool(one == other or (name == "model.missing" and "auto" in (one, other)))
 
 
 def describe(changed: Changes) -> str:

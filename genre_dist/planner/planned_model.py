@@ -16,6 +16,7 @@ from genre_dist.parallel.sharded import units
 from genre_dist.planner.memory import Checkpointing, Sizes
 from genre_dist.planner.sizes import TYPICAL_TOKENS
 from genre_dist.planner.trace import Trace, trace_step
+from genre_dist.schema import TMDB, Schema
 from genre_dist.stream.manifest import load_manifest
 
 ASSUMED_WORDS, ASSUMED_DIM = 30_000, 300
@@ -30,6 +31,8 @@ class Vocabulary(NamedTuple):
     """Width of the word vectors; None if there are none and the embedding is trained."""
     genres: int
     source: str
+    declared: Schema = TMDB
+    """The fields."""
 
 
 class PlannedModel(NamedTuple):
@@ -78,7 +81,7 @@ def find_vocabulary(config: Config) -> Vocabulary:
         return Vocabulary(ASSUMED_WORDS, ASSUMED_DIM, len(GENRES), source)
     text = manifest.text
     dim = text["dim"] if text["vectors"] is not None else None
-    return Vocabulary(int(text["words"]), dim, len(manifest.genres), str(manifest.folder))
+    return Vocabulary(int(text["words"]), dim, len(manifest.genres), str(manifest.folder), manifest.declared)
 
 
 def meta_model(config: Config, vocabulary: Vocabulary, on_gpu: bool) -> GenreClassifier:
@@ -97,6 +100,7 @@ def meta_model(config: Config, vocabulary: Vocabulary, on_gpu: bool) -> GenreCla
             vocabulary.words,
             vectors,
             load_weights=False,
+            schema=vocabulary.declared,
         )
 
 

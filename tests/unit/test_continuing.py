@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from genre_dist.config import Config, DataConfig, HeadsConfig, ModelConfig, OptimConfig, RunConfig
 from genre_dist.config.continuing import EFFECTS, changes, describe, effect_of, settings, trained_with
 
@@ -45,3 +47,11 @@ def test_a_setting_that_an_older_version_did_not_know_does_not_differ() -> None:
     del before["model.text.pooling"]
     now = trained_with(Config(model=ModelConfig(heads=HeadsConfig(hidden=(7,)))))
     assert changes(before, now, "fixed") == {"model.heads.hidden": ([1024, 512], [7])}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "agrees"),
+    [("auto", "learn", True), ("leave_out", "auto", True), ("learn", "learn", True), ("learn", "leave_out", False)],
+)
+def test_missing_fields_left_to_the_shards_agree_with_what_a_run_settled_on(one: str, other: str, agrees: bool) -> None:
+    assert (changes({"model.missing": one}, {"model.missing": other}, "fixed") == {}) == agrees
