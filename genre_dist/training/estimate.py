@@ -13,7 +13,7 @@ from genre_dist.planner.planned_model import PlannedModel, meta_model, plan_mode
 from genre_dist.planner.sizes import gb, mb
 from genre_dist.planner.throughput import peak_flops, training_flops
 from genre_dist.stream.manifest import load_manifest
-from genre_dist.training.experiment import choose_precision, open_stream, total_steps
+from genre_dist.training.experiment import choose_precision, open_stream, settle_missing, total_steps
 from genre_dist.training.host_bound import host_bound
 from genre_dist.training.loss import training_loss
 
@@ -23,6 +23,7 @@ def estimate(config: Config, world_size: int) -> str:
     check_strategy(config, world_size)
     batches = derive_batches(config.data, world_size)
     manifest = load_manifest(config.data.shards)
+    config = settle_missing(config, manifest)
     stream = open_stream(config, manifest, world_size)
     steps = total_steps(config, stream.steps_per_epoch)
     epochs = steps / stream.steps_per_epoch

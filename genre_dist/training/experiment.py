@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -246,7 +246,7 @@ def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractC
     return partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def settle_missing(config: Config, manifest: Manifest, world: World) -> Config:
+def settle_missing(config: Config, manifest: Manifest) -> Config:
     """Resolve `model.missing=auto`: as the run in the folder began, else by whether a training sample lacks a field.
 
     Runs of versions without the setting left such samples out.
@@ -260,8 +260,7 @@ def settle_missing(config: Config, manifest: Manifest, world: World) -> Config:
     else:
         lacking = any(0 < len(names) < len(members) for names in manifest.patterns("train", members))
         learn = lacking or config.train.drop_field > 0
-    missing: Literal["learn", "leave_out"] = world.broadcast("learn" if learn else "leave_out")
-    return replace(config, model=replace(config.model, missing=missing))
+    return replace(config, model=replace(config.model, missing="learn" if learn else "leave_out"))
 
 
 def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
@@ -273,7 +272,7 @@ def set_up(config: Config, world: World, splits: bool = False) -> Experiment:
     check_views(config)
     batches = derive_batches(config.data, world.size)
     manifest = load_manifest(config.data.shards)
-    config = settle_missing(config, manifest, world)
+    config = world.broadcast(settle_missing(config, manifest))
     loss = training_loss(config.loss, manifest, world.device)  # here, as it may not fit the labels
     stream = open_stream(config, manifest, world.size, world.rank, device_feed(world.device, config.data.decode))
     model = _build_on_all(config, manifest, world).to(world.device)

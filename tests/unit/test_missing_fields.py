@@ -14,7 +14,6 @@ from genre_dist.metrics.measures import by_fields
 from genre_dist.models.batchnorm import no_statistics
 from genre_dist.models.classifier import GenreClassifier, MissingFields, parameter_groups
 from genre_dist.packing.pack import pack
-from genre_dist.parallel.world import World
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.device_feed import Size, dropping, to_device, whole_pixels
 from genre_dist.stream.manifest import Manifest, load_manifest
@@ -22,7 +21,6 @@ from genre_dist.stream.reader import ShardReader
 from genre_dist.training.experiment import settle_missing
 
 CPU = torch.device("cpu")
-ALONE = World(0, 1, CPU)
 FIELDS = ("overview", "poster")
 WHOLE = whole_pixels(DataConfig(image_size=32))
 
@@ -222,7 +220,7 @@ def test_auto_learns_where_films_lack_a_field(
     made = Config(model=ModelConfig(missing=asked), train=TrainConfig(drop_field=share))  # type: ignore[arg-type]
     object.__setattr__(made.run, "dir", str(tmp_path / "run"))
     shards = manifest if lacking else load_manifest(sample_shards)
-    assert settle_missing(made, shards, ALONE).model.missing == settled
+    assert settle_missing(made, shards).model.missing == settled
 
 
 def test_a_run_of_a_version_without_the_setting_goes_on_leaving_films_out(manifest: Manifest, tmp_path: Path) -> None:
@@ -230,9 +228,9 @@ def test_a_run_of_a_version_without_the_setting_goes_on_leaving_films_out(manife
     object.__setattr__(made.run, "dir", str(tmp_path))
     (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
     (tmp_path / "config.yaml").write_text("model: {text: {hidden: 8}}\n")
-    assert settle_missing(made, manifest, ALONE).model.missing == "leave_out"
+    assert settle_missing(made, manifest).model.missing == "leave_out"
     (tmp_path / "config.yaml").write_text("model: {missing: learn}\n")
-    assert settle_missing(made, manifest, ALONE).model.missing == "learn"
+    assert settle_missing(made, manifest).model.missing == "learn"
 
 
 def test_hiding_what_the_model_cannot_do_without_is_refused() -> None:
