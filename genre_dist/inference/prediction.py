@@ -49,6 +49,8 @@ def film_of_options(run: Run, poster: Path | None, overview: str | None, title: 
     A model with learned vectors for missing fields needs one of its fields.
     """
     uses, source = run.config.model, run.metadata["text"]["source"]
+    if other := sorted({*uses.members(run.declared)} - {"poster", "overview"}):
+        raise ValueError(f"this model takes {' and '.join(other)}: predict with --table FILE, --posters and --out")
     given = {"poster": poster, "overview": overview, "title": title}
     needed = (*(("poster",) if uses.uses_poster else ()), *(TEXT_FIELDS[source] if uses.uses_text else ()))
     missing = [f"--{name}" for name in needed if given[name] is None]

@@ -11,18 +11,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import options, rows
-from one_label import ARTICLES, declare
+from one_label import ARTICLES
 
 from genre_dist.catalogue import sample_films
+from genre_dist.catalogue.catalogue import read_rows
+from genre_dist.catalogue.importing_samples import import_samples
 from genre_dist.cli import main
+from genre_dist.genres import GENRES
 from genre_dist.inference.trained_model import load_run
 from genre_dist.metrics.choosing import log_losses
 from genre_dist.metrics.evaluation_files import declared_of, read_evaluation
 from genre_dist.packing.pack import pack
-from genre_dist.schema import TMDB
 from genre_dist.train import main as train
 
 SHORT = ("--train.steps", 20, "--data.global_batch", 16, "--data.workers", 0, "--train.eval_every_steps", 10)
+NAME_OF_ID = {genre.id: genre.name for genre in GENRES}
 WORDS = re.compile(r"\b(films?|genres?)\b", re.IGNORECASE)
 
 
@@ -44,9 +47,17 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walked]:
     draw_genres = sample_films._draw_genres
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sample_films, "_draw_genres", lambda rng: draw_genres(rng)[:1])
-        sample_films.make_sample(240, seed=3, out=folder / "catalogue", size=(60, 90))
-        pack(folder / "catalogue", folder / "shards", size=72, shard_size=50, workers=1)
-        declare(ARTICLES, patch)
+        sample_films.make_sample(240, seed=3, out=folder / "films", size=(60, 90))
+        articles = [
+            {"key": str(row["tmdb_id"]), "topic": NAME_OF_ID[row["genre_ids"][0]], "overview": row["overview"]}
+            for row in read_rows(folder / "films")
+        ]
+        (folder / "articles.jsonl").write_text("".join(f"{json.dumps(article)}\n" for article in articles))
+        import_samples(
+            folder / "articles.jsonl", ARTICLES, {"poster": [folder / "films/posters"]}, folder / "catalogue"
+        )
+        require = ("poster", "overview")
+        pack(folder / "catalogue", folder / "shards", size=72, shard_size=50, workers=1, require=require)
         patch.setenv("COLUMNS", "160")
         shards, net, text = str(folder / "shards"), str(folder / "runs" / "net"), str(folder / "runs" / "text")
         capture = pytest.MonkeyPatch()  # what is printed by all of them
@@ -107,7 +118,7 @@ def test_predictions_are_the_likeliest_topic_with_probabilities_that_add_up(walk
 
 
 def test_one_article_is_predicted_as_many_are(walked: Walked, capsys: pytest.CaptureFixture[str]) -> None:
-    poster = str(next((walked.folder / "catalogue" / "posters").rglob("*.jpg")))
+    poster = str(next((walked.folder / "films" / "posters").rglob("*.jpg")))
     assert main(["predict", str(walked.run), "--poster", poster, "--overview", "a war"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 19
@@ -199,9 +210,8 @@ def test_a_loss_for_any_number_of_labels_is_refused_before_a_run_is_begun(
 
 
 def test_shards_of_any_number_of_topics_are_refused_for_a_model_of_exactly_one(
-    walked: Walked, sample_shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    walked: Walked, sample_shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    declare(TMDB, monkeypatch)
-    assert main(["evaluate", str(walked.run), "--shards", str(walked.folder / "shards")]) == 2
+    assert main(["evaluate", str(walked.run), "--shards", str(sample_shards)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "a film has any number of topics, and the model was trained for exactly one topic" in line
