@@ -16,14 +16,12 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsin
 from genre_dist.atomic import atomic_file
 from genre_dist.config import Config
 from genre_dist.config.rules import near
-from genre_dist.config.run import CONFIG, METADATA, RECORD, WEIGHTS
+from genre_dist.config.run import is_of_a_run
 from genre_dist.config.trust import refuse_foreign_code
 from genre_dist.config.yaml_mapping import read_mapping
 from genre_dist.printable import printable
 
 DEFAULT_FILE = "configs/end_to_end.yaml"
-_OF_A_RUN = ("checkpoints/step-*", RECORD, METADATA, WEIGHTS)
-"""Files beside the config.yaml of a run, at least one of them."""
 _SWITCHES = ("config", "dry_run", "trust_code", "help", "print_config")
 """Options that are no settings."""
 
@@ -128,11 +126,6 @@ def _given(argv: Sequence[str], option: str) -> list[tuple[int, str]]:
         for at, word in enumerate(argv)
         if word == option or word.startswith(f"{option}=")
     ]
-
-
-def is_of_a_run(file: Path) -> bool:
-    """Whether this is the config.yaml of a run, in its folder."""
-    return file.name == CONFIG and any(any(file.parent.glob(name)) for name in _OF_A_RUN)
 
 
 def _check_file(path: Path) -> None:

@@ -1,6 +1,7 @@
 """The sections for a run's ranks, its folder and its checkpoints."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from genre_dist.config.rules import require
@@ -10,6 +11,14 @@ CONFIG, RECORD, METADATA, WEIGHTS = "config.yaml", "metrics.jsonl", "model.json"
 TEXT_ENCODER = "text_encoder.json"
 """The architecture of a pretrained text encoder, beside the model."""
 """Files of a run's folder: its configuration, its record, its model's metadata, and the model."""
+
+_OF_A_RUN = ("checkpoints/step-*", RECORD, METADATA, WEIGHTS)
+"""Files beside the config.yaml of a run, at least one of them."""
+
+
+def is_of_a_run(file: Path) -> bool:
+    """Whether this is the config.yaml of a run, in its folder."""
+    return file.name == CONFIG and any(any(file.parent.glob(name)) for name in _OF_A_RUN)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from torch import Tensor
 
 from genre_dist.config import Config, derive_batches
-from genre_dist.config.files import is_of_a_run, load_config
-from genre_dist.config.run import CONFIG
+from genre_dist.config.run import CONFIG, is_of_a_run
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.levers import Choice, choose_compiling, choose_cuda_graph, pull_levers, without_effect
 from genre_dist.models.pretrained_text import PretrainedText
@@ -177,6 +177,8 @@ def build_model(config: Config, manifest: Manifest, load_weights: bool = True) -
 def _check_starting_weights(config: Config, manifest: Manifest) -> None:
     """Raise ValueError for weights of another run that are damaged, and for a text encoder's that fit by shape but had
     another pooling or other words."""
+    from genre_dist.config.files import load_config
+
     text, poster = config.model.text, config.model.poster
     files = (text.weights_file, poster.weights)
     runs = {file: Path(file).parent for file in files if file and Path(file).name == WEIGHTS}
@@ -246,6 +248,15 @@ def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractC
     return partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def _recorded_missing(file: Path) -> str | None:
+    """`model.missing` of the run whose config.yaml this is (`leave_out` before there was one); None without a run."""
+    if not is_of_a_run(file):
+        return None
+    written = yaml.safe_load(file.read_bytes())
+    model = written.get("model") if isinstance(written, dict) else None
+    return str(model.get("missing", "leave_out")) if isinstance(model, dict) else "leave_out"
+
+
 def settle_missing(config: Config, manifest: Manifest) -> Config:
     """Resolve `model.missing=auto`: as the run in the folder began, else by whether a training sample lacks a field.
 
@@ -255,8 +266,8 @@ def settle_missing(config: Config, manifest: Manifest) -> Config:
         return config
     members = config.model.members(manifest.declared)
     recorded = Path(config.run.dir) / CONFIG
-    if is_of_a_run(recorded) and not config.run.overwrite:
-        learn = load_config(recorded).model.missing == "learn"
+    if recorded.is_file() and not config.run.overwrite and (missing := _recorded_missing(recorded)):
+        learn = missing == "learn"
     else:
         lacking = any(0 < len(names) < len(members) for names in manifest.patterns("train", members))
         learn = lacking or config.train.drop_field > 0
