@@ -4,13 +4,13 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from typing_extensions import TypedDict
 
 from genre_dist.catalogue.left_out import LeftOut
 from genre_dist.packing.posters import Fit
-from genre_dist.packing.shard_report import ODD, UNREADABLE, written_recipe
+from genre_dist.packing.shard_report import ODD, UNREADABLE, check_image_options, written_recipe
 from genre_dist.sample_ids import number_of_id
 from genre_dist.schema import Schema
 from genre_dist.stream.sample_manifest import SampleShard
@@ -34,12 +34,7 @@ class SampleRecipe:
     """Of the file of --tokenizer, '' for words."""
 
     def __post_init__(self) -> None:
-        if self.fit not in get_args(Fit):
-            raise ValueError(f"--fit is {', '.join(get_args(Fit))}, not {self.fit}")
-        if not 1 <= self.size <= 4096 or self.shard_size < 1:
-            raise ValueError("--size goes from 1 to 4096, --shard_size is at least 1")
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"--quality goes from 1 to 100, not {self.quality}")
+        check_image_options(self.fit, self.size, self.quality, self.shard_size)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it, see `shard_report.written_recipe`."""

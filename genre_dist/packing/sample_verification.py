@@ -14,15 +14,14 @@ from genre_dist.packing.verification import (
     FAULTS,
     check_file,
     check_layout,
-    check_words,
+    check_shards,
     index_of_shard,
     repeated_films,
 )
 from genre_dist.printable import printable
-from genre_dist.progress import progress_bar
 from genre_dist.sample_ids import id_of_key, number_of_id
 from genre_dist.schema import Field
-from genre_dist.storage import AnyPath, local_copy
+from genre_dist.storage import AnyPath
 from genre_dist.stream import tar
 from genre_dist.stream.decode import decode_jpeg
 from genre_dist.stream.index import array_in
@@ -36,20 +35,8 @@ def verify_samples(manifest: SampleManifest) -> list[str]:
 
     Faults are those of `verification.verify`. The split of a sample is checked where samples are split by their ids.
     """
-    faults = list(check_words(manifest))
-    if manifest.split_rule != DECLARED_RULE:
-        faults.append(f"{FILE}: its split rule is not the one that samples are compared with here: {DECLARED_RULE}")
     checker = _Checker(manifest)
-    with progress_bar() as progress:
-        for shard in progress.track(manifest.shards, description="verifying shards"):
-            path = manifest.folder / shard.file
-            try:
-                with local_copy(path) as file:
-                    shard_faults = list(checker.check(path, file, shard))
-            except FAULTS as error:
-                fault = str(error)
-                shard_faults = [fault if str(path.with_suffix("")) in fault else f"{path}: {fault}"]
-            faults += shard_faults
+    faults = check_shards(manifest, DECLARED_RULE, checker.check)
     faults = faults or list(checker.check_labels())
     return [printable(fault) for fault in faults]
 

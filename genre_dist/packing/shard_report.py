@@ -28,6 +28,16 @@ _REMEDY = "run the same pack again, it makes the shard anew"
 Int64 = Annotated[int, Interval(ge=-(2**63), lt=2**63)]
 
 
+def check_image_options(fit: str, size: int, quality: int, shard_size: int) -> None:
+    """Raise ValueError for an impossible option that every kind of recipe has."""
+    if fit not in get_args(Fit):
+        raise ValueError(f"--fit is {', '.join(get_args(Fit))}, not {fit}")
+    if not 1 <= size <= 4096 or shard_size < 1:
+        raise ValueError("--size goes from 1 to 4096, --shard_size is at least 1")
+    if not 1 <= quality <= 100:
+        raise ValueError(f"--quality goes from 1 to 100, not {quality}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """The options that, with its films, decide a shard's bytes. Raises ValueError for an impossible value."""
@@ -50,12 +60,7 @@ class Recipe:
             raise ValueError(f"--require knows poster and overview, not {', '.join(sorted(unknown))}")
         if self.text not in ("overview", "title", "both"):
             raise ValueError(f"--text is overview, title or both, not {self.text}")
-        if self.fit not in get_args(Fit):
-            raise ValueError(f"--fit is {', '.join(get_args(Fit))}, not {self.fit}")
-        if not 1 <= self.size <= 4096 or self.shard_size < 1:
-            raise ValueError("--size goes from 1 to 4096, --shard_size is at least 1")
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"--quality goes from 1 to 100, not {self.quality}")
+        check_image_options(self.fit, self.size, self.quality, self.shard_size)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it, see `written_recipe`."""

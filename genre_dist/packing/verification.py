@@ -1,7 +1,7 @@
 """Verification of shards: every number and checksum of the manifest against the files, and every sample decoded."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -35,25 +35,34 @@ def verify(manifest: Manifest) -> list[str]:
     damaged members, bytes that belong to no sample, labels and tokens out of range, a film twice or in the wrong split.
     Raises ValueError for encodings: damaged ones are simply made again.
     """
+    checker = _ShardChecker(manifest)
+    faults = check_shards(manifest, RULE, checker.check)
+    faults = faults or list(checker.check_genres())
+    faults = faults or list(_check_reports(manifest))
+    return [printable(fault) for fault in faults]
+
+
+def check_shards(manifest: Manifest, rule: str, check: Callable[[AnyPath, Path, Any], Iterable[str]]) -> list[str]:
+    """Faults of vocabulary and split rule, then those that `check` finds of each shard, its tar on this machine.
+
+    Raises ValueError for encodings.
+    """
     if manifest.encoding is not None:
         raise ValueError(f"{manifest.folder}: these are encodings; verify the shards they were made from")
-    faults = list(check_words(manifest))
-    if manifest.split_rule != RULE:
-        faults.append(f"{FILE}: its split rule is not the one that films are compared with here: {RULE}")
-    checker = _ShardChecker(manifest)
+    faults, samples = list(check_words(manifest)), manifest.declared.samples
+    if manifest.split_rule != rule:
+        faults.append(f"{FILE}: its split rule is not the one that {samples} are compared with here: {rule}")
     with progress_bar() as progress:
         for shard in progress.track(manifest.shards, description="verifying shards"):
             path = manifest.folder / shard.file
             try:
                 with local_copy(path) as file:
-                    shard_faults = list(checker.check(path, file, shard))
+                    shard_faults = list(check(path, file, shard))
             except FAULTS as error:
                 fault = str(error)
                 shard_faults = [fault if str(path.with_suffix("")) in fault else f"{path}: {fault}"]
             faults += shard_faults
-    faults = faults or list(checker.check_genres())
-    faults = faults or list(_check_reports(manifest))
-    return [printable(fault) for fault in faults]
+    return faults
 
 
 def repeated_films(manifest: Manifest) -> set[int]:

@@ -23,7 +23,6 @@ from genre_dist.stream.sample import (
     load_fault,
     load_genres,
     load_labels,
-    rows_of_names,
     sample_in,
 )
 from genre_dist.stream.source import ReadBuffer, source_of
@@ -159,10 +158,9 @@ class ShardReader(Reader):
             shapes |= field.shapes
         self._spec = SlotSpec(0, len(manifest.genres), tuple(shapes.items()))
         self._is_of_films, self._sample = schema == TMDB, schema.sample
-        by_id, by_name = label_rows(manifest.genres), rows_of_names([genre.name for genre in manifest.genres])
-        self._labels: Callable[[memoryview], NDArray[np.float32]] = (
-            (lambda data: by_id(load_genres(data))) if self._is_of_films else (lambda data: by_name(load_labels(data)))
-        )
+        labels = [genre.id if self._is_of_films else genre.name for genre in manifest.genres]
+        self._load_labels = load_genres if self._is_of_films else load_labels
+        self._row = label_rows(labels, schema.label)
 
     def _field_reader(self, field: Field) -> FieldReader:
         if field.kind == "text":
@@ -224,7 +222,7 @@ class ShardReader(Reader):
             if ENCODINGS in batch.arrays:
                 self._take_encoding(members, number, batch)
                 return
-            batch.labels[number] = self._labels(members["json"])
+            batch.labels[number] = self._row(self._load_labels(members["json"]))
             for bit, field in self._fields:
                 if has[number] & bit:
                     field.take(number, members[field.extension], batch)
@@ -255,7 +253,7 @@ class ShardReader(Reader):
             batch.weights[number] = 0
             batch.faults.append(fault)
         else:
-            batch.labels[number] = self._labels(members["json"])
+            batch.labels[number] = self._row(self._load_labels(members["json"]))
 
 
 def _reason(error: Exception) -> str:

@@ -7,14 +7,13 @@ result. The bytes themselves tell which path applies, so no flag declares it.
 import json
 import re
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from genre_dist.genres import Genre
 from genre_dist.printable import printable
 from genre_dist.sample_ids import id_of_key, number_of_id
 from genre_dist.schema import TMDB, Schema
@@ -216,34 +215,21 @@ def load_labels(data: Data) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def rows_of_names(names: Sequence[str]) -> Callable[[tuple[str, ...]], NDArray[np.float32]]:
-    """A function from labels to multi-hot rows, float32 [labels]. It raises ValueError for an unknown label."""
-    columns = {name: number for number, name in enumerate(names)}
+def label_rows(labels: Iterable[Any], what: str) -> Callable[[tuple[Any, ...]], NDArray[np.float32]]:
+    """A function from some of these labels (ids of genres, or names) to multi-hot rows, float32 [labels].
+
+    It raises ValueError for an unknown one; `what` is what the message calls it.
+    """
+    columns = {label: number for number, label in enumerate(labels)}
 
     @lru_cache(maxsize=4096)
-    def row(chosen: tuple[str, ...]) -> NDArray[np.float32]:
-        labels = np.zeros(len(columns), np.float32)
-        for name in chosen:
-            if name not in columns:
-                raise ValueError(f"the label {printable(name)[:40]!r} is not in the manifest")
-            labels[columns[name]] = 1
-        return labels
-
-    return row
-
-
-def label_rows(genres: Iterable[Genre]) -> Callable[[tuple[int, ...]], NDArray[np.float32]]:
-    """A function from genre ids to multi-hot labels, float32 [genres]. It raises ValueError for an unknown id."""
-    columns = {genre.id: number for number, genre in enumerate(genres)}
-
-    @lru_cache(maxsize=4096)
-    def row(chosen: tuple[int, ...]) -> NDArray[np.float32]:
-        labels = np.zeros(len(columns), np.float32)
-        for genre in chosen:
-            if genre not in columns:
-                raise ValueError(f"the genre {str(genre)[:40]} is not in the manifest")
-            labels[columns[genre]] = 1
-        return labels
+    def row(chosen: tuple[Any, ...]) -> NDArray[np.float32]:
+        row = np.zeros(len(columns), np.float32)
+        for label in chosen:
+            if label not in columns:
+                raise ValueError(f"the {what} {printable(label)[:40]} is not in the manifest")
+            row[columns[label]] = 1
+        return row
 
     return row
 
