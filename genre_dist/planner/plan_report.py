@@ -131,7 +131,7 @@ def to_json(plan: MemoryPlan, config_file: str) -> dict[str, Any]:
         "ranks": plan.ranks,
         "global_batch": plan.config.data.global_batch,
         "samples_per_rank": plan.share,
-        "vocabulary": planned.vocabulary._asdict(),
+        "vocabulary": planned.vocabulary._asdict() | {"declared": planned.vocabulary.declared.to_dict()},
         "parameters": {part: {"trained": t, "frozen": f} for part, (t, f) in planned.parameters.items()},
         "sizes": asdict(planned.sizes),
         "activations_per_sample_fp32": {kind: trace.activations for kind, trace in planned.traces.items()},
