@@ -12,7 +12,7 @@ from genre_dist.catalogue.tables import Films, FilmTable, open_table, text_of
 from genre_dist.inference.prediction import TEXT_FIELDS, Unlabelled
 from genre_dist.inference.sample_sources import catalogue_samples, table_samples
 from genre_dist.inference.trained_model import Run
-from genre_dist.packing.layout import film_text
+from genre_dist.packing.catalogue_rows import film_text
 from genre_dist.schema import TMDB, Schema
 
 Thing = TypeVar("Thing")

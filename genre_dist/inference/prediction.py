@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from genre_dist.catalogue.poster_search import LARGEST_BYTES, TarMember
 from genre_dist.inference.trained_model import Run
 from genre_dist.metrics.choosing import named_labels, probabilities
-from genre_dist.packing.layout import film_text
+from genre_dist.packing.catalogue_rows import film_text
 from genre_dist.packing.posters import load_rgb, square
 from genre_dist.schema import TMDB, Field
 from genre_dist.stream.batch import BLANK, Batch

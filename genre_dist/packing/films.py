@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from genre_dist.catalogue.catalogue import poster_file, read_rows
 from genre_dist.genres import INDEX_OF_ID
-from genre_dist.packing.layout import COLUMNS, film_text
+from genre_dist.packing.catalogue_rows import COLUMNS, film_text
 from genre_dist.packing.splits import split_of
 from genre_dist.packing.tokenizer import Tokenizer, tokenizer_of
 from genre_dist.packing.vocabulary import tokenise

@@ -21,44 +21,53 @@ def vocabulary_line(text: Text) -> str:
 
 
 def print_summary(manifest: Manifest) -> None:
-    """Print counts, sizes, text lengths, genres, steps per epoch. Raises ValueError for a missing or damaged index."""
+    """Print counts, sizes, fields, text lengths, numbers, labels and steps of an epoch.
+
+    Raises ValueError for a missing or damaged index.
+    """
     console = terminal()
-    text, image = manifest.text, manifest.image
+    declared, text, image = manifest.declared, manifest.text, manifest.image
     console.print(f"{manifest.folder}  fingerprint {manifest.fingerprint}")
-    console.print(f"posters {image['size']} x {image['size']} ({image['fit']}), text: {text['source']}")
+    fields = ", ".join(f"{field.name} ({field.kind})" for field in declared.fields)
+    console.print(f"fields: {fields}; split by {printable(declared.split_by)}")
+    console.print(f"images {image['size']} x {image['size']} ({image['fit']}), text: {text['source']}")
     console.print(vocabulary_line(text))
+    for name, moments in manifest.numbers.items():
+        columns = declared.by_name[name].columns
+        rows = zip(columns, moments["mean"], moments["std"], strict=True)
+        told = ", ".join(f"{printable(column)} {mean:.4g} +- {std:.4g}" for column, mean, std in rows)
+        console.print(f"{name} in the train split: {told}")
     left_out = ", ".join(f"{count:,} with {printable(reason)}" for reason, count in manifest.left_out.items()) or "none"
-    console.print(f"films left out: {left_out}")
-    table = Table(
-        "split", "shards", "films", "poster", "text", "both", "MB", f"{token_name(text)}: median", "95 %", "most"
-    )
-    for split in SPLITS:
-        shards = manifest.shards_of(split)
-        lengths = _lengths(manifest, split)
-        table.add_row(
-            split,
-            f"{len(shards):,}",
-            *(f"{manifest.samples(split, members):,}" for members in ((), ("poster",), ("overview",))),
-            f"{manifest.samples(split, ('poster', 'overview')):,}",
-            f"{sum(shard.bytes for shard in shards) / 1e6:,.1f}",
-            *(f"{value:,.0f}" for value in lengths),
-        )
+    console.print(f"{declared.samples} left out: {left_out}")
+    names = tuple(declared.by_name)
+    together = {name: (name,) for name in names} | ({"all": names} if len(names) > 1 else {})
+    table = Table("", *SPLITS)
+    shards = [manifest.shards_of(split) for split in SPLITS]
+    table.add_row("shards", *(f"{len(own):,}" for own in shards))
+    table.add_row("MB", *(f"{sum(shard.bytes for shard in own) / 1e6:,.1f}" for own in shards))
+    for what, wanted in {declared.samples: (), **together}.items():
+        table.add_row(what, *(f"{manifest.samples(split, wanted):,}" for split in SPLITS))
+    lengths = zip(*(_lengths(manifest, split) for split in SPLITS), strict=True)
+    for what, values in zip(("median", "95 %", "most"), lengths, strict=True):
+        table.add_row(f"{token_name(text)} of a text, {what}", *(f"{value:,}" for value in values))
     console.print(table)
     steps = Table("steps an epoch, global batch", *map(str, BATCHES))
-    for members in (("poster", "overview"), ("overview",), ("poster",)):
-        samples = manifest.samples("train", members)
-        steps.add_row(" + ".join(members), *(f"{steps_per_epoch(samples, batch):,}" for batch in BATCHES))
+    counts = {"any of them": manifest.samples("train", names, any_of=True)} if len(names) > 1 else {}
+    counts |= {what: manifest.samples("train", wanted) for what, wanted in together.items()}
+    for what, samples in counts.items():
+        steps.add_row(what, *(f"{steps_per_epoch(samples, batch):,}" for batch in BATCHES))
     console.print(steps)
-    genres = Table("genre", *SPLITS)
-    for number, genre in enumerate(manifest.genres):
-        genres.add_row(printable(genre.name), *(f"{manifest.genre_counts[split][number]:,}" for split in SPLITS))
-    console.print(genres)
+    labels = Table(f"{declared.label}, choose {declared.labels.choose}", *SPLITS)
+    for number, label in enumerate(manifest.genres):
+        labels.add_row(printable(label.name), *(f"{manifest.genre_counts[split][number]:,}" for split in SPLITS))
+    console.print(labels)
 
 
-def _lengths(manifest: Manifest, split: str) -> tuple[float, float, float]:
-    """Median, 95th percentile and maximum of the texts' lengths, from counts of each length."""
+def _lengths(manifest: Manifest, split: str) -> tuple[int, int, int]:
+    """Median, 95th percentile and maximum of the lengths of samples' longest texts, from counts of each length."""
     counts = np.zeros(65_536, np.int64)
-    index = SplitIndex(manifest, split, ("overview",))
+    texts = tuple(field.name for field in manifest.declared.fields if field.kind == "text")
+    index = SplitIndex(manifest, split, texts, any_of=True)
     for shard, samples in enumerate(index.sizes):
         records = index.records(Rows(np.full(samples, shard), np.arange(samples)))
         counts += np.bincount(records["tokens"], minlength=65_536)

@@ -7,36 +7,32 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from genre_dist.catalogue.catalogue import read_rows
-from genre_dist.genres import INDEX_OF_ID
-from genre_dist.packing.shard import Job, films_of
-from genre_dist.packing.shard_report import Recipe, Report, read_report, shortened
+from genre_dist.packing.catalogue_rows import Row, number_in, rows_of
+from genre_dist.packing.moments import RunningMoments
+from genre_dist.packing.recipe import Recipe
+from genre_dist.packing.shard import Job, ids_of
+from genre_dist.packing.shard_report import read_report, report_kind, shortened
 from genre_dist.packing.splits import order_key, split_of
 from genre_dist.packing.vocabulary import forget_rare, tokenise
-from genre_dist.sample_ids import number_of_id
+from genre_dist.schema import TMDB, Schema
 from genre_dist.storage import AnyPath, exists
-from genre_dist.stream.manifest import FILE, SPLITS, FilmManifest, Manifest, Text, load_manifest
-from genre_dist.stream.sample_manifest import Moments
-
-AnyJob = TypeVar("AnyJob", bound=Job)
-COLUMNS = ["tmdb_id", "title", "overview", "genre_ids", "release_date", "poster_status", "poster_sha256"]
+from genre_dist.stream.manifest import FILE, SPLITS, Moments, Text, load_manifest
 
 
 class ExistingShards(NamedTuple):
-    """Shards and films of a finished folder. These films stay in their shards; only others are packed."""
+    """Shards and samples of a finished folder. These samples stay in their shards; only others are packed."""
 
     reports: list[Any]
     """Reports of the manifest's complete shards, in the manifest's order, shortened."""
-    ids: NDArray[np.int64]  # [films] ascending; films whose poster could not be read are among them
+    ids: NDArray[np.int64]  # [samples] ascending; samples whose image could not be read are among them
     text: Text | None
     """The manifest's `text`; None if no shard is complete."""
     moments: Mapping[str, Moments] = {}
@@ -46,73 +42,53 @@ class ExistingShards(NamedTuple):
 NO_SHARDS = ExistingShards([], np.empty(0, np.int64), None)
 
 
-class Candidate(NamedTuple):
-    """A row of a catalogue that may be packed."""
-
-    id: int
-    split_id: int
-    """The number that decides the split: the id, or that of what the sample is split by."""
-    reason: str | None
-    """Why it is left out, None if it is packed."""
-    text: str
-    """Its words are counted for the vocabulary."""
-
-
 class Chosen(NamedTuple):
-    """The shard of each film, and the counts taken while the catalogue was read."""
+    """The shard of each sample, and the counts taken while the catalogue was read."""
 
-    ids: NDArray[np.int64]  # [films] ascending, without films that are packed already
-    shard: NDArray[np.int32]  # [films] number of each film's shard
+    ids: NDArray[np.int64]  # [samples] ascending, without samples that are packed already
+    shard: NDArray[np.int32]  # [samples] number of each sample's shard
     shards: list[tuple[str, str]]
     """(file, split) of each shard."""
     counts: Counter[str]
     """Word -> occurrences in the train split; empty if the folder has a vocabulary already, or for a tokenizer."""
     left_out: Counter[str]
-    moments: Mapping[str, Moments] = {}
-    """Field of numbers -> their mean and spread over the train split; none for films."""
+    moments: Mapping[str, Moments]
+    """Field of numbers -> their mean and spread over the train split."""
 
 
-def existing_shards(out: AnyPath, recipe: Recipe) -> ExistingShards:
+def existing_shards(out: AnyPath, schema: Schema, recipe: Recipe) -> ExistingShards:
     """The shards of a folder with a manifest; a shard that lost a file counts as not packed, so that it is made again.
 
-    Raises ValueError if the shards were packed with other options, or if none is complete.
+    Raises ValueError if the shards were packed with other options or fields, or if none is complete.
     """
-    manifest = manifest_there(out, FilmManifest)
-    return NO_SHARDS if manifest is None else whole_shards(out, manifest, recipe, Report)
-
-
-def manifest_there(out: AnyPath, kind: type[Manifest]) -> Manifest | None:
-    """The manifest of a folder of shards, None without one. Raises ValueError if it is damaged or of another kind."""
     if not exists(out / FILE):
-        return None
+        return NO_SHARDS
     try:
         manifest = load_manifest(out)
-        if not isinstance(manifest, kind):
+        if (manifest.declared == TMDB) != (schema == TMDB):
             raise ValueError(f"{out / FILE}: of shards with other fields and labels than this catalogue declares")
-        return manifest
     except ValueError as error:
         raise ValueError(f"{error} (--overwrite replaces what is there)") from None
-
-
-def whole_shards(out: AnyPath, manifest: Any, recipe: Any, kind: type) -> ExistingShards:
-    """The shards of a manifest whose reports, of type `kind`, and indexes are there. Raises as `existing_shards`."""
     reports, ids = [], []
     for shard in manifest.shards:
-        report, films = read_report(out / shard.file, kind, damaged_is_none=True), films_of(out, shard)
-        if report is None or films is None or report.shard != shard:
+        report = read_report(out / shard.file, report_kind(schema), damaged_is_none=True)
+        packed = ids_of(out, shard)
+        if report is None or packed is None or report.shard != shard:
             continue
         _refuse_other_options(out, report.recipe, recipe)
-        ids += [films, np.array(report.ids_left_out(), np.int64)]
+        ids += [packed, np.array(report.ids_left_out(), np.int64)]
         reports.append(shortened(report))
     if manifest.shards and not reports:
         raise ValueError(
             f"{out}: no shard of its manifest is whole (their reports or indexes are lost): bring them back, or pack "
             "all anew with --overwrite"
         )
-    return ExistingShards(reports, np.unique(np.concatenate(ids)), manifest.text) if reports else NO_SHARDS
+    if not reports:
+        return NO_SHARDS
+    return ExistingShards(reports, np.unique(np.concatenate(ids)), manifest.text, manifest.numbers)
 
 
-def _refuse_other_options(out: AnyPath, existing: Any, recipe: Any) -> None:
+def _refuse_other_options(out: AnyPath, existing: Recipe, recipe: Recipe) -> None:
     """Raise ValueError if the recipes differ: one folder never mixes shards of two recipes."""
     there, wanted = asdict(existing), asdict(recipe)
     for name, value in wanted.items():
@@ -124,66 +100,41 @@ def _refuse_other_options(out: AnyPath, existing: Any, recipe: Any) -> None:
             )
 
 
-def film_text(row: dict[str, Any], text: str) -> str:
-    """The text a film is trained on: its overview, its title, or the title followed by the overview."""
-    parts = {"overview": [row["overview"]], "title": [row["title"]], "both": [row["title"], row["overview"]]}[text]
-    return " ".join(part.strip() for part in parts if part)
+def index_of(ids: NDArray[np.int64], id: int) -> int | None:
+    """The index of an id in ascending ids, None if they lack it."""
+    index = int(np.searchsorted(ids, id))
+    return index if index < len(ids) and ids[index] == id else None
 
 
-def _why_not(row: dict[str, Any], require: tuple[str, ...]) -> str | None:
-    """The reason to leave a film out, or None."""
-    if not any(genre in INDEX_OF_ID for genre in row["genre_ids"] or ()):
-        return "no known genre"
-    if "poster" in require and row["poster_status"] != "ok":
-        return "no poster"
-    if "overview" in require and not (row["overview"] or "").strip():
-        return "no overview"
-    return None
+def choose(catalogue: AnyPath, schema: Schema, recipe: Recipe, existing: ExistingShards) -> Chosen:
+    """Read the catalogue once: the samples to pack, the shard of each, words and moments of the train split.
 
-
-def index_of(ids: NDArray[np.int64], film: int) -> int | None:
-    """The index of a film in ascending ids, None if they lack it."""
-    index = int(np.searchsorted(ids, film))
-    return index if index < len(ids) and ids[index] == film else None
-
-
-def choose(catalogue: AnyPath, recipe: Recipe, existing: ExistingShards) -> Chosen:
-    """Read the catalogue once: the films to pack, the shard of each, and the words of the train split.
-
-    Raises ValueError for a film with two rows, for a catalogue without a film to pack, and for a catalogue that has
-    less than half of the packed films: it is another catalogue, not a later state of the same.
+    Raises ValueError for a sample with two rows, for a catalogue without a sample to pack, for an id that is too long
+    for a tar, and for a catalogue that has less than half of the packed samples: it is another catalogue, not a later
+    state of the same.
     """
-    return choose_among(_candidates(catalogue, recipe), catalogue, recipe, existing, "film")
-
-
-def _candidates(catalogue: AnyPath, recipe: Recipe) -> Iterator[Candidate]:
-    for row in read_rows(catalogue, COLUMNS):
-        film = row["tmdb_id"]
-        yield Candidate(film, film, _why_not(row, recipe.require), f"{row['title'] or ''} {row['overview'] or ''}")
-
-
-def choose_among(
-    candidates: Iterable[Candidate], catalogue: AnyPath, recipe: Any, existing: ExistingShards, what: str
-) -> Chosen:
-    """The samples to pack of all `candidates`, as `choose` has them; `what` a sample is called."""
-    ids, keys, splits = array("q"), array("Q"), array("b")
+    ids, keys, splits, what = array("q"), array("Q"), array("b"), schema.sample
+    moments = {field.name: RunningMoments(len(field.columns)) for field in schema.fields if field.kind == "numbers"}
     counts: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
-    counts_words, known = not existing.reports and not recipe.tokenizer_sha256, 0
-    for id, split_id, reason, text in candidates:
-        if index_of(existing.ids, id) is not None:
+    known = 0
+    for row in rows_of(catalogue, schema, recipe):
+        if index_of(existing.ids, row.id) is not None:
             known += 1
             continue
-        if reason:
-            left_out[reason] += 1
+        if row.reason:
+            left_out[row.reason] += 1
             continue
-        split = split_of(split_id)
-        ids.append(id)
-        keys.append(order_key(id))
+        split = split_of(row.split_id)
+        ids.append(row.id)
+        keys.append(order_key(row.id))
         splits.append(SPLITS.index(split))
-        if split == "train" and counts_words:  # words of val and test would leak into training
-            counts.update(tokenise(text))
-            forget_rare(counts)
+        if split == "train" and not existing.reports:  # val and test would leak into training
+            for name, running in moments.items():
+                running.add(row.numbers[name])
+            if not recipe.tokenizer_sha256:
+                counts.update(tokenise(row.text))
+                forget_rare(counts)
     if not existing.reports and not ids:
         reasons = ", ".join(f"{count:,} with {reason}" for reason, count in left_out.most_common())
         raise ValueError(
@@ -191,8 +142,8 @@ def choose_among(
         )
     if 2 * known < len(existing.ids):
         raise ValueError(
-            f"{catalogue} knows {known:,} of the {len(existing.ids):,} {what}s packed before: another catalogue? Pack "
-            "it into another folder, or pass --overwrite to replace the shards"
+            f"{catalogue} knows {known:,} of the {len(existing.ids):,} {schema.samples} packed before: another "
+            "catalogue? Pack it into another folder, or pass --overwrite to replace the shards"
         )
     taken = {report.shard.file for report in existing.reports}
     arrays = np.asarray(ids), np.asarray(keys), np.asarray(splits)
@@ -200,7 +151,8 @@ def choose_among(
     twice = np.flatnonzero(sorted_ids[1:] == sorted_ids[:-1])
     if len(twice):
         raise ValueError(f"{catalogue}: the {what} {sorted_ids[twice[0]]} is there twice; make the catalogue again")
-    return Chosen(sorted_ids, shard, shards, counts, left_out)
+    found = existing.moments if existing.reports else {name: running.result() for name, running in moments.items()}
+    return Chosen(sorted_ids, shard, shards, counts, left_out, found)
 
 
 def _assign(
@@ -210,10 +162,10 @@ def _assign(
     shard = np.empty(len(ids), np.int32)
     shards: list[tuple[str, str]] = []
     for number, split in enumerate(SPLITS):
-        films = np.flatnonzero(splits == number)
-        films = films[np.argsort(keys[films])]
-        shard[films] = len(shards) + np.arange(len(films)) // shard_size
-        wanted, index = -(-len(films) // shard_size), 0
+        own = np.flatnonzero(splits == number)
+        own = own[np.argsort(keys[own])]
+        shard[own] = len(shards) + np.arange(len(own)) // shard_size
+        wanted, index = -(-len(own) // shard_size), 0
         while wanted:
             file = f"{split}-{index:06d}.tar"
             index += 1
@@ -225,40 +177,25 @@ def _assign(
 
 
 MAX_PENDING_BYTES = 2 << 20
-"""Bytes of lines collected before they are appended: the limit bounds memory and saves opening a file per film."""
+"""Bytes of lines collected before they are appended: the limit bounds memory and saves opening a file per sample."""
 
 
 def lay_out(
-    catalogue: AnyPath, out: AnyPath, recipe: Recipe, chosen: Chosen, work: Path, words: Path, part: tuple[int, int]
+    rows: Iterable[Row], chosen: Chosen, work: Path, part: tuple[int, int], job: Callable[..., Job]
 ) -> list[Job]:
-    """Read the catalogue once more and write the file of every shard, or of the shards number i mod n for (i, n).
+    """Write the samples of every shard, or of the shards number i mod n for (i, n), into a file each below `work`.
 
-    Returns the jobs in the order of their shards.
-    """
-    job = partial(Job, out=out, catalogue=catalogue, words=words, recipe=recipe)
-    return lay_out_lines(_films(catalogue, recipe), chosen, work, part, job)
-
-
-def lay_out_lines(
-    lines: Iterable[tuple[int, Callable[[], dict[str, Any]]]],
-    chosen: Chosen,
-    work: Path,
-    part: tuple[int, int],
-    job: Callable[..., AnyJob],
-) -> list[AnyJob]:
-    """Write the samples of this part into the files of their shards, and make the `job` of each.
-
-    `lines` are the catalogue's ids, each with a function that makes the sample's line of JSON.
+    `rows` is the catalogue, read once more, and `job` makes the Job of a shard: the result, in the order of the shards.
     """
     number, parts = part
     own = range(number % parts, len(chosen.shards), parts)
     pending: dict[int, list[bytes]] = {}
     size = 0
-    for id, make in lines:
-        index = index_of(chosen.ids, id)
+    for row in rows:
+        index = index_of(chosen.ids, row.id)
         if index is None or (shard := int(chosen.shard[index])) not in own:
             continue
-        line = json.dumps(make(), ensure_ascii=False).encode() + b"\n"
+        line = json.dumps(row.line(), ensure_ascii=False).encode() + b"\n"
         pending.setdefault(shard, []).append(line)
         size += len(line)
         if size >= MAX_PENDING_BYTES:
@@ -269,25 +206,8 @@ def lay_out_lines(
     for shard in own:
         file, split = chosen.shards[shard]
         path = _file(work, shard)
-        jobs.append(job(file=file, split=split, films=path, films_sha256=_sort(path)))
+        jobs.append(job(file=file, split=split, lines=path, lines_sha256=_sort(path)))
     return jobs
-
-
-def _films(catalogue: AnyPath, recipe: Recipe) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
-    """Every film with a function that makes of it the columns that packing needs."""
-    for row in read_rows(catalogue, COLUMNS):
-        yield row["tmdb_id"], partial(_film, row, recipe.text)
-
-
-def _film(row: dict[str, Any], text: str) -> dict[str, Any]:
-    return {
-        "tmdb_id": row["tmdb_id"],
-        "title": row["title"] or "",
-        "genre_ids": [genre for genre in row["genre_ids"] if genre in INDEX_OF_ID],
-        "release_date": row["release_date"] or "",
-        "text": film_text(row, text),
-        "poster": row["poster_sha256"] if row["poster_status"] == "ok" else None,
-    }
 
 
 def _file(work: Path, shard: int) -> Path:
@@ -302,13 +222,9 @@ def _append(pending: dict[int, list[bytes]], work: Path) -> None:
 
 
 def _sort(path: Path) -> str:
-    """Put a shard's films into hash order; returns the SHA-256 of the file."""
+    """Put a shard's samples into hash order; returns the SHA-256 of the file."""
     lines = path.read_bytes().splitlines(keepends=True)  # JSON escapes every line ending inside a text
-    lines.sort(key=lambda line: order_key(_id_in(json.loads(line))))
+    lines.sort(key=lambda line: order_key(number_in(json.loads(line))))
     data = b"".join(lines)
     path.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
-
-
-def _id_in(line: dict[str, Any]) -> int:
-    return int(line["tmdb_id"] if "tmdb_id" in line else number_of_id(line["id"]))

@@ -1,8 +1,8 @@
-"""A catalogue -> shards: choose the films, make the vocabulary, pack shard by shard over a process pool.
+"""A catalogue -> shards: choose the samples, make the vocabulary, pack shard by shard over a process pool.
 
-The catalogue is streamed twice: once for ids and words, once to write each shard's films into a file of its own. Only
-ids and word counts stay in memory. The manifest is written last and decides which films are packed: a killed pack
-leaves finished shards and resumes with the next, a later pack appends the films that the manifest lacks.
+The catalogue is streamed twice: once for ids and words, once to write each shard's samples into a file of its own. Only
+ids and word counts stay in memory. The manifest is written last and decides which samples are packed: a killed pack
+leaves finished shards and resumes with the next, a later pack appends the samples that the manifest lacks.
 """
 
 import errno
@@ -11,24 +11,20 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from genre_dist import lock
 from genre_dist.atomic import atomic_file
-from genre_dist.catalogue.catalogue import samples_file
-from genre_dist.catalogue.samples import load_catalogue_schema
-from genre_dist.genres import GENRES
 from genre_dist.lock import one_writer, take
-from genre_dist.packing.kinds import VECTORS, Kind, Packing, text_of_manifest, token_file
+from genre_dist.packing.catalogue_rows import rows_of, schema_of
 from genre_dist.packing.layout import NO_SHARDS, ExistingShards, choose, existing_shards, lay_out
+from genre_dist.packing.packing_manifest import VECTORS, Packing, token_file, write_manifest
 from genre_dist.packing.parts import missing_shards_message, part_folder
-from genre_dist.packing.sample_shard import samples_kind
+from genre_dist.packing.recipe import recipe_of
 from genre_dist.packing.shard import Job, finished, pack_shard
-from genre_dist.packing.shard_report import Recipe, Report, poster_lines, report_path
-from genre_dist.packing.splits import RULE
+from genre_dist.packing.shard_report import AnyReport, report_path
 from genre_dist.packing.tokenizer import BY_WORDS, WORDS, TokenizerFile, read_tokenizer_file
 from genre_dist.packing.vectors import WordVectors, matrix_for, read_vectors, require_vectors
 from genre_dist.packing.vocabulary import choose_words, load_words, save_words, words_sha256
@@ -37,28 +33,11 @@ from genre_dist.printable import printable
 from genre_dist.progress import progress_bar
 from genre_dist.storage import AnyPath, check_writable, exists, remove, remove_folder, sha256_of
 from genre_dist.stream.index import index_path, save_array
-from genre_dist.stream.manifest import FILE, SPLITS, FilmManifest, Manifest, load_manifest, save_manifest
+from genre_dist.stream.manifest import FILE, SPLITS, Manifest
 from genre_dist.stream.words import load_vectors
 from genre_dist.workers import in_processes
 
 _WORK = ".packing"
-
-
-def kind_of(catalogue: AnyPath) -> Kind:
-    """How a catalogue is packed. Raises ValueError for a declared data set whose schema is missing or damaged."""
-    if exists(samples_file(catalogue)):
-        return samples_kind(load_catalogue_schema(catalogue))
-    return Kind(
-        what="film",
-        recipe=Recipe,
-        existing_shards=existing_shards,
-        choose=choose,
-        lay_out=lay_out,
-        pack_shard=pack_shard,
-        finished=finished,
-        manifest=_manifest_of_films,
-        load=load_manifest,
-    )
 
 
 def pack(
@@ -70,19 +49,19 @@ def pack(
     workers: int = 1,
     overwrite: bool = False,
     **options: Any,
-) -> Any:
-    """Pack a catalogue into `out` and return the manifest; `options` are the fields of Recipe, or SampleRecipe.
+) -> Manifest:
+    """Pack a catalogue into `out` and return the manifest; `options` are the fields of Recipe.
 
     `tokenizer` is `words`, or names a tokenizer.json as `read_tokenizer_file` finds it.
 
-    A finished folder is extended: its shards and vocabulary stay byte for byte, films that it lacks are appended.
+    A finished folder is extended: its shards and vocabulary stay byte for byte, samples that it lacks are appended.
     Raises ValueError for wrong options, for shards of other options in `out` (unless `overwrite`), and for a catalogue
-    without a film to pack; OSError if the disk is full. Finished shards stay, and the same command resumes.
+    without a sample to pack; OSError if the disk is full. Finished shards stay, and the same command resumes.
     """
     with _planned(catalogue, out, vectors, tokenizer, options, overwrite=overwrite) as packing:
         _remove_old(packing, overwrite)
         _save_vocabulary(packing)
-        return _finish(packing, pack_all(packing.kind, packing.jobs, workers))
+        return _finish(packing, pack_all(packing.jobs, workers))
 
 
 def pack_part(
@@ -105,18 +84,18 @@ def pack_part(
         for path in out.glob("*.tmp"):  # half-written shards of this part, left by killed processes
             if path.name.partition(".")[0] in own_files:
                 remove(path)
-        return len(pack_all(packing.kind, packing.jobs, workers))
+        return len(pack_all(packing.jobs, workers))
 
 
 def merge_parts(
     catalogue: AnyPath, out: AnyPath, *, vectors: AnyPath | None = None, tokenizer: str = BY_WORDS, **options: Any
-) -> Any:
+) -> Manifest:
     """Check that the parts have packed every shard and write vocabulary, vectors and manifest, as `pack` would.
 
     Raises ValueError if shards are missing or of other options; the message counts them and names the commands.
     """
     with _planned(catalogue, out, vectors, tokenizer, options, work=f"{_WORK}/merge") as packing:
-        reports = {job.file: packing.kind.finished(job) for job in packing.jobs}
+        reports = {job.file: finished(job) for job in packing.jobs}
         missing = [number for number, job in enumerate(packing.jobs) if reports[job.file] is None]
         if missing:
             raise ValueError(missing_shards_message(out, missing, len(packing.jobs), out / _WORK))
@@ -139,10 +118,10 @@ def _planned(
     part: tuple[int, int] | None = None,
     work: str = _WORK,
 ) -> Iterator[Packing]:
-    """Lock the folder, plan the shards and write their films below `work`."""
+    """Lock the folder, plan the shards and write their samples below `work`."""
     check_writable(out)
-    kind = kind_of(catalogue)
-    recipe, pieces = kind.recipe(**options), None
+    schema = schema_of(catalogue)
+    recipe, pieces = recipe_of(schema, **options), None
     if tokenizer != BY_WORDS:
         if vectors is not None:
             raise ValueError(
@@ -155,16 +134,18 @@ def _planned(
             if vectors is not None:
                 require_vectors(vectors)
                 recipe = replace(recipe, vectors_sha256=sha256_of(vectors))
-            existing = NO_SHARDS if overwrite else kind.existing_shards(out, recipe)
-            chosen = kind.choose(catalogue, recipe, existing)
+            existing = NO_SHARDS if overwrite else existing_shards(out, schema, recipe)
+            chosen = choose(catalogue, schema, recipe, existing)
             words, read, dim = list[str](), None, None
             if pieces is None:
                 words, read, dim = _words(out, chosen.counts, vectors, existing)
                 recipe = replace(recipe, vocabulary_sha256=words_sha256(words))
             chosen.counts.clear()
             _save_tokens(words, pieces, own)
-            jobs = kind.lay_out(catalogue, out, recipe, chosen, own, own / token_file(pieces), part or (0, 1))
-            yield Packing(kind, out, recipe, existing, words, pieces, read, dim, chosen, jobs)
+            tokens = own / token_file(pieces)
+            job = partial(Job, out=out, catalogue=catalogue, schema=schema, words=tokens, recipe=recipe)
+            jobs = lay_out(rows_of(catalogue, schema, recipe), chosen, own, part or (0, 1), job)
+            yield Packing(schema, out, recipe, existing, words, pieces, read, dim, chosen, jobs)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -256,56 +237,32 @@ def _save_vocabulary(packing: Packing) -> None:
         packing.vectors.by_word.clear()
 
 
-def pack_all(kind: Kind, jobs: list[Job], workers: int) -> list[Any]:
+def pack_all(jobs: list[Job], workers: int) -> list[AnyReport]:
     """Pack the unfinished shards, on several processes; returns all reports in the order of the jobs."""
-    reports = {job.file: report for job in jobs if (report := kind.finished(job))}
+    reports = {job.file: report for job in jobs if (report := finished(job))}
     todo = [job for job in jobs if job.file not in reports]
     with progress_bar() as progress:
         task = progress.add_task("packing shards", total=len(jobs), completed=len(reports))
-        for job, report in in_processes(kind.pack_shard, todo, workers, f"packing {jobs[0].out}" if jobs else ""):
+        for job, report in in_processes(pack_shard, todo, workers, f"packing {jobs[0].out}" if jobs else ""):
             reports[job.file] = report
             progress.advance(task)
     return [reports[job.file] for job in jobs]
 
 
-def _finish(packing: Packing, reports: list[Any]) -> Any:
+def _finish(packing: Packing, reports: list[AnyReport]) -> Manifest:
     """Write the manifest of the existing and the new shards."""
     reports = sorted(
         [*packing.existing.reports, *reports],
         key=lambda report: (SPLITS.index(report.shard.split), report.shard.file),
     )
-    return packing.kind.manifest(packing, reports)
-
-
-def _manifest_of_films(packing: Packing, reports: list[Report]) -> Manifest:
-    counts = {split: np.zeros(len(GENRES), int) for split in SPLITS}
-    left_out = Counter(packing.chosen.left_out)
-    for report in reports:
-        counts[report.shard.split] += report.genre_counts
-        left_out.update(report.left_out)
-    recipe = packing.recipe
-    manifest = FilmManifest(
-        folder=packing.out,
-        genres=GENRES,
-        image={"size": recipe.size, "fit": recipe.fit, "quality": recipe.quality},
-        text=text_of_manifest(packing, recipe.text),
-        require=recipe.require,
-        split_rule=RULE,
-        genre_counts={split: count.tolist() for split, count in counts.items()},
-        left_out=dict(sorted(left_out.items())),
-        shards=tuple(report.shard for report in reports),
-    )
-    save_manifest(manifest)
-    for line in poster_lines(reports):
-        print(printable(line))
-    return manifest
+    return write_manifest(packing, reports)
 
 
 def _remove_old(packing: Packing, overwrite: bool) -> None:
     """Remove shards outside this plan: old ones, and half-written or differently packed ones of killed packs."""
     out = packing.out
     keep = {report.shard.file for report in packing.existing.reports}
-    keep |= {job.file for job in packing.jobs if packing.kind.finished(job)}
+    keep |= {job.file for job in packing.jobs if finished(job)}
     if overwrite and exists(out / FILE):  # without a manifest the shards are this pack's own, unfinished
         remove(out / FILE)
         keep = set()

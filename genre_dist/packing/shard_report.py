@@ -1,10 +1,10 @@
-"""The recipe, which decides a shard's bytes, and the report, which marks a shard as finished."""
+"""The report of a shard, which is written last and marks it as finished."""
 
-import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, cast
 
 from annotated_types import Interval, Len
 from typing_extensions import TypedDict
@@ -12,67 +12,36 @@ from typing_extensions import TypedDict
 from genre_dist.atomic import atomic_file
 from genre_dist.catalogue.left_out import LeftOut
 from genre_dist.genres import GENRES
-from genre_dist.packing.posters import Fit
+from genre_dist.packing.recipe import Recipe
+from genre_dist.sample_ids import number_of_id
+from genre_dist.schema import TMDB, Schema
 from genre_dist.storage import AnyPath, read_bytes
-from genre_dist.stream.manifest import Shard
+from genre_dist.stream.manifest import SampleShard, Shard
 from genre_dist.validation import Count, parse_json
 
-RESIZED, ODD, UNREADABLE, NO_POSTER = "resized", "odd", "unreadable", "none"
-"""Results of packing a poster, beside `posters.UNTOUCHED`."""
-NO_PICTURE, NO_FILE, NOT_OPENED = "unreadable poster", "missing poster file", "poster file that cannot be opened"
-"""Reasons for leaving a film out because of its poster."""
+RESIZED, ODD, UNREADABLE, NO_IMAGE = "resized", "odd", "unreadable", "none"
+"""Results of packing an image, beside `posters.UNTOUCHED`."""
+NO_PICTURE, NO_FILE, NOT_OPENED = "unreadable {}", "missing {} file", "{} file that cannot be opened"
+"""Reasons for leaving a sample out because of its image, whose field they name."""
 
 LARGEST_REPORT = 1 << 30
-"""Bytes of a report with a line for each odd poster of a large shard."""
+"""Bytes of a report with a line for each odd image of a large shard."""
 _REMEDY = "run the same pack again, it makes the shard anew"
 Int64 = Annotated[int, Interval(ge=-(2**63), lt=2**63)]
 
 
-def check_image_options(fit: str, size: int, quality: int, shard_size: int) -> None:
-    """Raise ValueError for an impossible option that every kind of recipe has."""
-    if fit not in get_args(Fit):
-        raise ValueError(f"--fit is {', '.join(get_args(Fit))}, not {fit}")
-    if not 1 <= size <= 4096 or shard_size < 1:
-        raise ValueError("--size goes from 1 to 4096, --shard_size is at least 1")
-    if not 1 <= quality <= 100:
-        raise ValueError(f"--quality goes from 1 to 100, not {quality}")
+class ImageNotes:
+    """What became of the images of a shard."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """The options that, with its films, decide a shard's bytes. Raises ValueError for an impossible value."""
-
-    require: tuple[str, ...] = ("poster", "overview")
-    text: str = "overview"
-    size: int = 256
-    fit: Fit = "squash"
-    quality: int = 90
-    shard_size: int = 1000
-    vectors_sha256: str = ""
-    """Of the file of word vectors, '' without one; its words are kept in the vocabulary even if seen only once."""
-    vocabulary_sha256: str = ""
-    tokenizer_sha256: str = ""
-    """Of the file of --tokenizer, '' for words."""
-
-    def __post_init__(self) -> None:
-        unknown = set(self.require) - {"poster", "overview"}
-        if unknown:
-            raise ValueError(f"--require knows poster and overview, not {', '.join(sorted(unknown))}")
-        if self.text not in ("overview", "title", "both"):
-            raise ValueError(f"--text is overview, title or both, not {self.text}")
-        check_image_options(self.fit, self.size, self.quality, self.shard_size)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it, see `written_recipe`."""
-        return written_recipe(self)
-
-
-def written_recipe(recipe: Any) -> dict[str, Any]:
-    """A recipe as JSON has it: without the tokenizer of shards of words, whose keys and reports stay as they were."""
-    options = asdict(recipe)
-    if not recipe.tokenizer_sha256:
-        del options["tokenizer_sha256"]
-    return options
+    def __init__(self) -> None:
+        self.kinds: Counter[str] = Counter()
+        """RESIZED, ODD, ... -> images."""
+        self.left_out: Counter[str] = Counter()
+        """Reason -> samples that were left out for an image."""
+        self.odd: list[tuple[Any, str]] = []
+        """Id of a sample, and what is unusual about an image of it that was packed."""
+        self.problems: list[tuple[Any, str, bool]] = []
+        """Id of a sample, why an image of it could not be packed, and whether the sample was left out for it."""
 
 
 class Odd(TypedDict):
@@ -91,7 +60,7 @@ class UnusablePoster(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The inputs of a shard, and the results for its films."""
+    """The inputs of a shard of films, and the results for them."""
 
     key: str
     """Hash of the recipe and the films, see `recipe_key`."""
@@ -104,15 +73,78 @@ class Report:
     odd: list[Odd] = field(default_factory=list)
     problems: list[UnusablePoster]
 
+    @staticmethod
+    def of(counts: list[int], notes: ImageNotes, **inputs: Any) -> "Report":
+        """The report of a shard, given its films of each genre and the notes on their posters."""
+        return Report(
+            **inputs,
+            genre_counts=counts,
+            posters=dict(sorted(notes.kinds.items())),
+            odd=[{"tmdb_id": film, "odd": note} for film, note in notes.odd],
+            problems=[{"tmdb_id": film, "problem": problem} for film, problem, _ in notes.problems],
+        )
+
+    @property
+    def label_counts(self) -> list[int]:
+        return self.genre_counts
+
     def ids_left_out(self) -> list[int]:
         """The films that were left out for their posters."""
         return [problem["tmdb_id"] for problem in self.problems] if "poster" in self.recipe.require else []
 
 
-def recipe_key(recipe: Any, split: str, films_sha256: str) -> str:
-    """A hash of the inputs that decide a shard's bytes; a finished shard with the same key is not packed again."""
-    identity = json.dumps([recipe.to_dict(), split, films_sha256], sort_keys=True)
-    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+class OddImage(TypedDict):
+    """An image that was packed though it is unusual."""
+
+    id: str
+    odd: str
+
+
+class UnusableImage(TypedDict):
+    """An image that could not be packed."""
+
+    id: str
+    problem: str
+    left_out: bool
+    """Whether its sample was left out for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleReport:
+    """The inputs of a shard of a declared data set, and the results for its samples."""
+
+    key: str
+    recipe: Recipe
+    shard: SampleShard
+    label_counts: list[Count]
+    left_out: dict[str, Count]
+    images: dict[str, Count]
+    odd: list[OddImage]
+    problems: list[UnusableImage]
+
+    @staticmethod
+    def of(counts: list[int], notes: ImageNotes, **inputs: Any) -> "SampleReport":
+        """The report of a shard, as for films."""
+        return SampleReport(
+            **inputs,
+            label_counts=counts,
+            images=dict(sorted(notes.kinds.items())),
+            odd=[{"id": id, "odd": note} for id, note in notes.odd],
+            problems=[{"id": id, "problem": problem, "left_out": left} for id, problem, left in notes.problems],
+        )
+
+    def ids_left_out(self) -> list[int]:
+        """The numbers of the samples that were left out for their images."""
+        return [number_of_id(problem["id"]) for problem in self.problems if problem["left_out"]]
+
+
+AnyReport = Report | SampleReport
+_Report = TypeVar("_Report", bound=AnyReport)
+
+
+def report_kind(schema: Schema) -> type[AnyReport]:
+    """The type of the reports of a data set's shards."""
+    return Report if schema == TMDB else SampleReport
 
 
 def report_path(shard: AnyPath) -> AnyPath:
@@ -120,13 +152,13 @@ def report_path(shard: AnyPath) -> AnyPath:
     return shard.with_suffix(".report.json")
 
 
-def save_report(report: Any, shard: AnyPath) -> None:
+def save_report(report: AnyReport, shard: AnyPath) -> None:
     """Write a shard's report atomically."""
     with atomic_file(report_path(shard), "w") as file:
         json.dump(asdict(report) | {"recipe": report.recipe.to_dict()}, file, indent=1)
 
 
-def read_report(shard: AnyPath, kind: Any = Report, damaged_is_none: bool = False) -> Any:
+def read_report(shard: AnyPath, kind: type[AnyReport] = Report, damaged_is_none: bool = False) -> Any:
     """A shard's report, of type `kind`, None if it has none. Raises ValueError for a damaged one, or another shard's.
 
     With `damaged_is_none` a damaged report counts as none, so the shard is packed again; server errors always raise.
@@ -147,18 +179,22 @@ def read_report(shard: AnyPath, kind: Any = Report, damaged_is_none: bool = Fals
         raise
 
 
-def shortened(report: Any) -> Any:
-    """A report with one example each of odd and unreadable posters, so that memory does not grow with the films."""
-    return replace(report, odd=report.odd[:1], problems=report.problems[:1])
+def shortened(report: _Report) -> _Report:
+    """A report with one example each of odd and unreadable images, so that memory does not grow with the samples."""
+    return replace(cast(Any, report), odd=report.odd[:1], problems=report.problems[:1])
 
 
-def poster_lines(reports: Iterable[Report]) -> list[str]:
-    """Lines that count the odd and the unreadable posters, with an example each."""
-    posters = LeftOut()
+def image_lines(reports: Iterable[AnyReport]) -> list[str]:
+    """Lines that count the odd and the unreadable images, with an example each."""
+    images = LeftOut()
     for report in reports:
+        if isinstance(report, Report):
+            what, example, kinds = "posters", "film {tmdb_id}: ", report.posters
+        else:
+            what, example, kinds = "images", "{id}: ", report.images
         for odd in report.odd[:1]:
-            posters.add("odd posters were packed", f"film {odd['tmdb_id']}: {odd['odd']}", report.posters.get(ODD, 0))
+            images.add(f"odd {what} were packed", example.format(**odd) + odd["odd"], kinds.get(ODD, 0))
         for problem in report.problems[:1]:
-            example = f"film {problem['tmdb_id']}: {problem['problem']}"
-            posters.add("posters could not be read", example, report.posters.get(UNREADABLE, 0))
-    return [f"{line} (*.report.json name all)" for line in posters.lines()]
+            cause = example.format(**problem) + problem["problem"]
+            images.add(f"{what} could not be read", cause, kinds.get(UNREADABLE, 0))
+    return [f"{line} (*.report.json name all)" for line in images.lines()]

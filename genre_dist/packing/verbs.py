@@ -59,19 +59,21 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _pack(arguments: Namespace) -> None:
-    from genre_dist.packing.pack import kind_of, merge_parts, pack, pack_part
+    from genre_dist.packing.catalogue_rows import schema_of
+    from genre_dist.packing.pack import merge_parts, pack, pack_part
     from genre_dist.packing.parts import parse_part
     from genre_dist.packing.tokenizer import token_name
     from genre_dist.printable import printable
+    from genre_dist.schema import TMDB
     from genre_dist.storage import any_path, exists
-    from genre_dist.stream.manifest import FILE
+    from genre_dist.stream.manifest import FILE, load_manifest
     from genre_dist.workers import usable_cores
 
     catalogue, out = any_path(arguments.catalogue), any_path(arguments.out)
-    kind = kind_of(catalogue)
+    schema = schema_of(catalogue)
     options = {name: getattr(arguments, name) for name in ("size", "fit", "quality", "shard_size", "tokenizer")}
     options["vectors"] = any_path(arguments.vectors) if arguments.vectors else None
-    options |= _options_of_films(arguments) if kind.what == "film" else _options_of_samples(arguments)
+    options |= _options_of_films(arguments) if schema == TMDB else _options_of_samples(arguments)
     workers = arguments.workers or usable_cores()
     if arguments.part:
         part = parse_part(arguments.part)
@@ -79,19 +81,19 @@ def _pack(arguments: Namespace) -> None:
         print(f"{out}: part {part[0]}/{part[1]} is finished, {shards:,} shards")
         print("next, when all parts are finished: the same command with --merge instead of --part")
         return
-    before = kind.load(out) if exists(out / FILE) and not arguments.overwrite else None
+    before = load_manifest(out) if exists(out / FILE) and not arguments.overwrite else None
     if arguments.merge:
         manifest = merge_parts(catalogue, out, **options)
     else:
         manifest = pack(catalogue, out, workers=workers, overwrite=arguments.overwrite, **options)
     if before:
         added = sum(shard.samples for shard in manifest.shards) - sum(shard.samples for shard in before.shards)
-        nothing = f"nothing to add: the {kind.what}s of {catalogue} are packed already"
-        print(f"{added:,} {kind.what}s added" if added else nothing)
+        nothing = f"nothing to add: the {schema.samples} of {catalogue} are packed already"
+        print(f"{added:,} {schema.samples} added" if added else nothing)
     counts = ", ".join(f"{manifest.samples(split):,} {split}" for split in ("train", "val", "test"))
     print(f"{out}: {len(manifest.shards)} shards, {counts}; {manifest.text['words']:,} {token_name(manifest.text)}")
     for reason, count in manifest.left_out.items():
-        print(f"  {count:,} {kind.what}s left out: {printable(reason)}")
+        print(f"  {count:,} {schema.samples} left out: {printable(reason)}")
     print(f"next: genre-dist inspect {out}")
 
 
@@ -110,20 +112,15 @@ def _inspect(arguments: Namespace) -> int:
     from contextlib import nullcontext, suppress
 
     from genre_dist.packing.inspection import print_summary
-    from genre_dist.packing.sample_inspection import print_summary_of_samples
-    from genre_dist.packing.sample_verification import verify_samples
     from genre_dist.packing.verification import verify
-    from genre_dist.stream.manifest import SampleManifest, load_manifest
+    from genre_dist.stream.manifest import load_manifest
 
     manifest = load_manifest(arguments.shards)
     with suppress(ValueError) if arguments.verify else nullcontext():  # `verify` reports the fault below
-        if isinstance(manifest, SampleManifest):
-            print_summary_of_samples(manifest)
-        else:
-            print_summary(manifest)
+        print_summary(manifest)
     if not arguments.verify:
         return 0
-    faults = verify_samples(manifest) if isinstance(manifest, SampleManifest) else verify(manifest)
+    faults = verify(manifest)
     for fault in faults:
         print(fault)
     print(f"{len(faults)} faults" if faults else f"verified: {len(manifest.shards)} shards are whole")

@@ -5,29 +5,39 @@ import json
 from typing_extensions import TypedDict
 
 from genre_dist.atomic import atomic_file
+from genre_dist.schema import TMDB, Schema
 from genre_dist.storage import AnyPath, any_path, read_bytes
 from genre_dist.stream.film_manifest import FilmContents, FilmManifest, Shard
 from genre_dist.stream.manifest_base import FILE, SPLITS, Encoding, Image, Manifest, Moments, Text
-from genre_dist.stream.sample_manifest import SampleContents, SampleManifest
+from genre_dist.stream.sample_manifest import SampleContents, SampleManifest, SampleShard
 from genre_dist.validation import LARGEST_BYTES, parse_json
 
 __all__ = [
     "FILE",
     "SPLITS",
+    "AnyShard",
     "Encoding",
     "FilmManifest",
     "Image",
     "Manifest",
     "Moments",
     "SampleManifest",
+    "SampleShard",
     "Shard",
     "Text",
     "load_manifest",
     "save_manifest",
+    "shard_kind",
 ]
+AnyShard = Shard | SampleShard
 NEWEST = 2
 """Newest schema version that is read."""
 _REMEDY = "this is not a manifest that `genre-dist pack` wrote; pack the shards again, or fetch them again"
+
+
+def shard_kind(declared: Schema) -> type[AnyShard]:
+    """The type of the entries for a data set's shards."""
+    return Shard if declared == TMDB else SampleShard
 
 
 def save_manifest(manifest: Manifest) -> None:

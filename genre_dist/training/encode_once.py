@@ -34,12 +34,11 @@ from genre_dist.stream import ring, tar
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.device_feed import to_device, whole_pixels
 from genre_dist.stream.index import RECORD, array_bytes, index_path, save_array
-from genre_dist.stream.manifest import SPLITS, Shard, load_manifest, save_manifest
+from genre_dist.stream.manifest import SPLITS, AnyShard, load_manifest, save_manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.refs import SampleRefs
 from genre_dist.stream.sample import ENCODING
-from genre_dist.stream.sample_manifest import SampleShard
 from genre_dist.training.experiment import Experiment, open_split, open_stream
 from genre_dist.training.ranks import say
 from genre_dist.training.stopping import Stopped, StopRequest, heed_while_waiting
@@ -53,7 +52,7 @@ class _Report(TypedDict):
     """Written after a shard; later starts know by it that the shard is whole."""
 
     key: str
-    shard: Shard | SampleShard
+    shard: AnyShard
 
 
 def with_encodings(experiment: Experiment, stop: StopRequest) -> Experiment:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_text import write_bert
 
 from genre_dist.catalogue.catalogue import read_rows
-from genre_dist.packing.layout import COLUMNS
+from genre_dist.packing.catalogue_rows import COLUMNS
 from genre_dist.packing.pack import pack
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.train import main

@@ -16,7 +16,7 @@ from genre_dist.baselines import BASELINES
 from genre_dist.catalogue.catalogue import poster_file, read_rows
 from genre_dist.explain.attribution import Explainer
 from genre_dist.inference.trained_model import load_run
-from genre_dist.packing.layout import COLUMNS
+from genre_dist.packing.catalogue_rows import COLUMNS
 from genre_dist.stream.device_feed import FieldInput
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.train import main as train_main

@@ -16,9 +16,8 @@ from genre_dist.catalogue.importing_samples import import_samples
 from genre_dist.catalogue.samples import load_catalogue_schema, read_samples, schema_file
 from genre_dist.catalogue.schema_file import load_classes, load_schema
 from genre_dist.packing.pack import pack
-from genre_dist.packing.sample_recipe import SampleShardReport
-from genre_dist.packing.sample_verification import verify_samples
-from genre_dist.packing.shard_report import read_report
+from genre_dist.packing.shard_report import SampleReport, read_report
+from genre_dist.packing.verification import verify
 from genre_dist.schema import Field, Labels, Schema
 from genre_dist.stream.manifest import load_manifest
 
@@ -159,7 +158,7 @@ def test_an_odd_report_is_read_or_told(shards: Path, folder: Path, data: st.Data
     path = folder / written.name
     path.write_bytes(data.draw(odd_json(json.loads(written.read_bytes()))))
     tar = path.with_name(path.name.replace(".report.json", ".tar"))
-    told_or_read(lambda: read_report(tar, SampleShardReport), path)
+    told_or_read(lambda: read_report(tar, SampleReport), path)
 
 
 @given(data=st.data())
@@ -172,6 +171,6 @@ def test_a_damaged_shard_is_found_by_verify(shards: Path, folder: Path, data: st
             (copy / path.name).write_bytes(path.read_bytes())
     changed = data.draw(damaged(written.read_bytes()))
     (copy / written.name).write_bytes(changed)
-    faults = told_or_read(lambda: verify_samples(load_manifest(copy)), written.name)
+    faults = told_or_read(lambda: verify(load_manifest(copy)), written.name)
     assert bool(faults) == (changed != written.read_bytes())
     assert not any("\n" in fault for fault in faults or ())

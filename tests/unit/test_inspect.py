@@ -18,7 +18,7 @@ from genre_dist.packing.verification import verify
 from genre_dist.stream import tar
 from genre_dist.stream.index import index_path
 from genre_dist.stream.loader import TrainStream
-from genre_dist.stream.manifest import FILE, load_manifest
+from genre_dist.stream.manifest import FILE, SPLITS, load_manifest
 from genre_dist.stream.reader import ShardReader
 
 TRAIN, VAL = "train-000000.tar", "val-000000.tar"
@@ -365,8 +365,10 @@ def test_inspect_prints_counts_genres_and_steps(sample_shards: Path, capsys: pyt
     assert main(["inspect", str(sample_shards)]) == 0
     printed, manifest = capsys.readouterr().out, load_manifest(sample_shards)
     assert manifest.fingerprint in printed
-    for split in ("train", "val", "test"):
-        assert re.search(rf"{split}\W+{len(manifest.shards_of(split))}\W+{manifest.samples(split)}\W", printed)
+    for split in SPLITS:
+        assert f" {split} " in printed
+    for what, count in (("shards", lambda split: len(manifest.shards_of(split))), ("films", manifest.samples)):
+        assert re.search(rf"{what} +│ " + " +│ ".join(f"{count(split):,}" for split in SPLITS), printed)
     assert all(genre in printed for genre in GENRE_NAMES)
     assert "left out" in printed
 

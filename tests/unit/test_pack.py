@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,13 @@ from genre_dist.cli import main
 from genre_dist.genres import GENRES
 from genre_dist.packing import posters
 from genre_dist.packing import shard as one_shard
+from genre_dist.packing.catalogue_rows import read_line
 from genre_dist.packing.pack import pack
 from genre_dist.packing.shard_report import read_report
 from genre_dist.packing.splits import order_key, split_of
 from genre_dist.packing.verification import verify
 from genre_dist.packing.vocabulary import load_words, tokenise, words_sha256
+from genre_dist.schema import TMDB
 from genre_dist.stream import tar
 from genre_dist.stream.index import OVERVIEW, POSTER, index_path
 from genre_dist.stream.manifest import FILE, SPLITS, load_manifest
@@ -161,11 +164,14 @@ def test_what_a_plain_header_cannot_hold_is_refused(name: str, size: int) -> Non
 
 @pytest.mark.parametrize("length", [0, 1, 55, 12_345])
 def test_a_films_members_are_what_tarfile_and_numpy_write(length: int) -> None:
-    film = {"tmdb_id": 7, "title": "é", "genre_ids": [18], "release_date": "", "text": "", "poster": None}
+    film = {"tmdb_id": 7, "title": "é", "genre_ids": [18], "release_date": "", "text": "words", "poster": "sha"}
     tokens = np.arange(length, dtype=np.int32)
     buffer = io.BytesIO()
     np.save(buffer, tokens)
-    data = one_shard.sample(film, b"jpg", tokens)
+    poster, tokenizer = one_shard.Outcome(b"jpg", "resized"), SimpleNamespace(encode=lambda text: tokens)
+    made, has, longest = one_shard.members_of(read_line(film, TMDB), TMDB, {"poster": poster}, tokenizer)  # type: ignore[arg-type]
+    assert (has, longest) == (3, length)
+    data = one_shard.tar_of("7", made)
     with tarfile.open(fileobj=io.BytesIO(data + tar.END)) as archive:
         contents = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
     assert list(contents) == ["7.json", "7.jpg", "7.tokens.npy"]

@@ -24,10 +24,9 @@ from genre_dist.catalogue.importing_samples import import_samples
 from genre_dist.catalogue.sample_tables import make_table as make_drawn
 from genre_dist.catalogue.samples import image_file, read_samples
 from genre_dist.cli import main
+from genre_dist.packing.moments import RunningMoments
 from genre_dist.packing.pack import merge_parts, pack, pack_part
-from genre_dist.packing.sample_layout import RunningMoments
-from genre_dist.packing.sample_recipe import SampleShardReport
-from genre_dist.packing.shard_report import read_report
+from genre_dist.packing.shard_report import SampleReport, read_report
 from genre_dist.packing.splits import order_key, split_of
 from genre_dist.packing.tokenizer import read_tokenizer_file
 from genre_dist.packing.vocabulary import tokenise
@@ -299,7 +298,7 @@ def test_a_finished_folder_is_extended_and_what_is_there_keeps_its_bytes(
     import_samples(folder / "table.jsonl", SCHEMA, images, tmp_path / "grows", overwrite=True)
     command = ["pack", "--catalogue", str(tmp_path / "grows"), "--out", str(out), "--size", "48", "--shard_size", "20"]
     assert main(command) == 0
-    assert "60 samples added" in capsys.readouterr().out
+    assert "60 products added" in capsys.readouterr().out
     after = snapshot(out)
     assert {name: after[name] for name in before if name != "manifest.json"} == {
         name: data for name, data in before.items() if name != "manifest.json"
@@ -308,7 +307,7 @@ def test_a_finished_folder_is_extended_and_what_is_there_keeps_its_bytes(
     assert sum(shard.samples for shard in manifest.shards) == 119
     assert manifest.numbers == numbers
     assert main(command) == 0
-    assert "nothing to add: the samples of" in capsys.readouterr().out
+    assert "nothing to add: the products of" in capsys.readouterr().out
     assert snapshot(out) == after
 
 
@@ -317,13 +316,13 @@ def test_a_killed_pack_goes_on(catalogue: Path, shards: Path, tmp_path: Path) ->
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from genre_dist.packing import sample_shard\n"
+        "from genre_dist.packing import shard\n"
         "from genre_dist.packing.pack import pack\n"
-        "real, done = sample_shard.save_report, []\n"
+        "real, done = shard.save_report, []\n"
         "def save(*arguments):\n"
         "    if done: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    done.append(real(*arguments))\n"
-        "sample_shard.save_report = save\n"
+        "shard.save_report = save\n"
         f"pack(Path(sys.argv[1]), Path(sys.argv[2]), **{OPTIONS!r})\n"
     )
     ended = subprocess.run([sys.executable, "-c", code, str(catalogue), str(out)], check=False)
@@ -348,7 +347,7 @@ def test_a_remote_catalogue_gives_the_same_bytes(catalogue: Path, shards: Path, 
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"require": ("poster",)}, "--require: a product has front and title and about and facts, not 'poster'"),
+        ({"require": ("poster",)}, "--require knows front and title and about and facts, not poster"),
         ({"size": 0}, "--size goes from 1 to 4096"),
         ({"quality": 0}, "--quality goes from 1 to 100"),
         ({"fit": "stretch"}, "--fit is squash, crop, pad, not stretch"),
@@ -405,7 +404,7 @@ def test_unreadable_images_are_counted_and_left_out_where_required(catalogue: Pa
         "missing front file": 1,
         "unreadable front": 1,
     }
-    reports = [read_report(tmp_path / "strict" / shard.file, SampleShardReport) for shard in strict.shards]
+    reports = [read_report(tmp_path / "strict" / shard.file, SampleReport) for shard in strict.shards]
     problems = {problem["id"]: problem["problem"] for report in reports for problem in report.problems}
     assert sorted(problems) == ["sku-1", "sku-3"]
     assert problems["sku-3"].endswith("is missing")

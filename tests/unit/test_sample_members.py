@@ -9,7 +9,7 @@ from fuzzing import within_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genre_dist.packing.shard import sample
+from genre_dist.packing.shard import tar_of, tokens_member
 from genre_dist.stream import sample as reading
 from genre_dist.stream.sample import load_genres, load_tokens, read_members
 
@@ -18,7 +18,9 @@ FILM = {"tmdb_id": 603, "title": "The Film", "genre_ids": [28, 878], "release_da
 
 
 def piece(**changes: object) -> bytes:
-    return sample(FILM | changes, b"\xff\xd8 a poster", np.arange(5, dtype=np.int32))
+    film, tokens = FILM | changes, tokens_member(np.arange(5, dtype=np.int32))
+    about = json.dumps(film, ensure_ascii=False).encode()
+    return tar_of(str(film["tmdb_id"]), {"json": about, "jpg": b"\xff\xd8 a poster", "tokens.npy": tokens})
 
 
 def outcome(data: bytes, film: int) -> dict[str, bytes] | str:

@@ -10,10 +10,11 @@ from tiny_text import TEXTS, write_bytes_tokenizer, write_tokenizer
 
 from genre_dist.catalogue.catalogue import read_rows
 from genre_dist.cli import main
+from genre_dist.packing.catalogue_rows import COLUMNS
 from genre_dist.packing.films import shard_films
-from genre_dist.packing.layout import COLUMNS
 from genre_dist.packing.pack import merge_parts, pack, pack_part
-from genre_dist.packing.shard_report import Recipe, read_report, recipe_key
+from genre_dist.packing.recipe import Recipe, recipe_key
+from genre_dist.packing.shard_report import read_report
 from genre_dist.packing.tokenizer import PieceTokenizer, read_tokenizer_file, tokenizer_of
 from genre_dist.packing.verification import verify
 from genre_dist.packing.vocabulary import tokenise
