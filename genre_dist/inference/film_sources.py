@@ -7,10 +7,10 @@ from typing import NamedTuple, TypeVar
 
 from genre_dist.catalogue.catalogue import count_rows, movies_file, poster_file, read_rows, samples_file
 from genre_dist.catalogue.left_out import LeftOut
-from genre_dist.catalogue.poster_search import Look, TarMember, find_posters, refuse_compressed
+from genre_dist.catalogue.poster_search import refuse_compressed
 from genre_dist.catalogue.tables import Films, FilmTable, open_table, text_of
 from genre_dist.inference.prediction import TEXT_FIELDS, Unlabelled
-from genre_dist.inference.sample_sources import catalogue_samples, table_samples
+from genre_dist.inference.sample_sources import ImageFiles, Images, catalogue_samples, image_in, table_samples
 from genre_dist.inference.trained_model import Run
 from genre_dist.packing.catalogue_rows import film_text
 from genre_dist.schema import TMDB, Schema
@@ -84,19 +84,9 @@ def find_films(source: Source, run: Run, progress: Callable[[], None]) -> Source
     needed = ("tmdb_id", *(TEXT_FIELDS[text] if uses.uses_text else ()))
     table = open_table(source.table, source.columns, source.poster_key, needed)
     known = table.known(_with_progress(progress, table.rows()), left_out)
-    posters: dict[int, tuple[Look, str | TarMember]] = {}
-    digest = hashlib.sha256()
-    for path in source.posters if uses.uses_poster else ():
-        for poster in find_posters(path, known.of_key, left_out, progress):
-            film = known.of_key[poster.key]
-            if film in posters and poster.look <= posters[film][0]:
-                left_out.add("further files for films that have a poster, left out", poster.where)
-                continue
-            file = poster.source if isinstance(poster.source, TarMember) else str(poster.source)  # less RAM than a Path
-            posters[film] = poster.look, file
-            status = (poster.source.tar if isinstance(poster.source, TarMember) else poster.source).stat()
-            digest.update(f"{film} {file} {status.st_size} {status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-    return SourceFilms(_table_films(table, known, posters, text), digest.hexdigest(), left_out)
+    files, further = ImageFiles(left_out, progress), "further files for films that have a poster, left out"
+    posters = files.find(source.posters if uses.uses_poster else (), known.of_key, further)
+    return SourceFilms(_table_films(table, known, posters, text), files.digest.hexdigest(), left_out)
 
 
 def _find_samples(source: Source, declared: Schema, progress: Callable[[], None]) -> SourceFilms:
@@ -125,11 +115,7 @@ def _catalogue_films(catalogue: Path, text: str) -> Iterator[tuple[int | str, Un
         yield row["tmdb_id"], Unlabelled({"poster": poster, "overview": film_text(row, text) or None})
 
 
-def _table_films(
-    table: FilmTable, known: Films, posters: Mapping[int, tuple[Look, str | TarMember]], text: str
-) -> Iterator[tuple[int | str, Unlabelled]]:
+def _table_films(table: FilmTable, known: Films, posters: Images, text: str) -> Iterator[tuple[int | str, Unlabelled]]:
     for film, cells in known.first_rows(table.rows()):
-        look, file = posters.get(film, (Look.EMPTY, ""))
-        poster = None if look is Look.EMPTY else file if isinstance(file, TarMember) else Path(file)
         row = {name: text_of(cells.get(name)) for name in ("title", "overview")}
-        yield film, Unlabelled({"poster": poster, "overview": film_text(row, text) or None})
+        yield film, Unlabelled({"poster": image_in(posters, film), "overview": film_text(row, text) or None})

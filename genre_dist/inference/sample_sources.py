@@ -1,7 +1,7 @@
 """Samples of a declared data set to predict, from its catalogue or from a table with images, found as import does."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,43 @@ from genre_dist.catalogue.catalogue import samples_file
 from genre_dist.catalogue.import_options import declared_images
 from genre_dist.catalogue.left_out import LeftOut
 from genre_dist.catalogue.poster_search import Look, TarMember, find_posters
-from genre_dist.catalogue.sample_table import Sample, SampleTable, images_of, open_inputs
+from genre_dist.catalogue.sample_table import SampleTable, images_of, open_inputs
 from genre_dist.catalogue.samples import image_file, load_catalogue_schema, read_samples
 from genre_dist.inference.prediction import Unlabelled
 from genre_dist.sample_ids import number_of_id
 from genre_dist.schema import Schema
 
 Images = dict[int, tuple[Look, str | TarMember]]
-"""Number of a sample's id -> its best image: a path as text, which takes less RAM than a Path, or a tar's member."""
+"""Number of a sample -> its best image: a path as text, which takes less RAM than a Path, or a tar's member."""
+
+
+class ImageFiles:
+    """The search for the images of a table, with a digest of their paths, sizes and modification times."""
+
+    def __init__(self, left_out: LeftOut, progress: Callable[[], None]) -> None:
+        self._left_out, self._progress, self.digest = left_out, progress, hashlib.sha256()
+
+    def find(self, paths: Iterable[Path], of_key: Mapping[str, int], further: str, prefix: str = "") -> Images:
+        """The best image of each number; the others are left out under the reason `further`."""
+        images: Images = {}
+        for path in paths:
+            for found in find_posters(path, of_key, self._left_out, self._progress):
+                number = of_key[found.key]
+                if number in images and found.look <= images[number][0]:
+                    self._left_out.add(further, found.where)
+                    continue
+                file = found.source if isinstance(found.source, TarMember) else str(found.source)
+                images[number] = found.look, file
+                status = (found.source.tar if isinstance(found.source, TarMember) else found.source).stat()
+                line = f"{prefix}{number} {file} {status.st_size} {status.st_mtime_ns}\n"
+                self.digest.update(line.encode("utf-8", "surrogateescape"))
+        return images
+
+
+def image_in(images: Images, number: int) -> Path | TarMember | None:
+    """The image of a number; None without one, and for an empty file."""
+    look, file = images.get(number, (Look.EMPTY, ""))
+    return None if look is Look.EMPTY else file if isinstance(file, TarMember) else Path(file)
 
 
 def catalogue_samples(catalogue: Path, declared: Schema) -> Iterator[tuple[str, Unlabelled]]:
@@ -45,29 +74,14 @@ def table_samples(
         progress()
         for name, key in sample.keys.items():
             of_key[name].setdefault(key, number_of_id(sample.id))
-    images: dict[str, Images] = {name: {} for name in of_key}
-    digest = hashlib.sha256()
-    for name, paths in (declared_images(posters, declared) if posters else {}).items():
-        for source in paths:
-            for found in find_posters(source, of_key[name], left_out, progress):
-                number = of_key[name][found.key]
-                if number in images[name] and found.look <= images[name][number][0]:
-                    left_out.add("further files for samples that have an image, left out", found.where)
-                    continue
-                file = found.source if isinstance(found.source, TarMember) else str(found.source)
-                images[name][number] = found.look, file
-                status = (found.source.tar if isinstance(found.source, TarMember) else found.source).stat()
-                line = f"{name} {number} {file} {status.st_size} {status.st_mtime_ns}\n"
-                digest.update(line.encode("utf-8", "surrogateescape"))
-    return _unlabelled(table, images), digest.hexdigest()
+    images, further = ImageFiles(left_out, progress), "further files for samples that have an image, left out"
+    paths = declared_images(posters, declared) if posters else {}
+    found = {name: images.find(paths.get(name, ()), keys, further, f"{name} ") for name, keys in of_key.items()}
+    return _unlabelled(table, found), images.digest.hexdigest()
 
 
 def _unlabelled(table: SampleTable, images: Mapping[str, Images]) -> Iterator[tuple[str, Unlabelled]]:
     for sample in table.inputs(LeftOut()):
         values: dict[str, Any] = {name: sample.values[name] if sample.has(name) else None for name in sample.values}
-        yield sample.id, Unlabelled(values | {name: _image(sample, own) for name, own in images.items()})
-
-
-def _image(sample: Sample, images: Images) -> Path | TarMember | None:
-    look, file = images.get(number_of_id(sample.id), (Look.EMPTY, ""))
-    return None if look is Look.EMPTY else file if isinstance(file, TarMember) else Path(file)
+        number = number_of_id(sample.id)
+        yield sample.id, Unlabelled(values | {name: image_in(own, number) for name, own in images.items()})
