@@ -2,17 +2,24 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support, roc_auc_score
 
 from genre_dist.metrics.choosing import likeliest, log_odds, named_labels
 from genre_dist.schema import Choose
 
 TOP = (3, 5)
 """With exactly one label a sample: how many of the likeliest labels are looked at, beside the first."""
+
+
+def _sklearn() -> ModuleType:
+    """scikit-learn's metrics, imported when they are first needed: it takes 1.3 s, and one rank of a run needs them."""
+    import sklearn.metrics
+
+    return sklearn.metrics
 
 
 def metrics(
@@ -55,7 +62,9 @@ def by_fields(
         chosen, names = bits == pattern, [name for number, name in enumerate(has) if pattern >> number & 1]
         some, truth = logits[chosen], labels[chosen]
         scores = some if choose == "many" else log_odds(some)
-        precisions = [_or_none(average_precision_score, truth[:, g], scores[:, g]) for g in range(labels.shape[1])]
+        precisions = [
+            _or_none(_sklearn().average_precision_score, truth[:, g], scores[:, g]) for g in range(labels.shape[1])
+        ]
         row: dict[str, Any] = {"films": int(chosen.sum()), **_f1(named_labels(some, choose), truth)}
         row["mean_average_precision"] = mean_of_known(precisions)
         if thresholds is not None:
@@ -66,7 +75,7 @@ def by_fields(
 
 def _f1(named: NDArray[np.bool_], labels: NDArray[np.bool_]) -> dict[str, float]:
     kinds = ("micro", "macro")
-    return {f"{kind}_f1": float(f1_score(labels, named, average=kind, zero_division=0)) for kind in kinds}
+    return {f"{kind}_f1": float(_sklearn().f1_score(labels, named, average=kind, zero_division=0)) for kind in kinds}
 
 
 def metrics_of_one(logits: NDArray[np.float32], labels: NDArray[np.bool_], names: Sequence[str]) -> dict[str, Any]:
@@ -124,8 +133,10 @@ def most_confused(counts: NDArray[np.int64], names: Sequence[str], most: int) ->
 
 def _ranked(scores: NDArray[np.floating], labels: NDArray[np.bool_], named: dict[str, Any]) -> dict[str, float | None]:
     """The mean average precision and AUC of scores [samples, labels]; each label's go into its row of `named`."""
-    average_precision = [_or_none(average_precision_score, labels[:, g], scores[:, g]) for g in range(labels.shape[1])]
-    auc = [_or_none(roc_auc_score, labels[:, g], scores[:, g]) for g in range(labels.shape[1])]
+    average_precision = [
+        _or_none(_sklearn().average_precision_score, labels[:, g], scores[:, g]) for g in range(labels.shape[1])
+    ]
+    auc = [_or_none(_sklearn().roc_auc_score, labels[:, g], scores[:, g]) for g in range(labels.shape[1])]
     for g, row in enumerate(named["per_genre"].values()):
         row |= {"average_precision": average_precision[g], "auc": auc[g]}
     return {"mean_average_precision": mean_of_known(average_precision), "auc": mean_of_known(auc)}
@@ -136,12 +147,14 @@ def figures_of_named(named: NDArray[np.bool_], labels: NDArray[np.bool_], names:
 
     named, labels [samples, labels].
     """
-    precision, recall, f1, films = precision_recall_fscore_support(labels, named, average=None, zero_division=0)
+    precision, recall, f1, films = _sklearn().precision_recall_fscore_support(
+        labels, named, average=None, zero_division=0
+    )
     return {
         "accuracy": float((named == labels).mean()),
-        "micro_f1": float(f1_score(labels, named, average="micro", zero_division=0)),
-        "macro_f1": float(f1_score(labels, named, average="macro", zero_division=0)),
-        "sample_f1": float(f1_score(labels, named, average="samples", zero_division=0)),
+        "micro_f1": float(_sklearn().f1_score(labels, named, average="micro", zero_division=0)),
+        "macro_f1": float(_sklearn().f1_score(labels, named, average="macro", zero_division=0)),
+        "sample_f1": float(_sklearn().f1_score(labels, named, average="samples", zero_division=0)),
         "per_genre": {
             genre: {
                 "films": int(films[g]),
@@ -156,7 +169,7 @@ def figures_of_named(named: NDArray[np.bool_], labels: NDArray[np.bool_], names:
 
 
 def _or_none(score: Any, labels: NDArray[np.bool_], logits: NDArray[np.floating]) -> float | None:
-    if not labels.any() or (score is roc_auc_score and labels.all()):
+    if not labels.any() or (score is _sklearn().roc_auc_score and labels.all()):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
