@@ -1,0 +1,129 @@
+"""Data of two images, two texts and numbers, declared by a schema: one sample predicted, explained, shown."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from helpers import options
+
+from genre_dist import cli
+from genre_dist.catalogue.sample_tables import make_table
+from genre_dist.catalogue.samples import load_catalogue_schema, read_samples
+from genre_dist.train import main as train_main
+
+SCHEMA = """
+id: sku
+labels: {column: category, choose: one}
+sample: product
+label: category
+fields:
+  title: {kind: text, column: title}
+  about: {kind: text, column: description}
+  front: {kind: image}
+  back: {kind: image}
+  details: {kind: numbers, columns: [price, weight]}
+"""
+SHORT = ("--data.global_batch", 32, "--train.steps", 2, "--tracking.tensorboard", "true", "--tracking.films", 2)
+
+
+def command(*words: object) -> int:
+    return cli.main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`catalogue`, `shards`, and the runs `run` (fields may be missing) and `whole` (none may)."""
+    folder = tmp_path_factory.mktemp("fields")
+    make_table("products", 120, 0, folder)
+    (folder / "schema.yaml").write_text(SCHEMA)
+    images = [f"{field}={folder / 'images'}" for field in ("front", "back")]
+    table = ("--table", folder / "table.csv", "--schema", folder / "schema.yaml", "--out", folder / "catalogue")
+    assert command("import", *table, "--posters", *images) == 0
+    pack = ("pack", "--catalogue", folder / "catalogue", "--out", folder / "shards", "--size", 40, "--workers", 1)
+    assert command(*pack) == 0
+    assert train_main(options(folder / "shards", folder / "run", *SHORT)) == 0
+    assert train_main(options(folder / "shards", folder / "whole", *SHORT, "--model.missing", "leave_out")) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predicted(folder: Path) -> list[dict]:
+    assert command("predict", folder / "run", "--catalogue", folder / "catalogue", "--out", folder / "predicted") == 0
+    return pq.read_table(folder / "predicted" / "part-000000.parquet").to_pylist()
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> list[str]:
+    capsys.readouterr()
+    assert command(*words) == code
+    printed = capsys.readouterr()
+    return (printed.err if code else printed.out).splitlines()
+
+
+def surest(lines: list[str]) -> float:
+    return float(lines[0].split("%")[0]) / 100
+
+
+# ---- prediction of one sample
+
+
+def test_one_sample_by_its_fields_gets_the_prediction_of_its_table(
+    folder: Path, predicted: list[dict], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = list(read_samples(folder / "catalogue", load_catalogue_schema(folder / "catalogue")))
+    lacking = {name: next(n for n, row in enumerate(rows) if (row["front:status"] == "ok") == name) for name in (0, 1)}
+    for number in lacking.values():
+        row = rows[number]
+        price, weight = ("" if value != value else value for value in row["details"])
+        given = {"title": row["title"], "about": row["about"]}
+        if row["front:status"] == "ok":
+            given |= dict.fromkeys(("front", "back"), str(folder / "images" / f"{row['id']}.jpg"))
+        fields = [word for name, value in given.items() if value for word in ("--field", f"{name}={value}")]
+        by_field = said(capsys, "predict", folder / "run", *fields, "--field", f"details={price},{weight}")
+        columns = [w for name, v in (("price", price), ("weight", weight)) if v for w in ("--field", f"{name}={v}")]
+        assert said(capsys, "predict", folder / "run", *fields, *columns) == by_field
+        assert surest(by_field) == pytest.approx(max(predicted[number]["probabilities"]), abs=1e-3)
+
+
+def test_a_model_that_needs_every_field_names_those_that_are_missing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = next((folder / "images").glob("*.jpg"))
+    most = ["title=A lamp", "about=It glows", f"front={picture}", f"back={picture}"]
+    fields = [word for field in most for word in ("--field", field)]
+    assert len(said(capsys, "predict", folder / "whole", *fields, "--field", "details=3,")) > 2
+    (line,) = said(capsys, "predict", folder / "whole", *fields, code=2)
+    trained = "this model was trained on title and about and front and back and details"
+    assert line == f"error: {trained}; pass --field details=... as well"
+    (line,) = said(capsys, "predict", folder / "whole", *fields, "--field", "details=,", code=2)
+    assert line == "error: the product has no details, which this model was trained on"
+    (line,) = said(capsys, "predict", folder / "run", code=2)
+    assert line.endswith(
+        "pass --field title=... or --field about=... or --field front=... or --field back=... or "
+        "--field details=... as well"
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        ("colour=red", "--field colour: a product has title, about, front, back, details, price, weight"),
+        ("details=3", "--field details=3: 1 numbers, where price, weight are needed between commas; leave a"),
+        ("details=3,x", "--field details: 'x' for weight is no number"),
+        ("weight=inf", "--field details: inf for weight is no finite number of 32 bits"),
+        ("front=nowhere.jpg", "nowhere.jpg: no such front"),
+        ("title", "--field takes pairs such as title=Heat, not `title`"),
+    ],
+)
+def test_what_no_field_can_be_is_told_in_one_line(
+    field: str, told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (line,) = said(capsys, "predict", folder / "run", "--field", field, code=2)
+    assert line.startswith(f"error: {told}")
+
+
+def test_options_of_films_and_of_many_samples_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = said(capsys, "predict", folder / "run", "--field", "title=a", "--out", folder / "x", code=2)
+    assert line == "error: --field is for one sample; many have theirs in a --table, or in a --catalogue"
+    (folder / "key").write_text("k" * 32)
+    (line,) = said(capsys, "predict", folder / "run", "--tmdb_id", 5, "--key_file", folder / "key", code=2)
+    assert line == "error: --tmdb_id is for models of films; give a product by its --field"
