@@ -1,14 +1,21 @@
 """Data of two images, two texts and numbers, declared by a schema: one sample predicted, explained, shown."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from helpers import options
+from PIL import Image
 
 from genre_dist import cli
 from genre_dist.catalogue.sample_tables import make_table
 from genre_dist.catalogue.samples import load_catalogue_schema, read_samples
+from genre_dist.explain.attribution import Explainer
+from genre_dist.inference.trained_model import load_run
+from genre_dist.stream.device_feed import FieldInput
 from genre_dist.train import main as train_main
 
 SCHEMA = """
@@ -127,3 +134,47 @@ def test_options_of_films_and_of_many_samples_are_refused(folder: Path, capsys: 
     (folder / "key").write_text("k" * 32)
     (line,) = said(capsys, "predict", folder / "run", "--tmdb_id", 5, "--key_file", folder / "key", code=2)
     assert line == "error: --tmdb_id is for models of films; give a product by its --field"
+
+
+# ---- explanation
+
+
+def test_every_image_and_every_text_is_explained(folder: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path, "--count", 3, "--split", "val", "--no_ablation")
+    assert command("explain", folder / "whole", *out) == 0
+    page = (tmp_path / "index.html").read_text()
+    told = json.loads((tmp_path / "explanation.json").read_text())["films"]
+    pictures = list(tmp_path.glob("product-*.png"))
+    assert len(told) == len(pictures)
+    for product in told:
+        for one in product["explained"]:
+            assert set(one["on_images"]) == {"front", "back"}
+            assert set(one["words"]) == set(one["unexplained"]) == {"title", "about"}
+            assert all(one["words"].values())
+            for image in ("front", "back"):
+                assert page.count(f'alt="{image.capitalize()} of {product["title"]}"') == len(product["explained"])
+                assert f'alt="Where the {image} speaks for {one["genre"]}"' in page
+    shown = len([one for product in told for one in product["explained"]])
+    for field in ("front", "back", "title", "about"):
+        assert page.count(f'<p class="caption">{field}</p>') == shown
+    with Image.open(pictures[0]) as picture:
+        width, height = picture.size
+        assert width / height > 2.5  # four panels of images and two of texts in a row
+
+
+def test_the_words_of_each_text_add_up_to_what_that_text_changes(folder: Path) -> None:
+    run = load_run(folder / "whole", torch.device("cpu"))
+    pixels, tokens, lengths = torch.randn(1, 3, 32, 32), torch.tensor([[3, 4, 5]]), np.array([3])
+    fields = {
+        **{name: FieldInput(tokens + n, lengths) for n, name in enumerate(("title", "about"))},
+        **{name: FieldInput(pixels) for name in ("front", "back")},
+        "details": FieldInput(torch.zeros(1, 2)),
+    }
+    told = Explainer(run.model, 32)(fields, 1)
+    assert set(told.heats) == {"front", "back"}
+    for name in ("title", "about"):
+        with torch.no_grad():
+            padding = fields | {name: FieldInput(torch.zeros_like(tokens), lengths)}
+            effect = (run.model(fields) - run.model(padding))[0, 1].item()
+        values = told.words[name]
+        assert values.sum() == pytest.approx(effect, abs=0.1 * float(abs(values).sum()) + 1e-5)
