@@ -34,7 +34,7 @@ from genre_dist.training.freezing import freeze, frozen_at, thaw_all_that_ever_t
 from genre_dist.training.loss import training_loss
 from genre_dist.training.model_files import METADATA, WEIGHTS, check_weights, read_metadata, read_vocabulary
 from genre_dist.training.optimizer import make_optimizer
-from genre_dist.training.pretrained_start import check_tokenizer, text_lines
+from genre_dist.training.pretrained_start import check_tokenizer, going_on, has_steps, text_lines
 from genre_dist.training.ranks import say
 from genre_dist.training.step import StepResult, TrainStep
 from genre_dist.training.views import check_views
@@ -155,10 +155,9 @@ def open_stream(
 def build_model(config: Config, manifest: Manifest, load_weights: bool = True) -> GenreClassifier:
     """The configuration's model for the labels and words of these shards; the same seed gives the same model.
 
-    Raises ValueError for weights that do not fit, and for a vocabulary that is not the shards' own.
+    Raises ValueError for weights that do not fit.
     """
-    if load_weights:  # on one rank; another vocabulary would give the token ids other words
-        read_vocabulary(manifest)
+    if load_weights:
         _check_starting_weights(config, manifest)
         check_tokenizer(config, manifest)
     torch.manual_seed(config.run.seed)
@@ -202,11 +201,15 @@ def _check_starting_weights(config: Config, manifest: Manifest) -> None:
 def _build_on_all(config: Config, manifest: Manifest, world: World) -> GenreClassifier:
     """Build the model on every rank; only rank 0 reads weights, and sends them to the others when training starts.
 
-    If rank 0 cannot read its file, all ranks fail together: none may wait for the others.
+    No rank reads any for a run that has steps: its checkpoint holds them. If rank 0 cannot read its file, all ranks
+    fail together: none may wait for the others.
     """
     model, problem = None, None
+    goes_on = world.broadcast(has_steps(config))
     try:
-        model = build_model(config, manifest, load_weights=world.is_first)
+        if world.is_first:  # another vocabulary would give the token ids other words
+            read_vocabulary(manifest)
+        model = build_model(going_on(config), manifest, load_weights=world.is_first and not goes_on)
     except ValueError as error:
         problem = str(error)
     problem = world.broadcast(problem) or problem
