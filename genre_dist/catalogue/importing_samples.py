@@ -92,7 +92,7 @@ def import_samples(
             remove_catalogue(out)
         remove_partial_files(out)
         taken = {
-            field.name: _take(field.name, images[field.name], known, out, progress, left_out)
+            field.name: _take(field.name, schema, images[field.name], known, out, progress, left_out)
             for field in images_of(schema)
         }
         again = SampleTable(table, schema, unlabelled).samples(LeftOut())
@@ -162,7 +162,7 @@ def _resolved(table: SampleTable, known: _Known) -> Schema:
 
 
 def _take(
-    field: str, places: Sequence[Path], known: _Known, out: Path, progress: Any, left_out: LeftOut
+    field: str, schema: Schema, places: Sequence[Path], known: _Known, out: Path, progress: Any, left_out: LeftOut
 ) -> dict[int, Taken]:
     """Take a field's images into the catalogue; the number of each sample's id -> its image.
 
@@ -170,12 +170,13 @@ def _take(
     """
     of_key, taken = known.of_key[field], dict[int, Taken]()
     for path in places:
-        for image in progress.track(find_posters(path, of_key, left_out), description=f"{field}: {path.name}"):
+        found = find_posters(path, of_key, left_out, declared=schema)
+        for image in progress.track(found, description=f"{field}: {path.name}"):
             number = of_key[image.key]
             if better := take(image, image_file(out, field, number), taken.get(number)):
                 taken[number] = better
             else:
-                left_out.add("further files for samples that have an image, left out", image.where)
+                left_out.add(f"further files for {schema.samples} that have an image, left out", image.where)
     if not any(image.size for image in taken.values()):
         listed = ", ".join(str(path) for path in places)
         example = f", such as {printable(next(iter(of_key)))[:60]}.jpg" if of_key else ""

@@ -44,7 +44,7 @@ def source_of(
 ) -> Source:
     """The source that the options name. Raises ValueError if they name none or two, or a missing file."""
     if (catalogue is None) == (table is None):
-        raise ValueError("say which films: --catalogue FOLDER, or --table FILE with --posters FOLDERS_OR_TARS")
+        raise ValueError("say which samples: --catalogue FOLDER, or --table FILE with --posters FOLDERS_OR_TARS")
     if catalogue is not None:
         if posters or columns:
             raise ValueError("--posters and --columns belong to a --table; a catalogue has its own")

@@ -49,10 +49,10 @@ def table_samples(
     digest = hashlib.sha256()
     for name, paths in (declared_images(posters, declared) if posters else {}).items():
         for source in paths:
-            for found in find_posters(source, of_key[name], left_out, progress):
+            for found in find_posters(source, of_key[name], left_out, progress, declared):
                 number = of_key[name][found.key]
                 if number in images[name] and found.look <= images[name][number][0]:
-                    left_out.add("further files for samples that have an image, left out", found.where)
+                    left_out.add(f"further files for {declared.samples} that have an image, left out", found.where)
                     continue
                 file = found.source if isinstance(found.source, TarMember) else str(found.source)
                 images[name][number] = found.look, file

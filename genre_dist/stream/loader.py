@@ -155,7 +155,8 @@ class TrainStream:
 def _nothing_to_train_on(reader: Reader, global_batch: int) -> str:
     folder, samples = reader.manifest.folder, reader.index.samples
     if samples == 0:
-        return f"{folder}: no film of the train split has {' and '.join(reader.wanted)}; pack more films"
+        declared, wanted = reader.manifest.declared, " and ".join(reader.wanted)
+        return f"{folder}: no {declared.sample} of the train split has {wanted}; pack more {declared.samples}"
     return (
         f"{folder}: {samples} samples to train on do not fill one global batch of {global_batch}; lower "
         "data.global_batch or set data.last_batch to keep"

@@ -20,6 +20,7 @@ from genre_dist.parallel.strategies import check_strategy, make_strategy, strate
 from genre_dist.parallel.strategy import Strategy
 from genre_dist.parallel.world import LONGEST_ALLOWED, World
 from genre_dist.planner.throughput import peak_flops, training_flops
+from genre_dist.schema import TMDB
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.cache import BlockCache, block_cache
 from genre_dist.stream.device_feed import DeviceFeed, Size, device_feed, dropping, to_device, training_pixels
@@ -327,7 +328,7 @@ def summary(experiment: Experiment) -> str:
         patterns = experiment.manifest.patterns("train", members).items()
         counts = [f"{count:,} with {' and '.join(names)}" for names, count in patterns if 0 < len(names) < len(members)]
         lines.append(
-            f"a learned vector stands for a missing field: {', '.join(counts) or 'all films have every field'}"
+            f"a learned vector stands for a missing field: {', '.join(counts) or f'all {samples} have every field'}"
             + (f"; {config.train.drop_field:.0%} are hidden at random" if config.train.drop_field else "")
         )
     texts = experiment.model.text_encoders.items()
@@ -347,7 +348,7 @@ def _computed_in(experiment: Experiment) -> str:
     cast, texts = precision if precision == "bf16" else plain, list(experiment.model.text_encoders.values())
     parts = {
         "texts": (bool(texts), cast if any(isinstance(text, PretrainedText) for text in texts) else plain),
-        "posters": (bool(experiment.model.image_encoders), cast),
+        "posters" if experiment.manifest.declared == TMDB else "images": (bool(experiment.model.image_encoders), cast),
         "heads": (True, precision),
     }
     listed = ", ".join(f"{name} in {kind}" for name, (there, kind) in parts.items() if there)

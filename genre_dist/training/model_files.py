@@ -51,7 +51,7 @@ class ModelMetadata:
     def __post_init__(self) -> None:
         names = [genre.name for genre in self.genres]
         if len(set(names)) < len(names) or not all(name and name.isprintable() for name in names):
-            raise ValueError("each genre has a name of its own")
+            raise ValueError("each label has a name of its own")
         source, fit = self.text["source"], self.image["fit"]
         is_known = self.schema is not None or source in ("overview", "title", "both")
         if not is_known or fit not in ("squash", "crop", "pad"):

@@ -1,6 +1,8 @@
 """Data of two images, two texts and numbers, declared by a schema: one sample predicted, explained, shown."""
 
 import json
+import re
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -178,3 +180,29 @@ def test_the_words_of_each_text_add_up_to_what_that_text_changes(folder: Path) -
             effect = (run.model(fields) - run.model(padding))[0, 1].item()
         values = told.words[name]
         assert values.sum() == pytest.approx(effect, abs=0.1 * float(abs(values).sum()) + 1e-5)
+
+
+# ---- words
+
+
+def test_messages_and_help_speak_of_samples_images_and_labels(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert any("products" in line for line in said(capsys, "doctor", "--shards", folder / "shards"))
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        link = tarfile.TarInfo("unknown.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "sku-1.jpg"
+        tar.addfile(link)
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "unknown.jpg").write_bytes(b"x")
+    images = ("--posters", f"front={tmp_path / 'images.tar'}", f"back={tmp_path / 'others'}")
+    table = ("--table", folder / "table.csv", *images, "--out", tmp_path / "out")
+    printed = "\n".join(said(capsys, "predict", folder / "run", *table))
+    assert "1 links that no product is named after" in printed
+    assert "1 images without a row, left out" in printed
+    monkeypatch.setenv("COLUMNS", "500")
+    for verb in ("explain", "explore", "baseline", "order", "compare", "pack"):
+        with pytest.raises(SystemExit):
+            command(verb, "--help")
+        shown = re.sub("genre.dist|--(films|genres|poster_share)|of films|FILMS|GENRES", "", capsys.readouterr().out)
+        assert not re.search("film|poster|genre", shown.replace("Of films poster,overview", "")), shown

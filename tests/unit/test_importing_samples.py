@@ -97,7 +97,7 @@ def test_a_table_with_images_becomes_a_catalogue(place: Workplace) -> None:
     ]
     assert "2 samples\n  1 with the field image" in place.said
     assert "2 classes, choose many: hats 1, shoes 1\n" in place.said
-    assert "1 posters without a row, left out, such as" in place.said
+    assert "1 images without a row, left out, such as" in place.said
     assert "next: genre-dist pack --catalogue" in place.said
 
 
