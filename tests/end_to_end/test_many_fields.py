@@ -19,6 +19,7 @@ from genre_dist.explain.attribution import Explainer
 from genre_dist.inference.trained_model import load_run
 from genre_dist.stream.device_feed import FieldInput
 from genre_dist.train import main as train_main
+from genre_dist.training.wandb_files import history
 
 SCHEMA = """
 id: sku
@@ -50,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert command("import", *table, "--posters", *images) == 0
     pack = ("pack", "--catalogue", folder / "catalogue", "--out", folder / "shards", "--size", 40, "--workers", 1)
     assert command(*pack) == 0
-    assert train_main(options(folder / "shards", folder / "run", *SHORT)) == 0
+    assert train_main(options(folder / "shards", folder / "run", *SHORT, "--tracking.wandb", "offline")) == 0
     assert train_main(options(folder / "shards", folder / "whole", *SHORT, "--model.missing", "leave_out")) == 0
     return folder
 
@@ -180,6 +181,22 @@ def test_the_words_of_each_text_add_up_to_what_that_text_changes(folder: Path) -
             effect = (run.model(fields) - run.model(padding))[0, 1].item()
         values = told.words[name]
         assert values.sum() == pytest.approx(effect, abs=0.1 * float(abs(values).sum()) + 1e-5)
+
+
+# ---- views
+
+
+def test_tensorboard_and_wandb_show_samples_by_their_own_ids(folder: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    ids = {row["id"] for row in pq.read_table(folder / "run" / "predictions-val.parquet").to_pylist()}
+    tags = EventAccumulator(str(folder / "run" / "tensorboard")).Reload().Tags()["tensors"]
+    shown = {tag.split("/")[1] for tag in tags if tag.startswith("val_products/")}
+    assert len(shown) == 2
+    assert shown < ids
+    row = next(row for row in history(folder / "run") if "val/products/path" in row)
+    table = json.loads(next((folder / "run").glob(f"wandb/*/files/{row['val/products/path']}")).read_text())
+    assert {cells[0] for cells in table["data"]} == shown
 
 
 # ---- words
