@@ -1,10 +1,10 @@
 """Explanation of a model: attributions for single films, and the ablation of each medium over a split."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.sample import PADDING
 from genre_dist.training.experiment import open_split
+
+Value = TypeVar("Value")
 
 ABLATED: dict[Choose, tuple[str, ...]] = {
     "many": ("micro_f1_fitted", "micro_f1", "macro_f1_fitted", "mean_average_precision"),
@@ -163,24 +165,25 @@ def _explain_film(
         logits = run.model(inputs.fields).float().cpu().numpy()
     above = margins(logits, run.declared.labels.choose, thresholds)[0]  # [labels]
     names, lengths = {field.part: field.name for field in run.declared.fields}, batch.of("lengths")
-    texts = {
-        names[part]: run.tokenizer.spelled(tokens[0, : lengths[part][0]]) for part, tokens in batch.of("tokens").items()
-    }
+    texts = {part: run.tokenizer.spelled(tokens[0, : lengths[part][0]]) for part, tokens in batch.of("tokens").items()}
+
+    def by_field(values: Mapping[str, Value]) -> dict[str, Value]:
+        return {names[part]: value for part, value in values.items()}
 
     def attribution(label: int) -> Attribution:
-        told = Attribution(*({names[part]: it for part, it in its.items()} for its in explainer(inputs.fields, label)))
-        for name, values in told.words.items():  # a word's value is the sum of its tokens'
-            spelled, owners = texts[name]
-            told.words[name] = np.bincount(owners, values[: len(owners)], len(spelled)).astype(np.float32)
-        return told
+        heats, words, unexplained = explainer(inputs.fields, label)
+        for part, values in words.items():  # a word's value is the sum of its tokens'
+            spelled, owners = texts[part]
+            words[part] = np.bincount(owners, values[: len(owners)], len(spelled)).astype(np.float32)
+        return Attribution(by_field(heats), by_field(words), by_field(unexplained))
 
     film = int(batch.ids[0])
     return Explained(
         film=film,
         info=infos.get(film),
         true=[name for name, label in zip(run.genres, batch.labels[0] > 0, strict=True) if label],
-        words={name: words for name, (words, _) in texts.items()},
-        pictures={names[part]: images[0].copy() for part, images in batch.of("images").items()},
+        words=by_field({part: words for part, (words, _) in texts.items()}),
+        pictures=by_field({part: images[0].copy() for part, images in batch.of("images").items()}),
         genres=[
             (run.genres[genre], float(above[genre]), attribution(int(genre))) for genre in np.argsort(-above)[:count]
         ],

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from genre_dist.catalogue.poster_search import LARGEST_BYTES, TarMember
-from genre_dist.catalogue.sample_table import LARGEST
 from genre_dist.inference.trained_model import Run
 from genre_dist.metrics.choosing import named_labels, probabilities
 from genre_dist.packing.layout import film_text
@@ -96,7 +95,7 @@ def _numbers(field: Field, value: str | None, by_column: Mapping[str, str]) -> l
             numbers.append(float(text or "nan"))
         except ValueError:
             raise ValueError(f"--field {field.name}: {text[:60]!r} for {column} is no number") from None
-        if abs(numbers[-1]) > LARGEST:
+        if abs(numbers[-1]) > np.finfo(np.float32).max:
             raise ValueError(f"--field {field.name}: {text[:60]} for {column} is no finite number of 32 bits")
     return None if all(map(math.isnan, numbers)) else numbers
 
