@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="genre-dist",
-        description="Film genres from posters and overviews: from raw films to a trained, evaluated model. "
+        description="Multimodal classifiers of films' genres or of any data, from tables and images to models. "
         "Training itself: torchrun --nproc_per_node=N -m genre_dist.train",
     )
     parser.add_argument("--version", action="version", version=f"genre-dist {__version__}")

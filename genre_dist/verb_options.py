@@ -35,12 +35,17 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def columns(pairs: Iterable[str]) -> dict[str, str]:
-    """The option --columns: column of the catalogue -> column of the table. Raises ValueError for what is no pair."""
+def pairs(option: str, given: Iterable[str], example: str) -> dict[str, str]:
+    """The pairs NAME=VALUE of an option, by name. Raises ValueError for what is no pair."""
     named = {}
-    for pair in pairs:
-        column, equals, of_table = pair.partition("=")
+    for pair in given:
+        name, equals, value = pair.partition("=")
         if not equals:
-            raise ValueError(f"--columns takes pairs such as overview=plot, not `{pair}`")
-        named[column] = of_table
+            raise ValueError(f"{option} takes pairs such as {example}, not `{pair}`")
+        named[name] = value
     return named
+
+
+def columns(given: Iterable[str]) -> dict[str, str]:
+    """The option --columns: column of the catalogue -> column of the table. Raises ValueError for what is no pair."""
+    return pairs("--columns", given, "overview=plot")

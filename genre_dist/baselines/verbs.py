@@ -25,8 +25,8 @@ def add_verbs(verbs: Verbs) -> None:
     add("--kind", default="all", help=f"comma-separated: {', '.join(BASELINES)}; or all")
     add("--folders", action="store_true", help="a folder below RUN also for a single kind")
     add("--catalogue", type=Path, help="take the texts as written from the catalogue that was packed")
-    add("--memory", type=float, default=4.0, help="GiB for SVMs: so many genres are fitted at once")
-    add("--workers", type=int, help="genres fitted at the same time; all cores by default")
+    add("--memory", type=float, default=4.0, help="GiB for SVMs: so many labels are fitted at once")
+    add("--workers", type=int, help="labels fitted at the same time; all cores by default")
 
 
 def _baseline(arguments: Namespace) -> None:

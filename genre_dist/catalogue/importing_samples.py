@@ -22,10 +22,13 @@ from genre_dist.printable import printable
 from genre_dist.progress import progress_bar
 from genre_dist.sample_ids import LONGEST_KEY, member_key, number_of_id
 from genre_dist.schema import Schema
+from genre_dist.split_rule import split_of
 
 LARGE_GROUP = 0.05
 """A group of --split_by with a larger share of the samples is told: all of it lies in one split."""
 GROUPS_TOLD, CLASSES_TOLD = 3, 50
+FEW_SAMPLES = 50
+"""So many have some in every split, but for groups; of fewer a split may be empty by chance."""
 
 
 class SampleReport(NamedTuple):
@@ -92,7 +95,7 @@ def import_samples(
             remove_catalogue(out)
         remove_partial_files(out)
         taken = {
-            field.name: _take(field.name, images[field.name], known, out, progress, left_out)
+            field.name: _take(field.name, schema, images[field.name], known, out, progress, left_out)
             for field in images_of(schema)
         }
         again = SampleTable(table, schema, unlabelled).samples(LeftOut())
@@ -144,7 +147,10 @@ def _is_long(id: str) -> bool:
 
 
 def _resolved(table: SampleTable, known: _Known) -> Schema:
-    """The schema with its classes. Raises ValueError without two of them, and for a field that no row has."""
+    """The schema with its classes.
+
+    Raises ValueError without two of them, for a field that no row has, and for groups that leave a split empty.
+    """
     schema, path = table.schema, table.path
     if not known.samples:
         raise ValueError(f"{path}: no sample with a label in the column {schema.labels.column!r}; check --labels")
@@ -158,11 +164,24 @@ def _resolved(table: SampleTable, known: _Known) -> Schema:
         if field.kind != "image" and not known.having[field.name]:
             columns = " and ".join(map(repr, field.columns))
             raise ValueError(f"{path}: no row has the field {field.name} (column {columns}); fill it, or leave it out")
+    _check_groups(path, schema.split_by, known)
     return dataclasses.replace(schema, labels=dataclasses.replace(schema.labels, classes=classes))
 
 
+def _check_groups(path: Path, column: str, known: _Known) -> None:
+    """Raise ValueError if groups leave a split empty."""
+    taken = {split_of(number_of_id(group)) for group in known.groups}
+    if known.groups and known.samples >= FEW_SAMPLES and (empty := {"train", "val", "test"} - taken):
+        group, count = known.groups.most_common(1)[0]
+        raise ValueError(
+            f"{path}: no sample would lie in {' and '.join(sorted(empty))}: a group of {column!r} lies in one split, "
+            f"and of {len(known.groups):,} the largest, {printable(group)[:60]!r}, has {count / known.samples:.0%} of "
+            "all samples; give --split_by a column of more and smaller groups, or add rows of other groups"
+        )
+
+
 def _take(
-    field: str, places: Sequence[Path], known: _Known, out: Path, progress: Any, left_out: LeftOut
+    field: str, schema: Schema, places: Sequence[Path], known: _Known, out: Path, progress: Any, left_out: LeftOut
 ) -> dict[int, Taken]:
     """Take a field's images into the catalogue; the number of each sample's id -> its image.
 
@@ -170,12 +189,13 @@ def _take(
     """
     of_key, taken = known.of_key[field], dict[int, Taken]()
     for path in places:
-        for image in progress.track(find_posters(path, of_key, left_out), description=f"{field}: {path.name}"):
+        found = find_posters(path, of_key, left_out, declared=schema)
+        for image in progress.track(found, description=f"{field}: {path.name}"):
             number = of_key[image.key]
             if better := take(image, image_file(out, field, number), taken.get(number)):
                 taken[number] = better
             else:
-                left_out.add("further files for samples that have an image, left out", image.where)
+                left_out.add(f"further files for {schema.samples} that have an image, left out", image.where)
     if not any(image.size for image in taken.values()):
         listed = ", ".join(str(path) for path in places)
         example = f", such as {printable(next(iter(of_key)))[:60]}.jpg" if of_key else ""

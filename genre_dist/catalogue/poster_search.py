@@ -21,6 +21,7 @@ from urllib.parse import unquote
 
 from genre_dist.catalogue.left_out import LeftOut
 from genre_dist.printable import printable
+from genre_dist.schema import TMDB, Schema
 from genre_dist.storage import opened
 
 ENDINGS = (
@@ -109,18 +110,25 @@ def poster_key(text: str) -> str:
 
 
 def find_posters(
-    source: Path, keys: Container[str], left_out: LeftOut, progress: Callable[[], None] = lambda: None
+    source: Path,
+    keys: Container[str],
+    left_out: LeftOut,
+    progress: Callable[[], None] = lambda: None,
+    declared: Schema = TMDB,
 ) -> Iterator[Poster]:
     """The files of a folder or tar that are named by one of the keys, always in the same order.
 
-    `progress` is called for every file. Raises ValueError, naming the byte, when it reaches damage in a tar.
+    `progress` is called for every file; `declared` has the words for what is left out. Raises ValueError, naming the
+    byte, when it reaches damage in a tar.
     """
-    for file in _folder_files(source, left_out) if source.is_dir() else _tar_files(source, keys, left_out):
+    posters = "posters" if declared == TMDB else "images"
+    in_tar = partial(_tar_files, source, keys, left_out, declared.sample)
+    for file in _folder_files(source, left_out) if source.is_dir() else in_tar():
         progress()
         key = _key_among(file.name, keys)
         is_named_so = _ENDING.search(file.name) is not None and not posixpath.basename(file.name).startswith(".")
         if key is None and is_named_so:
-            left_out.add("posters without a row, left out", file.where)
+            left_out.add(f"{posters} without a row, left out", file.where)
             continue
         try:
             content = file.open()
@@ -135,9 +143,9 @@ def find_posters(
             if look is not Look.PICTURE and not is_named_so:
                 left_out.add("files that are no picture", file.where)
             elif key is None:
-                left_out.add("posters without a row, left out", file.where)
+                left_out.add(f"{posters} without a row, left out", file.where)
             elif file.size > LARGEST_BYTES:
-                left_out.add(f"posters of more than {LARGEST_BYTES >> 20} MiB, left out", file.where)
+                left_out.add(f"{posters} of more than {LARGEST_BYTES >> 20} MiB, left out", file.where)
             else:
                 if look is Look.NO_PICTURE:
                     left_out.add(
@@ -195,7 +203,7 @@ def _folder_files(folder: Path, left_out: LeftOut) -> Iterator[_File]:
                 left_out.add("things that are neither file nor folder", path)
 
 
-def _tar_files(path: Path, keys: Container[str], left_out: LeftOut) -> Iterator[_File]:
+def _tar_files(path: Path, keys: Container[str], left_out: LeftOut, sample: str) -> Iterator[_File]:
     """The files of a tar, in order, then the targets of its links under the links' names. No name becomes a path."""
     links: dict[str, list[str]] = {}  # target -> names of the links to it
     for tar, member in _members(path, left_out):
@@ -203,7 +211,7 @@ def _tar_files(path: Path, keys: Container[str], left_out: LeftOut) -> Iterator[
             yield _tar_file(path, tar, member, member.name)
         elif member.islnk() or member.issym():
             if _key_among(member.name, keys) is None:
-                left_out.add("links that no film is named after", f"{path}, member {member.name!r}")
+                left_out.add(f"links that no {sample} is named after", f"{path}, member {member.name!r}")
             else:
                 links.setdefault(_target(member), []).append(member.name)
         elif not member.isdir():

@@ -27,8 +27,13 @@ class FilmInfo(NamedTuple):
 
     title: str
     year: str
-    poster: bytes | None
-    """A small JPEG."""
+    images: dict[str, bytes]
+    """Small JPEGs by field, of the images that can be read."""
+
+    @property
+    def poster(self) -> bytes | None:
+        """The first of them."""
+        return next(iter(self.images.values()), None)
 
 
 def largest_differences(
@@ -99,15 +104,15 @@ def read_film_info(shards: AnyPath | str, split: str, films: Iterable[int]) -> d
 
 
 def _film_info(members: Mapping[str, memoryview], key: str, manifest: Manifest) -> FilmInfo:
-    """A film's title and year, or the id of another sample, and the first image."""
-    about, poster = load_about(members["json"]), None
+    """A film's title and year, or the id of another sample, and its images."""
+    about, images = load_about(members["json"]), dict[str, bytes]()
     for field in manifest.declared.fields:
-        if field.kind == "image" and field.extension in members and poster is None:
+        if field.kind == "image" and field.extension in members:
             with suppress(ValueError):  # an image that cannot be read
                 is_squashed_poster = manifest.declared == TMDB and manifest.image["fit"] == "squash"
-                poster = thumbnail(load_rgb(bytes(members[field.extension]))[0], is_squashed_poster)
+                images[field.name] = thumbnail(load_rgb(bytes(members[field.extension]))[0], is_squashed_poster)
     title, date = (str(about.get(name) or "") for name in ("title", "release_date"))
-    return FilmInfo(title[:LONGEST_TITLE] or key, date[:4], poster)
+    return FilmInfo(title[:LONGEST_TITLE] or key, date[:4], images)
 
 
 def thumbnail(pixels: NDArray[np.uint8], squashed: bool) -> bytes:

@@ -85,7 +85,7 @@ class Config:
             return "they are unfrozen later (model.*.unfreeze_at)"
         if model.uses_poster and not self.data.shows_whole_posters:
             return (
-                "posters are cropped or mirrored at random; data.crop_scale [1, 1] and data.flip false show them whole"
+                "images are cropped or mirrored at random; data.crop_scale [1, 1] and data.flip false show them whole"
             )
         if strategy in ("fsdp", "zero3"):
             return f"parallel.strategy={strategy} spreads the frozen encoders over the ranks; ddp does not"

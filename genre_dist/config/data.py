@@ -23,25 +23,25 @@ class DataConfig:
     last_batch: Literal["keep", "drop"] = "keep"
     """The samples left over at the end of an epoch: a smaller step, or left out (others each epoch)."""
     image_size: int = 224
-    """Side of the square the poster encoder sees."""
+    """Side of the square the image encoder sees."""
     crop_scale: tuple[float, float] = (0.6, 1.0)
-    """Training crop: share of the poster's area. (1, 1) turns cropping off."""
+    """Training crop: share of the image's area. (1, 1) turns cropping off."""
     crop_ratio: tuple[float, float] = (0.8, 1.25)
     """Training crop: range of width over height."""
     flip: bool = False
-    """Mirror half of the training posters."""
+    """Mirror half of the training images."""
     max_tokens: int = 256
     """Longer texts are cut."""
     block: int = 32
     """Samples of a lane that are permuted together; larger mixes better, smaller reads more sequentially."""
     by_length: float = 0.0
-    """How far the films of a step are of similar text length, 0 to 1: less padding, less random batches."""
+    """How far the samples of a step are of similar text length, 0 to 1: less padding, less random batches."""
     workers: int = 2
     """Reader processes per rank; 0 reads in the training process."""
     prefetch: int = 2
     """Micro-batches read ahead of those in use: the bound on samples in flight."""
     decode: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where posters are decoded. `auto`: on the CPU, or on the GPU if a rank has fewer than two cores; where a GPU
+    """Where images are decoded. `auto`: on the CPU, or on the GPU if a rank has fewer than two cores; where a GPU
     cannot, or torchcodec is not installed, the CPU does it. Edges of colours differ between the two, by less than 2 of
     255 in the mean."""
     cache_dir: str | None = None
@@ -70,5 +70,5 @@ class DataConfig:
 
     @property
     def shows_whole_posters(self) -> bool:
-        """Whether training sees posters as evaluation does: neither cropped nor mirrored."""
+        """Whether training sees images as evaluation does: neither cropped nor mirrored."""
         return self.crop_scale == (1.0, 1.0) and not self.flip

@@ -18,11 +18,11 @@ class LossConfig:
     gamma_positive: float = 0.0
     """`asymmetric`: how much less easy positives weigh."""
     gamma_negative: float = 4.0
-    """`asymmetric`: how much less easy negatives weigh; a film lacks most genres."""
+    """`asymmetric`: how much less easy negatives weigh; a sample lacks most labels."""
     margin: float = 0.05
     """`asymmetric`: negatives with a probability below this count as nothing."""
     class_weights: Literal["none", "sqrt", "balanced"] = "none"
-    """A genre's positives weigh (films without it) / (films with it), counted over the shards' train split
+    """A label's positives weigh (samples without it) / (samples with it), counted over the shards' train split
     (`balanced`), or the square root of that (`sqrt`). With exactly one label a sample, a label weighs (samples) /
     (labels x samples with it)."""
     label_smoothing: float = 0.0

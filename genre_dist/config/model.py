@@ -16,7 +16,7 @@ Unfreezing: TypeAlias = int | str | dict[str, int | str] | None
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """The overview's encoder: word vectors and a recurrent network, or a pretrained transformer; its states are pooled.
+    """The encoder of texts: word vectors and a recurrent network, or a pretrained transformer; its states are pooled.
 
     hidden, layers, bidirectional, embedding_dim and train_embedding are a recurrent network's alone.
     """
@@ -106,7 +106,7 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PosterConfig:
-    """The poster's encoder: a convolutional network without its classifier."""
+    """The encoder of images: a convolutional network without its classifier."""
 
     arch: str = "resnet152"
     """A torchvision classifier by name, `timm:NAME` of the timm library, `package.module:function` returning a feature
@@ -175,7 +175,7 @@ class NumbersConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadsConfig:
-    """One small MLP per genre ("binary relevance"): encoding -> hidden... -> 1."""
+    """One small MLP per label ("binary relevance"): encoding -> hidden... -> 1."""
 
     hidden: tuple[int, ...] = (1024, 512)
     """Widths of the hidden layers."""
@@ -188,19 +188,19 @@ class HeadsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Text encoder and poster encoder side by side, their encodings joined, one head per genre."""
+    """An encoder for each field, their encodings side by side, one head per label."""
 
     missing: Literal["auto", "learn", "leave_out"] = "auto"
     """Samples that lack a field: `learn` trains a vector in place of its encoding, `leave_out` leaves them out. `auto`:
     learn if some of the shards' samples lack one."""
     text: TextConfig = field(default_factory=TextConfig)
-    """The overview's encoder."""
+    """The encoder of texts."""
     poster: PosterConfig = field(default_factory=PosterConfig)
-    """The poster's encoder."""
+    """The encoder of images."""
     numbers: NumbersConfig = field(default_factory=NumbersConfig)
     """The encoders of numbers."""
     heads: HeadsConfig = field(default_factory=HeadsConfig)
-    """The genre heads."""
+    """The heads of the labels."""
 
     def fields(self, schema: Schema) -> tuple[Field, ...]:
         """The fields that the model takes, in the order of its encodings. Raises ValueError if there are none."""

@@ -21,7 +21,7 @@ class TrackingConfig:
     tensorboard: bool = False
     """Show the record in TensorBoard too, in the run's folder `tensorboard`. It needs tensorboard."""
     films: int = 8
-    """How many films of each evaluated split are shown with poster, text, genres and prediction."""
+    """How many samples of each evaluated split are shown with image, text, labels and prediction."""
     ranks_every_steps: int = 100
     """Gather memory and utilisation of every rank so often, into that step's row."""
 

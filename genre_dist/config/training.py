@@ -21,7 +21,7 @@ class OptimConfig:
     """With hf: layer i of n, counted from 0, has the learning rate text_lr * this^(n - i), the embeddings text_lr *
     this^(n + 1), as lower layers need less change (0.8 to 0.95; Howard and Ruder 2018). 1: the same for all."""
     poster_lr: float = 1e-4
-    """Peak learning rate of the poster encoder."""
+    """Peak learning rate of the image encoder."""
     heads_lr: float = 1e-3
     """Peak learning rate of the heads."""
     weight_decay: float = 0.01
@@ -70,22 +70,22 @@ class TrainConfig:
     channels_last: bool = True
     """Keep images and convolution weights as NHWC."""
     activation_checkpointing: Literal["none", "stages", "blocks", "selective"] = "none"
-    """What the poster encoder computes again in the backward pass instead of keeping it: its stages, its blocks, or in
+    """What the image encoder computes again in the backward pass instead of keeping it: its stages, its blocks, or in
     its blocks only what is cheap (norms and activations). A pretrained text encoder's layers count as blocks and as
     stages. Results stay the same."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile the poster encoder's repeated blocks with torch.compile: under a minute, once. `auto`: on a GPU with
+    """Compile the image encoder's repeated blocks with torch.compile: under a minute, once. `auto`: on a GPU with
     `cuda_graph`, in runs of 500 steps or more; without graphs compiled blocks take the host longer than they save an
     H100. Without a GPU it gains nothing and is left out."""
     cuda_graph: bool = False
-    """Replay the poster encoder's training passes as CUDA graphs (single, ddp), so that no GPU waits for its host;
+    """Replay the image encoder's training passes as CUDA graphs (single, ddp), so that no GPU waits for its host;
     results stay the same. Takes the memory of its activations once more, and ddp exchanges gradients only after the
     encoder's backward pass. Not yet run on a GPU, so it is off."""
     drop_field: float = 0.0
     """Hide each field of a training sample with this probability, never all of them, drawn anew in each epoch: so the
     model learns to answer with any of its fields. Needs model.missing=learn."""
     cache_encodings: Literal["auto", "on", "off"] = "auto"
-    """With all encoders frozen and posters shown whole (data.crop_scale [1, 1], no flip), compute every film's encoding
+    """With all encoders frozen and images shown whole (data.crop_scale [1, 1], no flip), compute each sample's encoding
     once, beside the run's folder, and train the heads on those. `on`: an error where that cannot be."""
     eval_every_steps: int | None = None
     """Evaluate the val split every so many steps; null means at every epoch's end. Always at the end of the run."""

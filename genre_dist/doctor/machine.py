@@ -122,7 +122,8 @@ def check_shards(folder: Path) -> Finding:
     lost = [shard.file for shard in manifest.shards if not (folder / shard.file).is_file()]
     if lost:
         return Finding("shards", "wrong", f"{folder}: {len(lost)} files are missing: {lost[0]} ...", "copy them here")
-    return ok("shards", f"{folder}: {sum(shard.samples for shard in manifest.shards):,} films")
+    count = sum(shard.samples for shard in manifest.shards)
+    return ok("shards", f"{folder}: {count:,} {manifest.declared.samples}")
 
 
 def check_weights(arch: str = "resnet152", seconds: float = 3.0) -> Finding:

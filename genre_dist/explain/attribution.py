@@ -1,11 +1,11 @@
-"""Attributions of a genre's logit: Grad-CAM on the poster, integrated gradients on the words.
+"""Attributions of a label's logit: Grad-CAM on the images, integrated gradients on the words.
 
 Selvaraju et al. 2017, Grad-CAM; Sundararajan et al. 2017, Axiomatic Attribution for Deep Networks; both as in captum.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,31 +24,25 @@ STEPS = 32
 
 
 class Attribution(NamedTuple):
-    """The attribution of one genre's logit."""
+    """The attribution of one label's logit, to each image and each text that the sample has."""
 
-    heat: NDArray[np.float32] | None  # [size, size] from 0 to 1, the poster's heat map; None without a poster
-    words: NDArray[np.float32] | None  # [tokens] or [words], what each adds to the logit; None without a text
-    unexplained: float
-    """The part of the text's effect on the logit that the sum over the words misses."""
-
-    def of_words(self, owners: NDArray[np.int64], words: int) -> Self:
-        """The same with one value a word, the sum of its tokens' values; owners: [tokens] the number of their word."""
-        if self.words is None or not words:
-            return self
-        values = np.bincount(owners, self.words[: len(owners)], words)
-        return self._replace(words=values.astype(np.float32))
+    heats: dict[str, NDArray[np.float32]]  # by encoder: [size, size] from 0 to 1, the image's heat map
+    words: dict[str, NDArray[np.float32]]  # by encoder: [tokens], what each adds to the logit
+    unexplained: dict[str, float]
+    """The part of each text's effect on the logit that the sum over its words misses, by encoder."""
 
 
 class Explained(NamedTuple):
-    """A film with the attributions of some genres."""
+    """A sample with the attributions of some labels."""
 
     film: int
     info: FilmInfo | None
     true: list[str]
-    words: list[str]
-    picture: NDArray[np.uint8] | None  # [size, size, 3], the model's input
+    words: dict[str, list[str]]
+    """The words of each text, by field."""
+    pictures: dict[str, NDArray[np.uint8]]  # by field: [size, size, 3], the model's input
     genres: list[tuple[str, float, Attribution]]
-    """Name, logit above the threshold, attribution."""
+    """Name, logit above the threshold, attribution by field and with one value a word."""
 
 
 class Explainer:
@@ -62,18 +56,18 @@ class Explainer:
         self.layers = {part: last_feature_map(encoder, zeros) for part, encoder in model.image_encoders.items()}
 
     def __call__(self, fields: Mapping[str, FieldInput], label: int) -> Attribution:
-        """The attribution of a label for one sample, a batch of 1, in its first image and its first text."""
-        heat, words, unexplained = None, None, 0.0
+        """The attribution of a label for one sample, a batch of 1."""
+        told = Attribution({}, {}, {})
         with torch.no_grad():
             encodings = self.model.encode(fields)  # [1, E]
         with _gradients_enabled(self.model):
             for part, layer in self.layers.items():
-                if heat is None and layer is not None and _is_there(fields[part]):
-                    heat = self._heat(part, layer, fields, encodings, label)
+                if layer is not None and _is_there(fields[part]):
+                    told.heats[part] = self._heat(part, layer, fields, encodings, label)
             for part in self.model.text_encoders:
-                if words is None and _is_there(fields[part]):
-                    words, unexplained = self._words(part, fields, encodings, label)
-        return Attribution(heat, words, unexplained)
+                if _is_there(fields[part]):
+                    told.words[part], told.unexplained[part] = self._words(part, fields, encodings, label)
+        return told
 
     def _heat(
         self, part: str, layer: nn.Module, fields: Mapping[str, FieldInput], encodings: Tensor, label: int

@@ -1,10 +1,10 @@
 """Explanation of a model: attributions for single films, and the ablation of each medium over a split."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from genre_dist.compare.shown_measures import SHOWN
 from genre_dist.config import Config
 from genre_dist.explain import explanation_figures as figures
 from genre_dist.explain.ablation import ablate
-from genre_dist.explain.attribution import Explained, Explainer
+from genre_dist.explain.attribution import Attribution, Explained, Explainer
 from genre_dist.inference.evaluate_run import check_same_labels
 from genre_dist.inference.trained_model import Run, load_run
 from genre_dist.metrics.choosing import margins
@@ -35,6 +35,8 @@ from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.sample import PADDING
 from genre_dist.training.experiment import open_split
+
+Value = TypeVar("Value")
 
 ABLATED: dict[Choose, tuple[str, ...]] = {
     "many": ("micro_f1_fitted", "micro_f1", "macro_f1_fitted", "mean_average_precision"),
@@ -76,29 +78,31 @@ def explain(
             _explain_film(run, reader.read(rows), explainer, thresholds, genres, infos)
             for rows in progress.track(_rows_of_films(reader, films), description=declared.samples)
         ]
+    is_film, films_data = declared == TMDB, [_film_data(film) for film in explained]
     explanation: dict[str, Any] = {
         "run": str(folder),
         "split": split,
-        "films": [_film_data(film) for film in explained],
+        "films": films_data,
         "ablation": ablate(run, manifest, split, thresholds) if ablation else None,
     }
     out.mkdir(parents=True, exist_ok=True)
     for film in explained:
-        figures.film_figure(film, out / f"{declared.sample.replace(' ', '-')}-{film.film}.png")
+        figures.film_figure(film, out / f"{declared.sample.replace(' ', '-')}-{film.film}.png", 1.5 if is_film else 1.0)
     if explanation["ablation"] is not None:
         figures.ablation_figure(explanation["ablation"], ABLATED[choose], out / "ablation.png", declared)
     with atomic_file(out / "explanation.json", "w") as file:
-        json.dump(explanation, file, indent=1)
+        json.dump(explanation | ({"films": list(map(_as_film, films_data))} if is_film else {}), file, indent=1)
     heats = {
-        (film.film, genre): thumbnail(figures.overlay(film.picture, attribution.heat), squashed=True)
+        (film.film, genre, name): thumbnail(figures.overlay(film.pictures[name], heat), squashed=is_film)
         for film in explained
         for genre, _, attribution in film.genres
-        if film.picture is not None and attribution.heat is not None
+        for name, heat in attribution.heats.items()
     }
-    posters = {film.film: film.info.poster for film in explained if film.info and film.info.poster}
     context = {
         "heats": heats,
-        "posters": posters,
+        "pictures": {film.film: film.info.images for film in explained if film.info},
+        "images": [field.name for field in declared.fields if field.kind == "image"] or ["image"],
+        "shape": Markup('height="240"' if is_film else 'height="160" style="aspect-ratio: 1"'),
         "labels": SHOWN[choose].names,
         "media": _media(explanation, declared),
     }
@@ -160,29 +164,34 @@ def _explain_film(
     with torch.no_grad():
         logits = run.model(inputs.fields).float().cpu().numpy()
     above = margins(logits, run.declared.labels.choose, thresholds)[0]  # [labels]
-    words, owners = list[str](), np.empty(0, np.int64)
-    if batch.tokens is not None and batch.lengths is not None:
-        words, owners = run.tokenizer.spelled(batch.tokens[0, : batch.lengths[0]])
+    names, lengths = {field.part: field.name for field in run.declared.fields}, batch.of("lengths")
+    texts = {part: run.tokenizer.spelled(tokens[0, : lengths[part][0]]) for part, tokens in batch.of("tokens").items()}
+
+    def by_field(values: Mapping[str, Value]) -> dict[str, Value]:
+        return {names[part]: value for part, value in values.items()}
+
+    def attribution(label: int) -> Attribution:
+        heats, words, unexplained = explainer(inputs.fields, label)
+        for part, values in words.items():  # a word's value is the sum of its tokens'
+            spelled, owners = texts[part]
+            words[part] = np.bincount(owners, values[: len(owners)], len(spelled)).astype(np.float32)
+        return Attribution(by_field(heats), by_field(words), by_field(unexplained))
+
     film = int(batch.ids[0])
     return Explained(
         film=film,
         info=infos.get(film),
         true=[name for name, label in zip(run.genres, batch.labels[0] > 0, strict=True) if label],
-        words=words,
-        picture=None if batch.images is None else batch.images[0].copy(),
+        words=by_field({part: words for part, (words, _) in texts.items()}),
+        pictures=by_field({part: images[0].copy() for part, images in batch.of("images").items()}),
         genres=[
-            (
-                run.genres[genre],
-                float(above[genre]),
-                explainer(inputs.fields, int(genre)).of_words(owners, len(words)),
-            )
-            for genre in np.argsort(-above)[:count]
+            (run.genres[genre], float(above[genre]), attribution(int(genre))) for genre in np.argsort(-above)[:count]
         ],
     )
 
 
 def _film_data(film: Explained) -> dict[str, Any]:
-    """A film's explanation as plain data for JSON."""
+    """A sample's explanation as plain data, each image and text by its field."""
     return {
         "tmdb_id": film.film,
         "title": film.info.title if film.info else str(film.film),
@@ -191,15 +200,27 @@ def _film_data(film: Explained) -> dict[str, Any]:
             {
                 "genre": genre,
                 "logit_above_threshold": above,
-                "on_poster": bool(result.heat is not None and result.heat.any()),
-                "words": [[word, round(float(value), 4)] for word, value in zip(film.words, result.words, strict=True)]
-                if result.words is not None and film.words
-                else [],
+                "on_images": {name: bool(heat.any()) for name, heat in result.heats.items()},
+                "words": {
+                    name: [[word, round(float(value), 4)] for word, value in zip(film.words[name], values, strict=True)]
+                    for name, values in result.words.items()
+                },
                 "unexplained": result.unexplained,
             }
             for genre, above, result in film.genres
         ],
     }
+
+
+def _as_film(film: dict[str, Any]) -> dict[str, Any]:
+    """A film's explanation as files have it: of the poster and of the only text."""
+    explained = [
+        {"genre": one["genre"], "logit_above_threshold": one["logit_above_threshold"]}
+        | {"on_poster": any(one["on_images"].values()), "words": next(iter(one["words"].values()), [])}
+        | {"unexplained": next(iter(one["unexplained"].values()), 0.0)}
+        for one in film["explained"]
+    ]
+    return film | {"explained": explained}
 
 
 def _media(explanation: dict[str, Any], declared: Schema) -> dict[str, Any] | None:

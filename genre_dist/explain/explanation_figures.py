@@ -20,28 +20,36 @@ LETTERS = 80  # of a title or word
 
 
 def overlay(picture: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """A poster [size, size, 3] in grey under its heat map [any, any] from 0 to 1 in warm colours."""
+    """An image [size, size, 3] in grey under its heat map [any, any] from 0 to 1 in warm colours."""
     size = picture.shape[0]
     warm = cv2.applyColorMap((255 * cv2.resize(heat, (size, size))).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
     grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return (0.5 * grey + 0.5 * warm).astype(np.uint8)
 
 
-def film_figure(film: Explained, path: Path) -> None:
-    """Write a film's figure: a row per genre with the poster, its heat map and the words that count most."""
-    rows = len(film.genres)
-    figure = Figure(figsize=(9, 3.2 * rows), layout="constrained")
-    axes = figure.subplots(rows, 3, squeeze=False, width_ratios=(1, 1, 1.6))
-    for (poster, heat, words), (genre, above, attribution) in zip(axes, film.genres, strict=True):
-        for panel in (poster, heat):
+def film_figure(film: Explained, path: Path, aspect: float) -> None:
+    """Write a sample's figure: a row per label with each image, its heat map and each text's words that count most.
+
+    `aspect` is the height of an image as a share of its width.
+    """
+    images, texts = list(film.pictures) or [""], list(film.words) or [""]
+    ratios = [1.0] * 2 * len(images) + [1.6] * len(texts)
+    figure = Figure(figsize=(2.5 * sum(ratios), 3.2 * len(film.genres)), layout="constrained")
+    axes = figure.subplots(len(film.genres), len(ratios), squeeze=False, width_ratios=ratios)
+    for panels, (genre, above, attribution) in zip(axes, film.genres, strict=True):
+        for panel in panels:
             panel.axis("off")
-        if film.picture is not None and attribution.heat is not None:
-            poster.imshow(film.picture, aspect=1.5)
-            heat.imshow(overlay(film.picture, attribution.heat), aspect=1.5)
-        heat.set_title(f"{label(genre, LETTERS)}, {'named' if above > 0 else 'not named'} ({above:+.1f})", fontsize=10)
-        words.axis("off")
-        if attribution.words is not None and film.words:
-            _bars(words, film.words, attribution.words)
+        for name, picture, heat in zip(images, panels[::2], panels[1::2], strict=False):
+            picture.set_title(name if len(images) > 1 else "", fontsize=10)
+            if name in attribution.heats:
+                picture.imshow(film.pictures[name], aspect=aspect)
+                heat.imshow(overlay(film.pictures[name], attribution.heats[name]), aspect=aspect)
+        named = "named" if above > 0 else "not named"
+        panels[1].set_title(f"{label(genre, LETTERS)}, {named} ({above:+.1f})", fontsize=10)
+        for name, panel in zip(texts, panels[2 * len(images) :], strict=True):
+            panel.set_title(name if len(texts) > 1 else "", fontsize=10)
+            if film.words.get(name) and name in attribution.words:
+                _bars(panel, film.words[name], attribution.words[name])
     title = film.info.title if film.info else str(film.film)
     figure.suptitle(f"{label(title, LETTERS)}: {label(', '.join(film.true), LETTERS)}", fontsize=11)
     save(figure, path)

@@ -10,15 +10,15 @@ from genre_dist.verb_options import Verbs, add_run, add_split, add_verb, names
 
 def add_verbs(verbs: Verbs) -> None:
     verb = add_verb(
-        verbs, "explain", _explain, "what on posters and in overviews speaks for a genre, and what each is worth"
+        verbs, "explain", _explain, "what on images and in texts speaks for a label, and what each is worth"
     )
     add_run(verb)
     add_split(verb, "test")
     add = verb.add_argument
     add("--out", type=Path, default=Path("explanation"), help="for index.html, PNGs and explanation.json")
-    add("--films", default="", metavar="ID,ID", help="films to explain; the surest ones by default")
-    add("--count", type=int, default=8, help="how many films, if none are named")
-    add("--genres", type=int, default=2, help="genres explained for each film")
+    add("--films", default="", metavar="ID,ID", help="samples to explain; the surest ones by default")
+    add("--count", type=int, default=8, help="how many samples, if none are named")
+    add("--genres", type=int, default=2, help="labels explained for each sample")
     add("--shards", type=Path, help="other shards than the run was trained on")
     add("--no_ablation", action="store_true", help="leave out what each medium is worth")
 

@@ -9,13 +9,15 @@ from genre_dist.verb_options import Verbs, add_verb
 
 
 def add_verbs(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "explore", _explore, "look at the films of shards or a catalogue: numbers, figures, a page")
+    verb = add_verb(
+        verbs, "explore", _explore, "look at the samples of shards or a catalogue: numbers, figures, a page"
+    )
     add = verb.add_argument
     add("source", metavar="SHARDS_OR_CATALOGUE", type=Path)
     add("--out", metavar="DIR", type=Path, required=True, help="for index.html, explore.json and PNGs")
     texts = ["overview", "title", "both"]
     add("--text", choices=texts, default="overview", help="a catalogue's text to look at")
-    add("--poster_share", type=float, default=1.0, help="share of the posters looked at, drawn by film id")
+    add("--poster_share", type=float, default=1.0, help="share of the images looked at, drawn by id")
 
 
 def _explore(arguments: Namespace) -> None:

@@ -44,7 +44,7 @@ def source_of(
 ) -> Source:
     """The source that the options name. Raises ValueError if they name none or two, or a missing file."""
     if (catalogue is None) == (table is None):
-        raise ValueError("say which films: --catalogue FOLDER, or --table FILE with --posters FOLDERS_OR_TARS")
+        raise ValueError("say which samples: --catalogue FOLDER, or --table FILE with --posters FOLDERS_OR_TARS")
     if catalogue is not None:
         if posters or columns:
             raise ValueError("--posters and --columns belong to a --table; a catalogue has its own")
@@ -84,7 +84,7 @@ def find_films(source: Source, run: Run, progress: Callable[[], None]) -> Source
     needed = ("tmdb_id", *(TEXT_FIELDS[text] if uses.uses_text else ()))
     table = open_table(source.table, source.columns, source.poster_key, needed)
     known = table.known(_with_progress(progress, table.rows()), left_out)
-    files, further = ImageFiles(left_out, progress), "further files for films that have a poster, left out"
+    files, further = ImageFiles(TMDB, left_out, progress), "further files for films that have a poster, left out"
     posters = files.find(source.posters if uses.uses_poster else (), known.of_key, further)
     return SourceFilms(_table_films(table, known, posters, text), files.digest.hexdigest(), left_out)
 

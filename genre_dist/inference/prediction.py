@@ -1,7 +1,8 @@
-"""Genres of single films or small batches, from a poster, a text, or both."""
+"""Labels of single samples or small batches, from the fields that the model takes."""
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from genre_dist.inference.trained_model import Run
 from genre_dist.metrics.choosing import named_labels, probabilities
 from genre_dist.packing.catalogue_rows import film_text
 from genre_dist.packing.posters import load_rgb, square
-from genre_dist.schema import TMDB, Field
+from genre_dist.schema import TMDB, Field, with_article
 from genre_dist.stream.batch import BLANK, Batch
 from genre_dist.stream.device_feed import to_device, whole_pixels
 from genre_dist.stream.sample import cut, pad
@@ -43,22 +44,60 @@ class Prediction(NamedTuple):
     named: bool
 
 
-def film_of_options(run: Run, poster: Path | None, overview: str | None, title: str | None) -> Unlabelled:
-    """A film from command-line options. Raises ValueError if an option that the model needs is missing.
+def sample_of_options(run: Run, given: Mapping[str, str]) -> Unlabelled:
+    """A sample from its fields by name: a text, the path of an image, numbers between commas.
 
-    A model with learned vectors for missing fields needs one of its fields.
+    A number may also be given by its column, and the title of a film by `title`. Raises ValueError for an unknown name,
+    for what is no number, and for a field that the model needs and is not given; a model with learned vectors for
+    missing fields needs one of its fields.
     """
-    uses, source = run.config.model, run.metadata["text"]["source"]
-    if other := sorted({*uses.members(run.declared)} - {"poster", "overview"}):
-        raise ValueError(f"this model takes {' and '.join(other)}: predict with --table FILE, --posters and --out")
-    given = {"poster": poster, "overview": overview, "title": title}
-    needed = (*(("poster",) if uses.uses_poster else ()), *(TEXT_FIELDS[source] if uses.uses_text else ()))
-    missing = [f"--{name}" for name in needed if given[name] is None]
+    declared, uses, source = run.declared, run.config.model, run.metadata["text"]["source"]
+    is_film, taken = declared == TMDB, uses.members(declared)
+    columns = {field.name: field.columns for field in declared.fields if field.kind == "numbers"}
+    known = [*declared.by_name, *(["title"] if is_film else []), *chain(*columns.values())]
+    if unknown := [name for name in given if name not in known]:
+        has = ", ".join(dict.fromkeys(known))
+        raise ValueError(f"--field {unknown[0][:60]}: {with_article(declared.sample)} has {has}")
+    needed = list[str]()
+    for field in declared.fields:
+        if field.name in taken:
+            needed += TEXT_FIELDS[source] if is_film and field.kind == "text" else [field.name]
+    missing = [name for name in needed if given.keys().isdisjoint((name, *columns.get(name, ())))]
     if missing and not (uses.learns_missing and len(missing) < len(needed)):
         how = " or " if uses.learns_missing else " and "
-        raise ValueError(f"this model was trained on {' and '.join(needed)}; pass {how.join(missing)} as well")
-    text = film_text({"overview": overview, "title": title}, source)
-    return Unlabelled({"poster": poster, "overview": None if uses.learns_missing and not text else text})
+        options = how.join(f"--{name}" if is_film else f"--field {name}=..." for name in missing)
+        raise ValueError(f"this model was trained on {' and '.join(needed)}; pass {options} as well")
+    values = dict[str, Any]()
+    for field in declared.fields:
+        value: Any = given.get(field.name)
+        if field.kind == "numbers":
+            value = _numbers(field, value, {name: cell for name, cell in given.items() if name not in declared.by_name})
+        elif field.kind == "image":
+            value = None if value is None else Path(value)
+        else:
+            value = film_text({"title": None, "overview": None, **given}, source) if is_film else (value or "").strip()
+        values[field.name] = None if value == "" and uses.learns_missing else value
+    return Unlabelled(values)
+
+
+def _numbers(field: Field, value: str | None, by_column: Mapping[str, str]) -> list[float] | None:
+    """A field's numbers, NaN where one is blank; None if all are. Raises ValueError for what is no number."""
+    cells = [""] * len(field.columns) if value is None else value.split(",")
+    if len(cells) != len(field.columns):
+        raise ValueError(
+            f"--field {field.name}={value}: {len(cells)} numbers, where {', '.join(field.columns)} are needed between "
+            "commas; leave a missing one blank"
+        )
+    numbers = list[float]()
+    for column, cell in zip(field.columns, cells, strict=True):
+        text = by_column.get(column, cell).strip()
+        try:
+            numbers.append(float(text or "nan"))
+        except ValueError:
+            raise ValueError(f"--field {field.name}: {text[:60]!r} for {column} is no number") from None
+        if abs(numbers[-1]) > np.finfo(np.float32).max:
+            raise ValueError(f"--field {field.name}: {text[:60]} for {column} is no finite number of 32 bits")
+    return None if all(map(math.isnan, numbers)) else numbers
 
 
 def predict(
@@ -67,7 +106,7 @@ def predict(
     """Labels by descending probability, named above their fitted thresholds, or above one half without them.
 
     Where a sample has exactly one label, probabilities are the softmax's and the likeliest label is named. Raises
-    ValueError if the film lacks a text or poster that the model needs, or the poster is no image.
+    ValueError if the sample lacks a field that the model needs, or an image cannot be read.
     """
     choose = run.declared.labels.choose
     prepared = prepare(run, film)
@@ -156,7 +195,9 @@ def _arrays(run: Run, field: Field, values: Sequence[Any]) -> dict[str, NDArray[
 
 
 def film_of_tmdb(run: Run, number: int, key: str, api_url: str, image_url: str) -> tuple[str, Unlabelled]:
-    """A film's title, poster and text from TMDB. Raises ValueError if a request fails."""
+    """A film's title, poster and text from TMDB. Raises ValueError if a request fails or for other data."""
+    if run.declared != TMDB:
+        raise ValueError(f"--tmdb_id is for models of films; give {with_article(run.declared.sample)} by its --field")
     web = Web(rate=40, concurrency=1)
     try:
         answer = Tmdb(web, key, api_url).movie(number)

@@ -22,14 +22,15 @@ Images = dict[int, tuple[Look, str | TarMember]]
 class ImageFiles:
     """The search for the images of a table, with a digest of their paths, sizes and modification times."""
 
-    def __init__(self, left_out: LeftOut, progress: Callable[[], None]) -> None:
-        self._left_out, self._progress, self.digest = left_out, progress, hashlib.sha256()
+    def __init__(self, declared: Schema, left_out: LeftOut, progress: Callable[[], None]) -> None:
+        self._declared, self._left_out, self._progress = declared, left_out, progress
+        self.digest = hashlib.sha256()
 
     def find(self, paths: Iterable[Path], of_key: Mapping[str, int], further: str, prefix: str = "") -> Images:
         """The best image of each number; the others are left out under the reason `further`."""
         images: Images = {}
         for path in paths:
-            for found in find_posters(path, of_key, self._left_out, self._progress):
+            for found in find_posters(path, of_key, self._left_out, self._progress, self._declared):
                 number = of_key[found.key]
                 if number in images and found.look <= images[number][0]:
                     self._left_out.add(further, found.where)
@@ -74,7 +75,10 @@ def table_samples(
         progress()
         for name, key in sample.keys.items():
             of_key[name].setdefault(key, number_of_id(sample.id))
-    images, further = ImageFiles(left_out, progress), "further files for samples that have an image, left out"
+    images, further = (
+        ImageFiles(declared, left_out, progress),
+        f"further files for {declared.samples} that have an image, left out",
+    )
     paths = declared_images(posters, declared) if posters else {}
     found = {name: images.find(paths.get(name, ()), keys, further, f"{name} ") for name, keys in of_key.items()}
     return _unlabelled(table, found), images.digest.hexdigest()

@@ -1,22 +1,20 @@
 """Loading a trained run from its folder."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from genre_dist.config import Config, ModelConfig
+from genre_dist.config import Config
 from genre_dist.config.continuing import changes, describe, trained_with
 from genre_dist.config.files import load_config
-from genre_dist.config.model import HF
-from genre_dist.config.run import CONFIG, TEXT_ENCODER, WEIGHTS
+from genre_dist.config.run import CONFIG, WEIGHTS
 from genre_dist.config.trust import refuse_foreign_code
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.models.weights import load_state
 from genre_dist.packing.tokenizer import Tokenizer
 from genre_dist.schema import TMDB, Schema
-from genre_dist.training.model_files import check_text_encoder, read_metadata, read_tokenizer, read_weights
+from genre_dist.training.model_files import read_metadata, read_tokenizer, read_weights, with_own_architecture
 
 
 class Run(NamedTuple):
@@ -53,7 +51,7 @@ def load_run(folder: Path, device: torch.device, trust_code: bool = False) -> Ru
     embedding = next((value for name, value in weights.items() if name.endswith(".embedding.weight")), None)
     try:
         model = GenreClassifier(
-            _rebuilt(config.model, folder),
+            with_own_architecture(config.model, folder),
             len(facts.genres),
             config.data.image_size,
             tokenizer.size,
@@ -66,10 +64,3 @@ def load_run(folder: Path, device: torch.device, trust_code: bool = False) -> Ru
     load_state(model, weights, str(folder / WEIGHTS), "the run's config.yaml")
     genres = [genre.name for genre in facts.genres]
     return Run(config, model.to(device).eval(), genres, facts.to_dict(), tokenizer, facts.declared)
-
-
-def _rebuilt(model: ModelConfig, folder: Path) -> ModelConfig:
-    """The same model with its text encoder's architecture read from the run, whatever became of where it was from."""
-    if model.text.pretrained is None or not check_text_encoder(folder):
-        return model
-    return replace(model, text=replace(model.text, arch=f"{HF}{folder / TEXT_ENCODER}"))

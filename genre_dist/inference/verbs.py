@@ -6,7 +6,7 @@ from pathlib import Path
 from genre_dist.config.run import CONFIG
 from genre_dist.parallel.one_run import writing
 from genre_dist.printable import printable
-from genre_dist.verb_options import Verbs, add_run, add_split, add_verb, columns
+from genre_dist.verb_options import Verbs, add_run, add_split, add_verb, columns, pairs
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -19,27 +19,36 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "predict",
         _predict,
-        "genres of one film, or of many (under torchrun: on several ranks)",
-        "One film: by --poster, --overview and --title, or by --tmdb_id. Many: --catalogue FOLDER, or "
-        "--table FILE (tmdb_id and the texts that the model was trained on) with --posters, found as import finds "
-        "them, into a folder of Parquet parts, --out. Run again, it goes on.",
+        "labels of one sample, or of many (under torchrun: on several ranks)",
+        "One sample: by a --field for each field of the data that the model was trained on; a film also by --poster, "
+        "--overview and --title, or by --tmdb_id. Many: --catalogue FOLDER, or --table FILE (ids and the columns that "
+        "the model was trained on) with --posters, found as import finds them, into a folder of Parquet parts, --out. "
+        "Run again, it goes on.",
     )
     add_run(verb)
     add = verb.add_argument
-    add("--poster", type=Path, help="an image file")
+    add(
+        "--field",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a field of the sample, repeated: a text, the path of an image, or numbers between commas, a missing one "
+        "blank; a number also by the name of its column",
+    )
+    add("--poster", help="an image file")
     add("--overview", help="the film's overview")
     add("--title", help="the film's title, for models that were trained on titles")
     add("--tmdb_id", type=int, help="a film of TMDB; its key from TMDB_API_KEY or --key_file")
     add("--key_file", type=Path, help="holds the API key or bearer token")
     add("--api_url", default="https://api.themoviedb.org/3", help="TMDB's API, or a mirror of it")
     add("--image_url", default="https://image.tmdb.org/t/p", help="TMDB's posters, or a mirror of them")
-    add("--catalogue", type=Path, help="predict all films of a catalogue")
-    add("--table", type=Path, help="predict all films of a table: Parquet, CSV or JSON lines")
-    posters = "the table's posters: folders (with all below them) or tars"
+    add("--catalogue", type=Path, help="predict all samples of a catalogue")
+    add("--table", type=Path, help="predict all samples of a table: Parquet, CSV or JSON lines")
+    posters = "the table's images: folders (with all below them) or tars; FIELD=PATH where there are several fields"
     add("--posters", type=Path, nargs="*", default=[], help=posters)
-    add("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="the table's columns by another name")
-    add("--poster_key", default="tmdb_id", help="the table's column that poster files are named by")
-    add("--out", type=Path, help="folder for the predictions of many films")
+    add("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="films' tables: columns by another name")
+    add("--poster_key", default="tmdb_id", help="films' tables: the column that poster files are named by")
+    add("--out", type=Path, help="folder for the predictions of many samples")
 
 
 def _evaluate(arguments: Namespace) -> None:
@@ -63,6 +72,8 @@ def _predict(arguments: Namespace) -> None:
         raise ValueError("where should the predictions go? --out FOLDER")
     if arguments.poster:
         raise ValueError("--poster is for one film; the posters of many are --posters FOLDERS_OR_TARS")
+    if arguments.field:
+        raise ValueError("--field is for one sample; many have theirs in a --table, or in a --catalogue")
     with writing(arguments.out) as held:
         from genre_dist.inference.film_sources import source_of
         from genre_dist.inference.predict_many import predict_many
@@ -80,7 +91,7 @@ def _predict(arguments: Namespace) -> None:
 def _predict_one(arguments: Namespace) -> None:
     import torch
 
-    from genre_dist.inference.prediction import film_of_options, film_of_tmdb, predict
+    from genre_dist.inference.prediction import film_of_tmdb, predict, sample_of_options
     from genre_dist.inference.trained_model import load_run
     from genre_dist.metrics.thresholds import load_thresholds
     from genre_dist.tmdb.api import read_key
@@ -88,7 +99,10 @@ def _predict_one(arguments: Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = load_run(arguments.folder, device, arguments.trust_code)
     if arguments.tmdb_id is None:
-        film = film_of_options(run, arguments.poster, arguments.overview, arguments.title)
+        named = {
+            name: value for name in ("poster", "overview", "title") if (value := getattr(arguments, name)) is not None
+        }
+        film = sample_of_options(run, named | pairs("--field", arguments.field, "title=Heat"))
     else:
         key = read_key(arguments.key_file)
         title, film = film_of_tmdb(run, arguments.tmdb_id, key, arguments.api_url, arguments.image_url)

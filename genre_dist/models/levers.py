@@ -44,7 +44,7 @@ def choose_compiling(config: Config, device: torch.device, steps: int) -> Choice
         return Choice(False, f"train.compile=auto: off, {against}")
     if problem := _why_not_compiling(device):
         return Choice(False, f"train.compile={train.compile} is left out: no compiler works here ({problem})")
-    return Choice(True, f"train.compile={train.compile}: on, the poster encoder's blocks, for {steps:,} steps")
+    return Choice(True, f"train.compile={train.compile}: on, the image encoder's blocks, for {steps:,} steps")
 
 
 def choose_cuda_graph(config: Config, device: torch.device, strategy: str) -> Choice:
@@ -82,7 +82,7 @@ def pull_levers(model: GenreClassifier, train: TrainConfig, device: torch.device
     kind = train.activation_checkpointing
     transformers = [encoder for encoder in model.text_encoders.values() if isinstance(encoder, PretrainedText)]
     if kind != "none" and not model.image_encoders and not transformers:
-        raise ValueError(f"train.activation_checkpointing={kind}: the model has no poster encoder; set it to none")
+        raise ValueError(f"train.activation_checkpointing={kind}: the model has no image encoder; set it to none")
     for transformer in transformers:
         recompute_layers(transformer, kind)
     for encoder in model.image_encoders.values():

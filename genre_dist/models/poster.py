@@ -155,7 +155,7 @@ def _load(network: nn.Module, config: PosterConfig, classifier: str) -> str:
     except ValueError as error:
         if weights == "imagenet":
             raise
-        warnings.warn(f"training the poster encoder from random weights: {error}", stacklevel=3)
+        warnings.warn(f"training the image encoder from random weights: {error}", stacklevel=3)
         return "random"
     load_state(network, poster_state(state, (*AUXILIARY, f"{classifier}.")), "the file of ImageNet weights", arch)
     return "imagenet"

@@ -134,7 +134,8 @@ class PretrainedText(nn.Module):
 def architecture_of(encoder: PretrainedText) -> dict[str, Any]:
     """What `hf:FILE` rebuilds the encoder from, in JSON's types."""
     content: dict[str, Any] = json.loads(encoder.network.config.to_json_string(use_diff=False))
-    return {name: value for name, value in content.items() if name not in ("_name_or_path", "auto_map")}
+    left_out = ("_name_or_path", "auto_map", "sha256")  # the last is a run's seal, if it was read from one
+    return {name: value for name, value in content.items() if name not in left_out}
 
 
 def vocabulary_size(config: TextConfig) -> int:

@@ -64,7 +64,7 @@ def regions(network: nn.Module, kind: Kind) -> list[nn.Module]:
     all_blocks = list(blocks(network))
     if not all_blocks:
         raise ValueError(
-            f"train.activation_checkpointing={kind} finds no blocks in the poster encoder (modules of several parts in "
+            f"train.activation_checkpointing={kind} finds no blocks in the image encoder (modules of several parts in "
             "an nn.Sequential, as ResNets, EfficientNets and ViTs have them); set it to none, or lower data.micro_batch"
         )
     if kind != "stages":

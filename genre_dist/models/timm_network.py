@@ -45,7 +45,7 @@ def timm_network(config: PosterConfig, image_size: int, load_weights: bool = Tru
         )
     if config.weights == "imagenet":
         raise ValueError(problem)
-    warnings.warn(f"training the poster encoder from random weights: {problem}", stacklevel=3)
+    warnings.warn(f"training the image encoder from random weights: {problem}", stacklevel=3)
     return network, "random"
 
 

@@ -10,9 +10,9 @@ def add_verbs(verbs: Verbs) -> None:
     """Add the verbs of packing to the console command."""
     verb = verbs.add_parser(
         "pack",
-        help="pack a catalogue into shards; run again to go on or to add new films",
+        help="pack a catalogue into shards; run again to go on or to add new samples",
         description="Pack a catalogue into shards. A killed pack goes on where it stopped. On a finished folder and "
-        "with the same options, films that are new in the catalogue are appended in new shards; those packed before "
+        "with the same options, samples that are new in the catalogue are appended in new shards; those packed before "
         "stay as they are, and so does the vocabulary. On several nodes: run every --part, at any time and in any "
         "order, then the same command with --merge.",
     )
@@ -49,7 +49,7 @@ def add_verbs(verbs: Verbs) -> None:
         "`slurm` takes both from the job array (SLURM_ARRAY_TASK_ID and _COUNT)",
     )
     how.add_argument("--merge", action="store_true", help="check that all parts are there and write the manifest")
-    how.add_argument("--overwrite", action="store_true", help="replace shards of other films or options")
+    how.add_argument("--overwrite", action="store_true", help="replace shards of other samples or options")
     verb.set_defaults(run=_pack)
 
     verb = verbs.add_parser("inspect", help="print what is in a folder of shards")

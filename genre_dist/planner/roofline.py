@@ -138,7 +138,7 @@ def time_step(config: Config, card: GpuSpec, ranks: int, micro_batch: int | None
         planned=planned,
         tokens=tokens,
         recurrent=_recurrent(text, tokens, micro, card) if isinstance(text, TextEncoder) else None,
-        copy=OperationTime("posters to the card", 0, copy, copy / (card.host / 2 * 1e9)),
+        copy=OperationTime("images to the card", 0, copy, copy / (card.host / 2 * 1e9)),
         update=_update(config, _trained(model), batches.accumulation, card),
         gradient_bytes=gradients,
         all_reduce=ring_seconds(gradients, ranks, card),

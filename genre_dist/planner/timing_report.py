@@ -60,7 +60,7 @@ def _assumed(timing: Timing) -> list[str]:
     ]
     if timing.recurrent:
         lines.append(
-            f"the recurrent network runs beside the poster's, the longer one counts; assumed: {timing.tokens} steps "
+            f"the recurrent network runs beside the image's, the longer one counts; assumed: {timing.tokens} steps "
             f"(the longest text there may be) a layer, {RECURRENT_STEP_SECONDS * 1e6:.0f} us each"
         )
     elif timing.tokens:

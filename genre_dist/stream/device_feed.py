@@ -77,7 +77,7 @@ def device_feed(device: torch.device, wanted: Decoding) -> DeviceFeed | None:
     cores = len(os.sched_getaffinity(0)) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     decodes = wanted == "gpu" or (wanted == "auto" and cores < 2)
     if decodes and (reason := images.why_not_decoded_on(device)):
-        print(f"posters are decoded on the CPU: {reason}", file=sys.stderr, flush=True)
+        print(f"images are decoded on the CPU: {reason}", file=sys.stderr, flush=True)
         decodes = False
     return DeviceFeed(device, decodes)
 

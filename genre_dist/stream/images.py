@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from genre_dist.printable import printable
 from genre_dist.stream.batch import BLANK, Batch
 from genre_dist.stream.decode import decode_jpeg
 from genre_dist.stream.order import uniforms
@@ -150,4 +151,5 @@ def _decode_on_host(batch: Batch, number: int, jpeg: NDArray[np.uint8], pixels: 
             decode_jpeg(jpeg.data, pixels)
     except ValueError as error:
         batch.clear(number)
-        batch.faults.append(f"film {batch.ids[number]}: {error}; `genre-dist inspect --verify` names its shard")
+        own = f"sample {printable(batch.samples[number])}" if batch.samples else f"film {batch.ids[number]}"
+        batch.faults.append(f"{own}: {error}; `genre-dist inspect --verify` names its shard")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from genre_dist.schema import Schema, plural
 from genre_dist.stream import ring
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.order import VERSION, EpochOrder, evaluation_batches
@@ -155,7 +156,9 @@ class TrainStream:
 def _nothing_to_train_on(reader: Reader, global_batch: int) -> str:
     folder, samples = reader.manifest.folder, reader.index.samples
     if samples == 0:
-        return f"{folder}: no film of the train split has {' and '.join(reader.wanted)}; pack more films"
+        declared: Schema | None = getattr(reader.manifest, "declared", None)  # tars of others have none
+        sample, wanted = "sample" if declared is None else declared.sample, " and ".join(reader.wanted)
+        return f"{folder}: no {sample} of the train split has {wanted}; pack more {plural(sample)}"
     return (
         f"{folder}: {samples} samples to train on do not fill one global batch of {global_batch}; lower "
         "data.global_batch or set data.last_batch to keep"

@@ -64,7 +64,7 @@ def load_manifest(folder: AnyPath | str) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"no shards in {folder} ({FILE} is missing). Make some:  genre-dist sample --films 2000 --out catalogue  "
-            f"&&  genre-dist pack --catalogue catalogue --out {folder}   (or `genre-dist import` your own films first)"
+            f"&&  genre-dist pack --catalogue catalogue --out {folder}   (or `genre-dist import` your own data first)"
         ) from None
     schema = parse_json(_Head, written, path, _REMEDY)["schema"]
     if isinstance(schema, int | str) and schema not in (1, 2):

@@ -22,6 +22,7 @@ from genre_dist.parallel.world import LONGEST_ALLOWED, World
 from genre_dist.stream.batch import Batch, part_of
 from genre_dist.training.experiment import Experiment, choose_precision
 from genre_dist.training.out_of_memory import is_out_of_memory
+from genre_dist.training.pretrained_start import going_on
 from genre_dist.training.ranks import memory_to_plan
 from genre_dist.training.step import OutOfMemoryTogetherError, StepResult
 
@@ -47,7 +48,7 @@ def planned_config(config: Config, world: World) -> Config:
 
     card, precision = memory_to_plan(world), choose_precision(config, world.device)
     try:
-        own = planned_micro_batch(config, card, world.size, precision)
+        own = planned_micro_batch(going_on(config), card, world.size, precision)
     except ValueError as error:
         if world.is_first:
             micro = derive_batches(config.data, world.size).micro

@@ -16,6 +16,7 @@ from genre_dist.stream.manifest import load_manifest
 from genre_dist.training.experiment import choose_precision, open_stream, settle_missing, total_steps
 from genre_dist.training.host_bound import host_bound
 from genre_dist.training.loss import training_loss
+from genre_dist.training.pretrained_start import going_on
 
 
 def estimate(config: Config, world_size: int) -> str:
@@ -23,7 +24,7 @@ def estimate(config: Config, world_size: int) -> str:
     check_strategy(config, world_size)
     batches = derive_batches(config.data, world_size)
     manifest = load_manifest(config.data.shards)
-    config = settle_missing(config, manifest)
+    config = going_on(settle_missing(config, manifest))
     stream = open_stream(config, manifest, world_size)
     steps = total_steps(config, stream.steps_per_epoch)
     epochs = steps / stream.steps_per_epoch

@@ -4,6 +4,7 @@ import numpy as np
 
 from genre_dist.metrics.choosing import likeliest, probabilities
 from genre_dist.packing.tokenizer import tokenizer_of
+from genre_dist.printable import printable
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
 from genre_dist.training.evaluation import Evaluation
@@ -32,7 +33,7 @@ def example_films(evaluation: Evaluation, reader: ShardReader, count: int) -> li
             overview = tokenizer.text(batch.tokens[n, : batch.lengths[n]])
         films.append(
             Example(
-                id=film,
+                id=printable(batch.samples[n]) if batch.samples else film,
                 poster=None if batch.images is None else batch.images[n].copy(),
                 overview=overview,
                 genres=", ".join(names[g] for g in np.flatnonzero(evaluation.labels[n])),

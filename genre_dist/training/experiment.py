@@ -20,6 +20,7 @@ from genre_dist.parallel.strategies import check_strategy, make_strategy, strate
 from genre_dist.parallel.strategy import Strategy
 from genre_dist.parallel.world import LONGEST_ALLOWED, World
 from genre_dist.planner.throughput import peak_flops, training_flops
+from genre_dist.schema import TMDB
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.cache import BlockCache, block_cache
 from genre_dist.stream.device_feed import DeviceFeed, Size, device_feed, dropping, to_device, training_pixels
@@ -34,7 +35,7 @@ from genre_dist.training.freezing import freeze, frozen_at, thaw_all_that_ever_t
 from genre_dist.training.loss import training_loss
 from genre_dist.training.model_files import METADATA, WEIGHTS, check_weights, read_metadata, read_vocabulary
 from genre_dist.training.optimizer import make_optimizer
-from genre_dist.training.pretrained_start import check_tokenizer, text_lines
+from genre_dist.training.pretrained_start import check_tokenizer, going_on, has_steps, text_lines
 from genre_dist.training.ranks import say
 from genre_dist.training.step import StepResult, TrainStep
 from genre_dist.training.views import check_views
@@ -155,10 +156,9 @@ def open_stream(
 def build_model(config: Config, manifest: Manifest, load_weights: bool = True) -> GenreClassifier:
     """The configuration's model for the labels and words of these shards; the same seed gives the same model.
 
-    Raises ValueError for weights that do not fit, and for a vocabulary that is not the shards' own.
+    Raises ValueError for weights that do not fit.
     """
-    if load_weights:  # on one rank; another vocabulary would give the token ids other words
-        read_vocabulary(manifest)
+    if load_weights:
         _check_starting_weights(config, manifest)
         check_tokenizer(config, manifest)
     torch.manual_seed(config.run.seed)
@@ -202,11 +202,15 @@ def _check_starting_weights(config: Config, manifest: Manifest) -> None:
 def _build_on_all(config: Config, manifest: Manifest, world: World) -> GenreClassifier:
     """Build the model on every rank; only rank 0 reads weights, and sends them to the others when training starts.
 
-    If rank 0 cannot read its file, all ranks fail together: none may wait for the others.
+    No rank reads any for a run that has steps: its checkpoint holds them. If rank 0 cannot read its file, all ranks
+    fail together: none may wait for the others.
     """
     model, problem = None, None
+    goes_on = world.broadcast(has_steps(config))
     try:
-        model = build_model(config, manifest, load_weights=world.is_first)
+        if world.is_first:  # another vocabulary would give the token ids other words
+            read_vocabulary(manifest)
+        model = build_model(going_on(config), manifest, load_weights=world.is_first and not goes_on)
     except ValueError as error:
         problem = str(error)
     problem = world.broadcast(problem) or problem
@@ -324,7 +328,7 @@ def summary(experiment: Experiment) -> str:
         patterns = experiment.manifest.patterns("train", members).items()
         counts = [f"{count:,} with {' and '.join(names)}" for names, count in patterns if 0 < len(names) < len(members)]
         lines.append(
-            f"a learned vector stands for a missing field: {', '.join(counts) or 'all films have every field'}"
+            f"a learned vector stands for a missing field: {', '.join(counts) or f'all {samples} have every field'}"
             + (f"; {config.train.drop_field:.0%} are hidden at random" if config.train.drop_field else "")
         )
     texts = experiment.model.text_encoders.items()
@@ -344,7 +348,7 @@ def _computed_in(experiment: Experiment) -> str:
     cast, texts = precision if precision == "bf16" else plain, list(experiment.model.text_encoders.values())
     parts = {
         "texts": (bool(texts), cast if any(isinstance(text, PretrainedText) for text in texts) else plain),
-        "posters": (bool(experiment.model.image_encoders), cast),
+        "posters" if experiment.manifest.declared == TMDB else "images": (bool(experiment.model.image_encoders), cast),
         "heads": (True, precision),
     }
     listed = ", ".join(f"{name} in {kind}" for name, (there, kind) in parts.items() if there)

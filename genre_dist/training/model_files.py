@@ -1,7 +1,7 @@
 """The files of a model, in a run's folder or an exported one: written atomically, checked against each other."""
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from genre_dist.atomic import atomic_file
+from genre_dist.config import ModelConfig
+from genre_dist.config.model import HF
 from genre_dist.config.run import METADATA, TEXT_ENCODER, WEIGHTS
 from genre_dist.genres import Genre
 from genre_dist.models.classifier import GenreClassifier
@@ -49,7 +51,7 @@ class ModelMetadata:
     def __post_init__(self) -> None:
         names = [genre.name for genre in self.genres]
         if len(set(names)) < len(names) or not all(name and name.isprintable() for name in names):
-            raise ValueError("each genre has a name of its own")
+            raise ValueError("each label has a name of its own")
         source, fit = self.text["source"], self.image["fit"]
         is_known = self.schema is not None or source in ("overview", "title", "both")
         if not is_known or fit not in ("squash", "crop", "pad"):
@@ -141,12 +143,13 @@ def save_text_encoder(run: Path, model: GenreClassifier) -> None:
             write_sealed(run / TEXT_ENCODER, architecture_of(encoder))
 
 
-def check_text_encoder(run: Path) -> bool:
-    """Whether a run has the architecture of its text encoder. Raises ValueError if the file is damaged."""
-    found = (run / TEXT_ENCODER).is_file()
-    if found:
-        read_sealed(dict[str, Any], run / TEXT_ENCODER, _REMEDY)
-    return found
+def with_own_architecture(model: ModelConfig, run: Path) -> ModelConfig:
+    """The same model with its text encoder's architecture read from the run, if it is there: the folder that it was
+    from may be gone. Raises ValueError if the file is damaged."""
+    if model.text.pretrained is None or not (run / TEXT_ENCODER).is_file():
+        return model
+    read_sealed(dict[str, Any], run / TEXT_ENCODER, _REMEDY)
+    return replace(model, text=replace(model.text, arch=f"{HF}{run / TEXT_ENCODER}"))
 
 
 def read_vocabulary(manifest: Manifest) -> bytes:

@@ -1,6 +1,9 @@
-"""What a run with a pretrained text encoder checks and tells before its first step."""
+"""What a run with a pretrained text encoder reads, checks and tells before its first step, or when it goes on."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +15,25 @@ from genre_dist.storage import sha256_of
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import Reader
+from genre_dist.training.checkpoint import is_whole
+from genre_dist.training.model_files import METADATA, with_own_architecture
+
+
+def has_steps(config: Config) -> bool:
+    """Whether the run's folder holds the weights of some steps, so that it goes on or is refused: either way weights
+    to start from, which may be gone, are not read."""
+    run = Path(config.run.dir)
+    saved = [path for path in (run / "checkpoints").glob("step-*") if path.suffix != ".partial"]
+    return not config.run.overwrite and (any(map(is_whole, saved)) or (run / METADATA).is_file())
+
+
+def going_on(config: Config) -> Config:
+    """For a run with steps, the same with the text encoder's architecture from its folder."""
+    if not has_steps(config):
+        return config
+    with suppress(ValueError):  # a damaged file is written anew from the encoder's own, if that is still there
+        return replace(config, model=with_own_architecture(config.model, Path(config.run.dir)))
+    return config
 
 
 def check_tokenizer(config: Config, manifest: Manifest) -> None:

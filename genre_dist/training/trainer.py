@@ -120,7 +120,7 @@ class Trainer:
         self.profiler.before_step(number + 1)
         set_learning_rates(experiment.strategy.optimizer, lr_factor(number, experiment.total_steps, self.config.optim))
         if is_first:
-            experiment.allow_compiling("compiling the poster encoder's blocks: under a minute, once")
+            experiment.allow_compiling("compiling the image encoder's blocks: under a minute, once")
         counts = agree(self.world, micro_batches, self.stop.requested(), self.run.saver.asks())
         seed = dropout_seed(self.config.run.seed, number, self.world.rank)
         result = self.backoff.step(micro_batches, partial(experiment.take, counts, number), seed)

@@ -26,7 +26,8 @@ LABEL_SCALARS = ("f1", "average_precision", "auc")
 class Example(NamedTuple):
     """One sample of an evaluation with image, text, labels and prediction."""
 
-    id: int
+    id: int | str
+    """As the data set has it."""
     poster: NDArray[np.uint8] | None  # [size, size, 3]
     overview: str | None
     genres: str

@@ -262,7 +262,7 @@ def test_posters_that_are_cropped_are_encoded_anew_and_the_run_says_why(
         sample_shards, tmp_path / "run", *FROZEN[:-2], *FAST, "--data.global_batch", 24, "--train.steps", 1
     )
     assert main(arguments) == 0
-    assert "computes the frozen encoders again: posters are cropped" in capsys.readouterr().out
+    assert "computes the frozen encoders again: images are cropped" in capsys.readouterr().out
     assert not (tmp_path / "encodings").exists()
 
 

@@ -47,12 +47,11 @@ def test_words_add_up_to_what_the_text_changes_and_the_model_stays_as_it_was(mor
     told = Explainer(model, 32)(poster | text, 4)
     with torch.no_grad():
         effect = model(poster | text) - model(poster | padding)
-    assert told.words is not None
-    assert told.words.shape == (9,)
-    assert told.words.sum() == pytest.approx(effect[0, 4].item(), abs=0.05 * float(np.abs(told.words).sum()))
-    assert told.heat is not None
-    assert told.heat.shape == (32, 32)
-    assert 0 <= told.heat.min() <= told.heat.max() <= 1
+    words, heat = told.words["text"], told.heats["poster"]
+    assert words.shape == (9,)
+    assert words.sum() == pytest.approx(effect[0, 4].item(), abs=0.05 * float(np.abs(words).sum()))
+    assert heat.shape == (32, 32)
+    assert 0 <= heat.min() <= heat.max() <= 1
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert model.text_encoders["text"].frozen == bool(more)

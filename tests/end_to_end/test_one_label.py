@@ -22,6 +22,7 @@ from genre_dist.inference.trained_model import load_run
 from genre_dist.metrics.choosing import log_losses
 from genre_dist.metrics.evaluation_files import declared_of, read_evaluation
 from genre_dist.packing.pack import pack
+from genre_dist.sample_ids import number_of_id
 from genre_dist.train import main as train
 
 SHORT = ("--train.steps", 20, "--data.global_batch", 16, "--data.workers", 0, "--train.eval_every_steps", 10)
@@ -192,7 +193,7 @@ def test_tensorboard_has_topics_and_articles_with_the_likeliest_topic(walked: Wa
     assert shown
     predictions, _ = read_evaluation(walked.run, "val")
     for tag in shown:
-        number = int(tag.split("/")[1])
+        number = number_of_id(tag.split("/")[1])
         likeliest = predictions.logits[predictions.ids.tolist().index(number)].argmax()
         text = told.Tensors(tag)[-1].tensor_proto.string_val[0].decode()  # after the last step
         assert f"predicted: {ARTICLES.labels.classes[likeliest]} " in text

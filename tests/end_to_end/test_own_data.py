@@ -22,10 +22,10 @@ BIN = Path(sys.executable).parent
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """A folder in which every command of the section was run, each a process of its own."""
-    tell(pytestconfig, "README's own data: thirteen commands as typed: about a minute")
+    tell(pytestconfig, "README's own data: fourteen commands as typed: about a minute")
     folder = tmp_path_factory.mktemp("own")
     (folder / "configs").symlink_to(TESTS.parent / "configs")
-    assert len(COMMANDS) == 13
+    assert len(COMMANDS) == 14
     for number, command in enumerate(COMMANDS):
         program, *words = shlex.split(command)
         with Processes(folder / f"log{number}") as process:

@@ -75,6 +75,9 @@ def test_one_film_by_its_files_gets_the_same_probabilities_and_marks_what_is_nam
     capsys.readouterr()
     assert cli.main(["predict", str(run), "--poster", poster, "--overview", film["overview"]]) == 0
     lines = capsys.readouterr().out.splitlines()
+    by_field = ["--field", f"poster={poster}", "--field", f"overview={film['overview']}"]
+    assert cli.main(["predict", str(run), *by_field]) == 0
+    assert capsys.readouterr().out.splitlines() == lines
     named = [line.split("%  ")[1].removesuffix("  named") for line in lines if line.endswith("  named")]
     assert named == row["genres"]
     assert float(lines[0].split("%")[0]) / 100 == pytest.approx(max(row["probabilities"]), abs=1e-4)

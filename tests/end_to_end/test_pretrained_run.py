@@ -91,8 +91,8 @@ def test_words_add_up_to_what_the_text_changes(folder: Path) -> None:
     told = Explainer(run.model, 32)(fields, 2)
     with torch.no_grad():
         effect = run.model(fields) - run.model(fields | {"text": FieldInput(torch.zeros_like(tokens), lengths)})
-    assert told.words is not None
-    assert told.words.sum() == pytest.approx(effect[0, 2].item(), abs=0.1 * float(abs(told.words).sum()) + 1e-5)
+    words = told.words["text"]
+    assert words.sum() == pytest.approx(effect[0, 2].item(), abs=0.1 * float(abs(words).sum()) + 1e-5)
 
 
 def test_an_export_takes_tokenizer_and_architecture_along(folder: Path, tmp_path: Path) -> None:
@@ -130,6 +130,28 @@ def test_a_stopped_run_goes_on_with_the_same_losses_and_with_other_rates(folder:
     assert train_main(arguments(folder, *saved, *slower, run="halves", arch=moved)) == 0
     assert [row["lr_text"] for row in rows(halves)] == pytest.approx([1e-3] * 4 + [0.5e-3])
     assert train_main(arguments(folder, *saved, "--model.text.pooling", "max", run="halves", arch=moved)) == 2
+
+
+def test_a_stopped_run_goes_on_without_the_folder_it_began_from(
+    folder: Path, moved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bert = Path(shutil.copytree(moved, tmp_path / "bert"))
+    saved = ("--checkpoint.every_steps", 2, "--optim.schedule", "constant", "--model.text.dropout", 0.2)
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert train_main(arguments(folder, *saved, run=str(whole), arch=bert)) == 0
+    assert train_main(arguments(folder, *saved, "--train.steps", 2, run=str(halves), arch=bert)) == 0
+    shutil.copytree(halves, tmp_path / "unknown")
+    shutil.rmtree(bert)
+    assert train_main(arguments(folder, *saved, run=str(tmp_path / "new"), arch=bert)) == 2
+    assert "bert: no file or folder" in capsys.readouterr().err
+    assert train_main([*arguments(folder, *saved, run=str(halves), arch=bert), "--dry_run"]) == 0
+    assert train_main(arguments(folder, *saved, run=str(halves), arch=bert)) == 0
+    assert losses(halves) == losses(whole)
+    assert f"arch: hf:{bert}" in (halves / "config.yaml").read_text()
+    assert train_main(arguments(folder, *saved, run=str(halves), arch=bert)) == 0  # finished
+    (tmp_path / "unknown" / "text_encoder.json").unlink()
+    assert train_main(arguments(folder, *saved, run=str(tmp_path / "unknown"), arch=bert)) == 2
+    assert "bert: no file or folder" in capsys.readouterr().err
 
 
 def test_an_lstm_reads_a_tokenizers_tokens(folder: Path) -> None:

@@ -149,7 +149,7 @@ def compiler_works(monkeypatch: pytest.MonkeyPatch) -> None:
     ("asked", "steps", "wanted", "why"),
     [
         (config(), 5000, False, "train.compile=auto: off, without train.cuda_graph"),
-        (graphed(config()), 500, True, "train.compile=auto: on, the poster encoder's blocks, for 500 steps"),
+        (graphed(config()), 500, True, "train.compile=auto: on, the image encoder's blocks, for 500 steps"),
         (graphed(config()), 499, False, "train.compile=auto: off, the run has 499 steps"),
         (config(True), 10, True, "train.compile=True: on"),
         (config(False), 5000, False, ""),
@@ -228,7 +228,7 @@ def test_a_compiled_run_learns_the_same_and_compiles_nothing_for_the_smaller_las
     capsys.readouterr()
     assert main(options(sample_shards, tmp_path / "compiled", *more)) == 0
     told = capsys.readouterr().out
-    assert told.count("compiling the poster encoder's blocks: under a minute, once") == 1
+    assert told.count("compiling the image encoder's blocks: under a minute, once") == 1
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-6)
     evaluated = [rows(run, "val")[-1]["loss"] for run in (tmp_path / "compiled", tmp_path / "plain")]
     assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-6)

@@ -180,6 +180,14 @@ def test_a_poster_that_only_the_device_finds_damaged_becomes_blank_weighs_nothin
     (line,) = batch.faults
     assert line.startswith(f"film {batch.ids[2]}: ")
 
+    declared = source.read(first_rows(source, 6))
+    assert declared.images is not None
+    declared.images[2].reshape(-1)[300:900] = 0
+    declared.samples = [f"sku-{n}" for n in range(6)]  # the ids of other data than TMDB's
+    decode_images(declared, "poster", CPU)
+    (line,) = declared.faults
+    assert line.startswith("sample sku-2: ")
+
 
 def test_a_jpeg_without_its_end_or_of_another_size_is_a_fault_already_for_the_reader(shards_copy: Path) -> None:
     source = reader(shards_copy, decode=False)

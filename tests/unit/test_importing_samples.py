@@ -16,6 +16,7 @@ from genre_dist.catalogue.samples import image_file, load_catalogue_schema, read
 from genre_dist.cli import main
 from genre_dist.lock import one_writer
 from genre_dist.sample_ids import number_of_id
+from genre_dist.split_rule import split_of
 from genre_dist.tmdb.fetch_state import FetchOptions
 from genre_dist.tmdb.fetching import fetch
 
@@ -23,6 +24,8 @@ SHOE = {"sku": "sku-1", "title": "Red shoe", "text": "Of leather", "category": "
 HAT = {"sku": "sku-2", "title": "Hat", "text": "", "category": "hats", "price": 20, "weight": 0.25}
 OPTIONS = ("--id", "sku", "--labels", "category")
 TITLE = ("--text", "title")
+BY_SHOP = ("--split_by", "shop")
+GROUPS = ("big", *(f"shop {n}" for n in range(4)))
 
 
 class Workplace:
@@ -97,7 +100,7 @@ def test_a_table_with_images_becomes_a_catalogue(place: Workplace) -> None:
     ]
     assert "2 samples\n  1 with the field image" in place.said
     assert "2 classes, choose many: hats 1, shoes 1\n" in place.said
-    assert "1 posters without a row, left out, such as" in place.said
+    assert "1 images without a row, left out, such as" in place.said
     assert "next: genre-dist pack --catalogue" in place.said
 
 
@@ -232,6 +235,16 @@ def test_the_split_column_is_kept_and_a_large_group_is_told(place: Workplace) ->
     assert [row["split_by"] for row in found][-2:] == ["shop 59", "1"]
     assert "note: the group shop 0 of shop has 7% of all samples (4), which lie in one split" in place.said
     assert place.said.count("note: the group") == 1
+
+
+def test_groups_that_leave_a_split_empty_are_an_error(place: Workplace) -> None:
+    rows = [HAT | {"sku": f"s{n}", "shop": "big" if n < 45 else f"shop {n % 4}"} for n in range(60)] + [SHOE]
+    refused = place.refuses([row | {"shop": row.get("shop", "big")} for row in rows], *OPTIONS, *TITLE, *BY_SHOP)
+    empty = [split for split in ("test", "train", "val") if split not in {split_of(number_of_id(g)) for g in GROUPS}]
+    assert f"no sample would lie in {' and '.join(empty)}: a group of 'shop' lies in one split" in refused
+    assert "of 5 the largest, 'big', has 75% of all samples; give --split_by a column of more and smaller" in refused
+    few = [row | {"shop": "big"} for row in rows[:44]]  # a split of so few may be empty without groups
+    assert place.run([*few, SHOE | {"shop": "big"}], *OPTIONS, *TITLE, *BY_SHOP) == 0
 
 
 def test_an_id_too_long_for_a_tar_is_told(place: Workplace) -> None:

@@ -57,7 +57,7 @@ def test_recomputing_without_a_poster_encoder_is_refused(
 ) -> None:
     arguments = options(sample_shards, tmp_path / "run", "--train.activation_checkpointing", "stages")
     assert main([*arguments, "--model.poster.arch", "none"]) == 2
-    assert "the model has no poster encoder" in capsys.readouterr().err
+    assert "the model has no image encoder" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")

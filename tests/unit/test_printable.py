@@ -217,8 +217,8 @@ def test_figures_and_page_of_an_exploration_take_any_names_of_genres(tmp_path: P
 
 def test_the_figure_of_a_film_takes_any_title_and_words(tmp_path: Path) -> None:
     words = ["$\\frac{", "\ud800", "\x1b[31m", "a\nb"]
-    found = Attribution(None, np.array([1, -1, 0.5, 0.1], np.float32), 0.0)
-    film = Explained(1, None, [*ODD], words, None, [("$\\bad{", 0.3, found)])
-    film_figure(film, tmp_path / "film.png")
+    found = Attribution({}, {"overview": np.array([1, -1, 0.5, 0.1], np.float32)}, {})
+    film = Explained(1, None, [*ODD], {"overview": words}, {}, [("$\\bad{", 0.3, found)])
+    film_figure(film, tmp_path / "film.png", 1.5)
     with Image.open(tmp_path / "film.png") as picture:
         assert picture.size[0] < 3000
