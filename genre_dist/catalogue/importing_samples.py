@@ -22,7 +22,7 @@ from genre_dist.printable import printable
 from genre_dist.progress import progress_bar
 from genre_dist.sample_ids import LONGEST_KEY, member_key, number_of_id
 from genre_dist.schema import Schema
-from genre_dist.split_rule import split_of
+from genre_dist.splits import split_of
 
 LARGE_GROUP = 0.05
 """A group of --split_by with a larger share of the samples is told: all of it lies in one split."""

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from genre_dist.packing.films import Film
 from genre_dist.packing.posters import load_rgb
-from genre_dist.packing.splits import order_key
 from genre_dist.packing.vocabulary import SPECIAL, forget_rare
 from genre_dist.schema import TMDB, Schema, plural, with_article
+from genre_dist.splits import order_key
 from genre_dist.stream.manifest import SPLITS
 
 LONGEST = 65_535

@@ -7,10 +7,10 @@ from typing import NamedTuple
 from genre_dist.catalogue.catalogue import poster_file, read_rows
 from genre_dist.genres import INDEX_OF_ID
 from genre_dist.packing.catalogue_rows import COLUMNS, film_text
-from genre_dist.packing.splits import split_of
 from genre_dist.packing.tokenizer import Tokenizer, tokenizer_of
 from genre_dist.packing.vocabulary import tokenise
 from genre_dist.schema import TMDB
+from genre_dist.splits import split_of
 from genre_dist.storage import opened
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import SPLITS, Manifest

@@ -20,9 +20,9 @@ from genre_dist.packing.moments import RunningMoments
 from genre_dist.packing.recipe import Recipe
 from genre_dist.packing.shard import Job, ids_of
 from genre_dist.packing.shard_report import read_report, report_kind, shortened
-from genre_dist.packing.splits import order_key, split_of
 from genre_dist.packing.vocabulary import forget_rare, tokenise
 from genre_dist.schema import TMDB, Schema
+from genre_dist.splits import order_key, split_of
 from genre_dist.storage import AnyPath, exists
 from genre_dist.stream.manifest import FILE, SPLITS, Moments, Text, load_manifest
 

@@ -10,12 +10,12 @@ from genre_dist.packing.layout import Chosen, ExistingShards
 from genre_dist.packing.recipe import Recipe
 from genre_dist.packing.shard import Job
 from genre_dist.packing.shard_report import AnyReport, image_lines
-from genre_dist.packing.splits import rule_of
 from genre_dist.packing.tokenizer import WORDS, TokenizerFile
 from genre_dist.packing.vectors import WordVectors
 from genre_dist.pretrained import TOKENIZER
 from genre_dist.printable import printable
 from genre_dist.schema import TMDB, Schema
+from genre_dist.splits import rule_of
 from genre_dist.storage import AnyPath
 from genre_dist.stream.manifest import SPLITS, FilmManifest, Manifest, SampleManifest, Text, save_manifest
 from genre_dist.stream.words import load_vectors, vectors_sha256

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.packing.shard_report import NO_FILE, NO_PICTURE, NOT_OPENED, read_report, report_kind, report_path
-from genre_dist.packing.splits import rule_of, split_of
 from genre_dist.packing.tokenizer import token_name, tokenizer_of
 from genre_dist.printable import printable
 from genre_dist.progress import progress_bar
 from genre_dist.schema import TMDB, Field
+from genre_dist.splits import rule_of, split_of
 from genre_dist.storage import AnyPath, local_copy, sha256_of
 from genre_dist.stream import tar
 from genre_dist.stream.decode import decode_jpeg

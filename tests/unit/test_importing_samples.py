@@ -16,7 +16,7 @@ from genre_dist.catalogue.samples import image_file, load_catalogue_schema, read
 from genre_dist.cli import main
 from genre_dist.lock import one_writer
 from genre_dist.sample_ids import number_of_id
-from genre_dist.split_rule import split_of
+from genre_dist.splits import split_of
 from genre_dist.tmdb.fetch_state import FetchOptions
 from genre_dist.tmdb.fetching import fetch
 

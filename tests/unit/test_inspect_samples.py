@@ -184,7 +184,7 @@ def test_a_sample_under_another_key_or_in_another_split_is_found(copy: Path) -> 
 
 
 def _in_test(id: str) -> bool:
-    from genre_dist.packing.splits import split_of
+    from genre_dist.splits import split_of
 
     return split_of(number_of_id(id)) == "test"
 

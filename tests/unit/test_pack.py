@@ -34,10 +34,10 @@ from genre_dist.packing import shard as one_shard
 from genre_dist.packing.catalogue_rows import read_line
 from genre_dist.packing.pack import pack
 from genre_dist.packing.shard_report import read_report
-from genre_dist.packing.splits import order_key, split_of
 from genre_dist.packing.verification import verify
 from genre_dist.packing.vocabulary import load_words, tokenise, words_sha256
 from genre_dist.schema import TMDB
+from genre_dist.splits import order_key, split_of
 from genre_dist.stream import tar
 from genre_dist.stream.index import OVERVIEW, POSTER, index_path
 from genre_dist.stream.manifest import FILE, SPLITS, load_manifest

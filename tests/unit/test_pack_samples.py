@@ -27,11 +27,11 @@ from genre_dist.cli import main
 from genre_dist.packing.moments import RunningMoments
 from genre_dist.packing.pack import merge_parts, pack, pack_part
 from genre_dist.packing.shard_report import SampleReport, read_report
-from genre_dist.packing.splits import order_key, split_of
 from genre_dist.packing.tokenizer import read_tokenizer_file
 from genre_dist.packing.vocabulary import tokenise
 from genre_dist.sample_ids import id_of_key, member_key, number_of_id
 from genre_dist.schema import Field, Labels, Schema
+from genre_dist.splits import order_key, split_of
 from genre_dist.storage import any_path, upload
 from genre_dist.stream.index import RECORD, index_path, load_array
 from genre_dist.stream.manifest import SampleManifest, load_manifest

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from genre_dist.packing.splits import order_key, split_of
+from genre_dist.splits import order_key, split_of
 
 GOLDEN_SPLITS = {
     1: "train",

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from genre_dist.catalogue.catalogue import CatalogueWriter, read_rows
 from genre_dist.packing.pack import pack
-from genre_dist.packing.splits import split_of
 from genre_dist.packing.vocabulary import (
     choose_words,
     encode,
@@ -20,6 +19,7 @@ from genre_dist.packing.vocabulary import (
     tokenise,
     words_sha256,
 )
+from genre_dist.splits import split_of
 
 # ---- the tokeniser ---------------------------------------------------------------------------------------------------
 
