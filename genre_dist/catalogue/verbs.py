@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from genre_dist.verb_options import Verbs, columns
 
 if TYPE_CHECKING:
-    from genre_dist.catalogue.sample_table import Unlabelled
+    from genre_dist.catalogue.sample_rows import Unlabelled
     from genre_dist.schema import Schema
 
 
