@@ -10,7 +10,6 @@ from tiny_text import TEXTS, write_bytes_tokenizer, write_tokenizer
 
 from genre_dist.catalogue.catalogue import read_rows
 from genre_dist.cli import main
-from genre_dist.packing.films import shard_films
 from genre_dist.packing.layout import COLUMNS
 from genre_dist.packing.pack import merge_parts, pack, pack_part
 from genre_dist.packing.shard_report import Recipe, read_report, recipe_key
@@ -21,6 +20,7 @@ from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.sample import cut
+from genre_dist.tars.films import shard_films
 
 pytest.importorskip("tokenizers")
 CLS, SEP = 2, 3
