@@ -24,6 +24,7 @@ __all__ = [
     "Shard",
     "TarManifest",
     "Text",
+    "lists_tars",
     "load_manifest",
     "save_manifest",
 ]
@@ -69,3 +70,11 @@ def load_manifest(folder: AnyPath | str) -> Manifest:
     if schema == 2:
         return SampleManifest(folder=folder, **vars(parse_json(SampleContents, written, path, _REMEDY)))
     return FilmManifest(folder=folder, **vars(parse_json(FilmContents, written, path, _REMEDY)))
+
+
+def lists_tars(folder: AnyPath) -> bool:
+    """Whether a folder has the manifest of anyone's tars."""
+    try:
+        return isinstance(load_manifest(folder), TarManifest)
+    except ValueError:
+        return False

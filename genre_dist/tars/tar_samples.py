@@ -6,6 +6,7 @@ A sample is a row of a table. Its columns are `__key__`; an extension, which is 
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -96,6 +97,17 @@ class TarSample(Mapping[str, memoryview]):
         if self.sample is None:
             raise ValueError(f"{self.where}: it has no label; run `genre-dist index` again")
         return self.sample
+
+    def columns(self, with_keys: bool) -> set[str]:
+        """The columns that have a value here: extensions, columns of the schema, and with_keys all of the JSON member.
+
+        Raises ValueError for a JSON member that is needed and damaged.
+        """
+        there = {KEY, FILE, *self._members} | {column for column, cell in self.row.items() if text_of(cell)}
+        if with_keys and "json" in self._members:
+            with suppress(ValueError):
+                there |= {f"{OF_JSON}{name}" for name in load_about(self._members["json"])}
+        return there
 
     def has(self, field: Field) -> bool:
         """Whether the sample has a field."""
