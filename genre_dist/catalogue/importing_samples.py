@@ -118,10 +118,7 @@ def _read(table: SampleTable, progress: Any, left_out: LeftOut) -> Known:
         known.long_ids += _is_long(sample.id)
         if schema.split_by != schema.id:
             known.groups[sample.split_by] += 1
-        if len(known.labels) > MOST_CLASSES:
-            raise ValueError(
-                f"{table.path}: more than {MOST_CLASSES:,} labels; is {schema.labels.column!r} the column of --labels?"
-            )
+        check_classes(schema, table.path, known)
         for name, key in sample.keys.items():
             if key and known.of_key[name].setdefault(key, number := number_of_id(sample.id)) != number:
                 shared[name].add(key)
@@ -145,10 +142,19 @@ def _is_long(id: str) -> bool:
         return True
 
 
+def check_classes(schema: Schema, path: AnyPath, known: Known) -> None:
+    """Raises ValueError for labels that are too many to be classes."""
+    if len(known.labels) > MOST_CLASSES:
+        raise ValueError(
+            f"{path}: more than {MOST_CLASSES:,} labels; is {schema.labels.column!r} the column of --labels?"
+        )
+
+
 def resolved(schema: Schema, path: AnyPath, known: Known) -> Schema:
-    """The schema with its classes. Raises ValueError without two of them, and for a field that no row has."""
+    """The schema with its classes. Raises ValueError for one or too many of them, and for a field that no row has."""
     if not known.samples:
         raise ValueError(f"{path}: no sample with a label in the column {schema.labels.column!r}; check --labels")
+    check_classes(schema, path, known)
     classes = schema.labels.classes or tuple(sorted(known.labels))
     if len(classes) < 2:
         raise ValueError(

@@ -7,8 +7,8 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,7 +19,6 @@ from genre_dist.atomic import atomic_file
 from genre_dist.catalogue.importing_samples import Known, SampleReport, notes, resolved
 from genre_dist.catalogue.left_out import LeftOut
 from genre_dist.catalogue.sample_rows import RowReader
-from genre_dist.catalogue.schema_file import MOST_CLASSES
 from genre_dist.packing.kinds import VECTORS, token_file
 from genre_dist.packing.pack import save_tokens, vectors_of_words
 from genre_dist.packing.sample_layout import RunningMoments
@@ -33,16 +32,17 @@ from genre_dist.progress import progress_bar
 from genre_dist.sample_ids import number_of_id
 from genre_dist.schema import Schema
 from genre_dist.storage import AnyPath, inside, local_copy, read_bytes, remove
-from genre_dist.stream.foreign import addresses, name_of_index, version_of_tar
-from genre_dist.stream.index import RECORD, DamagedArrayError, load_array, save_array
+from genre_dist.stream.foreign import addresses, load_links, name_of_index, version_of_tar
+from genre_dist.stream.index import RECORD, load_array, save_array
 from genre_dist.stream.indexing import TarIndex, read_index
 from genre_dist.stream.manifest import SPLITS, TarManifest, Text, save_manifest
+from genre_dist.stream.manifest_base import chosen_count
 from genre_dist.stream.tar import mapped
 from genre_dist.stream.tar_manifest import FOLDER, TarShard
 from genre_dist.stream.tar_reader import links_of, members_at
 from genre_dist.stream.words import vectors_sha256
 from genre_dist.tars.tar_samples import FILE, TarRows, TarSample, extensions_of
-from genre_dist.validation import LARGEST_BYTES, Count, Sha256, parse_json
+from genre_dist.validation import LARGEST_BYTES, Count, parse_json
 from genre_dist.workers import in_processes
 
 FILE_RULE = "the word train, val, valid, validation or test in the name of the tar, or of its folder"
@@ -51,6 +51,10 @@ VERSION = 1
 """Part of the key of reports; raise it when the same options give other indexes."""
 MOST_COLUMNS = 200
 """Keys of JSON members that are remembered of a tar, to be named where the schema names others."""
+MOST_NOTES = 20
+
+
+Counts = Counter[str]
 
 
 class TarOptions(NamedTuple):
@@ -79,20 +83,20 @@ class TarReport:
 
     key: str
     """Hash of the options and of the tar's size and version."""
-    content_sha256: Sha256
+    content_sha256: str = ""
     """Of the ids, labels, texts and numbers of its samples."""
     shards: list[TarShard] = field(default_factory=list)
-    labels: dict[str, dict[str, Count]] = field(default_factory=lambda: {split: {} for split in SPLITS})
+    labels: dict[str, Counts] = field(default_factory=lambda: {split: Counter() for split in SPLITS})
     """Split -> label -> samples."""
     unlabelled: Count = 0
     """Samples that are kept without a label."""
-    words: dict[str, Count] = field(default_factory=dict)
+    words: Counts = field(default_factory=Counter)
     """Of the train split; none with a tokenizer."""
     moments: dict[str, list[list[float]]] = field(default_factory=dict)
     """Field of numbers -> `RunningMoments.sums` over the train split."""
-    columns: dict[str, Count] = field(default_factory=dict)
+    columns: Counts = field(default_factory=Counter)
     """Column -> samples that have it."""
-    lost: dict[str, Count] = field(default_factory=dict)
+    lost: Counts = field(default_factory=Counter)
     """Reason -> samples that are left out."""
     left_out: list[tuple[str, str, Count]] = field(default_factory=list)
     """Reason, example and count, see `LeftOut`."""
@@ -100,18 +104,9 @@ class TarReport:
     """Lines on the tar, see `TarIndex`."""
 
 
-class Listing(NamedTuple):
-    """The result of `list_samples`."""
-
-    manifest: TarManifest
-    report: SampleReport
-    notes: list[str]
-    """Lines on single tars."""
-
-
 def list_samples(
     tars: Sequence[AnyPath], out: AnyPath, options: TarOptions, vectors: AnyPath | None = None, workers: int = 1
-) -> Listing:
+) -> tuple[TarManifest, SampleReport]:
     """List tars in `out` so that it can be trained on; unchanged tars that are listed with the same options are kept.
 
     Raises ValueError that names the tar and, if known, the sample: for what is no tar, for a cell that is not as the
@@ -126,41 +121,39 @@ def list_samples(
     sha256 = "" if pieces is None else pieces.sha256
     jobs = [_Job(path, address, out, options, sha256) for path, address in zip(tars, addresses(tars, out), strict=True)]
     done: dict[str, TarReport] = {}
+    words = Counter[str]()
     with progress_bar() as progress:
         task = progress.add_task("listing tars", total=len(jobs))
         for job, report in in_processes(_list_one, jobs, workers, "listing tars"):
-            done[job.address] = report
+            words.update(report.words)
+            forget_rare(words)
+            done[job.address] = replace(report, words=Counter())  # of all tars they would fill the memory
             progress.advance(task)
     reports = [done[job.address] for job in jobs]
     shards = sorted((shard for report in reports for shard in report.shards), key=lambda s: SPLITS.index(s.split))
-    schema, left_out, known = options.reader.schema, LeftOut(), Known()
-    lost, words, columns = Counter[str](), Counter[str](), Counter[str]()
-    moments = {one.name: RunningMoments(len(one.columns)) for one in schema.fields if one.kind == "numbers"}
-    for report in reports:
-        for reason in report.left_out:
-            left_out.add(*reason)
-        lost.update(report.lost)
-        columns.update(report.columns)
-        words.update(report.words)
-        forget_rare(words)
-        known.unlabelled += report.unlabelled
-        for counts in report.labels.values():
-            known.labels.update(counts)
+    schema, left_out, moments = options.reader.schema, LeftOut(), _moments(options.reader.schema)
+    labels = {split: sum((report.labels[split] for report in reports), Counter[str]()) for split in SPLITS}
+    known = Known(
+        samples=sum(shard.samples for shard in shards),
+        unlabelled=sum(report.unlabelled for report in reports),
+        labels=sum(labels.values(), Counter()),
+        having=Counter(
+            {
+                name: sum(chosen_count(one.by_fields, schema.bit(name), False) for one in shards)
+                for name in schema.by_name
+            }
+        ),
+    )
+    for name in schema.by_name:
+        known.having[name] = sum(chosen_count(shard.by_fields, schema.bit(name), False) for shard in shards)
+    for job, report in zip(jobs, reports, strict=True):
+        for reason, example, count in report.left_out:
+            left_out.add(reason, f"{job.path}: {example}", count)
         for name, running in moments.items():
             running.merge(report.moments[name])
-    known.samples = sum(shard.samples for shard in shards)
-    for one in schema.fields:
-        bit = schema.bit(one.name)
-        known.having[one.name] = sum(n for shard in shards for has, n in shard.by_fields.items() if has & bit)
-    _check_columns(out, schema, options.reader, columns)
-    if len(known.labels) > MOST_CLASSES:
-        raise ValueError(f"more than {MOST_CLASSES:,} labels; is {schema.labels.column!r} the column of --labels?")
+    _check_columns(out, options.reader, sum((report.columns for report in reports), Counter()))
     schema = resolved(schema, out, known)
     _check_ids(out, shards)
-    counted = {split: Counter[str]() for split in SPLITS}
-    for report in reports:
-        for split, counts in report.labels.items():
-            counted[split].update(counts)
     manifest = TarManifest(
         folder=out,
         declared=schema,
@@ -169,16 +162,20 @@ def list_samples(
         numbers={name: running.result() for name, running in moments.items()},
         require=(),
         split_rule=FILE_RULE if schema.split_by == FILE else DECLARED_RULE.partition("; order")[0],
-        label_counts={split: [counts[name] for name in schema.labels.classes] for split, counts in counted.items()},
-        left_out=dict(sorted(lost.items())),
+        label_counts={split: [counts[name] for name in schema.labels.classes] for split, counts in labels.items()},
+        left_out=dict(sum((report.lost for report in reports), Counter())),
         shards=tuple(shards),
     )
     save_manifest(manifest)
-    odd = [f"{job.path}: {note}" for job, report in zip(jobs, reports, strict=True) for note in report.notes]
-    about = SampleReport(
-        schema, known.samples, known.having, known.labels, known.unlabelled, notes(schema, known), left_out
-    )
-    return Listing(manifest, about, odd)
+    odd = [f"note: {job.path}: {note}" for job, report in zip(jobs, reports, strict=True) for note in report.notes]
+    more = [f"note: and {len(odd) - MOST_NOTES:,} more such notes"] if len(odd) > MOST_NOTES else []
+    told = [*notes(schema, known), *odd[:MOST_NOTES], *more]
+    report_of_all = SampleReport(schema, known.samples, known.having, known.labels, known.unlabelled, told, left_out)
+    return manifest, report_of_all
+
+
+def _moments(schema: Schema) -> dict[str, RunningMoments]:
+    return {one.name: RunningMoments(len(one.columns)) for one in schema.fields if one.kind == "numbers"}
 
 
 def _save_text(
@@ -209,10 +206,10 @@ def _save_text(
     return text
 
 
-def _check_columns(out: AnyPath, schema: Schema, reader: RowReader, has: Counter[str]) -> None:
+def _check_columns(out: AnyPath, reader: RowReader, has: Counter[str]) -> None:
     """Raises ValueError for a column that no sample has, with those that there are."""
     needed = dict(TarRows(reader).columns)
-    for one in schema.fields:
+    for one in reader.schema.fields:
         if one.kind == "image" and not any(has[name] for name in extensions_of(one)):
             needed["|".join(extensions_of(one))] = f"the field {one.name}"
     for column, needed_by in needed.items():
@@ -224,18 +221,13 @@ def _check_columns(out: AnyPath, schema: Schema, reader: RowReader, has: Counter
 def _check_ids(out: AnyPath, shards: Sequence[TarShard]) -> None:
     """Raises ValueError for an id that two samples have, in one tar or in two."""
     indexes = [load_array(out / shard.index_file) for shard in shards]
-    ids = np.concatenate([index["id"] for index in indexes])
+    ids, offsets = (np.concatenate([index[name] for index in indexes]) for name in ("id", "offset"))
     order = np.argsort(ids, kind="stable")
     if len(again := np.flatnonzero(ids[order][1:] == ids[order][:-1])):
-        starts = np.cumsum([0, *map(len, indexes)])
-        places = []
-        for sample in order[again[0] : again[0] + 2]:
-            number = int(np.searchsorted(starts, sample, side="right")) - 1
-            offset = indexes[number]["offset"][sample - starts[number]]
-            places.append(f"{inside(out, shards[number].file)} (byte {offset})")
-        raise ValueError(
-            f"{' and '.join(places)}: two samples have the same id; name with --id a column whose values are unique"
-        )
+        owner = np.repeat(np.arange(len(shards)), [shard.samples for shard in shards])
+        two = order[again[0] : again[0] + 2]
+        places = " and ".join(f"{inside(out, shards[owner[n]].file)} (byte {offsets[n]})" for n in two)
+        raise ValueError(f"{places}: two samples have one id; name with --id a column whose values are unique")
 
 
 # ---- one tar ---------------------------------------------------------------------------------------------------------
@@ -245,23 +237,21 @@ def _list_one(job: _Job) -> TarReport:
     """Read a tar and write its indexes and report, unless they are there and the tar is unchanged."""
     path, address, out, options, tokenizer_sha256 = job
     size, version = version_of_tar(path)
-    name = name_of_index(path, address)
-    reader = options.reader
+    name, reader = name_of_index(path, address), options.reader
     about = [VERSION, reader.schema.to_dict(), reader.unlabelled, tokenizer_sha256, address, size, version]
-    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+    report = TarReport(key=hashlib.sha256(json.dumps(about).encode()).hexdigest())
     report_file = out / FOLDER / f"{name}.samples.json"
-    if (known := _known(report_file, out, key)) is not None:
+    if (known := _known(report_file, out, report.key)) is not None:
         return known
     remove(report_file)
     split = _split_of_file(path) if reader.schema.split_by == FILE else "train"
     try:
         with local_copy(path) as local:
-            data = mapped(local)
             index = read_index(local)
-            report = TarReport(key=key, content_sha256="", notes=list(index.notes))
-            records = _Reading(data, index, split, options, report, str(path)).read()
+            report.notes += index.notes
+            records = _read(mapped(local), index, split, options, report)
     except ValueError as error:
-        raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
+        raise ValueError(f"{path}: {error}") from None
     for split, own in records.items():
         shard = TarShard(
             file=address,
@@ -281,7 +271,7 @@ def _list_one(job: _Job) -> TarReport:
             with atomic_file(out / shard.links_file) as file:
                 save_array(index.links, file)
     with atomic_file(report_file, "w") as file:
-        json.dump(asdict(report), file)
+        json.dump(vars(report) | {"shards": [asdict(shard) for shard in report.shards]}, file)
     return report
 
 
@@ -290,16 +280,16 @@ def _known(report_file: AnyPath, out: AnyPath, key: str) -> TarReport | None:
     try:
         report = parse_json(TarReport, read_bytes(report_file, LARGEST_BYTES), report_file, "it is made again")
         for shard in report.shards:
-            links = load_array(out / shard.links_file) if shard.links else np.empty((0, 3), np.int64)
-            if _identity(load_array(out / shard.index_file), links, shard.file, report) != shard.sha256:
+            records, links = load_array(out / shard.index_file), load_links(out, shard)
+            if _identity(records, links, shard.file, report) != shard.sha256:
                 return None
-    except (FileNotFoundError, DamagedArrayError, ValueError):
+    except (FileNotFoundError, ValueError):
         return None
     return report if report.key == key else None
 
 
 def _identity(records: NDArray[np.void], links: NDArray[np.int64], address: str, report: TarReport) -> str:
-    written = records.tobytes() + links.tobytes() + address.encode() + report.content_sha256.encode()
+    written = records.tobytes() + links.tobytes() + f"{address} {report.content_sha256}".encode()
     return hashlib.sha256(written).hexdigest()
 
 
@@ -320,84 +310,61 @@ def _tokenizer(name: str) -> Any:
     return WordTokenizer({}) if name == BY_WORDS else read_tokenizer_file(name).pieces
 
 
-class _Reading:
-    """One pass over the samples of a tar, counted in its report."""
-
-    def __init__(
-        self, data: memoryview, index: TarIndex, split: str, options: TarOptions, report: TarReport, path: str
-    ) -> None:
-        self._data, self._index, self._split, self._report, self._path = data, index, split, report, path
-        self._rows, self._tokenizer = TarRows(options.reader), _tokenizer(options.tokenizer)
-        self._counts_words = options.tokenizer == BY_WORDS
-        self._schema = options.reader.schema
-        self._left_out, self._lost, self._columns = LeftOut(), Counter[str](), Counter[str]()
-        self._words = Counter[str]()
-        self._labels = {split: Counter[str]() for split in SPLITS}
-        self._moments = {
-            one.name: RunningMoments(len(one.columns)) for one in self._schema.fields if one.kind == "numbers"
-        }
-        self._digest = hashlib.sha256()
-
-    def read(self) -> dict[str, NDArray[np.void]]:
-        """Split -> the records of its samples, RECORD [samples]."""
-        records: dict[str, list[tuple[int, int, int, int, int]]] = {split: [] for split in SPLITS}
-        for sample, offset, size in self._samples():
-            if reason := self._why_not(sample):
-                self._lost[reason] += 1
-                continue
-            assert sample.sample is not None
-            there = [one for one in self._schema.fields if sample.has(one)]
-            split = self._split if self._schema.split_by == FILE else split_of(number_of_id(sample.sample.split_by))
-            longest = max((len(sample.tokens(one)) for one in there if one.kind == "text"), default=0)
-            has = self._schema.bits(tuple(one.name for one in there))
-            records[split].append((number_of_id(sample.id), offset, size, min(longest, 65_535), has))
-            self._count(sample, split)
-        report = self._report
-        report.labels = {split: dict(counts) for split, counts in self._labels.items()}
-        report.words, report.columns, report.lost = dict(self._words), dict(self._columns), dict(self._lost)
-        report.moments = {name: running.sums for name, running in self._moments.items()}
-        report.left_out, report.content_sha256 = self._left_out.examples(), self._digest.hexdigest()
-        return {split: np.array(own, RECORD) for split, own in records.items() if own}
-
-    def _samples(self) -> Iterator[tuple[TarSample, int, int]]:
-        """Each sample with the place of its bytes."""
-        data, links = self._data, links_of(self._index.links)
-        for _, offset, size, _, _ in self._index.records.tolist():
-            place = data[offset : offset + size]
-            key, members = members_at(place, offset, lambda: links, lambda start, length: data[start : start + length])
-            where = f"{self._path}: the sample {printable(key)[:80]} at byte {offset}"
-            yield TarSample(self._rows, self._tokenizer, key, members, self._split, where, self._left_out), offset, size
-
-    def _why_not(self, sample: TarSample) -> str | None:
-        """Why a sample is left out, if it is. Raises ValueError for a cell that is not as the schema says."""
-        reason = None
-        try:
-            self._columns.update(sample.columns(with_keys=len(self._columns) < MOST_COLUMNS))
-        except ValueError as error:
-            reason, example = "a damaged .json", f"{sample.where}: {error}"
-        else:
-            example = sample.where
-            if not sample.id:
-                reason = "a blank id"
-            elif sample.sample is None:
-                return "no label"  # counted by the reader of rows
-            elif not any(map(sample.has, self._schema.fields)):
-                reason = "none of the fields"
-        if reason:
-            self._left_out.add(f"samples with {reason}, left out", example)
-        return reason
-
-    def _count(self, found: TarSample, split: str) -> None:
+def _read(
+    data: memoryview, index: TarIndex, split: str, options: TarOptions, report: TarReport
+) -> dict[str, NDArray[np.void]]:
+    """Read the samples of a tar that is named after a split; split -> records, RECORD [samples], and their report."""
+    schema, rows, tokenizer = options.reader.schema, TarRows(options.reader), _tokenizer(options.tokenizer)
+    links, left_out, moments, digest = (
+        links_of(index.links),
+        LeftOut(),
+        _moments(options.reader.schema),
+        hashlib.sha256(),
+    )
+    records: dict[str, list[tuple[int, int, int, int, int]]] = {split: [] for split in SPLITS}
+    for _, offset, size, _, _ in index.records.tolist():
+        place = data[offset : offset + size]
+        key, members = members_at(place, offset, lambda: links, lambda start, length: data[start : start + length])
+        where = f"the sample {printable(key)[:80]} at byte {offset}"
+        found = TarSample(rows, tokenizer, key, members, split, where, left_out)
+        if reason := _why_not(found, report, left_out, schema):
+            report.lost[reason] += 1
+            continue
         sample = found.sample
         assert sample is not None
-        self._labels[split].update(sample.labels)
-        self._report.unlabelled += not sample.labels
-        self._digest.update(repr((sample.id, sample.labels, sample.values)).encode())
-        if split != "train":
-            return
-        for name, value in sample.values.items():
+        there = [one for one in schema.fields if found.has(one)]
+        own_split = split if schema.split_by == FILE else split_of(number_of_id(sample.split_by))
+        longest = max((len(found.tokens(one)) for one in there if one.kind == "text"), default=0)
+        has = schema.bits(tuple(one.name for one in there))
+        records[own_split].append((number_of_id(found.id), offset, size, min(longest, 65_535), has))
+        report.labels[own_split].update(sample.labels)
+        report.unlabelled += not sample.labels
+        digest.update(repr((found.id, sample.labels, sample.values)).encode())
+        for name, value in sample.values.items() if own_split == "train" else ():
             if isinstance(value, list):
-                self._moments[name].add(value)
-            elif self._counts_words:
-                self._words.update(tokenise(value))
-        forget_rare(self._words)
+                moments[name].add(value)
+            elif options.tokenizer == BY_WORDS:  # those of val and test would leak into training
+                report.words.update(tokenise(value))
+        forget_rare(report.words)
+    report.moments = {name: running.sums for name, running in moments.items()}
+    report.left_out, report.content_sha256 = left_out.examples(), digest.hexdigest()
+    return {split: np.array(own, RECORD) for split, own in records.items() if own}
+
+
+def _why_not(sample: TarSample, report: TarReport, left_out: LeftOut, schema: Schema) -> str:
+    """Why a sample is left out; "" if it is not. Raises ValueError for a cell that is not as the schema says."""
+    reason, example = "", sample.where
+    try:
+        report.columns.update(sample.columns(with_keys=len(report.columns) < MOST_COLUMNS))
+    except ValueError as error:
+        reason, example = "a damaged .json", f"{sample.where}: {error}"
+    else:
+        if not sample.id:
+            reason = "a blank id"
+        elif sample.sample is None:
+            return "no label"  # which the reader of rows has counted
+        elif not any(map(sample.has, schema.fields)):
+            reason = "none of the fields"
+    if reason:
+        left_out.add(f"samples with {reason}, left out", example)
+    return reason

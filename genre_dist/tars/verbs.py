@@ -84,7 +84,7 @@ def _index(arguments: Namespace) -> None:
             remove_leftovers(folder)
             manifest = load_manifest(folder)
             if isinstance(manifest, TarManifest):
-                raise ValueError(f"{folder} lists tars to train on; give the tars and options that made it once more")
+                raise ValueError(f"{folder} lists tars to train on: run the command again that listed them")
             indexed = index_shards(manifest)
         print(f"{folder}: {indexed.samples:,} samples of {len(manifest.shards)} shards indexed")
         if indexed.unread:
@@ -100,7 +100,9 @@ def _index(arguments: Namespace) -> None:
     for name, count in sorted(listing.extensions.items(), key=lambda item: -item[1]):
         print(f"  {count:,} with .{name}")
     notes = [f"{inside(out, tar.file)}: {note}" for tar in listing.tars for note in tar.notes]
-    _print_notes(notes, "tars.json")
+    print("".join(f"note: {note}\n" for note in notes[:MOST_NOTES]), end="")
+    if len(notes) > MOST_NOTES:
+        print(f"note: {len(notes) - MOST_NOTES:,} more such notes, in tars.json")
     print("next: genre_dist.stream.TarReader reads them (shards/README.md)")
 
 
@@ -164,20 +166,12 @@ def _list_samples(arguments: Namespace, schema: "Schema") -> None:
             raise ValueError(f"{out} holds other shards; list the tars in another folder, --out")
         for written in (out, out / FOLDER):
             remove_leftovers(written)
-        listing = list_samples(tars, out, options, vectors, arguments.workers or usable_cores())
-    manifest = listing.manifest
+        manifest, report = list_samples(tars, out, options, vectors, arguments.workers or usable_cores())
     counts = ", ".join(f"{manifest.samples(split):,} {split}" for split in SPLITS)
-    print(f"{out}: {listing.report.samples:,} samples of {len(tars):,} tars, {counts}")
-    for line in report_lines(listing.report):
+    print(f"{out}: {report.samples:,} samples of {len(tars):,} tars, {counts}")
+    for line in report_lines(report):
         print(f"  {line}")
-    _print_notes(listing.notes, "the reports in tars.index")
     print(f"next: genre-dist inspect {out}; torchrun -m genre_dist.train --data.shards {out}")
-
-
-def _print_notes(notes: list[str], where: str) -> None:
-    print("".join(f"note: {note}\n" for note in notes[:MOST_NOTES]), end="")
-    if len(notes) > MOST_NOTES:
-        print(f"note: {len(notes) - MOST_NOTES:,} more such notes, in {where}")
 
 
 def _order(arguments: Namespace) -> None:

@@ -466,7 +466,7 @@ def test_an_id_in_two_tars_is_refused_with_both(place: Place) -> None:
     place.write("a.tar", samples(0, 12))
     place.write("b.tar", samples(12, 20) | samples(3, 4))
     said = place.refuses()
-    assert re.search(r"a\.tar \(byte \d+\) and .*b\.tar \(byte \d+\): two samples have the same id; .*--id", said)
+    assert re.search(r"a\.tar \(byte \d+\) and .*b\.tar \(byte \d+\): two samples have one id; .*--id", said)
 
 
 def test_a_damaged_image_or_member_is_a_fault_that_names_tar_byte_and_key(place: Place) -> None:
