@@ -31,10 +31,12 @@ from genre_dist.printable import printable
 from genre_dist.progress import progress_bar
 from genre_dist.sample_ids import number_of_id
 from genre_dist.schema import Schema
-from genre_dist.storage import AnyPath, inside, local_copy, read_bytes, remove
+from genre_dist.sealed import read_sealed, write_sealed
+from genre_dist.storage import AnyPath, inside, local_copy, remove
 from genre_dist.stream.foreign import addresses, load_links, name_of_index, version_of_tar
 from genre_dist.stream.index import RECORD, load_array, save_array
 from genre_dist.stream.indexing import TarIndex, read_index
+from genre_dist.stream.manifest import FILE as MANIFEST
 from genre_dist.stream.manifest import SPLITS, TarManifest, Text, save_manifest
 from genre_dist.stream.manifest_base import chosen_count
 from genre_dist.stream.tar import mapped
@@ -42,7 +44,7 @@ from genre_dist.stream.tar_manifest import FOLDER, TarShard
 from genre_dist.stream.tar_reader import links_of, members_at
 from genre_dist.stream.words import vectors_sha256
 from genre_dist.tars.tar_samples import FILE, TarRows, TarSample, extensions_of
-from genre_dist.validation import LARGEST_BYTES, Count, parse_json
+from genre_dist.validation import Count
 from genre_dist.workers import in_processes
 
 FILE_RULE = "the word train, val, valid, validation or test in the name of the tar, or of its folder"
@@ -120,6 +122,7 @@ def list_samples(
         require_vectors(vectors)
     sha256 = "" if pieces is None else pieces.sha256
     jobs = [_Job(path, address, out, options, sha256) for path, address in zip(tars, addresses(tars, out), strict=True)]
+    remove(out / MANIFEST)  # an older one must never describe other indexes
     done: dict[str, TarReport] = {}
     words = Counter[str]()
     with progress_bar() as progress:
@@ -137,12 +140,6 @@ def list_samples(
         samples=sum(shard.samples for shard in shards),
         unlabelled=sum(report.unlabelled for report in reports),
         labels=sum(labels.values(), Counter()),
-        having=Counter(
-            {
-                name: sum(chosen_count(one.by_fields, schema.bit(name), False) for one in shards)
-                for name in schema.by_name
-            }
-        ),
     )
     for name in schema.by_name:
         known.having[name] = sum(chosen_count(shard.by_fields, schema.bit(name), False) for shard in shards)
@@ -270,15 +267,14 @@ def _list_one(job: _Job) -> TarReport:
         if shard.links:
             with atomic_file(out / shard.links_file) as file:
                 save_array(index.links, file)
-    with atomic_file(report_file, "w") as file:
-        json.dump(vars(report) | {"shards": [asdict(shard) for shard in report.shards]}, file)
+    write_sealed(report_file, vars(report) | {"shards": [asdict(shard) for shard in report.shards]})
     return report
 
 
 def _known(report_file: AnyPath, out: AnyPath, key: str) -> TarReport | None:
     """The report of a tar that is listed already; None if it is another tar's or options', or a file is damaged."""
     try:
-        report = parse_json(TarReport, read_bytes(report_file, LARGEST_BYTES), report_file, "it is made again")
+        report = read_sealed(TarReport, report_file, "it is made again")
         for shard in report.shards:
             records, links = load_array(out / shard.index_file), load_links(out, shard)
             if _identity(records, links, shard.file, report) != shard.sha256:
