@@ -4,6 +4,7 @@ It has what the manifest of a packed data set has; its shards are the samples of
 anywhere and is never written.
 """
 
+import hashlib
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -31,6 +32,10 @@ class TarShard(SampleShard):
     """Changes with the tar, see `file_version`."""
     links: Count = 0
     """Members of the tar that are links."""
+
+    @property
+    def identity(self) -> str:
+        return hashlib.sha256(f"{self.sha256} {self.version}".encode()).hexdigest()
 
     @property
     def index_file(self) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from genre_dist.atomic import atomic_file
 from genre_dist.catalogue.importing_samples import Known, SampleReport, notes, resolved
 from genre_dist.catalogue.left_out import LeftOut
-from genre_dist.catalogue.sample_rows import RowReader
+from genre_dist.catalogue.sample_rows import RowReader, images_of
 from genre_dist.packing.kinds import VECTORS, token_file
 from genre_dist.packing.pack import save_tokens, vectors_of_words
 from genre_dist.packing.sample_layout import RunningMoments
@@ -43,7 +43,7 @@ from genre_dist.stream.tar import mapped
 from genre_dist.stream.tar_manifest import FOLDER, TarShard
 from genre_dist.stream.tar_reader import links_of, members_at
 from genre_dist.stream.words import vectors_sha256
-from genre_dist.tars.tar_samples import FILE, TarRows, TarSample, extensions_of
+from genre_dist.tars.tar_samples import FILE, IMAGES, TarRows, TarSample, extensions_of
 from genre_dist.validation import Count
 from genre_dist.workers import in_processes
 
@@ -148,7 +148,8 @@ def list_samples(
             left_out.add(reason, f"{job.path}: {example}", count)
         for name, running in moments.items():
             running.merge(report.moments[name])
-    _check_columns(out, options.reader, sum((report.columns for report in reports), Counter()))
+    columns = sum((report.columns for report in reports), Counter[str]())
+    _check_columns(out, options.reader, columns)
     schema = resolved(schema, out, known)
     _check_ids(out, shards)
     manifest = TarManifest(
@@ -164,7 +165,9 @@ def list_samples(
         shards=tuple(shards),
     )
     save_manifest(manifest)
-    odd = [f"note: {job.path}: {note}" for job, report in zip(jobs, reports, strict=True) for note in report.notes]
+    unused = [f".{name} of {columns[name]:,} samples" for name in IMAGES if columns[name] and not images_of(schema)]
+    odd = [f"note: no field takes {' and '.join(unused)}; --image does"] if unused else []
+    odd += [f"note: {job.path}: {note}" for job, report in zip(jobs, reports, strict=True) for note in report.notes]
     more = [f"note: and {len(odd) - MOST_NOTES:,} more such notes"] if len(odd) > MOST_NOTES else []
     told = [*notes(schema, known), *odd[:MOST_NOTES], *more]
     report_of_all = SampleReport(schema, known.samples, known.having, known.labels, known.unlabelled, told, left_out)

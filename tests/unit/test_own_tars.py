@@ -30,6 +30,7 @@ from genre_dist.schema import Field, Labels, Schema
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import SPLITS, Manifest, load_manifest
+from genre_dist.stream.words import load_vectors
 from genre_dist.tars.films import shard_films
 from genre_dist.tars.sample_reader import reader_of
 from genre_dist.training.experiment import open_split
@@ -219,6 +220,12 @@ def test_images_of_any_size_and_kind_are_made_square_as_packing_makes_them(place
             np.testing.assert_array_equal(one["image.images"], np.broadcast_to(wanted, (SIZE, SIZE, 3)))
 
 
+def test_images_that_no_field_takes_are_told(place: Place) -> None:
+    place.write("a.tar", samples(0, 12))
+    place.lists("--labels", "json.category", "--text", "txt")
+    assert "note: no field takes .jpg of 8 samples and .png of 2 samples; --image does" in place.said
+
+
 def test_labels_may_be_members_of_their_own_and_any_number(place: Place) -> None:
     texts = {f"k{n}": {"txt": b"a word", "cls": f"{n % 3}|{n % 2}".encode()} for n in range(30)}
     place.write("a.tar", texts | {"none": {"txt": b"no label", "cls": b"\n"}})
@@ -276,6 +283,35 @@ def test_samples_of_one_value_lie_in_one_split_under_ids_of_any_column(place: Pl
             assert batch.ids.tolist() == [number_of_id(id) for id in batch.samples]
             groups = {int(id[2:]) // 5 for id in batch.samples}
             assert {split_of(number_of_id(str(group))) for group in groups} == {split}
+
+
+def test_an_empty_image_is_none_and_a_png_stands_in_for_it(place: Place) -> None:
+    made = samples(0, 40)
+    for members in made.values():
+        members.setdefault("jpg", b"")
+    place.write("a.tar", made)
+    manifest = place.lists()
+    for split in SPLITS:
+        for id, one in by_id(batch_of(manifest, split)).items():
+            assert one["image.has"] == (len(made[id].get("png", made[id]["jpg"])) > 0)
+
+
+def test_the_order_is_printed_by_the_ids_of_the_tars(listing: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["order", str(listing), "--global_batch", "16", "--steps", "0:2"]) == 0
+    printed = [line.split("\t")[1].split() for line in capsys.readouterr().out.splitlines()]
+    assert [len(set(ids)) for ids in printed] == [16, 16]
+    assert {id for ids in printed for id in ids} <= set(samples(0, 120))
+
+
+def test_word_vectors_are_those_of_the_words_of_the_train_split(place: Place, tmp_path: Path) -> None:
+    place.write("a.tar", samples(0, 30))
+    (tmp_path / "vectors.txt").write_text("fine 1 2 3\nunheard 4 5 6\n")
+    manifest = place.lists(*OPTIONS, "--vectors", tmp_path / "vectors.txt")
+    words = (place.out / "vocabulary.txt").read_text().split()
+    vectors = load_vectors(manifest.folder, manifest.text)
+    assert vectors is not None
+    assert vectors[words.index("fine")].tolist() == [1, 2, 3]
+    assert len(vectors) == len(words) == manifest.text["words"]
 
 
 def test_links_to_other_members_are_read_in_their_place(place: Place) -> None:
@@ -369,10 +405,10 @@ def test_what_a_damaged_index_or_report_lost_is_listed_again(place: Place) -> No
         assert path.read_bytes() == content
 
 
-def test_another_text_is_another_fingerprint_though_the_tar_has_the_same_layout(place: Place) -> None:
+def test_another_number_is_another_fingerprint_though_the_tar_has_the_same_layout(place: Place) -> None:
     path = place.write("a.tar", samples(0, 30))
     before = place.lists().fingerprint
-    path.write_bytes(path.read_bytes().replace(b"fine", b"rare"))
+    path.write_bytes(path.read_bytes().replace(b'"price": 1.5', b'"price": 2.5'))
     os.utime(path, ns=(1, 1))
     assert place.lists().fingerprint != before
 
@@ -473,27 +509,30 @@ def test_a_damaged_image_or_member_is_a_fault_that_names_tar_byte_and_key(place:
     made = {f"k{n:02d}": {"jpg": image(5)[1], "txt": b"a word", "cls": b"ab"[n % 2 :][:1]} for n in range(30)}
     path = place.write("a.tar", made)
     manifest = place.lists("--labels", "cls", "--image", "--text", "txt", "--size", SIZE)
-    batch = batch_of(manifest, "train", ("image", "text"))
+    ids = batch_of(manifest, "train", ("image", "text")).samples
     reader = reader_of(manifest, "train", ("image", "text"), 8)
     offsets = reader.index.records(reader.index.rows_of(0))["offset"].tolist()
     data = bytearray(path.read_bytes())
     for number, where, what in ((0, b"\xff\xd8\xff", b"xxx"), (1, b"k", b"q"), (2, b"ustar", b"xstar")):
         start = data.index(where, offsets[number])
         data[start : start + len(what)] = what
+    for _ in range(3):
+        start = data.index(ids[4].encode(), offsets[4])
+        data[start : start + 3] = b"qqq"
     label = data.index(b"cls", offsets[3]) // 512 * 512 + 512
     data[label : label + 1] = b"c"
     path.write_bytes(data)
     again = batch_of(manifest, "train", ("image", "text"))
-    ids = batch.samples
-    assert again.weights.tolist() == [0] * 4 + [1] * (len(ids) - 4)
-    assert (again.arrays["image.images"][:4] == 128).all()
-    assert [fault.partition(": ")[0] for fault in again.faults] == [str(path)] * 4
+    assert again.weights.tolist() == [0] * 5 + [1] * (len(ids) - 5)
+    assert (again.arrays["image.images"][:5] == 128).all()
+    assert [fault.partition(": ")[0] for fault in again.faults] == [str(path)] * 5
     for number, text in enumerate((f"sample {ids[0]} at byte", "at byte", "at byte", f"sample {ids[3]} at byte")):
         assert f"{text} {offsets[number]}: " in again.faults[number]
     assert "not a whole image" in again.faults[0]
     assert "index is of another tar" in again.faults[1]
     assert "the label 'c' is none of the 2 classes" in again.faults[3]
-    assert again.samples[4:] == ids[4:]
+    assert "qqq lies where another sample did" in again.faults[4]
+    assert again.samples[5:] == ids[5:]
     os.utime(path, ns=(2**60, int(reader.index.shards[0].version)))
     found = place.verifies()
     assert all(fault.split(": ", 2)[2][:40] in found for fault in again.faults)
