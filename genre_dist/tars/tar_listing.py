@@ -356,7 +356,7 @@ def _why_not(sample: TarSample, report: TarReport, left_out: LeftOut, schema: Sc
     try:
         report.columns.update(sample.columns(with_keys=len(report.columns) < MOST_COLUMNS))
     except ValueError as error:
-        reason, example = "a damaged .json", f"{sample.where}: {error}"
+        reason, example = "a damaged .json", str(error)
     else:
         if not sample.id:
             reason = "a blank id"

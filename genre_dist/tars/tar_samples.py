@@ -79,7 +79,10 @@ class TarSample(Mapping[str, memoryview]):
     @cached_property
     def row(self) -> dict[str, Any]:
         """The cells by column."""
-        return self._rows.row(self._key, self._members, self._split)
+        try:
+            return self._rows.row(self._key, self._members, self._split)
+        except ValueError as error:
+            raise ValueError(f"{self.where}: {error}") from None
 
     @cached_property
     def id(self) -> str:

@@ -538,6 +538,17 @@ def test_a_damaged_image_or_member_is_a_fault_that_names_tar_byte_and_key(place:
     assert all(fault.split(": ", 2)[2][:40] in found for fault in again.faults)
 
 
+def test_a_json_that_is_damaged_later_is_named_by_its_key_whatever_the_id(place: Place) -> None:
+    made = {f"k{n}": {"json": json.dumps({"id": n, "l": n % 2}).encode(), "txt": b"x"} for n in range(20)}
+    path = place.write("a.tar", made)
+    manifest = place.lists("--labels", "json.l", "--text", "txt", "--id", "json.id")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'{"id": 3,', b'{"id"; 3,'))
+    faults = [fault for split in SPLITS for fault in batch_of(manifest, split, ("text",)).faults]
+    assert len(faults) == 1
+    assert f"at byte {data.index(b'k3.json')}: k3: " in faults[0]
+
+
 def test_a_tar_that_has_changed_is_named_and_gives_faults(place: Place) -> None:
     path = place.write("a.tar", samples(0, 30))
     manifest = place.lists()
@@ -546,6 +557,8 @@ def test_a_tar_that_has_changed_is_named_and_gives_faults(place: Place) -> None:
     batch = batch_of(manifest, "train")
     assert not batch.weights.any()
     assert "run `genre-dist index` again" in batch.faults[0]
-    assert f"{path}: it has changed since it was listed; run `genre-dist index` again" in place.verifies()
+    told = place.verifies()
+    assert f"{path}: it has changed since it was listed; run `genre-dist index` again" in told
+    assert "1 faults" in told
     path.unlink()
     assert f"{path}: no such tar" in place.verifies()
