@@ -16,13 +16,13 @@ from genre_dist.inference import verbs as inference
 from genre_dist.packing import verbs as packing
 from genre_dist.planner import verbs as planner
 from genre_dist.printable import printable
-from genre_dist.stream import verbs as stream
 from genre_dist.study import verbs as study
+from genre_dist.tars import verbs as tars
 from genre_dist.tmdb import verbs as tmdb
 from genre_dist.training import verbs as training
 
 PACKAGES = (
-    catalogue, tmdb, packing, stream, planner, training, inference, compare, explore, baselines, explain, study, doctor
+    catalogue, tmdb, packing, tars, planner, training, inference, compare, explore, baselines, explain, study, doctor
 )  # fmt: skip
 STOPPED = 130
 """Exit code after Ctrl-C, as in shells (128 + SIGINT)."""

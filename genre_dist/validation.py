@@ -40,12 +40,19 @@ def is_file_name(text: str) -> bool:
     )
 
 
+def is_address(text: str) -> bool:
+    """Whether a listing accepts this address of a tar: a path or URL, relative to the listing or not, without `..`."""
+    return 0 < len(text) <= 4096 and text.isprintable() and ".." not in PurePosixPath(text).parts
+
+
 def is_sha256(text: str) -> bool:
     return re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
 FileName = Annotated[str, Predicate(is_file_name)]
 """A file in a folder or below it."""
+Address = Annotated[str, Predicate(is_address)]
+"""A file anywhere."""
 Sha256 = Annotated[str, Predicate(is_sha256)]
 Count = Annotated[int, Ge(0), Le(2**62)]
 

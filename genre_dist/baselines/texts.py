@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from genre_dist.packing.films import catalogue_films, shard_films
 from genre_dist.packing.tokenizer import WORDS, tokenizer_of
 from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.words import SPECIAL, load_words
+from genre_dist.tars.films import catalogue_films, shard_films
 
 
 class LabelledText(NamedTuple):

@@ -4,7 +4,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from genre_dist.catalogue.sample_table import images_of
+from genre_dist.catalogue.sample_rows import images_of
 from genre_dist.catalogue.schema_file import AUTO, classes_named, load_schema
 from genre_dist.schema import Field, Labels, Schema
 

@@ -16,9 +16,10 @@ from genre_dist.catalogue.catalogue import (
     remove_catalogue,
     remove_partial_files,
 )
+from genre_dist.catalogue.cells import text_of
 from genre_dist.catalogue.left_out import LeftOut
 from genre_dist.catalogue.poster_search import find_posters
-from genre_dist.catalogue.tables import film_row, open_table, text_of
+from genre_dist.catalogue.tables import film_row, open_table
 from genre_dist.catalogue.taking import EMPTY, Taken, check_paths, image_columns, take
 from genre_dist.lock import one_writer
 from genre_dist.progress import progress_bar

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from genre_dist.catalogue.catalogue import holds_catalogue, remove_catalogue, remove_partial_files
 from genre_dist.catalogue.left_out import LeftOut
 from genre_dist.catalogue.poster_search import find_posters
-from genre_dist.catalogue.sample_table import Sample, SampleTable, Unlabelled, images_of, open_samples
+from genre_dist.catalogue.sample_rows import Sample, Unlabelled, images_of
+from genre_dist.catalogue.sample_table import SampleTable, open_samples
 from genre_dist.catalogue.samples import SampleWriter, image_file
 from genre_dist.catalogue.schema_file import MOST_CLASSES
 from genre_dist.catalogue.taking import EMPTY, Taken, check_paths, image_columns, take
@@ -23,6 +24,7 @@ from genre_dist.progress import progress_bar
 from genre_dist.sample_ids import LONGEST_KEY, member_key, number_of_id
 from genre_dist.schema import Schema
 from genre_dist.splits import split_of
+from genre_dist.storage import AnyPath
 
 LARGE_GROUP = 0.05
 """A group of --split_by with a larger share of the samples is told: all of it lies in one split."""
@@ -49,8 +51,8 @@ class SampleReport(NamedTuple):
 
 
 @dataclasses.dataclass
-class _Known:
-    """What the first reading of a table finds."""
+class Known:
+    """What the first reading of a table finds, or the listing of tars."""
 
     samples: int = 0
     unlabelled: int = 0
@@ -90,7 +92,7 @@ def import_samples(
         left_out = LeftOut()
         opened = open_samples(table, schema, unlabelled)
         known = _read(opened, progress, left_out)
-        schema = _resolved(opened, known)
+        schema = resolved(schema, table, known)
         if overwrite:
             remove_catalogue(out)
         remove_partial_files(out)
@@ -98,18 +100,18 @@ def import_samples(
             field.name: _take(field.name, schema, images[field.name], known, out, progress, left_out)
             for field in images_of(schema)
         }
-        again = SampleTable(table, schema, unlabelled).samples(LeftOut())
+        again = SampleTable(table, dataclasses.replace(opened.rows, schema=schema)).samples(LeftOut())
         with SampleWriter(out, schema) as writer:
             for sample in progress.track(again, description="samples", total=known.samples):
                 writer.add(_row(sample, taken, known, left_out))
         return SampleReport(
-            schema, known.samples, known.having, known.labels, known.unlabelled, _notes(schema, known), left_out
+            schema, known.samples, known.having, known.labels, known.unlabelled, notes(schema, known), left_out
         )
 
 
-def _read(table: SampleTable, progress: Any, left_out: LeftOut) -> _Known:
+def _read(table: SampleTable, progress: Any, left_out: LeftOut) -> Known:
     """Read the table once. Raises ValueError for a wrong row, and for labels that are too many to be classes."""
-    schema, known = table.schema, _Known(of_key={field.name: {} for field in images_of(table.schema)})
+    schema, known = table.schema, Known(of_key={field.name: {} for field in images_of(table.schema)})
     shared: dict[str, set[str]] = {name: set() for name in known.of_key}
     for sample in progress.track(table.samples(left_out), description="ids"):
         known.samples += 1
@@ -119,10 +121,7 @@ def _read(table: SampleTable, progress: Any, left_out: LeftOut) -> _Known:
         known.long_ids += _is_long(sample.id)
         if schema.split_by != schema.id:
             known.groups[sample.split_by] += 1
-        if len(known.labels) > MOST_CLASSES:
-            raise ValueError(
-                f"{table.path}: more than {MOST_CLASSES:,} labels; is {schema.labels.column!r} the column of --labels?"
-            )
+        check_classes(schema, table.path, known)
         for name, key in sample.keys.items():
             if key and known.of_key[name].setdefault(key, number := number_of_id(sample.id)) != number:
                 shared[name].add(key)
@@ -146,14 +145,22 @@ def _is_long(id: str) -> bool:
         return True
 
 
-def _resolved(table: SampleTable, known: _Known) -> Schema:
+def check_classes(schema: Schema, path: AnyPath, known: Known) -> None:
+    """Raises ValueError for labels that are too many to be classes."""
+    if len(known.labels) > MOST_CLASSES:
+        raise ValueError(
+            f"{path}: more than {MOST_CLASSES:,} labels; is {schema.labels.column!r} the column of --labels?"
+        )
+
+
+def resolved(schema: Schema, path: AnyPath, known: Known) -> Schema:
     """The schema with its classes.
 
-    Raises ValueError without two of them, for a field that no row has, and for groups that leave a split empty.
+    Raises ValueError for one or too many of them, for a field that no row has, and for groups that leave a split empty.
     """
-    schema, path = table.schema, table.path
     if not known.samples:
         raise ValueError(f"{path}: no sample with a label in the column {schema.labels.column!r}; check --labels")
+    check_classes(schema, path, known)
     classes = schema.labels.classes or tuple(sorted(known.labels))
     if len(classes) < 2:
         raise ValueError(
@@ -168,7 +175,7 @@ def _resolved(table: SampleTable, known: _Known) -> Schema:
     return dataclasses.replace(schema, labels=dataclasses.replace(schema.labels, classes=classes))
 
 
-def _check_groups(path: Path, column: str, known: _Known) -> None:
+def _check_groups(path: AnyPath, column: str, known: Known) -> None:
     """Raise ValueError if groups leave a split empty."""
     taken = {split_of(number_of_id(group)) for group in known.groups}
     if known.groups and known.samples >= FEW_SAMPLES and (empty := {"train", "val", "test"} - taken):
@@ -181,7 +188,7 @@ def _check_groups(path: Path, column: str, known: _Known) -> None:
 
 
 def _take(
-    field: str, schema: Schema, places: Sequence[Path], known: _Known, out: Path, progress: Any, left_out: LeftOut
+    field: str, schema: Schema, places: Sequence[Path], known: Known, out: Path, progress: Any, left_out: LeftOut
 ) -> dict[int, Taken]:
     """Take a field's images into the catalogue; the number of each sample's id -> its image.
 
@@ -206,7 +213,7 @@ def _take(
     return taken
 
 
-def _row(sample: Sample, taken: dict[str, dict[int, Taken]], known: _Known, left_out: LeftOut) -> dict[str, Any]:
+def _row(sample: Sample, taken: dict[str, dict[int, Taken]], known: Known, left_out: LeftOut) -> dict[str, Any]:
     """A row of the catalogue."""
     row = {"id": sample.id, "split_by": sample.split_by, "labels": list(sample.labels), **sample.values}
     for field, images in taken.items():
@@ -218,7 +225,7 @@ def _row(sample: Sample, taken: dict[str, dict[int, Taken]], known: _Known, left
     return row
 
 
-def _notes(schema: Schema, known: _Known) -> list[str]:
+def notes(schema: Schema, known: Known) -> list[str]:
     """Lines on large groups, on classes without a sample, and on ids too long for tars."""
     large = [
         f"note: the group {printable(group)[:60]} of {schema.split_by} has {count / known.samples:.0%} of all samples "

@@ -17,6 +17,10 @@ class LeftOut:
         self.counts[reason] += count
         self._examples.setdefault(reason, str(example))
 
+    def examples(self) -> list[tuple[str, str, int]]:
+        """Reason, example and count of all, as `add` takes them."""
+        return [(reason, self._examples[reason], count) for reason, count in self.counts.items()]
+
     def lines(self) -> list[str]:
         """A line for each reason, the most frequent first."""
         return [

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 from urllib.parse import unquote
 
+from genre_dist.catalogue.cells import whole_number
 from genre_dist.catalogue.left_out import LeftOut
 from genre_dist.printable import printable
 from genre_dist.schema import TMDB, Schema
@@ -91,11 +92,6 @@ class _File(NamedTuple):
     source: Path | TarMember
     where: str
     open: Callable[[], IO[bytes]]
-
-
-def whole_number(text: str) -> str:
-    """`18.0` as `18`, because columns with missing values hold whole numbers as floats; other text unchanged."""
-    return re.sub(r"^([0-9]+)\.0*$", r"\1", text)
 
 
 def poster_key(text: str) -> str:

@@ -1,9 +1,5 @@
-"""Tables of films from outside: Parquet, CSV or JSON lines, their columns, and the forms of their cells.
+"""Tables of films from outside: Parquet, CSV or JSON lines, and their columns."""
 
-Import, fetch and predict all read cells here, so that a cell means the same everywhere.
-"""
-
-import ast
 import csv
 import json
 import re
@@ -13,10 +9,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from genre_dist.catalogue.cells import GENRE_OF_TEXT, items_of, text_of, whole_number
 from genre_dist.catalogue.left_out import LeftOut
 from genre_dist.catalogue.parquet import open_parquet, stream_rows
-from genre_dist.catalogue.poster_search import poster_key, whole_number
-from genre_dist.genres import GENRES, ID_OF_NAME
+from genre_dist.catalogue.poster_search import poster_key
 from genre_dist.printable import printable
 
 TEXT_COLUMNS = ("imdb_id", "title", "original_language", "overview", "poster_path")
@@ -27,7 +23,6 @@ JSON_LINES = (".jsonl", ".ndjson", ".json-lines")
 LARGEST_CELL_CHARACTERS = 16 << 20
 LARGEST_LINE_BYTES = 64 << 20
 MOST_COLUMNS = 10_000
-GENRE_OF_TEXT = {str(genre.id): genre.id for genre in GENRES} | ID_OF_NAME
 FETCH_AGAIN = "fetch it again"
 
 
@@ -182,17 +177,6 @@ def _json_rows(table: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def text_of(value: Any) -> str:
-    """A cell as text without surrounding blanks; '' for a missing value."""
-    if value is None or value != value:  # NaN is how pandas writes a missing cell
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, bytes):  # old programs write text to Parquet as bytes
-        return value.decode("utf-8", "replace").strip()
-    return str(value).strip().encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair, Parquet not
-
-
 def film_id(value: Any, table: Path, number: int) -> int:
     """A cell as TMDB id. Raises ValueError, with table and row number, if it is no whole number above 0."""
     text = whole_number(text_of(value))
@@ -249,21 +233,3 @@ def genre_ids(cell: Any, unknown: Counter[str]) -> list[int]:
         elif names:
             unknown[names[-1][:60]] += 1
     return list(ids)
-
-
-def items_of(cell: Any) -> Sequence[Any]:
-    """The items of a cell that is a list, or a text with one: JSON, as Python prints it, or separated by | ; or ,."""
-    if isinstance(cell, list | tuple):
-        return cell
-    if isinstance(cell, dict):
-        return [cell]
-    text = text_of(cell)
-    if not text.startswith(("[", "{")):
-        return [item.strip() for item in re.split(r"[|,;]", text)]
-    for parse in (json.loads, ast.literal_eval):  # pandas wrote "[{'id': 18}]" into the best known tables
-        try:
-            value = parse(text)
-            return value if isinstance(value, list | tuple) else [value]
-        except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-            continue
-    return [text]  # unreadable text counts as an unknown genre, which the user sees

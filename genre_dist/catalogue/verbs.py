@@ -2,12 +2,12 @@
 
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genre_dist.verb_options import Verbs, columns
 
 if TYPE_CHECKING:
-    from genre_dist.catalogue.sample_table import Unlabelled
+    from genre_dist.catalogue.sample_rows import Unlabelled
     from genre_dist.schema import Schema
 
 
@@ -37,7 +37,24 @@ def add_verbs(verbs: Verbs) -> None:
     )
     verb.add_argument("--poster_key", help="the column that image files are named by; by default, that of the ids")
     verb.add_argument("--overwrite", action="store_true", help="replace a catalogue that is already there")
-    own = verb.add_argument_group("a data set of your own")
+    add_declaring(verb.add_argument_group("a data set of your own"))
+    verb.set_defaults(run=_import)
+
+    verb = verbs.add_parser(
+        "sample",
+        help="make a catalogue of procedural films, or a table of other things: no network, no licence",
+        description="Make a catalogue of procedural films; or a table with drawn images, to be imported as a data set "
+        "of your own: products (photos, texts, numbers; one category each) or xrays (several a patient; any findings).",
+    )
+    verb.add_argument("--kind", choices=["films", "products", "xrays"], default="films")
+    verb.add_argument("--films", "--samples", type=int, help="how many; by default 2000 films, 200 of other things")
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--out", type=Path, required=True, help="the folder of the catalogue, or of table and images")
+    verb.set_defaults(run=_sample)
+
+
+def add_declaring(own: Any) -> None:
+    """Add the options that declare a data set to a group of a parser."""
     own.add_argument("--id", metavar="COLUMN", help="ids, which may be any strings")
     own.add_argument("--labels", metavar="COLUMN", help="a label or several, as a list or separated by | ; or ,")
     own.add_argument(
@@ -53,19 +70,6 @@ def add_verbs(verbs: Verbs) -> None:
     own.add_argument("--text", metavar="COLUMN", nargs="+", help="columns that are joined to one text")
     own.add_argument("--numbers", metavar="COLUMN", nargs="+", help="columns of numbers")
     own.add_argument("--schema", type=Path, metavar="FILE", help="YAML that declares all this, and several fields")
-    verb.set_defaults(run=_import)
-
-    verb = verbs.add_parser(
-        "sample",
-        help="make a catalogue of procedural films, or a table of other things: no network, no licence",
-        description="Make a catalogue of procedural films; or a table with drawn images, to be imported as a data set "
-        "of your own: products (photos, texts, numbers; one category each) or xrays (several a patient; any findings).",
-    )
-    verb.add_argument("--kind", choices=["films", "products", "xrays"], default="films")
-    verb.add_argument("--films", "--samples", type=int, help="how many; by default 2000 films, 200 of other things")
-    verb.add_argument("--seed", type=int, default=0)
-    verb.add_argument("--out", type=Path, required=True, help="the folder of the catalogue, or of table and images")
-    verb.set_defaults(run=_sample)
 
 
 def _import(arguments: Namespace) -> None:

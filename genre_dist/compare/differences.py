@@ -13,10 +13,11 @@ from genre_dist.compare.results import Model, on_films
 from genre_dist.metrics.choosing import log_losses, named_labels
 from genre_dist.packing.posters import load_rgb
 from genre_dist.schema import TMDB
-from genre_dist.storage import AnyPath, read_range
-from genre_dist.stream.index import SplitIndex
+from genre_dist.storage import AnyPath
 from genre_dist.stream.manifest import Manifest, load_manifest
-from genre_dist.stream.sample import load_about, sample_in
+from genre_dist.stream.order import Rows
+from genre_dist.stream.sample import load_about
+from genre_dist.tars.sample_reader import reader_of
 
 LONGEST_TITLE = 300
 THUMBNAIL = (160, 240)  # pixels; posters have the proportions 2:3, and shards may hold them squashed to squares
@@ -90,16 +91,14 @@ def _names(genres: list[str], chosen: NDArray[np.bool_]) -> list[str]:
 def read_film_info(shards: AnyPath | str, split: str, films: Iterable[int]) -> dict[int, FilmInfo]:
     """Title, year and poster of those films that the shards have. Raises ValueError if there are no shards."""
     manifest = load_manifest(shards)
-    index, wanted = SplitIndex(manifest, split, ()), np.array(sorted(set(films)), np.int64)
+    reader, wanted = reader_of(manifest, split, (), max_tokens=1), np.array(sorted(set(films)), np.int64)
     infos = {}
-    for number, shard in enumerate(index.shards):
-        records = index.records(index.rows_of(number))
-        for record in records[np.isin(records["id"], wanted)]:
-            start = int(record["offset"])
-            data = read_range(index.paths[number], start, start + int(record["size"]), shard.bytes)
+    for number in range(len(reader.index.sizes)):
+        rows = reader.index.rows_of(number)
+        chosen = np.isin(reader.index.ids(rows), wanted)
+        for found in reader.samples(Rows(rows.shard[chosen], rows.row[chosen])):
             with suppress(ValueError, KeyError):  # a damaged film has only its id in the report
-                key, members = sample_in(data, int(record["id"]), manifest.declared)
-                infos[int(record["id"])] = _film_info(members, key, manifest)
+                infos[found.id] = _film_info(found.members, found.key, manifest)
     return infos
 
 

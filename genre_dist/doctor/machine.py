@@ -113,13 +113,15 @@ def check_slurm(environment: Mapping[str, str] = os.environ) -> Finding:
 
 
 def check_shards(folder: Path) -> Finding:
+    from genre_dist.storage import inside
     from genre_dist.stream.manifest import load_manifest
 
     try:
         manifest = load_manifest(folder)
     except (ValueError, OSError) as error:
         return Finding("shards", "wrong", str(error), "pack on this machine, or name the folder with --shards")
-    lost = [shard.file for shard in manifest.shards if not (folder / shard.file).is_file()]
+    paths = {shard.file: inside(folder, shard.file) for shard in manifest.shards}
+    lost = [file for file, path in paths.items() if isinstance(path, Path) and not path.is_file()]
     if lost:
         return Finding("shards", "wrong", f"{folder}: {len(lost)} files are missing: {lost[0]} ...", "copy them here")
     count = sum(shard.samples for shard in manifest.shards)

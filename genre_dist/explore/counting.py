@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from genre_dist.packing.films import Film
 from genre_dist.packing.posters import load_rgb
 from genre_dist.packing.vocabulary import SPECIAL, forget_rare
 from genre_dist.schema import TMDB, Schema, plural, with_article
 from genre_dist.splits import order_key
 from genre_dist.stream.manifest import SPLITS
+from genre_dist.tars.films import Film
 
 LONGEST = 65_535
 """The largest text length in words that the histogram has; longer texts count as this long."""

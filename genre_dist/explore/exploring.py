@@ -11,12 +11,12 @@ from genre_dist.explore.counting import Counts
 from genre_dist.explore.figures import cloud_names, draw
 from genre_dist.explore.findings import findings
 from genre_dist.genres import GENRE_NAMES
-from genre_dist.packing.films import Film, catalogue_films, shard_films
 from genre_dist.pages.rendering import write_page
 from genre_dist.progress import progress_bar
 from genre_dist.schema import TMDB, plural
 from genre_dist.stream.manifest import FILE as MANIFEST
 from genre_dist.stream.manifest import SPLITS, load_manifest
+from genre_dist.tars.films import Film, catalogue_films, shard_films
 
 NUMBERS = "explore.json"
 

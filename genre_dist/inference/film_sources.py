@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from genre_dist.catalogue.catalogue import count_rows, movies_file, poster_file, read_rows, samples_file
+from genre_dist.catalogue.cells import text_of
 from genre_dist.catalogue.left_out import LeftOut
 from genre_dist.catalogue.poster_search import refuse_compressed
-from genre_dist.catalogue.tables import Films, FilmTable, open_table, text_of
+from genre_dist.catalogue.tables import Films, FilmTable, open_table
 from genre_dist.inference.prediction import TEXT_FIELDS, Unlabelled
 from genre_dist.inference.sample_sources import ImageFiles, Images, catalogue_samples, image_in, table_samples
 from genre_dist.inference.trained_model import Run

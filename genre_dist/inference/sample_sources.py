@@ -9,7 +9,8 @@ from genre_dist.catalogue.catalogue import samples_file
 from genre_dist.catalogue.import_options import declared_images
 from genre_dist.catalogue.left_out import LeftOut
 from genre_dist.catalogue.poster_search import Look, TarMember, find_posters
-from genre_dist.catalogue.sample_table import SampleTable, images_of, open_inputs
+from genre_dist.catalogue.sample_rows import images_of
+from genre_dist.catalogue.sample_table import SampleTable, open_inputs
 from genre_dist.catalogue.samples import image_file, load_catalogue_schema, read_samples
 from genre_dist.inference.prediction import Unlabelled
 from genre_dist.sample_ids import number_of_id
@@ -71,7 +72,7 @@ def table_samples(
     """The samples of a table, and a digest of the paths, sizes and times of their images."""
     table = open_inputs(path, declared)
     of_key: dict[str, dict[str, int]] = {field.name: {} for field in images_of(declared)}
-    for sample in table.inputs(left_out):
+    for sample in table.samples(left_out):
         progress()
         for name, key in sample.keys.items():
             of_key[name].setdefault(key, number_of_id(sample.id))
@@ -85,7 +86,7 @@ def table_samples(
 
 
 def _unlabelled(table: SampleTable, images: Mapping[str, Images]) -> Iterator[tuple[str, Unlabelled]]:
-    for sample in table.inputs(LeftOut()):
+    for sample in table.samples(LeftOut()):
         values: dict[str, Any] = {name: sample.values[name] if sample.has(name) else None for name in sample.values}
         number = number_of_id(sample.id)
         yield sample.id, Unlabelled(values | {name: image_in(own, number) for name, own in images.items()})

@@ -33,7 +33,7 @@ from genre_dist.printable import printable
 from genre_dist.progress import progress_bar
 from genre_dist.storage import AnyPath, check_writable, exists, remove, remove_folder, sha256_of
 from genre_dist.stream.index import index_path, save_array
-from genre_dist.stream.manifest import FILE, SPLITS, Manifest
+from genre_dist.stream.manifest import FILE, SPLITS, Manifest, lists_tars
 from genre_dist.stream.words import load_vectors
 from genre_dist.workers import in_processes
 
@@ -120,6 +120,8 @@ def _planned(
 ) -> Iterator[Packing]:
     """Lock the folder, plan the shards and write their samples below `work`."""
     check_writable(out)
+    if lists_tars(out):
+        raise ValueError(f"{out} lists tars that were not packed there, and may hold them; pack into another folder")
     schema = schema_of(catalogue)
     recipe, pieces = recipe_of(schema, **options), None
     if tokenizer != BY_WORDS:
@@ -141,7 +143,7 @@ def _planned(
                 words, read, dim = _words(out, chosen.counts, vectors, existing)
                 recipe = replace(recipe, vocabulary_sha256=words_sha256(words))
             chosen.counts.clear()
-            _save_tokens(words, pieces, own)
+            save_tokens(words, pieces, own)
             tokens = own / token_file(pieces)
             job = partial(Job, out=out, catalogue=catalogue, schema=schema, words=tokens, recipe=recipe)
             jobs = lay_out(rows_of(catalogue, schema, recipe), chosen, own, part or (0, 1), job)
@@ -198,11 +200,11 @@ def _words(
             return words, None, existing.text["dim"]
     if vectors is None:
         return choose_words(counts), None, None
-    read = _read_vectors(vectors, words or counts)
+    read = vectors_of_words(vectors, words or counts)
     return words or choose_words(counts, read.by_word), read, read.dim
 
 
-def _read_vectors(vectors: AnyPath, words: Collection[str]) -> WordVectors:
+def vectors_of_words(vectors: AnyPath, words: Collection[str]) -> WordVectors:
     """The words' vectors; prints how many the file has. Raises ValueError if it has none."""
     read = read_vectors(vectors, words)
     if not read.by_word:
@@ -214,7 +216,7 @@ def _read_vectors(vectors: AnyPath, words: Collection[str]) -> WordVectors:
     return read
 
 
-def _save_tokens(words: list[str], pieces: TokenizerFile | None, folder: AnyPath) -> None:
+def save_tokens(words: list[str], pieces: TokenizerFile | None, folder: AnyPath) -> None:
     """Write the vocabulary, or copy the tokenizer's file."""
     if pieces is None:
         save_words(words, folder / WORDS)
@@ -226,7 +228,7 @@ def _save_tokens(words: list[str], pieces: TokenizerFile | None, folder: AnyPath
 def _save_vocabulary(packing: Packing) -> None:
     """Save the words and their vectors, or the tokenizer; an extended folder has its words already."""
     if packing.tokenizer is not None or not packing.existing.reports:
-        _save_tokens(packing.words, packing.tokenizer, packing.out)
+        save_tokens(packing.words, packing.tokenizer, packing.out)
         remove(packing.out / (TOKENIZER if packing.tokenizer is None else WORDS))  # of shards that are replaced
     path = packing.out / VECTORS
     if packing.dim is None:

@@ -52,10 +52,11 @@ def write_manifest(packing: Packing, reports: list[AnyReport]) -> Manifest:
         counts[report.shard.split] += report.label_counts
         left_out.update(report.left_out)
     label_counts = {split: count.tolist() for split, count in counts.items()}
+    source, sha256 = recipe.text or text_fields(schema), recipe.vocabulary_sha256
     contents: dict[str, Any] = {
         "folder": packing.out,
         "image": {"size": recipe.size, "fit": recipe.fit, "quality": recipe.quality},
-        "text": _text(packing),
+        "text": text_entry(packing.out, source, packing.words, sha256, packing.tokenizer, packing.dim),
         "require": recipe.require,
         "split_rule": rule_of(schema),
         "left_out": dict(sorted(left_out.items())),
@@ -73,23 +74,29 @@ def write_manifest(packing: Packing, reports: list[AnyReport]) -> Manifest:
     return manifest
 
 
-def _text(packing: Packing) -> Text:
-    """The manifest's entry on texts."""
-    fields = ",".join(field.name for field in packing.schema.fields if field.kind == "text")
+def text_entry(
+    out: AnyPath, source: str, words: list[str], sha256: str, tokenizer: TokenizerFile | None, dim: int | None
+) -> Text:
+    """The manifest's entry on texts, whose vocabulary or tokenizer has this checksum; vectors are in `out` already."""
     text = Text(
-        source=packing.recipe.text or fields or "none",
-        vocabulary=token_file(packing.tokenizer),
-        words=len(packing.words),
-        vocabulary_sha256=packing.recipe.vocabulary_sha256,
-        vectors=VECTORS if packing.dim else None,
-        dim=packing.dim,
+        source=source,
+        vocabulary=token_file(tokenizer),
+        words=len(words),
+        vocabulary_sha256=sha256,
+        vectors=VECTORS if dim else None,
+        dim=dim,
     )
-    if (vectors := load_vectors(packing.out, text)) is not None:
+    if (vectors := load_vectors(out, text)) is not None:
         text["vectors_sha256"] = vectors_sha256(vectors)
-    if packing.tokenizer is not None:
-        pieces = packing.tokenizer.pieces
+    if tokenizer is not None:
+        pieces = tokenizer.pieces
         text |= Text(tokenizer="tokenizers", words=pieces.size, padding=pieces.padding, closing=pieces.closing)  # type: ignore[typeddict-item]
     return text
+
+
+def text_fields(schema: Schema) -> str:
+    """What the texts of a declared data set are made of, as the manifest says it."""
+    return ",".join(field.name for field in schema.fields if field.kind == "text") or "none"
 
 
 def token_file(tokenizer: TokenizerFile | None) -> str:

@@ -1,4 +1,4 @@
-"""The console verbs pack and inspect; each imports only what it needs."""
+"""The console verb pack; it imports only what it needs."""
 
 from argparse import Namespace
 from typing import Any
@@ -7,7 +7,7 @@ from genre_dist.verb_options import Verbs, names
 
 
 def add_verbs(verbs: Verbs) -> None:
-    """Add the verbs of packing to the console command."""
+    """Add the verb of packing to the console command."""
     verb = verbs.add_parser(
         "pack",
         help="pack a catalogue into shards; run again to go on or to add new samples",
@@ -51,11 +51,6 @@ def add_verbs(verbs: Verbs) -> None:
     how.add_argument("--merge", action="store_true", help="check that all parts are there and write the manifest")
     how.add_argument("--overwrite", action="store_true", help="replace shards of other samples or options")
     verb.set_defaults(run=_pack)
-
-    verb = verbs.add_parser("inspect", help="print what is in a folder of shards")
-    verb.add_argument("shards", help="their folder or URL")
-    verb.add_argument("--verify", action="store_true", help="check every checksum and every sample")
-    verb.set_defaults(run=_inspect)
 
 
 def _pack(arguments: Namespace) -> None:
@@ -106,22 +101,3 @@ def _options_of_samples(arguments: Namespace) -> dict[str, Any]:
     if arguments.text is not None:
         raise ValueError("--text is for films; of other data sets the fields of their schema are packed")
     return {"require": names(arguments.require or "")}
-
-
-def _inspect(arguments: Namespace) -> int:
-    from contextlib import nullcontext, suppress
-
-    from genre_dist.packing.inspection import print_summary
-    from genre_dist.packing.verification import verify
-    from genre_dist.stream.manifest import load_manifest
-
-    manifest = load_manifest(arguments.shards)
-    with suppress(ValueError) if arguments.verify else nullcontext():  # `verify` reports the fault below
-        print_summary(manifest)
-    if not arguments.verify:
-        return 0
-    faults = verify(manifest)
-    for fault in faults:
-        print(fault)
-    print(f"{len(faults)} faults" if faults else f"verified: {len(manifest.shards)} shards are whole")
-    return 1 if faults else 0

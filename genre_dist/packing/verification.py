@@ -37,7 +37,7 @@ def verify(manifest: Manifest) -> list[str]:
     """
     if manifest.encoding is not None:
         raise ValueError(f"{manifest.folder}: these are encodings; verify the shards they were made from")
-    checker, faults = _ShardChecker(manifest), list(_check_words(manifest))
+    checker, faults = _ShardChecker(manifest), list(check_words(manifest))
     if manifest.split_rule != (rule := rule_of(manifest.declared)):
         samples = manifest.declared.samples
         faults.append(f"{FILE}: its split rule is not the one that {samples} are compared with here: {rule}")
@@ -68,7 +68,7 @@ def _repeated(manifest: Manifest) -> set[int]:
     return set(ids[1:][ids[1:] == ids[:-1]].tolist())
 
 
-def _check_words(manifest: Manifest) -> Iterator[str]:
+def check_words(manifest: Manifest) -> Iterator[str]:
     """Faults of the vocabulary and its vectors."""
     text = manifest.text
     try:

@@ -75,6 +75,10 @@ class ImageReader:
     def take(self, number: int, member: memoryview, batch: Batch) -> None:
         self._jpegs[number] = member
 
+    def decode_into(self, file: memoryview, out: NDArray[np.uint8]) -> None:
+        """Decode an image into `out`, uint8 [size, size, 3]. Raises ValueError if it is damaged."""
+        decode_jpeg(file, out)
+
     def finish(self, batch: Batch, problems: Problems) -> None:
         """Decode the images apart from parsing: interleaved, both lose their CPU caches (4 %)."""
         images = batch.arrays[self.images]
@@ -83,7 +87,7 @@ class ImageReader:
                 continue
             try:
                 if self.decode:
-                    decode_jpeg(jpeg, images[number])
+                    self.decode_into(jpeg, images[number])
                 else:
                     batch.arrays[self.jpeg_bytes][number] = _keep_jpeg(jpeg, images[number])
             except ValueError as error:

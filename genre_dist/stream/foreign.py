@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -24,11 +24,11 @@ from genre_dist.storage import AnyPath, any_path, file_version, inside, is_remot
 from genre_dist.stream.index import DamagedArrayError, load_array, save_array
 from genre_dist.stream.indexing import MOST_EXTENSIONS, TarIndex, read_index
 from genre_dist.stream.manifest_base import chosen_count
-from genre_dist.validation import LARGEST_BYTES, Count, FileName, Sha256, parse_json
+from genre_dist.stream.tar_manifest import FOLDER, TarShard
+from genre_dist.validation import LARGEST_BYTES, Address, Count, FileName, Sha256, is_address, parse_json
 from genre_dist.workers import in_processes
 
 FILE = "tars.json"
-FOLDER = "tars.index"
 SCHEMA = 1
 LARGEST_LISTING = 1 << 30
 """Bytes of `tars.json`: half a KB a tar."""
@@ -39,18 +39,13 @@ def _is_bits(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) < 1 << MOST_EXTENSIONS
 
 
-def is_address(text: str) -> bool:
-    """Whether a listing accepts this address of a tar: a path or URL, relative to the listing or not, without `..`."""
-    return 0 < len(text) <= 4096 and text.isprintable() and ".." not in PurePosixPath(text).parts
-
-
 @dataclass(frozen=True, kw_only=True)
 class Tar:
     """One tar: its samples and their extensions."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (no field)
 
-    file: Annotated[str, Predicate(is_address)]
+    file: Address
     """Relative to the listing's folder, or absolute, or a URL."""
     index_file: FileName
     identity: Sha256
@@ -170,16 +165,7 @@ def index_tars(tars: Sequence[AnyPath], out: AnyPath, workers: int = 1) -> Tars:
     """
     from genre_dist.progress import progress_bar  # tar readers import this module and need no progress bar
 
-    jobs = [(path, _address(path, out), out) for path in tars]
-    twice = [address for address, count in Counter(job[1] for job in jobs).items() if count > 1]
-    if twice:
-        raise ValueError(f"{twice[0]} is named twice")
-    if not jobs:
-        raise ValueError("no tars to index")
-    if unfit := [address for _, address, _ in jobs if not is_address(address)]:
-        raise ValueError(f"{unfit[0]!r} cannot be listed: no `..` and no control characters in the address of a tar")
-    if not is_remote(out):
-        (Path(str(out)) / FOLDER).mkdir(parents=True, exist_ok=True)
+    jobs = [(path, address, out) for path, address in zip(tars, addresses(tars, out), strict=True)]
     done: dict[str, Tar] = {}
     with progress_bar() as progress:
         task = progress.add_task("indexing tars", total=len(jobs))
@@ -193,6 +179,23 @@ def index_tars(tars: Sequence[AnyPath], out: AnyPath, workers: int = 1) -> Tars:
     return listing
 
 
+def addresses(tars: Sequence[AnyPath], out: AnyPath) -> list[str]:
+    """The addresses of tars in a listing, for whose indexes a folder is made.
+
+    Raises ValueError if there are no tars, one is there twice, or cannot be named.
+    """
+    found = [_address(path, out) for path in tars]
+    if again := [address for address, count in Counter(found).items() if count > 1]:
+        raise ValueError(f"{again[0]} is named twice")
+    if not found:
+        raise ValueError("no tars to index")
+    if unfit := [address for address in found if not is_address(address)]:
+        raise ValueError(f"{unfit[0]!r} cannot be listed: no `..` and no control characters in the address of a tar")
+    if not is_remote(out):
+        (Path(str(out)) / FOLDER).mkdir(parents=True, exist_ok=True)
+    return found
+
+
 def _address(path: AnyPath, out: AnyPath) -> str:
     """A tar's address in the listing: relative if it lies below it, so that both can be moved together."""
     if is_remote(path) or is_remote(out):
@@ -202,15 +205,25 @@ def _address(path: AnyPath, out: AnyPath) -> str:
     return str(absolute.relative_to(base_folder)) if absolute.is_relative_to(base_folder) else str(absolute)
 
 
+def version_of_tar(path: AnyPath) -> tuple[int, str]:
+    """Size and version of a tar, see `file_version`. Raises ValueError if it is missing."""
+    try:
+        return file_version(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such tar") from None
+
+
+def name_of_index(path: AnyPath, address: str) -> str:
+    """The name of a tar's files in the listing, another one for each address."""
+    stem = "".join(letter if letter.isprintable() and letter != "\\" else "_" for letter in path.name)
+    return f"{stem.removesuffix('.tar')[:100]}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
+
+
 def _index_one(job: tuple[AnyPath, str, AnyPath]) -> Tar:
     """Index one tar, unless an index exists and the tar's size and version are unchanged."""
     path, address, out = job
-    try:
-        size, version = file_version(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such tar") from None
-    stem = "".join(letter if letter.isprintable() and letter != "\\" else "_" for letter in path.name)
-    name = f"{stem.removesuffix('.tar')[:100]}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
+    size, version = version_of_tar(path)
+    name = name_of_index(path, address)
     index_file = f"{FOLDER}/{name}.npy"
     known = _known(out / FOLDER / f"{name}.json", out)
     if known and (known.file, known.index_file, known.bytes, known.version) == (address, index_file, size, version):
@@ -262,7 +275,7 @@ def _identity(records: NDArray[np.void], links: NDArray[np.int64], address: str)
     return hashlib.sha256(records.tobytes() + links.tobytes() + address.encode()).hexdigest()
 
 
-def load_links(folder: AnyPath, tar: Tar) -> NDArray[np.int64]:
+def load_links(folder: AnyPath, tar: Tar | TarShard) -> NDArray[np.int64]:
     """Targets of a tar's links, int64 [links, 3]. Raises ValueError or OSError if the file cannot be read."""
     if not tar.links:
         return np.empty((0, 3), np.int64)

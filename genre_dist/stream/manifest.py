@@ -10,6 +10,7 @@ from genre_dist.storage import AnyPath, any_path, read_bytes
 from genre_dist.stream.film_manifest import FilmContents, FilmManifest, Shard
 from genre_dist.stream.manifest_base import FILE, SPLITS, Encoding, Image, Manifest, Moments, Text
 from genre_dist.stream.sample_manifest import SampleContents, SampleManifest, SampleShard
+from genre_dist.stream.tar_manifest import TarContents, TarManifest
 from genre_dist.validation import LARGEST_BYTES, parse_json
 
 __all__ = [
@@ -24,13 +25,15 @@ __all__ = [
     "SampleManifest",
     "SampleShard",
     "Shard",
+    "TarManifest",
     "Text",
+    "lists_tars",
     "load_manifest",
     "save_manifest",
     "shard_kind",
 ]
 AnyShard = Shard | SampleShard
-NEWEST = 2
+NEWEST = 3
 """Newest schema version that is read."""
 _REMEDY = "this is not a manifest that `genre-dist pack` wrote; pack the shards again, or fetch them again"
 
@@ -67,11 +70,21 @@ def load_manifest(folder: AnyPath | str) -> Manifest:
             f"&&  genre-dist pack --catalogue catalogue --out {folder}   (or `genre-dist import` your own data first)"
         ) from None
     schema = parse_json(_Head, written, path, _REMEDY)["schema"]
-    if isinstance(schema, int | str) and schema not in (1, 2):
+    if isinstance(schema, int | str) and schema not in (1, 2, 3):
         raise ValueError(
             f"{path}: written with schema version {schema!r}, this version reads 1 to {NEWEST}; pack the shards again, "
             "or use the genre_dist that packed them"
         )
+    if schema == 3:
+        return TarManifest(folder=folder, **vars(parse_json(TarContents, written, path, _REMEDY)))
     if schema == 2:
         return SampleManifest(folder=folder, **vars(parse_json(SampleContents, written, path, _REMEDY)))
     return FilmManifest(folder=folder, **vars(parse_json(FilmContents, written, path, _REMEDY)))
+
+
+def lists_tars(folder: AnyPath) -> bool:
+    """Whether a folder has the manifest of anyone's tars."""
+    try:
+        return isinstance(load_manifest(folder), TarManifest)
+    except ValueError:
+        return False

@@ -140,6 +140,11 @@ class Manifest:
         """The labels, or the schema, as a part of the fingerprint."""
         raise NotImplementedError
 
+    @property
+    def packed(self) -> "Manifest":
+        """The manifest of which shards of encodings are made: with files of their own folder."""
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """The content of `manifest.json`."""
         contents = dataclasses.asdict(cast(Any, self))

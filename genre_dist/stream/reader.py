@@ -1,7 +1,7 @@
 """Readers: samples looked up by (shard, row), one positioned read each, no data kept but a few open files."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from genre_dist.stream.foreign import Tars
 
 
+TOGETHER = 32
+"""Samples that are read at once to be looked at one by one."""
 ENCODINGS = f"{ALL}.encodings"
 
 
@@ -40,6 +42,19 @@ class ReadError(NamedTuple):
     error: Exception
     data: memoryview
     """The bytes of the sample that were read."""
+
+
+class FoundSample(NamedTuple):
+    """A sample by itself."""
+
+    id: int
+    key: str
+    """Its id as the data set has it, or the index's if it cannot be read."""
+    members: Mapping[str, memoryview]
+    error: Exception | None
+    """Why it cannot be read."""
+    where: str
+    """Its tar, id and byte."""
 
 
 class Reader:
@@ -113,8 +128,10 @@ class Reader:
 
     def describe(self, refs: SampleRefs, number: int, name: str, error: Exception) -> str:
         """A line for a sample that could not be read."""
-        where = f"{self.index.paths[refs.shard[number]]}: {name} at byte {refs.record['offset'][number]}"
-        return f"{where}: {_reason(error)}"
+        return f"{self._where(refs, number, name)}: {_reason(error)}"
+
+    def _where(self, refs: SampleRefs, number: int, name: str) -> str:
+        return f"{self.index.paths[refs.shard[number]]}: {name} at byte {refs.record['offset'][number]}"
 
 
 class ShardReader(Reader):
@@ -185,15 +202,34 @@ class ShardReader(Reader):
 
     def keys(self, rows: Rows) -> list[str]:
         """The ids of samples as their data set has them; others than films' are read from the tars."""
-        refs = self.refs(rows)
-        keys = list(map(str, refs.record["id"].tolist()))
-        if not self._is_of_films:
+        if self._is_of_films:
+            return list(map(str, self.index.ids(rows).tolist()))
+        return [found.key for found in self.samples(rows)]
 
-            def take(number: int, data: memoryview) -> None:
-                keys[number] = sample_in(data, int(refs.record["id"][number]), self.manifest.declared)[0]
+    def members(self, data: memoryview, id: int, shard: int, offset: int) -> tuple[str, Mapping[str, memoryview]]:
+        """The id, as its data set has it, and the members of the sample whose bytes lie at `offset` of a shard.
 
-            self.take_each(refs, take)  # one that cannot be read keeps its number
-        return keys
+        `id` is the index's. Raises ValueError if they are another sample's.
+        """
+        return sample_in(data, id, self.manifest.declared)
+
+    def samples(self, rows: Rows) -> Iterator[FoundSample]:
+        """Samples one after the other. The members of one are there until the next is asked for."""
+        for start in range(0, len(rows.row), TOGETHER):
+            yield from self._found(self.refs(Rows(*(part[start : start + TOGETHER] for part in rows))))
+
+    def _found(self, refs: SampleRefs) -> Iterator[FoundSample]:
+        ids, shards, offsets = refs.record["id"].tolist(), refs.shard.tolist(), refs.record["offset"].tolist()
+        read: dict[int, tuple[str, Mapping[str, memoryview]]] = {}
+
+        def take(number: int, data: memoryview) -> None:
+            read[number] = self.members(data, ids[number], shards[number], offsets[number])
+
+        problems = self.take_each(refs, take)
+        for number, id in enumerate(ids):
+            key, members = read.get(number, (str(id), {}))
+            error = problems[number].error if number in problems else None
+            yield FoundSample(id, key, members, error, self._where(refs, number, f"{self._sample} {printable(key)}"))
 
     def has_fields(self) -> dict[str, NDArray[np.bool_]]:
         """Field -> whether each sample has it, in stored order, bool [samples]."""
@@ -204,7 +240,8 @@ class ShardReader(Reader):
 
     def fill(self, refs: SampleRefs, batch: Batch) -> None:
         began = time.perf_counter()
-        ids, has = refs.record["id"].tolist(), refs.record["has"].tolist()
+        ids, has, offsets = (refs.record[name].tolist() for name in ("id", "has", "offset"))
+        shards = refs.shard.tolist()
         batch.ids[:], batch.labels[:], batch.weights[:] = ids, 0, 1
         batch.samples = [] if self._is_of_films else list(map(str, ids))  # until their own ids are read
         for name, array in batch.arrays.items():
@@ -216,7 +253,7 @@ class ShardReader(Reader):
                 array[(refs.record["has"] & self._bits[name.replace(".images", ".has")]) == 0] = BLANK
 
         def take(number: int, data: memoryview) -> None:
-            key, members = sample_in(data, ids[number], self.manifest.declared)
+            key, members = self.members(data, ids[number], shards[number], offsets[number])
             if not self._is_of_films:
                 batch.samples[number] = key
             if ENCODINGS in batch.arrays:
@@ -246,7 +283,7 @@ class ShardReader(Reader):
         """What a message calls a sample of a batch."""
         return f"{self._sample} {printable(batch.samples[number] if batch.samples else batch.ids[number])}"
 
-    def _take_encoding(self, members: dict[str, memoryview], number: int, batch: Batch) -> None:
+    def _take_encoding(self, members: Mapping[str, memoryview], number: int, batch: Batch) -> None:
         encodings = batch.arrays[ENCODINGS]
         encodings[number] = load_encoding(members[ENCODING], encodings.shape[1])
         if fault := load_fault(members["json"]):

@@ -97,7 +97,7 @@ class SampleContents:
         declared.bits(self.require)
         if len(declared.labels.classes) < 2:
             raise ValueError("there are fewer than two classes")
-        if again := twice(shard.file for shard in self.shards):
+        if again := twice(shard.index_file for shard in self.shards):
             raise ValueError(f"{again[0]} is there twice")
         for shard in self.shards:
             if any(int(bits) & ~all_bits for bits in shard.has):

@@ -6,6 +6,9 @@ from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from genre_dist.printable import printable
 from genre_dist.stream.batch import Batch, Seconds
 from genre_dist.stream.cache import BlockCache
@@ -17,6 +20,8 @@ from genre_dist.stream.tar import FILE, entries
 
 Members: TypeAlias = dict[str, bytes]
 """A sample's members by extension, and its key as `__key__`."""
+Links: TypeAlias = dict[int, tuple[int, int]]
+"""Offset of a link's header -> offset and size of the file that it names."""
 
 
 class TarReader(Reader):
@@ -71,33 +76,49 @@ class TarReader(Reader):
 
     def _members(self, data: memoryview, number: int, shard: int, offset: int) -> Members:
         """The members in a sample's bytes of the tar; links are resolved."""
-        members: dict[str, Any] = {}
-        key = None
-        for name, start, length, header, kind, _ in entries(data):
-            if (named := split_name(name)) is None:
-                continue
-            if kind == FILE:
-                content = bytes(data[start : start + length])
-            elif target := self._links(shard).get(offset + header):
-                content = self._source.fetch(shard, *target)
-            else:
-                continue
-            if named[0] != key:
-                if key is not None or sample_id(named[0]) != number:
-                    raise ValueError(f"a member {name!r} lies there; the index is of another tar")
-                members["__key__"] = key = named[0]
-            members[named[1]] = content
-        if key is None:
-            raise ValueError("the index is of another tar")
+        key, found = members_at(data, offset, partial(self._links, shard), partial(self._source.fetch, shard))
+        if sample_id(key) != number:
+            raise ValueError(f"the sample {printable(key)!r} lies there; the index is of another tar")
+        members: dict[str, Any] = {"__key__": key} | {name: bytes(content) for name, content in found.items()}
         for name in self.wanted:
             if name not in members:
                 raise ValueError(f"no member .{name}")
         return members
 
-    def _links_of(self, shard: int) -> dict[int, tuple[int, int]]:
-        """Offset of a link's header -> offset and size of the file that it names."""
-        links = load_links(self.manifest.folder, self._tars[shard])
-        return {header: (start, size) for header, start, size in links.tolist()}
+    def _links_of(self, shard: int) -> Links:
+        return links_of(load_links(self.manifest.folder, self._tars[shard]))
+
+
+def links_of(links: NDArray[np.int64]) -> Links:
+    """The links of a tar by their headers; links: int64 [n, 3], see `TarIndex.links`."""
+    return {header: (start, size) for header, start, size in links.tolist()}
+
+
+def members_at(
+    data: memoryview, offset: int, links: Callable[[], Links], fetch: Callable[[int, int], bytes | memoryview]
+) -> tuple[str, dict[str, memoryview]]:
+    """Key and members by extension of the sample whose bytes lie at `offset` in a tar.
+
+    A link has the bytes that fetch(start, size) returns for its target. Raises ValueError for no or two samples.
+    """
+    members: dict[str, memoryview] = {}
+    key = None
+    for name, start, length, header, kind, _ in entries(data):
+        if (named := split_name(name)) is None:
+            continue
+        if kind == FILE:
+            content = data[start : start + length]
+        elif target := links().get(offset + header):
+            content = memoryview(fetch(*target))
+        else:
+            continue
+        if key not in (None, named[0]):
+            raise ValueError(f"a member {printable(name)!r} lies there; the index is of another tar")
+        key = named[0]
+        members[named[1]] = content
+    if key is None:
+        raise ValueError("the index is of another tar")
+    return key, members
 
 
 def _decoded(decode: Callable[[Members], Any], sample: Members) -> Any:

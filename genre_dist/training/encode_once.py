@@ -167,7 +167,7 @@ def _text_identity(text: TextConfig) -> dict[str, Any]:
 def _encode_share(experiment: Experiment, folder: Path, key: str, stop: StopRequest) -> tuple[int, list[Any]]:
     """Encode this rank's missing shards; returns the number of samples encoded and all its shards."""
     world, manifest, config = experiment.world, experiment.manifest, experiment.config
-    mine = manifest.shards[world.rank :: world.size]
+    mine = manifest.packed.shards[world.rank :: world.size]
     samples = 0
     shards: list[Any] = []
     with progress_bar() as bar:
@@ -175,8 +175,8 @@ def _encode_share(experiment: Experiment, folder: Path, key: str, stop: StopRequ
         task = bar.add_task("encoding", total=sum(manifest.count(shard, members, any_of) for shard in mine))
         for split in SPLITS:
             reader = open_split(config, manifest, split)
-            numbers = [number for number, shard in enumerate(reader.index.shards) if shard in mine]
-            sources = manifest.shards_of(split)
+            sources = manifest.packed.shards_of(split)
+            numbers = [number for number, shard in enumerate(sources) if shard in mine]
             reports: dict[int, Any] = {}
             for number in numbers:
                 reports[number] = _finished(folder, sources[number], key)
@@ -188,7 +188,7 @@ def _encode_share(experiment: Experiment, folder: Path, key: str, stop: StopRequ
                     batches.close()
                     return samples, shards
                 try:
-                    reports[number] = _write(experiment, reader, number, batches, folder, key)
+                    reports[number] = _write(experiment, reader, number, sources[number], batches, folder, key)
                 except Stopped:
                     return samples, shards
                 samples += reader.index.sizes[number]
@@ -217,10 +217,15 @@ def _batches(experiment: Experiment, reader: ShardReader, numbers: list[int], st
 
 
 def _write(
-    experiment: Experiment, reader: ShardReader, number: int, batches: Iterator[Batch], folder: Path, key: str
+    experiment: Experiment,
+    reader: ShardReader,
+    number: int,
+    source: Any,
+    batches: Iterator[Batch],
+    folder: Path,
+    key: str,
 ) -> Any:
-    """Encode one shard: tar, index, and last the report, which marks it whole."""
-    source = reader.manifest.shards_of(reader.split)[number]
+    """Encode one shard: tar, index, and last the report, which marks it whole. `source` is the packed shard's entry."""
     path, size = folder / source.file, reader.index.sizes[number]
     path.parent.mkdir(parents=True, exist_ok=True)
     _report_path(path).unlink(missing_ok=True)
@@ -301,12 +306,12 @@ def _finished(folder: Path, source: Any, key: str) -> Any:
 
 def _save(experiment: Experiment, folder: Path, key: str, made: dict[str, Any]) -> None:
     """Save the manifest of the encodings, in the order of their source shards, unless it exists already."""
-    manifest, size = experiment.manifest, experiment.model.encoding_size
+    manifest, size = experiment.manifest.packed, experiment.model.encoding_size
     encodings = replace(
         cast(Any, manifest),
         folder=folder,
         shards=tuple(made[shard.file] for shard in manifest.shards),
-        encoding={"size": size, "key": key, "source": manifest.fingerprint},
+        encoding={"size": size, "key": key, "source": experiment.manifest.fingerprint},
     )
     with suppress(ValueError):
         if load_manifest(folder) == encodings:

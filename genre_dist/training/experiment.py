@@ -25,10 +25,11 @@ from genre_dist.stream.batch import Batch
 from genre_dist.stream.cache import BlockCache, block_cache
 from genre_dist.stream.device_feed import DeviceFeed, Size, device_feed, dropping, to_device, training_pixels
 from genre_dist.stream.loader import TrainStream
-from genre_dist.stream.manifest import Manifest, load_manifest
+from genre_dist.stream.manifest import Manifest, TarManifest, load_manifest
 from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.sample import PADDING
 from genre_dist.stream.words import load_vectors
+from genre_dist.tars.sample_reader import reader_of
 from genre_dist.training.ema import Average, TrainState
 from genre_dist.training.evaluation import Evaluator
 from genre_dist.training.freezing import freeze, frozen_at, thaw_all_that_ever_trains
@@ -123,7 +124,12 @@ def open_split(
 ) -> ShardReader:
     """A reader of the samples of a split that have what the model needs."""
     members = config.model.members(manifest.declared)
-    return ShardReader(
+    if isinstance(manifest, TarManifest) and config.data.decode == "gpu":
+        raise ValueError(
+            f"data.decode=gpu: the images of the tars that {manifest.folder} lists have any size and kind, so the "
+            "reader processes decode them; use auto or cpu, or pack them"
+        )
+    return reader_of(
         manifest, split, members, config.data.max_tokens, decode, cache, any_of=config.model.learns_missing
     )
 

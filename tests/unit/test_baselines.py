@@ -20,9 +20,9 @@ from genre_dist.baselines.texts import LabelledText, Texts
 from genre_dist.catalogue.sample_films import make_sample
 from genre_dist.cli import main
 from genre_dist.lock import FILE as LOCK
-from genre_dist.packing.films import catalogue_films
 from genre_dist.packing.pack import pack
 from genre_dist.stream.manifest import load_manifest
+from genre_dist.tars.films import catalogue_films
 
 WORDS = 40
 

@@ -18,10 +18,10 @@ from genre_dist.cli import main
 from genre_dist.explore.counting import Counts
 from genre_dist.explore.findings import cocluster, distinctive, findings, frequent, quantiles
 from genre_dist.genres import GENRE_NAMES
-from genre_dist.packing.films import Film, catalogue_films, shard_films
 from genre_dist.packing.pack import pack
 from genre_dist.packing.vocabulary import load_words
 from genre_dist.stream.manifest import load_manifest
+from genre_dist.tars.films import Film, catalogue_films, shard_films
 
 
 def film(number: int = 1, **told: Any) -> Film:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from genre_dist.packing.films import shard_films
 from genre_dist.stream.manifest import load_manifest
+from genre_dist.tars.films import shard_films
 
 ABOUT = b'{"tmdb_id": '
 

@@ -12,8 +12,20 @@ import genre_dist
 
 PACKAGE = Path(genre_dist.__file__).parent
 FLOORS = (
-    *("config", "stream", "catalogue", "tmdb", "packing", "models", "parallel", "metrics", "planner", "training"),
-    *("doctor", "inference", "baselines", "pages", "explore", "compare", "explain", "study"),
+    *(
+        "config",
+        "stream",
+        "catalogue",
+        "tmdb",
+        "packing",
+        "tars",
+        "models",
+        "parallel",
+        "metrics",
+        "planner",
+        "training",
+    ),
+    *("training", "doctor", "inference", "baselines", "pages", "explore", "compare", "explain", "study"),
 )
 """Rooms from the ground up: each may import those before it. What lies beside the rooms is below them all."""
 ENTRIES = ("cli.py", "train.py")

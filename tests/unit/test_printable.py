@@ -194,7 +194,7 @@ def test_figures_and_page_of_an_exploration_take_any_names_of_genres(tmp_path: P
     from genre_dist.explore.counting import Counts
     from genre_dist.explore.exploring import page_words
     from genre_dist.explore.findings import findings
-    from genre_dist.packing.films import Film
+    from genre_dist.tars.films import Film
 
     counts = Counts(ODD)
     for number in range(3 * len(ODD)):

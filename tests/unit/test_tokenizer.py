@@ -11,7 +11,6 @@ from tiny_text import TEXTS, write_bytes_tokenizer, write_tokenizer
 from genre_dist.catalogue.catalogue import read_rows
 from genre_dist.cli import main
 from genre_dist.packing.catalogue_rows import COLUMNS
-from genre_dist.packing.films import shard_films
 from genre_dist.packing.pack import merge_parts, pack, pack_part
 from genre_dist.packing.recipe import Recipe, recipe_key
 from genre_dist.packing.shard_report import read_report
@@ -22,6 +21,7 @@ from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.sample import cut
+from genre_dist.tars.films import shard_films
 
 pytest.importorskip("tokenizers")
 CLS, SEP = 2, 3

@@ -1,6 +1,6 @@
 """Films one after the other, from shards or from a catalogue. Memory holds one film at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,10 +11,9 @@ from genre_dist.packing.tokenizer import Tokenizer, tokenizer_of
 from genre_dist.packing.vocabulary import tokenise
 from genre_dist.schema import TMDB
 from genre_dist.splits import split_of
-from genre_dist.storage import opened
-from genre_dist.stream.index import SplitIndex
 from genre_dist.stream.manifest import SPLITS, Manifest
-from genre_dist.stream.sample import load_about, load_genres, load_labels, load_tokens, sample_in
+from genre_dist.stream.sample import load_about, load_genres, load_labels, load_tokens
+from genre_dist.tars.sample_reader import reader_of
 
 
 class Film(NamedTuple):
@@ -44,25 +43,19 @@ def shard_films(manifest: Manifest, splits: Sequence[str] = SPLITS, members: tup
     """
     tokenizer, label_indices = tokenizer_of(manifest.folder, manifest.text), _label_indices(manifest)
     for split in splits:
-        index = SplitIndex(manifest, split, members)
-        for number, shard in enumerate(index.shards):
-            records = index.records(index.rows_of(number))
-            path = manifest.folder / shard.file
-            with opened(path) as file:
-                for film, offset, length in zip(*(records[name].tolist() for name in _LOCATION), strict=True):
-                    try:
-                        file.seek(offset)
-                        key, parts = sample_in(file.read(length), film, manifest.declared)
-                        packed = Film(film, split, label_indices(parts["json"]), "", None, "", None, key=key)
-                        yield _packed(parts, packed, manifest, tokenizer)
-                    except (ValueError, KeyError) as error:
-                        declared = manifest.declared
-                        what = f"no {declared.label} or member {error}" if isinstance(error, KeyError) else str(error)
-                        fault = f"{path}: {declared.sample} {film} at byte {offset}: {what}"
-                        yield Film(film, split, (), "", None, "", None, fault)
-
-
-_LOCATION = ("id", "offset", "size")
+        reader = reader_of(manifest, split, members, max_tokens=1)
+        for shard in range(len(reader.index.sizes)):
+            for found in reader.samples(reader.index.rows_of(shard)):
+                try:
+                    if found.error is not None:
+                        raise found.error
+                    labels = label_indices(found.members["json"])
+                    packed = Film(found.id, split, labels, "", None, "", None, key=found.key)
+                    yield _packed(found.members, packed, manifest, tokenizer)
+                except (ValueError, KeyError) as error:
+                    label = manifest.declared.label
+                    what = f"no {label} or member {error}" if isinstance(error, KeyError) else str(error)
+                    yield Film(found.id, split, (), "", None, "", None, f"{found.where}: {what}")
 
 
 def _label_indices(manifest: Manifest) -> Callable[[memoryview], tuple[int, ...]]:
@@ -74,7 +67,7 @@ def _label_indices(manifest: Manifest) -> Callable[[memoryview], tuple[int, ...]
     return lambda about: tuple(of_name[name] for name in load_labels(about))
 
 
-def _packed(members: dict[str, memoryview], film: Film, manifest: Manifest, tokenizer: Tokenizer) -> Film:
+def _packed(members: Mapping[str, memoryview], film: Film, manifest: Manifest, tokenizer: Tokenizer) -> Film:
     """A film with the words of its first text, and its first image."""
     words, poster = None, None
     for field in manifest.declared.fields:
