@@ -54,8 +54,6 @@ VERSION = 1
 MOST_COLUMNS = 200
 """Keys of JSON members that are remembered of a tar, to be named where the schema names others."""
 MOST_NOTES = 20
-
-
 Counts = Counter[str]
 
 

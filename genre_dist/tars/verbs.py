@@ -33,11 +33,7 @@ def add_verbs(verbs: Verbs) -> None:
     )
     add_declaring(own)
     own.add_argument(
-        "--image",
-        metavar="EXTENSION",
-        nargs="?",
-        const="",
-        help="images: jpg, or jpg|png; without a value all kinds",
+        "--image", metavar="EXTENSION", nargs="?", const="", help="images: jpg|png, or all without a value"
     )
     own.add_argument("--tokenizer", help="as of `pack`: `words`, or a tokenizer.json")
     own.add_argument("--vectors", help="word vectors, a file or URL, as of `pack`")
@@ -133,13 +129,10 @@ def _schema(arguments: Namespace) -> "Schema | None":
         raise ValueError("--schema says what --image does; give one of them")
     if arguments.schema is None and (arguments.text or arguments.numbers or arguments.image) is None:
         raise ValueError("nothing to learn from: give --image, --text COLUMN or --numbers COLUMN")
-    images: dict[str, object] = {
-        "posters": arguments.image is not None,
-        "poster_key": arguments.image or None,
-        "columns": [],
-    }
-    id = arguments.id or (None if arguments.schema else KEY)
-    return declared_schema(Namespace(**vars(arguments) | images | {"id": id}))
+    as_import = Namespace(**vars(arguments), posters=arguments.image is not None, columns=[])
+    as_import.id = arguments.id or (None if arguments.schema else KEY)
+    as_import.poster_key = arguments.image or None
+    return declared_schema(as_import)
 
 
 def _list_samples(arguments: Namespace, schema: "Schema") -> None:

@@ -33,6 +33,7 @@ from genre_dist.stream.manifest import SPLITS, Manifest, load_manifest
 from genre_dist.stream.words import load_vectors
 from genre_dist.tars.films import shard_films
 from genre_dist.tars.sample_reader import reader_of
+from genre_dist.tars.tar_verification import verify_tars
 from genre_dist.training.experiment import open_split
 
 SIZE = 32
@@ -337,6 +338,7 @@ def test_tars_behind_http_are_read_as_local_ones(listing: Path, tmp_path: Path) 
         urls = [f"{server.url}/{number:05d}.tar" for number in range(3)]
         assert main(["index", *urls, "--out", str(tmp_path), "--workers", "1", *OPTIONS]) == 0
         here, there = (by_id(batch_of(load_manifest(folder), "train")) for folder in (listing, tmp_path))
+        assert verify_tars(load_manifest(tmp_path)) == []
     assert set(here) == set(there)
     for id, one in here.items():
         for name, array in one.items():
