@@ -35,6 +35,7 @@ from genre_dist.models.text import TextEncoder
 from genre_dist.parallel import replicated
 from genre_dist.parallel.strategies import make_strategy
 from genre_dist.parallel.world import World
+from genre_dist.schema import TMDB
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.device_feed import to_device, whole_pixels
 from genre_dist.stream.manifest import load_manifest
@@ -308,7 +309,8 @@ def test_a_run_says_what_each_part_computes_in_on_a_gpu(
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
     model = SimpleNamespace(text_encoders={"text": 1}, image_encoders={"poster": 1})
-    experiment: Any = SimpleNamespace(world=ALONE, compute=Compute(precision, 1), model=model)
+    manifest = SimpleNamespace(declared=TMDB)
+    experiment: Any = SimpleNamespace(world=ALONE, compute=Compute(precision, 1), model=model, manifest=manifest)
     assert told in _computed_in(experiment)
 
 
