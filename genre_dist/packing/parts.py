@@ -48,6 +48,6 @@ def missing_shards_message(out: AnyPath, missing: list[int], total: int, work: A
     ]
     ways.append("one pack without --part")
     return (
-        f"{out}: {len(missing):,} of {total:,} shards are not finished, or packed with other options or samples; run the "
-        f"same command with {', or '.join(ways)}, and --merge again"
+        f"{out}: {len(missing):,} of {total:,} shards are not finished, or packed with other options or samples; run "
+        f"the same command with {', or '.join(ways)}, and --merge again"
     )
