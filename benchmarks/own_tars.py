@@ -7,7 +7,7 @@ The tars are as img2dataset writes them: a JPEG, a caption in .txt, a JSON with 
 of training, in one process, as batches of 64: images resized to 128 x 128 pixels, texts as tokens, labels as rows. The
 bare loop takes what stock `tarfile` yields in the order of the tars, and does the least that gives the same: it decodes
 and resizes by the same functions, splits texts into words and looks these up. A third reads the same samples packed
-beforehand. All three by turns, in CPU time of one process.
+beforehand. The three are interleaved; the figures are CPU time of one process.
 """
 
 import io
@@ -31,7 +31,7 @@ from genre_dist.packing.tokenizer import tokenizer_of
 from genre_dist.schema import Field, Labels, Schema
 from genre_dist.stream import TrainStream
 from genre_dist.stream.manifest import Manifest, load_manifest
-from genre_dist.tars.sample_reader import reader_of
+from genre_dist.tars.sample_reader import reader_type
 from genre_dist.tars.tar_listing import TarOptions, list_samples
 
 GOAL = 0.9
@@ -67,7 +67,7 @@ def draw(samples: int, folder: Path) -> None:
 
 
 def ours(manifest: Manifest, samples: int) -> None:
-    reader = reader_of(manifest, "train", ("image", "text"), 64)
+    reader = reader_type(manifest)(manifest, "train", ("image", "text"), 64)
     read = 0
     for micro_batches in TrainStream(reader, global_batch=BATCH, micro_batch=BATCH, seed=0, workers=0):
         read += sum(len(batch.ids) for batch in micro_batches)

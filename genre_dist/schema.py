@@ -137,6 +137,11 @@ class Schema:
         """What messages call several samples."""
         return plural(self.sample)
 
+    @property
+    def image(self) -> str:
+        """What messages call an image."""
+        return "poster" if self == TMDB else "image"
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -18,11 +18,12 @@ from genre_dist.catalogue.catalogue import (
 )
 from genre_dist.catalogue.cells import text_of
 from genre_dist.catalogue.left_out import LeftOut
-from genre_dist.catalogue.poster_search import find_posters
+from genre_dist.catalogue.poster_search import find_posters, further_files
 from genre_dist.catalogue.tables import film_row, open_table
 from genre_dist.catalogue.taking import EMPTY, Taken, check_paths, image_columns, take
 from genre_dist.lock import one_writer
 from genre_dist.progress import progress_bar
+from genre_dist.schema import TMDB
 
 NEEDED = ("tmdb_id", "genre_ids")
 COUNTED = ("overview", "title", "release_date", "genre_ids")
@@ -73,7 +74,7 @@ def import_catalogue(
                 if better := take(poster, poster_file(out, film), taken.get(film)):
                     taken[film] = better
                 else:
-                    left_out.add("further files for films that have a poster, left out", poster.where)
+                    left_out.add(further_files(TMDB), poster.where)
         unknown: Counter[str] = Counter()
         having: Counter[str] = Counter()
         count = len(known.ids)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from genre_dist.catalogue.catalogue import holds_catalogue, remove_catalogue, remove_partial_files
 from genre_dist.catalogue.left_out import LeftOut
-from genre_dist.catalogue.poster_search import find_posters
+from genre_dist.catalogue.poster_search import find_posters, further_files
 from genre_dist.catalogue.sample_rows import Sample, Unlabelled, images_of
 from genre_dist.catalogue.sample_table import SampleTable, open_samples
 from genre_dist.catalogue.samples import SampleWriter, image_file
@@ -202,7 +202,7 @@ def _take(
             if better := take(image, image_file(out, field, number), taken.get(number)):
                 taken[number] = better
             else:
-                left_out.add(f"further files for {schema.samples} that have an image, left out", image.where)
+                left_out.add(further_files(schema), image.where)
     if not any(image.size for image in taken.values()):
         listed = ", ".join(str(path) for path in places)
         example = f", such as {printable(next(iter(of_key)))[:60]}.jpg" if of_key else ""

@@ -22,7 +22,7 @@ from urllib.parse import unquote
 from genre_dist.catalogue.cells import whole_number
 from genre_dist.catalogue.left_out import LeftOut
 from genre_dist.printable import printable
-from genre_dist.schema import TMDB, Schema
+from genre_dist.schema import TMDB, Schema, plural, with_article
 from genre_dist.storage import opened
 
 ENDINGS = (
@@ -105,6 +105,11 @@ def poster_key(text: str) -> str:
     return unicodedata.normalize("NFC", whole_number(_ENDING.sub("", last)))
 
 
+def further_files(declared: Schema) -> str:
+    """The reason under which all files of a sample but the best are left out."""
+    return f"further files for {declared.samples} that have {with_article(declared.image)}, left out"
+
+
 def find_posters(
     source: Path,
     keys: Container[str],
@@ -117,7 +122,7 @@ def find_posters(
     `progress` is called for every file; `declared` has the words for what is left out. Raises ValueError, naming the
     byte, when it reaches damage in a tar.
     """
-    posters = "posters" if declared == TMDB else "images"
+    posters = plural(declared.image)
     in_tar = partial(_tar_files, source, keys, left_out, declared.sample)
     for file in _folder_files(source, left_out) if source.is_dir() else in_tar():
         progress()

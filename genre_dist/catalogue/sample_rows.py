@@ -122,7 +122,7 @@ class RowReader:
             if field.kind == "text":
                 values[field.name] = " ".join(filter(None, (text_of(row.get(column)) for column in field.columns)))
             elif field.kind == "numbers":
-                values[field.name] = [_number(row.get(column), column, where) for column in field.columns]
+                values[field.name] = [number_of(row.get(column), column, where) for column in field.columns]
         return values
 
 
@@ -133,7 +133,7 @@ def _name(item: Any) -> str:
     return whole_number(text_of(item))
 
 
-def _number(cell: Any, column: str, where: str) -> float:
+def number_of(cell: Any, column: str, where: str) -> float:
     """A cell as number, NaN if it is blank. Raises ValueError for text, infinity, and what 32 bits cannot hold."""
     text = text_of(cell)
     try:

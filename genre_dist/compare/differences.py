@@ -17,7 +17,7 @@ from genre_dist.storage import AnyPath
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.sample import load_about
-from genre_dist.tars.sample_reader import reader_of
+from genre_dist.tars.sample_reader import reader_type
 
 LONGEST_TITLE = 300
 THUMBNAIL = (160, 240)  # pixels; posters have the proportions 2:3, and shards may hold them squashed to squares
@@ -91,7 +91,7 @@ def _names(genres: list[str], chosen: NDArray[np.bool_]) -> list[str]:
 def read_film_info(shards: AnyPath | str, split: str, films: Iterable[int]) -> dict[int, FilmInfo]:
     """Title, year and poster of those films that the shards have. Raises ValueError if there are no shards."""
     manifest = load_manifest(shards)
-    reader, wanted = reader_of(manifest, split, (), max_tokens=1), np.array(sorted(set(films)), np.int64)
+    reader, wanted = reader_type(manifest)(manifest, split, (), max_tokens=1), np.array(sorted(set(films)), np.int64)
     infos = {}
     for number in range(len(reader.index.sizes)):
         rows = reader.index.rows_of(number)

@@ -57,17 +57,17 @@ class Explainer:
 
     def __call__(self, fields: Mapping[str, FieldInput], label: int) -> Attribution:
         """The attribution of a label for one sample, a batch of 1."""
-        told = Attribution({}, {}, {})
+        attribution = Attribution({}, {}, {})
         with torch.no_grad():
             encodings = self.model.encode(fields)  # [1, E]
         with _gradients_enabled(self.model):
             for part, layer in self.layers.items():
                 if layer is not None and _is_there(fields[part]):
-                    told.heats[part] = self._heat(part, layer, fields, encodings, label)
+                    attribution.heats[part] = self._heat(part, layer, fields, encodings, label)
             for part in self.model.text_encoders:
                 if _is_there(fields[part]):
-                    told.words[part], told.unexplained[part] = self._words(part, fields, encodings, label)
-        return told
+                    attribution.words[part], attribution.unexplained[part] = self._words(part, fields, encodings, label)
+        return attribution
 
     def _heat(
         self, part: str, layer: nn.Module, fields: Mapping[str, FieldInput], encodings: Tensor, label: int

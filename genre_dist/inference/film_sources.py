@@ -85,8 +85,8 @@ def find_films(source: Source, run: Run, progress: Callable[[], None]) -> Source
     needed = ("tmdb_id", *(TEXT_FIELDS[text] if uses.uses_text else ()))
     table = open_table(source.table, source.columns, source.poster_key, needed)
     known = table.known(_with_progress(progress, table.rows()), left_out)
-    files, further = ImageFiles(TMDB, left_out, progress), "further files for films that have a poster, left out"
-    posters = files.find(source.posters if uses.uses_poster else (), known.of_key, further)
+    files = ImageFiles(TMDB, left_out, progress)
+    posters = files.find(source.posters if uses.uses_poster else (), known.of_key)
     return SourceFilms(_table_films(table, known, posters, text), files.digest.hexdigest(), left_out)
 
 

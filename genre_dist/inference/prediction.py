@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from genre_dist.catalogue.poster_search import LARGEST_BYTES, TarMember
+from genre_dist.catalogue.sample_rows import number_of
 from genre_dist.inference.trained_model import Run
 from genre_dist.metrics.choosing import named_labels, probabilities
 from genre_dist.packing.catalogue_rows import film_text
@@ -88,15 +89,8 @@ def _numbers(field: Field, value: str | None, by_column: Mapping[str, str]) -> l
             f"--field {field.name}={value}: {len(cells)} numbers, where {', '.join(field.columns)} are needed between "
             "commas; leave a missing one blank"
         )
-    numbers = list[float]()
-    for column, cell in zip(field.columns, cells, strict=True):
-        text = by_column.get(column, cell).strip()
-        try:
-            numbers.append(float(text or "nan"))
-        except ValueError:
-            raise ValueError(f"--field {field.name}: {text[:60]!r} for {column} is no number") from None
-        if abs(numbers[-1]) > np.finfo(np.float32).max:
-            raise ValueError(f"--field {field.name}: {text[:60]} for {column} is no finite number of 32 bits")
+    named = zip(field.columns, cells, strict=True)
+    numbers = [number_of(by_column.get(column, cell), column, f"--field {field.name}") for column, cell in named]
     return None if all(map(math.isnan, numbers)) else numbers
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from genre_dist.catalogue.catalogue import samples_file
 from genre_dist.catalogue.import_options import declared_images
 from genre_dist.catalogue.left_out import LeftOut
-from genre_dist.catalogue.poster_search import Look, TarMember, find_posters
+from genre_dist.catalogue.poster_search import Look, TarMember, find_posters, further_files
 from genre_dist.catalogue.sample_rows import images_of
 from genre_dist.catalogue.sample_table import SampleTable, open_inputs
 from genre_dist.catalogue.samples import image_file, load_catalogue_schema, read_samples
@@ -27,14 +27,14 @@ class ImageFiles:
         self._declared, self._left_out, self._progress = declared, left_out, progress
         self.digest = hashlib.sha256()
 
-    def find(self, paths: Iterable[Path], of_key: Mapping[str, int], further: str, prefix: str = "") -> Images:
-        """The best image of each number; the others are left out under the reason `further`."""
+    def find(self, paths: Iterable[Path], of_key: Mapping[str, int], prefix: str = "") -> Images:
+        """The best image of each number; `prefix` begins its lines in the digest."""
         images: Images = {}
         for path in paths:
             for found in find_posters(path, of_key, self._left_out, self._progress, self._declared):
                 number = of_key[found.key]
                 if number in images and found.look <= images[number][0]:
-                    self._left_out.add(further, found.where)
+                    self._left_out.add(further_files(self._declared), found.where)
                     continue
                 file = found.source if isinstance(found.source, TarMember) else str(found.source)
                 images[number] = found.look, file
@@ -76,12 +76,9 @@ def table_samples(
         progress()
         for name, key in sample.keys.items():
             of_key[name].setdefault(key, number_of_id(sample.id))
-    images, further = (
-        ImageFiles(declared, left_out, progress),
-        f"further files for {declared.samples} that have an image, left out",
-    )
+    images = ImageFiles(declared, left_out, progress)
     paths = declared_images(posters, declared) if posters else {}
-    found = {name: images.find(paths.get(name, ()), keys, further, f"{name} ") for name, keys in of_key.items()}
+    found = {name: images.find(paths.get(name, ()), keys, f"{name} ") for name, keys in of_key.items()}
     return _unlabelled(table, found), images.digest.hexdigest()
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from genre_dist.stream import tar
 from genre_dist.stream.decode import decode_jpeg
 from genre_dist.stream.index import RECORD, DamagedArrayError, index_path, load_array
 from genre_dist.stream.manifest import FILE, SPLITS, AnyShard, Manifest
-from genre_dist.stream.sample import load_about, load_genres, load_labels, load_tokens, read_numbers, sample_in
+from genre_dist.stream.sample import labels_in, load_about, load_tokens, read_numbers, sample_in
 from genre_dist.stream.words import load_vectors
 
 FAULTS = (ValueError, KeyError, OSError, EOFError)
@@ -96,9 +96,7 @@ class _ShardChecker:
     def __init__(self, manifest: Manifest) -> None:
         self._manifest, self._declared = manifest, manifest.declared
         self._of_films = manifest.declared == TMDB
-        self._columns: dict[Any, int] = {
-            genre.id if self._of_films else genre.name: number for number, genre in enumerate(manifest.genres)
-        }
+        self._columns = {label: number for number, label in enumerate(manifest.label_ids)}
         self._labels = {split: np.zeros(len(manifest.genres), np.int64) for split in SPLITS}
         self._repeated = _repeated(manifest)
         self._seen_repeated: set[int] = set()
@@ -184,7 +182,7 @@ class _ShardChecker:
         return 0
 
     def _check_about(self, data: memoryview, name: str, split: str) -> Iterator[str]:
-        labels: tuple[Any, ...] = load_genres(data) if self._of_films else load_labels(data)
+        labels = labels_in(data, self._declared)
         if self._declared.labels.choose == "one" and len(labels) != 1:
             yield f"{len(labels)} labels, where it has exactly one"
         for label in labels:

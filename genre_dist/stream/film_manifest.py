@@ -11,12 +11,22 @@ from genre_dist.genres import Genre
 from genre_dist.schema import TMDB, Schema
 from genre_dist.storage import AnyPath
 from genre_dist.stream.index import FLAGS, OVERVIEW, POSTER
-from genre_dist.stream.manifest_base import SPLITS, Encoding, Image, Manifest, Moments, PrintableText, Text, twice
+from genre_dist.stream.manifest_base import (
+    SPLITS,
+    Encoding,
+    Image,
+    Manifest,
+    Moments,
+    PrintableText,
+    TarEntry,
+    Text,
+    twice,
+)
 from genre_dist.validation import Count, FileName, Sha256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shard:
+class Shard(TarEntry):
     """One tar: its samples by their members, its size and checksum. Raises ValueError for inconsistent counts."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (no field)
@@ -34,26 +44,13 @@ class Shard:
     sha256: Sha256
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ValueError(f"{self.file} is of an unknown split `{self.split}`")
-        if not self.file.endswith(".tar"):
-            raise ValueError(f"{self.file} is not named as a tar")
+        self.check_names()
         some = self.poster + self.overview - self.both
         if not self.both <= min(self.poster, self.overview) <= some <= self.samples:
             raise ValueError(
                 f"{self.file} cannot have {self.samples:,} samples, {self.poster:,} with a poster, {self.overview:,} "
                 f"with a text, {self.both:,} with both"
             )
-
-    @property
-    def index_file(self) -> str:
-        """Name of the index beside the tar."""
-        return f"{self.file.removesuffix('.tar')}.index.npy"
-
-    @property
-    def identity(self) -> str:
-        """Identifies the tar's bytes, wherever they are stored."""
-        return self.sha256
 
     @property
     def by_fields(self) -> dict[int, int]:

@@ -11,7 +11,7 @@ from annotated_types import Ge, Interval, Predicate
 from typing_extensions import TypedDict
 
 from genre_dist.genres import Genre
-from genre_dist.schema import Schema
+from genre_dist.schema import TMDB, Schema
 from genre_dist.storage import AnyPath
 from genre_dist.validation import Count, FileName, Sha256
 
@@ -145,6 +145,11 @@ class Manifest:
         """The manifest of which shards of encodings are made: with files of their own folder."""
         return self
 
+    @property
+    def label_ids(self) -> list[Any]:
+        """The labels as the members .json name them: by TMDB's ids, or by names."""
+        return [genre.id if self.declared == TMDB else genre.name for genre in self.genres]
+
     def to_dict(self) -> dict[str, Any]:
         """The content of `manifest.json`."""
         contents = dataclasses.asdict(cast(Any, self))
@@ -152,6 +157,31 @@ class Manifest:
         if self.encoding is None:
             del contents["encoding"]
         return contents
+
+
+class TarEntry:
+    """What the manifest's entries for tars share, of films or of a declared data set."""
+
+    file: str
+    split: str
+    sha256: str
+
+    def check_names(self) -> None:
+        """Raise ValueError for an unknown split, and for a file that is not named as a tar."""
+        if self.split not in SPLITS:
+            raise ValueError(f"{self.file} is of an unknown split `{self.split}`")
+        if not self.file.endswith(".tar"):
+            raise ValueError(f"{self.file} is not named as a tar")
+
+    @property
+    def index_file(self) -> str:
+        """Name of the index beside the tar."""
+        return f"{self.file.removesuffix('.tar')}.index.npy"
+
+    @property
+    def identity(self) -> str:
+        """Identifies the tar's bytes, wherever they are stored."""
+        return self.sha256
 
 
 def chosen_count(by_fields: dict[int, int], mask: int, any_of: bool) -> int:

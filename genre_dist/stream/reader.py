@@ -175,9 +175,8 @@ class ShardReader(Reader):
             shapes |= field.shapes
         self._spec = SlotSpec(0, len(manifest.genres), tuple(shapes.items()))
         self._is_of_films, self._sample = schema == TMDB, schema.sample
-        labels = [genre.id if self._is_of_films else genre.name for genre in manifest.genres]
         self._load_labels = load_genres if self._is_of_films else load_labels
-        self._row = label_rows(labels, schema.label)
+        self._row = label_rows(manifest.label_ids, schema.label)
 
     def _field_reader(self, field: Field) -> FieldReader:
         if field.kind == "text":

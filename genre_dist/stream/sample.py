@@ -215,6 +215,11 @@ def load_labels(data: Data) -> tuple[str, ...]:
     return tuple(labels)
 
 
+def labels_in(data: Data, schema: Schema) -> tuple[Any, ...]:
+    """The labels in a member .json, ids of genres or names. Raises ValueError if there are none, or no list of them."""
+    return load_genres(data) if schema == TMDB else load_labels(data)
+
+
 def label_rows(labels: Iterable[Any], what: str) -> Callable[[tuple[Any, ...]], NDArray[np.float32]]:
     """A function from some of these labels (ids of genres, or names) to multi-hot rows, float32 [labels].
 

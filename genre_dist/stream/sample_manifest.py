@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 from genre_dist.genres import Genre
 from genre_dist.schema import Schema
 from genre_dist.storage import AnyPath
-from genre_dist.stream.manifest_base import SPLITS, Encoding, Image, Manifest, Moments, PrintableText, Text, twice
+from genre_dist.stream.manifest_base import (
+    SPLITS,
+    Encoding,
+    Image,
+    Manifest,
+    Moments,
+    PrintableText,
+    TarEntry,
+    Text,
+    twice,
+)
 from genre_dist.validation import Count, FileName, Sha256
 
 Bits = Annotated[str, Predicate(str.isdecimal)]
@@ -22,7 +32,7 @@ Bits = Annotated[str, Predicate(str.isdecimal)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleShard:
+class SampleShard(TarEntry):
     """One tar: its samples by their fields, its size and checksum. Raises ValueError for inconsistent counts."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (no field)
@@ -36,22 +46,9 @@ class SampleShard:
     sha256: Sha256
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ValueError(f"{self.file} is of an unknown split `{self.split}`")
-        if not self.file.endswith(".tar"):
-            raise ValueError(f"{self.file} is not named as a tar")
+        self.check_names()
         if sum(self.has.values()) != self.samples:
             raise ValueError(f"{self.file} cannot have {self.samples:,} samples, as its counts by fields sum to others")
-
-    @property
-    def index_file(self) -> str:
-        """Name of the index beside the tar."""
-        return f"{self.file.removesuffix('.tar')}.index.npy"
-
-    @property
-    def identity(self) -> str:
-        """Identifies the tar's bytes, wherever they are stored."""
-        return self.sha256
 
     @property
     def by_fields(self) -> dict[int, int]:

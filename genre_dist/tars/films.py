@@ -1,6 +1,6 @@
 """Films one after the other, from shards or from a catalogue. Memory holds one film at a time."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,11 +9,10 @@ from genre_dist.genres import INDEX_OF_ID
 from genre_dist.packing.catalogue_rows import COLUMNS, film_text
 from genre_dist.packing.tokenizer import Tokenizer, tokenizer_of
 from genre_dist.packing.vocabulary import tokenise
-from genre_dist.schema import TMDB
 from genre_dist.splits import split_of
 from genre_dist.stream.manifest import SPLITS, Manifest
-from genre_dist.stream.sample import load_about, load_genres, load_labels, load_tokens
-from genre_dist.tars.sample_reader import reader_of
+from genre_dist.stream.sample import labels_in, load_about, load_tokens
+from genre_dist.tars.sample_reader import reader_type
 
 
 class Film(NamedTuple):
@@ -41,30 +40,21 @@ def shard_films(manifest: Manifest, splits: Sequence[str] = SPLITS, members: tup
 
     Words outside the vocabulary come back as <unk>; those of a tokenizer in lower case, without punctuation.
     """
-    tokenizer, label_indices = tokenizer_of(manifest.folder, manifest.text), _label_indices(manifest)
+    tokenizer, declared = tokenizer_of(manifest.folder, manifest.text), manifest.declared
+    columns = {label: number for number, label in enumerate(manifest.label_ids)}
     for split in splits:
-        reader = reader_of(manifest, split, members, max_tokens=1)
+        reader = reader_type(manifest)(manifest, split, members, max_tokens=1)
         for shard in range(len(reader.index.sizes)):
             for found in reader.samples(reader.index.rows_of(shard)):
                 try:
                     if found.error is not None:
                         raise found.error
-                    labels = label_indices(found.members["json"])
+                    labels = tuple(columns[label] for label in labels_in(found.members["json"], declared))
                     packed = Film(found.id, split, labels, "", None, "", None, key=found.key)
                     yield _packed(found.members, packed, manifest, tokenizer)
                 except (ValueError, KeyError) as error:
-                    label = manifest.declared.label
-                    what = f"no {label} or member {error}" if isinstance(error, KeyError) else str(error)
+                    what = f"no {declared.label} or member {error}" if isinstance(error, KeyError) else str(error)
                     yield Film(found.id, split, (), "", None, "", None, f"{found.where}: {what}")
-
-
-def _label_indices(manifest: Manifest) -> Callable[[memoryview], tuple[int, ...]]:
-    """A function from a member .json to indices into the labels; it raises KeyError for an unknown label."""
-    if manifest.declared == TMDB:
-        of_id = {genre.id: number for number, genre in enumerate(manifest.genres)}
-        return lambda about: tuple(of_id[genre] for genre in load_genres(about))
-    of_name = {genre.name: number for number, genre in enumerate(manifest.genres)}
-    return lambda about: tuple(of_name[name] for name in load_labels(about))
 
 
 def _packed(members: Mapping[str, memoryview], film: Film, manifest: Manifest, tokenizer: Tokenizer) -> Film:

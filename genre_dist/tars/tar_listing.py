@@ -112,7 +112,7 @@ def list_samples(
     Raises ValueError that names the tar and, if known, the sample: for what is no tar, for a cell that is not as the
     schema says, for an id that is there twice, for a column that no sample has.
     """
-    Recipe(size=options.size, fit=options.fit)  # checks them
+    Recipe(size=options.size, fit=options.fit)  # raises ValueError for impossible ones
     pieces = None if options.tokenizer == BY_WORDS else read_tokenizer_file(options.tokenizer)
     if vectors is not None:
         if pieces is not None:
@@ -121,16 +121,7 @@ def list_samples(
     sha256 = "" if pieces is None else pieces.sha256
     jobs = [_Job(path, address, out, options, sha256) for path, address in zip(tars, addresses(tars, out), strict=True)]
     remove(out / MANIFEST)  # an older one must never describe other indexes
-    done: dict[str, TarReport] = {}
-    words = Counter[str]()
-    with progress_bar() as progress:
-        task = progress.add_task("listing tars", total=len(jobs))
-        for job, report in in_processes(_list_one, jobs, workers, "listing tars"):
-            words.update(report.words)
-            forget_rare(words)
-            done[job.address] = replace(report, words=Counter())  # of all tars they would fill the memory
-            progress.advance(task)
-    reports = [done[job.address] for job in jobs]
+    reports, words = _list_all(jobs, workers)
     shards = sorted((shard for report in reports for shard in report.shards), key=lambda s: SPLITS.index(s.split))
     schema, left_out, moments = options.reader.schema, LeftOut(), _moments(options.reader.schema)
     labels = {split: sum((report.labels[split] for report in reports), Counter[str]()) for split in SPLITS}
@@ -164,12 +155,30 @@ def list_samples(
     )
     save_manifest(manifest)
     unused = [f".{name} of {columns[name]:,} samples" for name in IMAGES if columns[name] and not images_of(schema)]
+    lines = [*notes(schema, known), *_lines(unused, jobs, reports)]
+    return manifest, SampleReport(schema, known.samples, known.having, known.labels, known.unlabelled, lines, left_out)
+
+
+def _list_all(jobs: list[_Job], workers: int) -> tuple[list[TarReport], Counter[str]]:
+    """List every tar; the reports in the order of the jobs, and the words of the train split."""
+    done: dict[str, TarReport] = {}
+    words = Counter[str]()
+    with progress_bar() as progress:
+        task = progress.add_task("listing tars", total=len(jobs))
+        for job, report in in_processes(_list_one, jobs, workers, "listing tars"):
+            words.update(report.words)
+            forget_rare(words)
+            done[job.address] = replace(report, words=Counter())  # of all tars they would fill the memory
+            progress.advance(task)
+    return [done[job.address] for job in jobs], words
+
+
+def _lines(unused: list[str], jobs: list[_Job], reports: list[TarReport]) -> list[str]:
+    """Notes on images that no field takes and on each tar, up to MOST_NOTES."""
     odd = [f"note: no field takes {' and '.join(unused)}; --image does"] if unused else []
     odd += [f"note: {job.path}: {note}" for job, report in zip(jobs, reports, strict=True) for note in report.notes]
     more = [f"note: and {len(odd) - MOST_NOTES:,} more such notes"] if len(odd) > MOST_NOTES else []
-    told = [*notes(schema, known), *odd[:MOST_NOTES], *more]
-    report_of_all = SampleReport(schema, known.samples, known.having, known.labels, known.unlabelled, told, left_out)
-    return manifest, report_of_all
+    return odd[:MOST_NOTES] + more
 
 
 def _moments(schema: Schema) -> dict[str, RunningMoments]:

@@ -25,12 +25,15 @@ from genre_dist.tars.tar_samples import TarRows, TarSample
 
 
 class TarSampleReader(ShardReader):
-    """Reads the samples of listed tars: images of any size are resized, texts are tokenised here."""
+    """Reads the samples of listed tars: images of any size are resized, texts are tokenised here.
+
+    Images are decoded whatever `decode` says: a device decodes JPEGs of one size only.
+    """
 
     manifest: TarManifest
 
-    def __init__(self, manifest: TarManifest, *arguments: Any) -> None:
-        super().__init__(manifest, *arguments)
+    def __init__(self, manifest: TarManifest, *arguments: Any, **options: Any) -> None:
+        super().__init__(manifest, *arguments, **options)
         schema = manifest.declared
         self._rows = TarRows(RowReader(schema, "keep" if schema.labels.choose == "many" else "refuse"))
         self._tokenizer = tokenizer_of(manifest.folder, manifest.text)

@@ -13,7 +13,7 @@ from genre_dist.stream.foreign import version_of_tar
 from genre_dist.stream.manifest import FILE, SPLITS, TarManifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.tar_manifest import TarShard
-from genre_dist.tars.sample_reader import reader_of
+from genre_dist.tars.sample_reader import reader_type
 
 LONGEST = 65_535
 """Most tokens that an index counts."""
@@ -45,7 +45,7 @@ def _check_samples(manifest: TarManifest, labels: dict[str, Any]) -> Iterator[tu
     """Some samples' number and faults at a time; adds their labels by split."""
     fields = tuple(manifest.declared.by_name)
     for split in SPLITS:
-        reader = reader_of(manifest, split, fields, LONGEST, any_of=True)
+        reader = reader_type(manifest)(manifest, split, fields, LONGEST, any_of=True)
         for number, shard in enumerate(reader.index.shards):
             try:
                 if fault := _changed(manifest, shard):

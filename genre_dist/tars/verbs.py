@@ -169,11 +169,11 @@ def _list_samples(arguments: Namespace, schema: "Schema") -> None:
 
 def _order(arguments: Namespace) -> None:
     from genre_dist.stream import EpochOrder, load_manifest
-    from genre_dist.tars.sample_reader import reader_of
+    from genre_dist.tars.sample_reader import reader_type
 
     manifest = load_manifest(arguments.shards)
     members = manifest.require if arguments.members is None else names(arguments.members)
-    reader = reader_of(manifest, "train", members, arguments.max_tokens)
+    reader = reader_type(manifest)(manifest, "train", members, arguments.max_tokens)
     index = reader.index
     batch, world = arguments.global_batch, arguments.world
     if arguments.block < 1:

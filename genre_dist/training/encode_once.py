@@ -259,7 +259,7 @@ def _write(
 def _encoded(experiment: Experiment, batch: Batch) -> Iterator[bytes]:
     """Each sample of a batch as bytes of a tar of encodings."""
     declared = experiment.manifest.declared
-    genres: list[Any] = [genre.id if declared == TMDB else genre.name for genre in experiment.manifest.genres]
+    genres = experiment.manifest.label_ids
     inputs = to_device(batch, experiment.world.device, whole_pixels(experiment.config.data))
     model = experiment.strategy.model
     assert isinstance(model, GenreClassifier)

@@ -27,7 +27,7 @@ from genre_dist.stream.device_feed import Size, device_feed, sent, to_device, wh
 from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.reader import ShardReader
-from genre_dist.tars.sample_reader import reader_of
+from genre_dist.tars.sample_reader import reader_type
 from genre_dist.training.loss import Loss, plain_loss
 from genre_dist.training.one_label_tables import figure, one_label_tables
 from genre_dist.training.stopping import Stopped, heed_while_waiting
@@ -79,7 +79,7 @@ class Evaluator(NamedTuple):
         feed = device_feed(self.world.device, data.decode if self.world.device.type == "cuda" else "auto")
         cache = block_cache(data.cache_dir, data.cache_gb)
         decode = feed is None or not feed.decodes
-        reader = reader_of(manifest, split, members, data.max_tokens, decode, cache, model.learns_missing)
+        reader = reader_type(manifest)(manifest, split, members, data.max_tokens, decode, cache, model.learns_missing)
         if reader.index.samples == 0:
             raise ValueError(
                 f"{manifest.folder}: no {manifest.declared.sample} of the {split} split has {' and '.join(members)}"

@@ -20,7 +20,7 @@ from genre_dist.parallel.strategies import check_strategy, make_strategy, strate
 from genre_dist.parallel.strategy import Strategy
 from genre_dist.parallel.world import LONGEST_ALLOWED, World
 from genre_dist.planner.throughput import peak_flops, training_flops
-from genre_dist.schema import TMDB
+from genre_dist.schema import plural
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.cache import BlockCache, block_cache
 from genre_dist.stream.device_feed import DeviceFeed, Size, device_feed, dropping, to_device, training_pixels
@@ -29,7 +29,7 @@ from genre_dist.stream.manifest import Manifest, TarManifest, load_manifest
 from genre_dist.stream.reader import ShardReader
 from genre_dist.stream.sample import PADDING
 from genre_dist.stream.words import load_vectors
-from genre_dist.tars.sample_reader import reader_of
+from genre_dist.tars.sample_reader import reader_type
 from genre_dist.training.ema import Average, TrainState
 from genre_dist.training.evaluation import Evaluator
 from genre_dist.training.freezing import freeze, frozen_at, thaw_all_that_ever_trains
@@ -129,7 +129,7 @@ def open_split(
             f"data.decode=gpu: the images of the tars that {manifest.folder} lists have any size and kind, so the "
             "reader processes decode them; use auto or cpu, or pack them"
         )
-    return reader_of(
+    return reader_type(manifest)(
         manifest, split, members, config.data.max_tokens, decode, cache, any_of=config.model.learns_missing
     )
 
@@ -354,7 +354,7 @@ def _computed_in(experiment: Experiment) -> str:
     cast, texts = precision if precision == "bf16" else plain, list(experiment.model.text_encoders.values())
     parts = {
         "texts": (bool(texts), cast if any(isinstance(text, PretrainedText) for text in texts) else plain),
-        "posters" if experiment.manifest.declared == TMDB else "images": (bool(experiment.model.image_encoders), cast),
+        plural(experiment.manifest.declared.image): (bool(experiment.model.image_encoders), cast),
         "heads": (True, precision),
     }
     listed = ", ".join(f"{name} in {kind}" for name, (there, kind) in parts.items() if there)

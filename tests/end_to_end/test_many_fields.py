@@ -118,8 +118,8 @@ def test_a_model_that_needs_every_field_names_those_that_are_missing(
     [
         ("colour=red", "--field colour: a product has title, about, front, back, details, price, weight"),
         ("details=3", "--field details=3: 1 numbers, where price, weight are needed between commas; leave a"),
-        ("details=3,x", "--field details: 'x' for weight is no number"),
-        ("weight=inf", "--field details: inf for weight is no finite number of 32 bits"),
+        ("details=3,x", "--field details: 'x' in the column 'weight' is no number"),
+        ("weight=inf", "--field details: inf in the column 'weight' is no finite number of 32 bits"),
         ("front=nowhere.jpg", "nowhere.jpg: no such front"),
         ("title", "--field takes pairs such as title=Heat, not `title`"),
     ],

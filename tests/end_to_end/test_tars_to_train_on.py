@@ -13,7 +13,7 @@ from genre_dist.catalogue.sample_tables import make_table
 from genre_dist.cli import main
 from genre_dist.sample_ids import number_of_id
 from genre_dist.stream.manifest import load_manifest
-from genre_dist.tars.sample_reader import reader_of
+from genre_dist.tars.sample_reader import reader_type
 
 SHORT = ("--train.epochs", 6, "--data.global_batch", 16, "--model.text.pooling", "max")
 FAST = ("--optim.text_lr", 0.02, "--optim.heads_lr", 0.02, "--optim.warmup_steps", 5)
@@ -57,7 +57,7 @@ def test_every_sample_of_a_split_is_evaluated_once_under_its_key(run: Path, list
     manifest = load_manifest(listing)
     assert main(["evaluate", str(run), "--split", "test"]) == 0
     table = pq.read_table(run / "predictions-test.parquet").to_pylist()
-    stored = reader_of(manifest, "test", (), 1).index.all_ids().tolist()
+    stored = reader_type(manifest)(manifest, "test", (), 1).index.all_ids().tolist()
     assert [number_of_id(row["id"]) for row in table] == stored
     assert all(row["id"].startswith("sku-") for row in table)
     figures = json.loads((run / "metrics-test.json").read_text())

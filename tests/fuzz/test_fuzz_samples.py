@@ -26,7 +26,7 @@ from genre_dist.packing.verification import verify
 from genre_dist.schema import Field, Labels, Schema
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.stream.order import Rows
-from genre_dist.tars.sample_reader import reader_of
+from genre_dist.tars.sample_reader import reader_type
 from genre_dist.tars.tar_listing import TarOptions, list_samples
 
 DECLARED: dict[str, Any] = {
@@ -216,7 +216,8 @@ def list_tar(folder: Path) -> Any:
 
 def rows_of(folder: Path) -> dict[str, tuple[Any, ...]]:
     """What can be read of the listing's samples, by id."""
-    reader = reader_of(load_manifest(folder), "train", ("image", "text", "facts"), 8, any_of=True)
+    manifest = load_manifest(folder)
+    reader = reader_type(manifest)(manifest, "train", ("image", "text", "facts"), 8, any_of=True)
     sizes = reader.index.sizes
     batch = reader.read(Rows(np.repeat(np.arange(len(sizes)), sizes), np.concatenate([np.arange(n) for n in sizes])))
     assert all(fault.isprintable() for fault in batch.faults)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from products import SCHEMA
 from test_importing import make_table
 
 from genre_dist.catalogue.importing_samples import import_samples
@@ -18,7 +19,6 @@ from genre_dist.config import Config, DataConfig, HeadsConfig, ModelConfig, Numb
 from genre_dist.models.classifier import GenreClassifier
 from genre_dist.packing.pack import pack
 from genre_dist.sample_ids import number_of_id
-from genre_dist.schema import Field, Labels, Schema
 from genre_dist.stream.batch import Batch
 from genre_dist.stream.device_feed import to_device, whole_pixels
 from genre_dist.stream.index import index_path
@@ -27,18 +27,6 @@ from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
 
-SCHEMA = Schema(
-    id="sku",
-    split_by="sku",
-    labels=Labels(column="category", choose="one"),
-    fields=(
-        Field(name="front", kind="image"),
-        Field(name="title", kind="text", columns=("title",)),
-        Field(name="about", kind="text", columns=("description",)),
-        Field(name="facts", kind="numbers", columns=("price", "weight")),
-    ),
-    sample="product",
-)
 FIELDS = tuple(SCHEMA.by_name)
 
 

@@ -32,7 +32,7 @@ from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import SPLITS, Manifest, load_manifest
 from genre_dist.stream.words import load_vectors
 from genre_dist.tars.films import shard_films
-from genre_dist.tars.sample_reader import reader_of
+from genre_dist.tars.sample_reader import reader_type
 from genre_dist.tars.tar_verification import verify_tars
 from genre_dist.training.experiment import open_split
 
@@ -142,7 +142,7 @@ def batch_of(
     manifest: Manifest, split: str, fields: tuple[str, ...] = FIELDS, max_tokens: int = 64, workers: int = 0
 ) -> Batch:
     """All samples of a split in one batch, which may lack fields."""
-    reader = reader_of(manifest, split, fields, max_tokens, any_of=True)
+    reader = reader_type(manifest)(manifest, split, fields, max_tokens, any_of=True)
     with closing(evaluation_stream(reader, batch=500, workers=workers)) as batches:
         return next(batches).each(np.copy)
 
@@ -259,7 +259,8 @@ def test_samples_are_split_by_a_hash_of_their_id_or_by_the_names_of_tars(place: 
     place.write("test.tar", samples(40, 45))
     manifest = place.lists()
     for split in SPLITS:
-        assert {split_of(number) for number in reader_of(manifest, split, FIELDS, 8).index.all_ids()} <= {split}
+        index = reader_type(manifest)(manifest, split, FIELDS, 8).index
+        assert {split_of(number) for number in index.all_ids()} <= {split}
     manifest = place.lists(*OPTIONS, "--split_by", "__file__")
     assert [(Path(shard.file).name, shard.split, shard.samples) for shard in manifest.shards] == [
         ("train-0.tar", "train", 30),
@@ -512,7 +513,7 @@ def test_a_damaged_image_or_member_is_a_fault_that_names_tar_byte_and_key(place:
     path = place.write("a.tar", made)
     manifest = place.lists("--labels", "cls", "--image", "--text", "txt", "--size", SIZE)
     ids = batch_of(manifest, "train", ("image", "text")).samples
-    reader = reader_of(manifest, "train", ("image", "text"), 8)
+    reader = reader_type(manifest)(manifest, "train", ("image", "text"), 8)
     offsets = reader.index.records(reader.index.rows_of(0))["offset"].tolist()
     data = bytearray(path.read_bytes())
     for number, where, what in ((0, b"\xff\xd8\xff", b"xxx"), (1, b"k", b"q"), (2, b"ustar", b"xstar")):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import simplejpeg
 from helpers import snapshot
+from products import SCHEMA as PRODUCTS
 from test_importing import make_table
 from tiny_text import write_tokenizer
 
@@ -30,7 +32,7 @@ from genre_dist.packing.shard_report import SampleReport, read_report
 from genre_dist.packing.tokenizer import read_tokenizer_file
 from genre_dist.packing.vocabulary import tokenise
 from genre_dist.sample_ids import id_of_key, member_key, number_of_id
-from genre_dist.schema import Field, Labels, Schema
+from genre_dist.schema import Field, Schema
 from genre_dist.splits import order_key, split_of
 from genre_dist.storage import any_path, upload
 from genre_dist.stream.index import RECORD, index_path, load_array
@@ -38,18 +40,7 @@ from genre_dist.stream.manifest import SampleManifest, load_manifest
 from genre_dist.stream.order import Rows
 from genre_dist.stream.reader import ShardReader
 
-SCHEMA = Schema(
-    id="sku",
-    split_by="maker",
-    labels=Labels(column="category", choose="one"),
-    fields=(
-        Field(name="front", kind="image"),
-        Field(name="title", kind="text", columns=("title",)),
-        Field(name="about", kind="text", columns=("description",)),
-        Field(name="facts", kind="numbers", columns=("price", "weight")),
-    ),
-    sample="product",
-)
+SCHEMA = replace(PRODUCTS, split_by="maker")
 OPTIONS: dict[str, Any] = {"size": 48, "shard_size": 20}
 FRONT, TITLE, ABOUT, FACTS = 1, 2, 4, 8
 
