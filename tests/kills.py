@@ -36,7 +36,7 @@ RUN = (
     *("--data.global_batch", GLOBAL_BATCH, "--train.steps", STEPS, "--train.eval_every_steps", 20),
     *("--data.workers", 0, "--checkpoint.every_steps", 3, "--model.heads.hidden", "[]"),
 )
-SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGUSR1": signal.SIGUSR1}
+SIGNALS = {name: getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGUSR1", "SIGSTOP")}
 
 
 def short_run(shards: Path, run: Path, *more: object) -> Config:
