@@ -78,7 +78,7 @@ class RowReader:
         return Sample(id, split_by, labels, self._values(row, where))
 
     def _keeps(self, id: str, where: str, left_out: LeftOut) -> bool:
-        """Whether a sample without a label is kept. Raises ValueError if it is to be refused."""
+        """Whether a sample without a label is kept. Raises ValueError where such samples are refused."""
         if self.unlabelled == "refuse":
             raise ValueError(
                 f"{where}: {self.schema.sample} {id} has no label (column {self.schema.labels.column!r}); give it one, "

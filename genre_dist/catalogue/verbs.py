@@ -32,7 +32,7 @@ def add_verbs(verbs: Verbs) -> None:
         "--columns",
         nargs="*",
         default=[],
-        metavar="OURS=THEIRS",
+        metavar="NAME=COLUMN",
         help="of films, columns by another name: tmdb_id=id overview=plot",
     )
     verb.add_argument("--poster_key", help="the column that image files are named by; by default, that of the ids")

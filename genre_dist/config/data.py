@@ -25,7 +25,7 @@ class DataConfig:
     image_size: int = 224
     """Side of the square the image encoder sees."""
     crop_scale: tuple[float, float] = (0.6, 1.0)
-    """Training crop: share of the image's area. (1, 1) turns cropping off."""
+    """Training crop: share of the image's area. (1, 1): no crops."""
     crop_ratio: tuple[float, float] = (0.8, 1.25)
     """Training crop: range of width over height."""
     flip: bool = False

@@ -46,7 +46,7 @@ def add_verbs(verbs: Verbs) -> None:
     add("--table", type=Path, help="predict all samples of a table: Parquet, CSV or JSON lines")
     posters = "the table's images: folders (with all below them) or tars; FIELD=PATH where there are several fields"
     add("--posters", type=Path, nargs="*", default=[], help=posters)
-    add("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="films' tables: columns by another name")
+    add("--columns", nargs="*", default=[], metavar="NAME=COLUMN", help="films' tables: columns by another name")
     add("--poster_key", default="tmdb_id", help="films' tables: the column that poster files are named by")
     add("--out", type=Path, help="folder for the predictions of many samples")
 
@@ -73,7 +73,7 @@ def _predict(arguments: Namespace) -> None:
     if arguments.poster:
         raise ValueError("--poster is for one film; the posters of many are --posters FOLDERS_OR_TARS")
     if arguments.field:
-        raise ValueError("--field is for one sample; many have theirs in a --table, or in a --catalogue")
+        raise ValueError("--field is for one sample; the fields of many come from a --table or a --catalogue")
     with writing(arguments.out) as held:
         from genre_dist.inference.film_sources import source_of
         from genre_dist.inference.predict_many import predict_many

@@ -35,8 +35,8 @@ def print_summary(manifest: Manifest) -> None:
     for name, moments in manifest.numbers.items():
         columns = declared.by_name[name].columns
         rows = zip(columns, moments["mean"], moments["std"], strict=True)
-        told = ", ".join(f"{printable(column)} {mean:.4g} +- {std:.4g}" for column, mean, std in rows)
-        console.print(f"{name} in the train split: {told}")
+        figures = ", ".join(f"{printable(column)} {mean:.4g} +- {std:.4g}" for column, mean, std in rows)
+        console.print(f"{name} in the train split: {figures}")
     left_out = ", ".join(f"{count:,} with {printable(reason)}" for reason, count in manifest.left_out.items()) or "none"
     console.print(f"{declared.samples} left out: {left_out}")
     names = tuple(declared.by_name)

@@ -22,7 +22,7 @@ class Recipe:
     quality: int = 90
     shard_size: int = 1000
     vectors_sha256: str = ""
-    """Of the file of word vectors, '' without one; its words are kept in the vocabulary even if seen only once."""
+    """Of the file of word vectors, '' without one; words in it enter the vocabulary even if they occur once."""
     vocabulary_sha256: str = ""
     tokenizer_sha256: str = ""
     """Of the file of --tokenizer, '' for words."""

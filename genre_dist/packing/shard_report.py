@@ -171,7 +171,7 @@ def read_report(shard: AnyPath, kind: type[AnyReport] = Report, damaged_is_none:
     try:
         report = parse_json(kind, written, path, _REMEDY)
         if report.shard.file != shard.name:
-            raise ValueError(f"{path}: tells of {report.shard.file}; {_REMEDY}")
+            raise ValueError(f"{path}: describes {report.shard.file}; {_REMEDY}")
         return report
     except ValueError:
         if damaged_is_none:

@@ -192,7 +192,7 @@ class _ShardChecker:
                 yield f"the {self._declared.label} {str(label)[:60]} is not in the manifest"
         other = str(load_about(data).get("tmdb_id" if self._of_films else "id", name))
         if other != name:
-            yield f"its .json tells of {self._declared.sample} {other[:60]}"
+            yield f"its .json describes {self._declared.sample} {other[:60]}"
 
     def check_labels(self) -> Iterator[str]:
         """Compare the manifest's counts of labels with the shards checked."""
@@ -249,7 +249,7 @@ def _check_reports(manifest: Manifest) -> Iterator[str]:
         recipe, source = report.recipe, report.recipe.text or text["source"]
         there = (recipe.size, recipe.fit, recipe.quality, source, recipe.vocabulary_sha256)
         if report.shard != shard or there != options or recipe.require != manifest.require:
-            yield f"{report_path(path)}: tells of other counts, checksums or options than the manifest"
+            yield f"{report_path(path)}: describes other counts, checksums or options than the manifest"
             return
         left_out.update(report.left_out)
     images = [field.name for field in manifest.declared.fields if field.kind == "image"]

@@ -86,7 +86,7 @@ def _array_head(file: IO[bytes], size: int) -> tuple[np.dtype[Any], tuple[int, .
     if dtype.hasobject or (by_columns and len(shape) > 1) or min(shape, default=0) < 0:
         raise DamagedArrayError(f"an array of another kind: {printable(dtype)[:200]}")
     if (expected := file.tell() + dtype.itemsize * math.prod(shape)) != size:
-        raise DamagedArrayError(f"{size:,} bytes where its head tells of {expected:,}")
+        raise DamagedArrayError(f"{size:,} bytes where its head gives {expected:,}")
     return dtype, shape
 
 

@@ -133,7 +133,7 @@ def test_what_no_field_can_be_is_told_in_one_line(
 
 def test_options_of_films_and_of_many_samples_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = said(capsys, "predict", folder / "run", "--field", "title=a", "--out", folder / "x", code=2)
-    assert line == "error: --field is for one sample; many have theirs in a --table, or in a --catalogue"
+    assert line == "error: --field is for one sample; the fields of many come from a --table or a --catalogue"
     (folder / "key").write_text("k" * 32)
     (line,) = said(capsys, "predict", folder / "run", "--tmdb_id", 5, "--key_file", folder / "key", code=2)
     assert line == "error: --tmdb_id is for models of films; give a product by its --field"

@@ -291,7 +291,7 @@ FAULTS: dict[str, tuple[Callable[[Shards], None], str]] = {
     "nested too deeply": (member("json", b"[" * 200_000), FIRST + "the member .json is nested too deeply"),
     "json of another film": (
         member("json", b'{"tmdb_id": 3, "genre_ids": [18]}'),
-        FIRST + r"its \.json tells of film 3",
+        FIRST + r"its \.json describes film 3",
     ),
     "a link among the members": (add_a_link, FIRST + ".*"),
     "no end mark": (cut_at_a_member, r"train-000000\.tar: the end mark at byte \d+ is missing; the tar was cut"),
@@ -317,7 +317,7 @@ FAULTS: dict[str, tuple[Callable[[Shards], None], str]] = {
     ),
     "report of other counts": (
         lambda shards: change_a_report(shards, lambda told: told["shard"].update(bytes=1024)),
-        r"train-000000\.report\.json: tells of other counts",
+        r"train-000000\.report\.json: describes other counts",
     ),
     "report of films left out": (
         lambda shards: change_a_report(shards, lambda told: told["left_out"].update({"unreadable poster": 2})),

@@ -130,7 +130,7 @@ def changed(members: dict[str, bytes], **about: Any) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda members: changed(members, id="other"), "its .json tells of sample other"),
+        (lambda members: changed(members, id="other"), "its .json describes sample other"),
         (lambda members: changed(members, labels=["boats"]), "the category boats is not in the manifest"),
         (lambda members: changed(members, labels=[]), "0 labels, where it has exactly one"),
         (lambda members: changed(members, labels="mugs"), "the member .json has no list of labels"),
@@ -217,7 +217,7 @@ def test_a_report_of_other_samples_or_options_is_found(copy: Path, change: dict[
     told = json.loads(path.read_text())
     told.update({name: told[name] | values for name, values in change.items()})
     path.write_text(json.dumps(told))
-    assert re.search("where the reports of the shards have 3|tells of other counts, checksums or options", faults(copy))
+    assert re.search("where the reports of the shards have 3|describes other counts", faults(copy))
 
 
 def test_a_sample_in_two_shards_is_found(copy: Path) -> None:

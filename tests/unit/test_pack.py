@@ -272,7 +272,7 @@ def test_a_shard_with_a_damaged_report_or_index_is_made_again(
     told = json.loads(report.read_text())
     if damage == "report of another":
         shutil.copy(shards_copy / "train-000000.report.json", report)
-        with pytest.raises(ValueError, match=r"train-000001\.report\.json: tells of train-000000\.tar"):
+        with pytest.raises(ValueError, match=r"train-000001\.report\.json: describes train-000000\.tar"):
             read_report(shards_copy / "train-000001.tar")
     elif damage == "nested":
         report.write_bytes(b"[" * 200_000)
