@@ -40,12 +40,14 @@ class PretrainedText(nn.Module):
         self.pooling = config.pooling
         source = find_pretrained(config.pretrained or "", ARCHITECTURE, "model.text.arch")
         architecture = _architecture(source, config.arch)
+        if config.inner_dropout is not None:
+            _set_dropout(architecture, config.inner_dropout)
         reads_weights = load_weights and config.weights is None
         self.weights_used = "its own" if reads_weights else "random" if load_weights else "not loaded"
         self.network = _pretrained(architecture, source, config.arch) if reads_weights else _build(architecture)
         if getattr(self.network, "pooler", None) is not None:
             self.network.pooler = None  # unused weights would be waited for when gradients are exchanged
-        self.encoding_size = int(architecture.hidden_size)
+        self.encoding_size = int(architecture.hidden_size) * (2 if self.pooling == "mean_max" else 1)
         embeddings = self.network.get_input_embeddings().num_embeddings
         if embeddings < vocabulary_size:
             raise ValueError(
@@ -123,12 +125,15 @@ class PretrainedText(nn.Module):
         return torch.cat([tokens[:, : most - 1], last], dim=1), sizes.clamp(max=most)
 
     def _pool(self, states: Tensor, valid: Tensor, sizes: Tensor) -> Tensor:
-        """Pool states [B, T, D] over the valid tokens: [B, D]."""
+        """Pool states [B, T, D] over the valid tokens: [B, D], or [B, 2 D] by mean and max."""
         if self.pooling == "first":
             return states[:, 0]
-        if self.pooling == "max":
-            return states.masked_fill(~valid[:, :, None], -torch.inf).amax(1)
-        return states.masked_fill(~valid[:, :, None], 0).sum(1) / sizes[:, None]
+        pooled = []
+        if self.pooling in ("mean", "mean_max"):
+            pooled.append(states.masked_fill(~valid[:, :, None], 0).sum(1) / sizes[:, None])
+        if self.pooling in ("max", "mean_max"):
+            pooled.append(states.masked_fill(~valid[:, :, None], -torch.inf).amax(1))
+        return torch.cat(pooled, dim=1)
 
 
 def architecture_of(encoder: PretrainedText) -> dict[str, Any]:
@@ -183,6 +188,13 @@ def _architecture(file: Path, arch: str) -> Any:
         raise ValueError(f"model.text.arch={arch}: {file}: {_line(error)}") from None
     architecture.dtype, architecture.use_cache = torch.float32, False
     return architecture
+
+
+def _set_dropout(architecture: Any, share: float) -> None:
+    """Set all dropouts of an architecture, whatever their names: hidden_dropout_prob, attention_dropout, ..."""
+    for name, value in vars(architecture).items():
+        if "dropout" in name and isinstance(value, int | float):
+            setattr(architecture, name, share)
 
 
 def _build(architecture: Any) -> Any:

@@ -238,8 +238,11 @@ HF = ("--model.text.arch", "hf:bert", "--model.text.pooling", "max")
         ),
         (["--model.text.arch", "transformer"], ["model.text.arch", "lstm, gru, none or hf:NAME"]),
         (["--model.text.arch", "hf:"], ["model.text.arch"]),
-        (["--model.text.arch", "hf:bert"], ["model.text.pooling", "mean, max or first"]),
+        (["--model.text.arch", "hf:bert"], ["model.text.pooling", "mean, max, mean_max or first"]),
         (["--model.text.pooling", "first"], ["model.text.pooling", "last, max or mean"]),
+        (["--model.text.pooling", "mean_max"], ["model.text.pooling", "hf:NAME"]),
+        (["--model.text.inner_dropout", "0"], ["model.text.inner_dropout", "model.text.dropout"]),
+        ([*HF, "--model.text.inner_dropout", "1"], ["model.text.inner_dropout", "[0, 1)"]),
         (["--model.text.frozen_through", "encoder"], ["model.text.frozen_through", "hf:NAME"]),
         (
             [*HF, "--model.text.frozen", "true", "--model.text.frozen_through", "encoder"],

@@ -25,7 +25,7 @@ from genre_dist.planner.throughput import training_flops
 
 transformers = pytest.importorskip("transformers")
 LENGTHS = np.array([7, 1, 12, 4])
-POOLINGS = ("mean", "max", "first")
+POOLINGS = ("mean", "max", "mean_max", "first")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,8 @@ def test_an_encoding_is_the_librarys_states_of_that_text_alone_pooled(folder: Pa
         encodings = encoder(tokens, LENGTHS)
         for row, length, encoding in zip(tokens, LENGTHS, encodings, strict=True):
             states = bare(input_ids=row[None, :length]).last_hidden_state[0]
-            expected = {"mean": states.mean(0), "max": states.amax(0), "first": states[0]}[pooling]
+            mean, most = states.mean(0), states.amax(0)
+            expected = {"mean": mean, "max": most, "mean_max": torch.cat([mean, most]), "first": states[0]}[pooling]
             torch.testing.assert_close(encoding, expected, atol=1e-5, rtol=0)
 
 
@@ -109,6 +110,16 @@ def test_under_autocast_encodings_are_fp32_and_close(folder: Path) -> None:
     assert rounded.dtype == torch.float32
     assert not torch.equal(rounded, expected)
     torch.testing.assert_close(rounded, expected, atol=0.05, rtol=0)
+
+
+def test_inner_dropout_replaces_every_dropout_of_the_transformer(folder: Path) -> None:
+    def shares(encoder: PretrainedText) -> set[float]:
+        return {module.p for module in encoder.network.modules() if isinstance(module, torch.nn.Dropout)}
+
+    assert shares(encoder_of(folder)) == {0.0}
+    encoder, tokens = encoder_of(folder, inner_dropout=0.3).train(), batch_of(LENGTHS)
+    assert shares(encoder) == {0.3}
+    assert not torch.equal(encoder(tokens, LENGTHS), encoder(tokens, LENGTHS))
 
 
 def test_dropout_applies_to_the_encoding(folder: Path) -> None:
