@@ -27,13 +27,8 @@ EFFECTS: Mapping[Effect, tuple[str, ...]] = {
     # further training and its length: a change is printed and recorded with the first step it applies to
     "recorded": (
         *("data.micro_batch", "data.crop_scale", "data.crop_ratio", "data.flip", "data.decode"),
-        *(
-            "model.text.dropout",
-            "model.text.inner_dropout",
-            "model.text.unfreeze_at",
-            "model.poster.unfreeze_at",
-            "loss",
-        ),
+        *("model.text.dropout", "model.text.inner_dropout"),
+        *("model.text.unfreeze_at", "model.poster.unfreeze_at", "loss"),
         *("optim.text_lr", "optim.poster_lr", "optim.heads_lr", "optim.weight_decay", "optim.betas", "optim.schedule"),
         "optim.text_layer_decay",
         *("optim.warmup_steps", "optim.cooldown_fraction", "optim.final_lr_fraction", "optim.clip_norm"),
