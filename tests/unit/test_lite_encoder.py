@@ -1,4 +1,4 @@
-"""The poster encoder whose ImageNet weights come as a package."""
+"""The image encoders whose ImageNet weights come as packages."""
 
 import sys
 
@@ -11,11 +11,13 @@ from genre_dist.models.poster import PosterEncoder
 ARCH = "genre_dist.models.lite:efficientnet_lite0"
 
 
-def test_it_is_a_feature_extractor_with_real_weights_at_any_size() -> None:
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_it_is_a_feature_extractor_with_real_weights_at_any_size(number: int) -> None:
     pytest.importorskip("efficientnet_lite_pytorch", reason="needs genre_dist[lite]")
+    arch = f"genre_dist.models.lite:efficientnet_lite{number}"
     torch.manual_seed(0)
-    encoder = PosterEncoder(PosterConfig(arch=ARCH), 64).eval()
-    again = PosterEncoder(PosterConfig(arch=ARCH), 96).eval()
+    encoder = PosterEncoder(PosterConfig(arch=arch), 64).eval()
+    again = PosterEncoder(PosterConfig(arch=arch), 96).eval()
     assert encoder.encoding_size == 1280
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
