@@ -12,6 +12,7 @@ from genre_dist.compare import verbs as compare
 from genre_dist.doctor import verbs as doctor
 from genre_dist.explain import verbs as explain
 from genre_dist.explore import verbs as explore
+from genre_dist.export import verbs as export
 from genre_dist.inference import verbs as inference
 from genre_dist.packing import verbs as packing
 from genre_dist.planner import verbs as planner
@@ -19,10 +20,9 @@ from genre_dist.printable import printable
 from genre_dist.study import verbs as study
 from genre_dist.tars import verbs as tars
 from genre_dist.tmdb import verbs as tmdb
-from genre_dist.training import verbs as training
 
 PACKAGES = (
-    catalogue, tmdb, packing, tars, planner, training, inference, compare, explore, baselines, explain, study, doctor
+    catalogue, tmdb, packing, tars, planner, export, inference, compare, explore, baselines, explain, study, doctor
 )  # fmt: skip
 STOPPED = 130
 """Exit code after Ctrl-C, as in shells (128 + SIGINT)."""

@@ -20,7 +20,7 @@ def evaluate_run(run: Run, folder: Path, split: str, shards: Path | str | None, 
     genres or another vocabulary than the model was trained with.
     """
     data = run.config.data
-    manifest = load_manifest(shards or data.shards)
+    manifest = _manifest(shards, data.shards)
     check_same_labels(run, manifest)
     whole_batch = dataclasses.replace(data, global_batch=data.global_batch * world.size)
     autocast = autocast_for(choose_precision(run.config, world.device, trained_elsewhere=True), world.device)
@@ -33,6 +33,18 @@ def evaluate_run(run: Run, folder: Path, split: str, shards: Path | str | None, 
         if evaluation is not None:
             world.progress()  # metrics of many films take long, while the other ranks wait
             print_evaluation(save_evaluation(evaluation, folder), manifest.declared)
+
+
+def _manifest(named: Path | str | None, recorded: str) -> Manifest:
+    """The manifest of the shards that the user names, else of the run's, which an exported run may have left behind."""
+    try:
+        return load_manifest(named or recorded)
+    except ValueError as error:
+        if named is not None:
+            raise
+        raise ValueError(
+            f"name the shards with --shards: those of the run's config.yaml cannot be read: {error}"
+        ) from None
 
 
 def _samples(run: Run, manifest: Manifest, split: str) -> int:

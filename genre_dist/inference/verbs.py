@@ -1,11 +1,13 @@
 """The console verbs evaluate and predict; they lock their folder before the heavy imports."""
 
+import sys
 from argparse import Namespace
 from pathlib import Path
 
 from genre_dist.config.run import CONFIG
 from genre_dist.parallel.one_run import writing
 from genre_dist.printable import printable
+from genre_dist.schema import plural
 from genre_dist.verb_options import Verbs, add_run, add_split, add_verb, columns, pairs
 
 
@@ -107,5 +109,13 @@ def _predict_one(arguments: Namespace) -> None:
         key = read_key(arguments.key_file)
         title, film = film_of_tmdb(run, arguments.tmdb_id, key, arguments.api_url, arguments.image_url)
         print(printable(title))
-    for one in predict(run, load_thresholds(arguments.folder, run.genres), film, device):
+    thresholds = load_thresholds(arguments.folder, run.genres)
+    predictions = predict(run, thresholds, film, device)
+    if thresholds is None and run.declared.labels.choose == "many":
+        print(
+            f"no thresholds were fitted: {plural(run.declared.label)} are named at one half (`genre-dist evaluate "
+            f"{printable(arguments.folder)} --split val` fits some)",
+            file=sys.stderr,
+        )
+    for one in predictions:
         print(f"{one.probability:7.2%}  {printable(one.genre)}{'  named' if one.named else ''}")

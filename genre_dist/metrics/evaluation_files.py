@@ -56,6 +56,13 @@ class Fitted(TypedDict):
     micro_f1: Share
 
 
+class FieldsMetrics(TypedDict):
+    """Metrics of the samples that have some fields and lack the others, at threshold 0.5 or as the likeliest."""
+
+    films: Samples
+    micro_f1: Share
+
+
 class Metrics(TypedDict):
     """The keys that are read of metrics-SPLIT.json, which has more."""
 
@@ -64,6 +71,7 @@ class Metrics(TypedDict):
     per_genre: Annotated[dict[str, LabelMetrics], Field(validation_alias=AliasChoices("per_genre", "per_label"))]
     left_out: NotRequired[Count]
     fitted: NotRequired[Fitted]
+    by_fields: NotRequired[dict[str, FieldsMetrics]]
     schema: NotRequired[Schema]
     """What is declared of the data; absent for TMDB's."""
 

@@ -1,4 +1,4 @@
-"""Rendering of templates to HTML files that need no network."""
+"""Rendering of templates: to HTML files that need no network, and to Markdown."""
 
 import base64
 from importlib.resources import files
@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from genre_dist import __version__
 from genre_dist.atomic import atomic_file
-from genre_dist.printable import printable
+from genre_dist.printable import markdown, printable
 from genre_dist.schema import with_article
 
 
@@ -22,14 +22,7 @@ def write_page(path: Path, template: str, **context: Any) -> None:
 
 def render(template: str, **context: Any) -> str:
     """A page from a template in templates/, with style and script inlined."""
-    environment = Environment(
-        loader=PackageLoader("genre_dist.pages"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = _environment(autoescape=True, finalize=_visible)
     environment.filters |= {
         "abs": abs,
         "picture": picture,
@@ -42,6 +35,36 @@ def render(template: str, **context: Any) -> str:
     return environment.get_template(template).render(
         style=parts["style.css"], script=parts["script.js"], version=__version__, **context
     )
+
+
+def render_markdown(template: str, **context: Any) -> str:
+    """A Markdown file from a template in templates/; text is escaped, unless it is `safe` or in the filter `code`."""
+    environment = _environment(autoescape=False, finalize=_escaped)
+    environment.filters |= {
+        "code": lambda text: Markup("`{}`".format(printable(text).replace("`", "'"))),
+        "count": lambda value: Markup(f"{value:,}"),
+        "figure": figure,
+        "interval": lambda one: figure(None if one is None else one.value) + _ends(one),
+    }
+    return environment.get_template(template).render(**context)
+
+
+def figure(value: float | None) -> Markup:
+    """A figure with three digits behind the point, a dash without one."""
+    return Markup("\N{EN DASH}" if value is None else f"{value:.3f}")
+
+
+def _ends(interval: Any) -> Markup:
+    return Markup("" if interval is None else f" ({interval.low:.3f} to {interval.high:.3f})")
+
+
+def _escaped(value: Any) -> Any:
+    return markdown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _environment(**options: Any) -> Environment:
+    loader = PackageLoader("genre_dist.pages")
+    return Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **options)
 
 
 def _visible(value: Any) -> Any:

@@ -76,6 +76,27 @@ def surest(lines: list[str]) -> float:
 # ---- prediction of one sample
 
 
+@pytest.mark.parametrize("name", ["run", "whole"])
+def test_an_exported_model_that_is_moved_predicts_the_same_bits_without_its_run_and_shards(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    into = ("--catalogue", folder / "catalogue", "--out")
+    assert command("predict", folder / name, *into, tmp_path / "before") == 0
+    assert command("export", folder / name, "--out", tmp_path / "out") == 0
+    moved = (tmp_path / "out").rename(tmp_path / "another place")
+    assert "--field details=0.0,0.0" in (moved / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    hidden = [(folder / gone).rename(folder / f"{gone} hidden") for gone in ("shards", name)]
+    try:
+        assert command("predict", moved.name, *into, tmp_path / "after") == 0
+    finally:
+        for path in hidden:
+            path.rename(folder / path.name.removesuffix(" hidden"))
+    before, after = (pq.read_table(tmp_path / out / "part-000000.parquet") for out in ("before", "after"))
+    assert before.equals(after)
+    assert before["logits"].null_count < len(before)
+
+
 def test_one_sample_by_its_fields_gets_the_prediction_of_its_table(
     folder: Path, predicted: list[dict], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -123,6 +124,79 @@ def test_other_shards_than_the_runs_are_refused(
     assert "other data" in capsys.readouterr().err
 
 
+# --- its card
+
+
+def test_the_card_has_the_figures_of_the_finished_model_and_none_for_a_checkpoint(run: Path, tmp_path: Path) -> None:
+    told = json.loads((run / "metrics-test.json").read_text())
+    card = (export(run, tmp_path / "out", "--license", "cc-by-4.0") / "README.md").read_text()
+    assert card.startswith("---\nlicense: cc-by-4.0\nlibrary_name: genre_dist\n")
+    assert f"| test | {told['films']} | micro F1 | {told['micro_f1']:.3f} (" in card
+    assert f"| steps | {STEPS}, the last in epoch 1 |" in card
+    assert "| devices | 1 x cpu |" in card
+    last = (export(run, tmp_path / "last", "--which", "last") / "README.md").read_text()
+    assert f"The weights are those of the newest checkpoint, after step {STEPS}." in last
+    assert "There are no predictions of these weights" in last
+    assert "| micro F1 |" not in last
+
+
+def test_without_its_shards_a_finished_model_is_exported_and_their_counts_are_left_out(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = Path(shutil.copytree(run, tmp_path / "moved"))
+    config = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(re.sub("shards: .*", "shards: gone", config))
+    card = (export(moved, tmp_path / "out") / "README.md").read_text()
+    assert "the numbers of films are not stated here" in card
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "name the shards with --shards" in line
+
+
+def test_shards_that_are_named_for_the_counts_must_be_those_of_the_model(
+    run: Path, shards_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((shards_copy / "manifest.json").read_text())
+    manifest["shards"].pop()
+    (shards_copy / "manifest.json").write_text(json.dumps(manifest))
+    arguments = ["export", str(run), "--out", str(tmp_path / "out"), "--shards", str(shards_copy)]
+    assert cli.main(arguments) == 2
+    assert "holds other data" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("licence", ["", " ", "mit\nlicense: other"])
+def test_a_licence_is_a_name_in_one_line(
+    licence: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["export", str(run), "--out", str(tmp_path / "out"), "--license", licence]) == 2
+    assert "--license takes a name in one line" in capsys.readouterr().err
+
+
+def test_a_model_without_thresholds_names_at_one_half_and_a_note_says_so(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = export(run, tmp_path / "out", "--which", "last")
+    capsys.readouterr()
+    assert cli.main(["predict", str(out), "--overview", "a detective hunts a ghost in the snow"]) == 0
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert line == (
+        f"no thresholds were fitted: genres are named at one half (`genre-dist evaluate {out} --split val` fits some)"
+    )
+    named = {line.split("%  ")[1] for line in said.out.splitlines() if line.endswith("named")}
+    above = {line.split("%  ")[1] for line in said.out.splitlines() if float(line.split("%")[0]) > 50}
+    assert named == above
+
+
+def test_a_readme_of_somebodys_own_is_left_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    assert cli.main(["export", str(run), "--out", str(tmp_path)]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
 # --- what does not belong together, and what is cut short
 
 
@@ -215,7 +289,7 @@ def test_on_a_full_disk_an_export_is_one_line_and_done_again_in_the_same_folder(
         assert cli.main(["export", str(source), "--out", str(out)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "model.safetensors" in line
-    assert {path.name for path in out.iterdir()} <= {"config.yaml", "thresholds.json", ".lock"}
+    assert {path.name for path in out.iterdir()} <= {"config.yaml", "thresholds.json", "README.md", ".lock"}
     (out / "model.safetensors.host-1-00000000.tmp").touch()  # as of a kill
     export(source, out)
     assert json.loads((out / "model.json").read_text())["step"] == STEPS

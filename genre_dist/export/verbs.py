@@ -18,12 +18,16 @@ def add_verbs(verbs: Verbs) -> None:
         help="the checkpoint that was best by checkpoint.best_metric, or the newest (default: the finished model)",
     )
     verb.add_argument("--shards", type=Path, help="where the shards are, if not where the run's config.yaml says")
+    verb.add_argument("--license", metavar="NAME", help="the model's license, for its card (README.md)")
     verb.set_defaults(run=_export)
 
 
 def _export(arguments: Namespace) -> None:
+    licence = arguments.license
+    if licence is not None and not (licence.strip() and licence.isprintable()):
+        raise ValueError("--license takes a name in one line, such as cc-by-4.0")
     with one_writer(arguments.out):
-        from genre_dist.training.export import export_run
+        from genre_dist.export.exporting import export_run
 
-        step = export_run(arguments.folder, arguments.out, arguments.which, arguments.shards)
+        step = export_run(arguments.folder, arguments.out, arguments.which, arguments.shards, licence)
     print(f"{arguments.out}: the model of {arguments.folder} after step {step}")

@@ -1,0 +1,1 @@
+"""A model taken out of a run, with a card that describes it."""
