@@ -149,7 +149,11 @@ def _command(fields: tuple[Field, ...], metadata: ModelMetadata, config: Config)
 def _extras(config: Config) -> list[str]:
     """The optional dependencies of genre_dist that the model needs."""
     text, poster = config.model.text, config.model.poster
-    needed = {"hf": text.pretrained is not None, "timm": poster.arch.startswith("timm:"), "lite": poster.arch == LITE}
+    needed = {
+        "hf": text.pretrained is not None,
+        "timm": poster.arch.startswith("timm:"),
+        "lite": poster.arch.startswith(LITE),
+    }
     return [name for name, is_needed in needed.items() if is_needed]
 
 

