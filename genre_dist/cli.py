@@ -12,6 +12,7 @@ from genre_dist.compare import verbs as compare
 from genre_dist.doctor import verbs as doctor
 from genre_dist.explain import verbs as explain
 from genre_dist.explore import verbs as explore
+from genre_dist.fusion import verbs as fusion
 from genre_dist.inference import verbs as inference
 from genre_dist.packing import verbs as packing
 from genre_dist.planner import verbs as planner
@@ -22,7 +23,8 @@ from genre_dist.tmdb import verbs as tmdb
 from genre_dist.training import verbs as training
 
 PACKAGES = (
-    catalogue, tmdb, packing, tars, planner, training, inference, compare, explore, baselines, explain, study, doctor
+    catalogue, tmdb, packing, tars, planner, training, inference, fusion, compare, explore, baselines, explain, study,
+    doctor
 )  # fmt: skip
 STOPPED = 130
 """Exit code after Ctrl-C, as in shells (128 + SIGINT)."""
