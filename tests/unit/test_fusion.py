@@ -1,5 +1,6 @@
 """Late fusion: its laws on drawn predictions, and the folder that it leaves."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from study_runs import drawn_labels, drawn_logits, write_evaluation
 from genre_dist import cli
 from genre_dist.fusion.late_fusion import Joined, fit_weights, fuse, prior_of
 from genre_dist.metrics.choosing import log_losses
-from genre_dist.metrics.derived import read_derived
+from genre_dist.metrics.derived import FILE, Derived, read_derived, write_derived
 from genre_dist.metrics.evaluation_files import declared_of, read_evaluation
 from genre_dist.metrics.thresholds import fit_thresholds, load_thresholds
 from genre_dist.schema import TMDB, Choose, Schema
@@ -231,3 +232,45 @@ def test_what_cannot_be_fused_is_named(tmp_path: Path, capsys: pytest.CaptureFix
         assert not out.exists()
     assert fused([text, poster], poster) == 2
     assert f"{poster} is one of the runs" in capsys.readouterr().err
+
+
+# ---- the comparison
+
+
+def test_compare_shows_fusions_ensembles_and_hidden_fields_as_what_they_are(tmp_path: Path) -> None:
+    first, second, poster = write_runs(tmp_path)
+    both = [tmp_path / f"both-seed{seed}" for seed in range(2)]
+    for out, text in zip(both, (first, second), strict=True):
+        assert fused([text, poster], out) == 0
+    assert fused([first, second], tmp_path / "seeds", "--weights", "equal") == 0
+    no_poster = write_runs(tmp_path / "hidden")[0]
+    hidden = Derived(
+        kind="hidden",
+        title="Poster hidden from both",
+        of=["both"],
+        hidden=["poster"],
+        weights=None,
+        data_fingerprint=None,
+        made_from=[{}],
+    )
+    write_derived(no_poster, hidden)
+    folders = map(str, [first, *both, tmp_path / "seeds", no_poster])
+    assert cli.main(["compare", *folders, "--out", str(tmp_path / "report"), "--resamples", "50"]) == 0
+    models = json.loads((tmp_path / "report" / "comparison.json").read_text())["models"]
+    assert [(model["kind"], model["title"], len(model["runs"])) for model in models[1:]] == [
+        ("late fusion", "Late fusion of text and poster", 2),
+        ("ensemble", "Ensemble of 2 runs of text", 1),
+        ("hidden", "Poster hidden from both", 1),
+    ]
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert all(f"<td>{kind}</td>" in page for kind in ("late fusion", "ensemble", "a field hidden"))
+
+
+def test_a_changed_description_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, _, poster = write_runs(tmp_path)
+    out = tmp_path / "fused"
+    assert fused([text, poster], out) == 0
+    (out / FILE).write_text((out / FILE).read_text().replace("Late fusion of", "Early fusion of"))
+    capsys.readouterr()
+    assert cli.main(["compare", str(text), str(out), "--out", str(tmp_path / "report")]) == 2
+    assert f"{out / FILE}: changed since it was written" in capsys.readouterr().err
