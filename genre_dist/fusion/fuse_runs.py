@@ -15,14 +15,8 @@ from genre_dist.config.run import METADATA
 from genre_dist.fusion.late_fusion import Joined, Weights, fit_weights, fuse, prior_of
 from genre_dist.metrics.choosing import log_losses
 from genre_dist.metrics.derived import FILE as DERIVED
-from genre_dist.metrics.derived import Derived, begin, checksums, name_without_seed, write_derived
-from genre_dist.metrics.evaluation_files import (
-    Metrics,
-    Predictions,
-    declared_of,
-    predictions_file,
-    read_evaluation,
-)
+from genre_dist.metrics.derived import PREDICTIONS, Derived, begin, checksums, name_without_seed, write_derived
+from genre_dist.metrics.evaluation_files import Metrics, Predictions, declared_of, read_evaluation
 from genre_dist.metrics.measures import metrics
 from genre_dist.printable import printable
 from genre_dist.schema import Schema, plural
@@ -30,8 +24,6 @@ from genre_dist.sealed import read_sealed
 from genre_dist.training.evaluation import Evaluation, print_evaluation, save_evaluation
 
 SPLITS = ("val", "test")
-PREDICTIONS = tuple(predictions_file(Path(), split).name for split in SPLITS)
-"""The files of a run that a fusion is computed from."""
 Evaluated = Sequence[tuple[Predictions, Metrics]]
 """The evaluation of each run on one split."""
 

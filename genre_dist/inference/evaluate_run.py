@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from genre_dist.config import derive_batches
-from genre_dist.config.run import METADATA, WEIGHTS
 from genre_dist.inference.trained_model import Run
-from genre_dist.metrics.derived import Derived, begin, checksums, name_without_seed, write_derived
+from genre_dist.metrics.derived import MODEL, Derived, begin, checksums, name_without_seed, write_derived
 from genre_dist.metrics.thresholds import FILE as THRESHOLDS
 from genre_dist.parallel.world import World
 from genre_dist.schema import plural, with_article
@@ -17,9 +16,6 @@ from genre_dist.stream.device_feed import hiding
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.training.evaluation import Evaluator, print_evaluation, save_evaluation
 from genre_dist.training.experiment import autocast_for, choose_precision
-
-MODEL = (METADATA, WEIGHTS)
-"""The files of a run that its predictions come from."""
 
 
 def evaluate_run(run: Run, folder: Path, split: str, shards: Path | str | None, world: World) -> None:
@@ -84,15 +80,11 @@ def evaluate_hidden(
 def _check_hidden(run: Run, manifest: Manifest, hide: str, splits: Iterable[str]) -> None:
     """Raise ValueError if the model or the samples cannot do without a field."""
     model, declared = run.config.model, manifest.declared
-    members = model.members(declared)
-    if hide not in members:
-        raise ValueError(f"--hide {hide}: the model takes {' and '.join(members)}")
-    if len(members) == 1:
-        raise ValueError(f"--hide {hide}: the model takes no other field, nothing would be left")
-    if not model.learns_missing:
-        raise ValueError(f"--hide {hide}: the model cannot do without a field; train it with model.missing=learn")
+    if not model.learns_missing:  # `auto` in the config.yaml of an older version
+        model = dataclasses.replace(model, missing="leave_out")
+    model.check_hiding(hide, declared)
     for split in splits:
-        if not any(hide in names and len(names) > 1 for names in manifest.patterns(split, members)):
+        if not any(hide in names and len(names) > 1 for names in manifest.patterns(split, model.members(declared))):
             raise ValueError(
                 f"{manifest.folder}: no {declared.sample} of the {split} split has {hide} and another field, so hiding "
                 "changes nothing"

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 from typing_extensions import TypedDict
 
+from genre_dist.config.run import METADATA, WEIGHTS
 from genre_dist.lock import FILE as LOCK
 from genre_dist.printable import printable
 from genre_dist.sealed import read_sealed, write_sealed
@@ -18,6 +19,10 @@ from genre_dist.storage import sha256_of
 from genre_dist.validation import Sha256
 
 FILE = "derived.json"
+MODEL = (METADATA, WEIGHTS)
+"""The files of a run that an evaluation with a field hidden is made from."""
+PREDICTIONS = ("predictions-val.parquet", "predictions-test.parquet")
+"""The files of a run that a fusion is made from."""
 _OWN_FILES = (FILE, "thresholds.json", "metrics-", "predictions-", LOCK)
 _SEED = re.compile(r"(^|[-_.])seed[-_]?\d+$", re.IGNORECASE)
 

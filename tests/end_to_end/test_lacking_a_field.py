@@ -177,7 +177,7 @@ def test_an_unfinished_one_is_made_again_and_a_finished_one_replaced(
         (["--hide", "poster"], "--hide FIELD and --out FOLDER go together"),
         (["--out", "OUT"], "--hide FIELD and --out FOLDER go together"),
         (["--hide", "poster", "--out", "RUN"], "checkpoints and so belongs to something else: choose a new --out"),
-        (["--hide", "title", "--out", "OUT"], "--hide title: the model takes overview and poster"),
+        (["--hide", "title", "--out", "OUT"], "title cannot be hidden: the model takes overview and poster"),
     ],
 )
 def test_what_cannot_be_hidden_is_refused(
@@ -195,7 +195,7 @@ def test_what_cannot_be_hidden_is_refused(
     ("setting", "problem"),
     [
         (("--model.missing", "leave_out"), "train it with model.missing=learn"),
-        (("--model.poster.arch", "none"), "the model takes overview"),
+        (("--model.poster.arch", "none"), "poster cannot be hidden: the model takes overview"),
         (("--model.text.arch", "none"), "the model takes no other field"),
     ],
 )
