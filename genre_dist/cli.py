@@ -13,6 +13,7 @@ from genre_dist.doctor import verbs as doctor
 from genre_dist.explain import verbs as explain
 from genre_dist.explore import verbs as explore
 from genre_dist.export import verbs as export
+from genre_dist.fusion import verbs as fusion
 from genre_dist.inference import verbs as inference
 from genre_dist.packing import verbs as packing
 from genre_dist.planner import verbs as planner
@@ -22,7 +23,8 @@ from genre_dist.tars import verbs as tars
 from genre_dist.tmdb import verbs as tmdb
 
 PACKAGES = (
-    catalogue, tmdb, packing, tars, planner, export, inference, compare, explore, baselines, explain, study, doctor
+    catalogue, tmdb, packing, tars, planner, export, inference, fusion, compare, explore, baselines, explain, study,
+    doctor
 )  # fmt: skip
 STOPPED = 130
 """Exit code after Ctrl-C, as in shells (128 + SIGINT)."""

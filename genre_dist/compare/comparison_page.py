@@ -55,6 +55,9 @@ def _kinds(declared: Schema) -> dict[str, str]:
         "text": f"{declared.first('text')} only",
         "poster": f"{declared.first('image')} only",
         "baseline": "baseline",
+        "hidden": "a field hidden",
+        "late fusion": "late fusion",
+        "ensemble": "ensemble",
     }
 
 

@@ -16,6 +16,7 @@ from genre_dist.config import Config
 from genre_dist.config.files import load_config
 from genre_dist.config.run import CONFIG
 from genre_dist.metrics.bootstrap import Scores
+from genre_dist.metrics.derived import Derived, read_derived
 from genre_dist.metrics.evaluation_files import (
     Metrics,
     declared_of,
@@ -40,7 +41,7 @@ class Result(NamedTuple):
     metrics: Metrics
     """The content of metrics-SPLIT.json."""
     config: Config | None
-    """None for baselines, which the training loop does not make."""
+    """None for baselines and derived evaluations, which the training loop does not make."""
     val_micro_f1: float | None
     """On val, at the thresholds fitted there, or at 0.5 without thresholds."""
     baseline: Description
@@ -48,6 +49,8 @@ class Result(NamedTuple):
     declared: Schema = TMDB
     keys: list[str] | None = None
     """The ids as the data has them; None if they are these numbers."""
+    derived: Derived | None = None
+    """The content of derived.json; None for what was not computed from other runs."""
 
     @property
     def genres(self) -> list[str]:
@@ -75,12 +78,15 @@ class Model(NamedTuple):
 
     @property
     def kind(self) -> str:
-        config = self.results[0].config
-        return "baseline" if config is None else config.model.kind
+        first = self.results[0]
+        if first.derived is not None:
+            return first.derived["kind"]
+        return "baseline" if first.config is None else first.config.model.kind
 
     @property
     def title(self) -> str:
-        return str(self.results[0].baseline.get("title", self.name))
+        first = self.results[0]
+        return first.derived["title"] if first.derived is not None else str(first.baseline.get("title", self.name))
 
     @property
     def unlike_seeds(self) -> str | None:
@@ -166,6 +172,7 @@ def read_result(folder: Path, split: str) -> Result:
         baseline=read_description(baseline) if baseline.is_file() else {},
         declared=declared,
         keys=keys,
+        derived=read_derived(folder),
     )
 
 

@@ -225,6 +225,16 @@ class ModelConfig:
         """The names of these fields."""
         return tuple(field.name for field in self.fields(schema))
 
+    def check_hiding(self, name: str, schema: Schema) -> None:
+        """Raise ValueError if the model has no such field, or cannot do without it."""
+        members = self.members(schema)
+        require(name in members, f"{name} cannot be hidden: the model takes {' and '.join(members)}")
+        require(len(members) > 1, f"{name} cannot be hidden: the model takes no other field")
+        require(
+            self.missing != "leave_out",
+            f"{name} cannot be hidden: the model cannot do without a field; train it with model.missing=learn",
+        )
+
     @property
     def learns_missing(self) -> bool:
         """Whether samples may lack fields: the model has a learned vector for each."""

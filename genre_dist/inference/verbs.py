@@ -5,6 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from genre_dist.config.run import CONFIG
+from genre_dist.metrics.derived import refuse_other_folder
 from genre_dist.parallel.one_run import writing
 from genre_dist.printable import printable
 from genre_dist.schema import plural
@@ -16,6 +17,9 @@ def add_verbs(verbs: Verbs) -> None:
     add_run(verb)
     add_split(verb, "val")
     verb.add_argument("--shards", help="other shards than the run was trained on")
+    hide = "evaluate val and the split as if no sample had this field, such as poster, into --out"
+    verb.add_argument("--hide", metavar="FIELD", help=hide)
+    verb.add_argument("--out", metavar="FOLDER", type=Path, help="with --hide: a new folder, not the run's")
 
     verb = add_verb(
         verbs,
@@ -56,15 +60,23 @@ def add_verbs(verbs: Verbs) -> None:
 def _evaluate(arguments: Namespace) -> None:
     if not (arguments.folder / CONFIG).is_file():
         raise ValueError(f"{arguments.folder}: not a run (it has no config.yaml)")
-    with writing(arguments.folder) as held:
-        from genre_dist.inference.evaluate_run import evaluate_run
+    if (arguments.hide is None) != (arguments.out is None):
+        raise ValueError("--hide FIELD and --out FOLDER go together: the run's folder keeps its own evaluation")
+    if arguments.out is not None:
+        refuse_other_folder(arguments.out)
+    with writing(arguments.out or arguments.folder) as held:
+        from genre_dist.inference.evaluate_run import evaluate_hidden, evaluate_run
         from genre_dist.inference.trained_model import load_run
         from genre_dist.parallel.world import all_ranks
 
         with all_ranks() as world:
             held.share(world)
             run = load_run(arguments.folder, world.device, arguments.trust_code)
-            evaluate_run(run, arguments.folder, arguments.split, arguments.shards, world)
+            where = arguments.split, arguments.shards, world
+            if arguments.hide is None:
+                evaluate_run(run, arguments.folder, *where)
+            else:
+                evaluate_hidden(run, arguments.folder, arguments.hide, arguments.out, *where)
 
 
 def _predict(arguments: Namespace) -> None:

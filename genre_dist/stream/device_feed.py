@@ -187,6 +187,11 @@ def dropping(share: float, seed: int, epoch: int) -> Hidden | None:
     return hidden
 
 
+def hiding(part: str) -> Hidden:
+    """Hide a part's field of every sample."""
+    return lambda ids, has: has | {part: np.zeros_like(has[part])}
+
+
 def training_pixels(data: DataConfig, seed: int, epoch: int) -> Pixels:
     """Random crops (and flips) drawn by (seed, epoch, sample id), or the whole image if the configuration says so."""
     if data.shows_whole_posters:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genre_dist.config import Config
-from genre_dist.metrics.choosing import named_labels
+from genre_dist.metrics.choosing import log_losses, named_labels
 from genre_dist.metrics.evaluation_files import Predictions, write_evaluation
 from genre_dist.metrics.measures import by_fields, figures_of_named, metrics
 from genre_dist.metrics.thresholds import fit_thresholds, load_thresholds, save_thresholds
@@ -23,7 +23,7 @@ from genre_dist.parallel.world import World
 from genre_dist.printable import printable, terminal
 from genre_dist.schema import TMDB, Schema
 from genre_dist.stream.cache import block_cache
-from genre_dist.stream.device_feed import Size, device_feed, sent, to_device, whole_pixels
+from genre_dist.stream.device_feed import Hidden, Size, device_feed, sent, to_device, whole_pixels
 from genre_dist.stream.loader import evaluation_stream
 from genre_dist.stream.manifest import Manifest
 from genre_dist.stream.reader import ShardReader
@@ -47,6 +47,21 @@ class Evaluation(NamedTuple):
     has: dict[str, NDArray[np.bool_]] = {}  # noqa: RUF012 (never changed)
     """Field -> whether a sample has it [samples], if samples may lack fields."""
 
+    def only(self, chosen: NDArray[np.bool_]) -> "Evaluation":
+        """The evaluation of some of the samples, chosen [samples]; the others count as left out."""
+        logits, labels, choose = self.logits[chosen], self.labels[chosen], self.declared.labels.choose
+        figures = metrics(logits, labels, list(self.metrics["per_genre"]), choose)
+        figures["loss"] = float(log_losses(logits, labels, choose).mean())
+        figures["left_out"] = self.metrics["left_out"] + int((~chosen).sum())
+        return self._replace(
+            ids=self.ids[chosen],
+            logits=logits,
+            labels=labels,
+            metrics=self.metrics | figures,
+            keys=self.keys and [self.keys[row] for row in np.flatnonzero(chosen)],
+            has={name: own[chosen] for name, own in self.has.items()},
+        )
+
 
 class _Predicted(NamedTuple):
     """One rank's predictions."""
@@ -67,6 +82,8 @@ class Evaluator(NamedTuple):
     micro_batch: int
     size: Size | None = None
     """The only batch size that a compiled model takes."""
+    hidden: Hidden | None = None
+    """Hides fields of samples from a model that can do without them."""
 
     def evaluate(self, manifest: Manifest, split: str, stop: Callable[[], bool] = lambda: False) -> Evaluation | None:
         """Predict every sample of a split that has the model's inputs, once over all ranks; rank 0 gets the result.
@@ -122,7 +139,7 @@ class Evaluator(NamedTuple):
         for batch in batches:
             if self.world.any(stop()):
                 raise Stopped
-            inputs = to_device(batch, self.world.device, pixels, self.size)
+            inputs = to_device(batch, self.world.device, pixels, self.size, self.hidden)
             # not inference_mode: training may reuse weights that a strategy gathers here
             with torch.no_grad(), self.autocast():
                 logits = self.model(*inputs.for_model)
@@ -177,16 +194,18 @@ def evaluation_of(
     return Evaluation(split, ids, logits, labels, figures, declared, keys)
 
 
-def save_evaluation(evaluation: Evaluation, run: Path) -> dict[str, Any]:
+def save_evaluation(evaluation: Evaluation, run: Path, fit_on: Evaluation | None = None) -> dict[str, Any]:
     """Write `predictions-<split>.parquet` and `metrics-<split>.json` into a run's folder; returns the metrics.
 
-    On val it first fits the thresholds and writes `thresholds.json`. Once that exists, the metrics of every split also
+    On val it first fits the thresholds, on the samples of `fit_on` (by default its own), and writes
+    `thresholds.json`. Once that exists, the metrics of every split also
     have the values at fitted thresholds, under `fitted`. Where a sample has exactly one label, there are no thresholds.
     """
     labels, chooses_many = list(evaluation.metrics["per_genre"]), evaluation.declared.labels.choose == "many"
     if evaluation.split == "val" and chooses_many:
-        fitted = fit_thresholds(evaluation.logits, evaluation.labels)
-        save_thresholds(run, labels, fitted, len(evaluation.ids), evaluation.declared)
+        fit_on = fit_on or evaluation
+        fitted = fit_thresholds(fit_on.logits, fit_on.labels)
+        save_thresholds(run, labels, fitted, len(fit_on.ids), evaluation.declared)
     thresholds = load_thresholds(run, labels) if chooses_many else None
     figures = dict(evaluation.metrics)
     if evaluation.has:

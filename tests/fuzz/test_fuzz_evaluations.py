@@ -17,6 +17,7 @@ from study_runs import drawn_labels, drawn_logits, write_evaluation, write_recor
 from genre_dist.baselines import read_description
 from genre_dist.compare.costs import read_record
 from genre_dist.genres import GENRE_NAMES
+from genre_dist.metrics.derived import read_derived
 from genre_dist.metrics.evaluation_files import (
     Predictions,
     declared_of,
@@ -162,6 +163,19 @@ def test_an_odd_description_of_a_baseline_is_told_or_read(data: st.DataObject, p
 
 
 @given(data=st.data())
+def test_an_odd_description_of_a_derived_evaluation_is_refused_or_read(data: st.DataObject, place: Path) -> None:
+    path = place / "derived.json"
+    content = {"kind": "late fusion", "title": "Late fusion of a and b", "of": ["a", "b"], "hidden": []}
+    content |= {"weights": {"a and b": {"a": 0.5, "b": 0}}, "data_fingerprint": None}
+    path.write_bytes(data.draw(odd_json(content | {"made_from": [{"predictions-val.parquet": "0" * 64}, {}]})))
+    found = told_or_read(lambda: read_derived(place), path)
+    path.unlink()
+    if found is not None:
+        assert found["kind"] in ("hidden", "late fusion", "ensemble")
+        assert all(weight >= 0 for own in (found["weights"] or {}).values() for weight in own.values())
+
+
+@given(data=st.data())
 def test_an_odd_study_is_told_or_read(data: st.DataObject, place: Path) -> None:
     path = place / "study.yaml"
     path.write_bytes(data.draw(damaged(SMALL.read_bytes()) | st.builds(with_section, st.data(), NASTY | ANY_JSON)))
@@ -172,7 +186,7 @@ def test_an_odd_study_is_told_or_read(data: st.DataObject, place: Path) -> None:
 def with_section(data: st.DataObject, value: Any) -> bytes:
     """The study with another value under one of its keys."""
     keys = st.sampled_from(
-        ["data", "stages", "seeds", "lanes", "processes", "baselines", "split", "group", "overrides"]
+        ["data", "stages", "seeds", "lanes", "processes", "baselines", "split", "group", "overrides", "hidden", "fused"]
     )
     return SMALL.read_bytes() + f"\n{data.draw(keys)}: {json.dumps(value)}\n".encode("utf-8", "surrogatepass")
 

@@ -25,7 +25,8 @@ FLOORS = (
         "planner",
         "training",
     ),
-    *("training", "doctor", "inference", "baselines", "pages", "export", "explore", "compare", "explain", "study"),
+    *("training", "doctor", "inference", "baselines", "fusion", "pages", "export", "explore", "compare", "explain"),
+    "study",
 )
 """Rooms from the ground up: each may import those before it. What lies beside the rooms is below them all."""
 ENTRIES = ("cli.py", "train.py")

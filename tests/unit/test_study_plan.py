@@ -10,6 +10,8 @@ import yaml
 
 from genre_dist.cli import _parser
 from genre_dist.config.files import save_config
+from genre_dist.metrics.derived import MODEL, PREDICTIONS, checksums
+from genre_dist.sealed import write_sealed
 from genre_dist.stream.manifest import load_manifest
 from genre_dist.study.running import started_as
 from genre_dist.study.study_file import Study, load_study
@@ -111,12 +113,37 @@ def test_several_ranks_are_started_by_torchrun() -> None:
         ("overrides=&a {x: *a}", "Circular reference"),
         ("group=[: {", "--set group: not YAML"),
         ("group=" + 4000 * "[", "--set group: not YAML"),
-        ("stages.a/b.config=text_lstm.yaml", "stages.a/b: a stage's name is that of its folder"),
+        ("stages.a/b.config=text_lstm.yaml", "stages.a/b: the name is that of a folder, without /"),
         ("processes=two", "processes: Input should be a valid integer, found 'two'"),
         ("explore=1", "explore: Input should be a valid boolean, found 1"),
         ("baselines=[svm_bow, svm_tfdif]", "did you mean `svm_tfidf`?"),
         ("split=testing", "split: Input should be 'train', 'val' or 'test', found 'testing'"),
         ("data.catalogue=null", "data.catalogue is missing"),
+        ("data.packings.big={shards: shards/study_small}", "data.packings.big.shards: shards/study_small is that of"),
+        ("data.packings.big={shards: x, packs: {}}", "did you mean `pack`?"),
+        ("data.packings.big={pack: {size: 9}}", "data.packings.big.shards: Field required"),
+        ("data.packings={a/b: {shards: x}}", "data.packings.a/b: a packing's name is one of a file"),
+        ("stages.text.packing=big", "stages.text.packing: there are no data.packings"),
+        ("hidden.blind={of: texts, hide: poster}", "hidden.blind.of: `texts` is no stage; those are text, poster"),
+        ("hidden.blind={of: text}", "hidden.blind.hide: Field required"),
+        (
+            "hidden.blind={of: end_to_end, hide: title}",
+            "hidden.blind: title cannot be hidden: the model takes",
+        ),
+        (
+            "hidden.blind={of: text, hide: overview}",
+            "overview cannot be hidden: the model takes no other",
+        ),
+        ("hidden.text={of: end_to_end, hide: poster}", "hidden.text: stages.text has the same name"),
+        ("hidden.blind={of: end_to_end, hides: poster}", "did you mean `hide`?"),
+        ("fused.late={of: [text, posters]}", "fused.late.of: `posters` is none of stages and hidden: text, poster"),
+        ("fused={one: {of: [text, poster]}, two: {of: [one, text]}}", "fused.two.of: `one` is none of stages"),
+        ("fused.late={of: [text]}", "fused.late.of: a fusion needs two runs"),
+        ("fused.late={of: [text], seeds: together}", "fused.late.of: a fusion needs two runs"),
+        ("fused.late={of: [text, text]}", "fused.late.of: names must differ"),
+        ("fused.report={of: [text, poster], seeds: together}", "fused.report: the study has report"),
+        ("fused.text-seed0={of: [text, poster], seeds: together}", "fused.text-seed0: stages.text has text-seed0"),
+        ("fused.late={of: [text, poster], seeds: all}", "fused.late.seeds: Input should be 'each' or 'together'"),
         ("data.shards=null", "data.shards: Field required"),
         ("seeds", "KEY=VALUE"),
     ],
@@ -127,6 +154,104 @@ def test_a_mistake_is_named(change: str, named: str) -> None:
         chain(load_study(SMALL, [*few, change]))
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_mistake_about_several_packings_is_named() -> None:
+    two = ["data.packings.big={shards: x}", "data.packings.small={shards: y}"]
+    for change, named in (
+        ("stages.text.packing=bigger", "unknown key `data.packings.bigger`; did you mean `big`?"),
+        ("data.packings.small={shards: x}", "data.packings.small.shards: x is that of data.packings.big"),
+        ("stages.shards={config: text_lstm.yaml}", "stages.shards: data.packings.seed0 has shards-seed0"),
+    ):
+        with pytest.raises(ValueError, match=r".") as error:
+            load_study(SMALL, [*two, "data.packings.seed0={shards: z}", change])
+        assert named in str(error.value)
+
+
+DERIVED = (
+    *("data.packings.tokens={shards: shards/tokens, pack: {size: 8, require: null}}", "stages.text.packing=tokens"),
+    *("stages.combined_frozen=null", "stages.end_to_end_warm=null", "seeds=[5, 2]"),
+    "hidden.blind={of: end_to_end, hide: poster}",
+    "fused={late: {of: [text, blind]}, all: {of: [text, end_to_end], seeds: together}}",
+)
+
+
+def test_further_packings_are_packed_with_their_options_over_the_datas_and_trained_on() -> None:
+    study = load_study(SMALL, DERIVED)
+    named = {task.name: task for task in chain(study)}
+    options = named["shards-tokens"].command()[3:]
+    assert options[options.index("--out") + 1] == "shards/tokens"
+    assert options[options.index("--size") + 1] == "8"
+    assert options[options.index("--shard_size") + 1] == "200"
+    assert "--require" not in options
+    assert "--require" in named["shards"].command()
+    _parser().parse_args(options)
+    assert named["shards-tokens"].after == ("films",)
+    assert stage(study, CONFIGS, Path("o"), "g", "text", 5).config.data.shards == "shards/tokens"
+    assert stage(study, CONFIGS, Path("o"), "g", "poster", 5).config.data.shards == study.data.shards
+    assert (named["text-seed5"].after, named["poster-seed5"].after) == (("shards-tokens",), ("shards",))
+    assert study.data.shards in named["explore"].command()
+    assert study.data.shards in named["baselines"].command()
+
+
+def test_hidden_fields_and_fusions_follow_their_stages_and_join_the_comparison() -> None:
+    named = {task.name: task for task in chain(load_study(SMALL, DERIVED))}
+    assert list(named)[-6:] == ["blind-seed5", "blind-seed2", "late-seed5", "late-seed2", "all", "report"]
+    assert named["blind-seed2"].after == ("end_to_end-seed2",)
+    assert named["late-seed2"].after == ("text-seed2", "blind-seed2")
+    seeds = ("text-seed5", "text-seed2", "end_to_end-seed5", "end_to_end-seed2")
+    assert named["all"].after == seeds
+    assert named["blind-seed2"].command()[3:] == (
+        ["evaluate", "out/end_to_end-seed2", "--hide", "poster", "--out", "out/blind-seed2", "--split", "test"]
+    )
+    assert named["late-seed2"].command()[3:] == (
+        ["fuse", "out/text-seed2", "out/blind-seed2", "--out", "out/late-seed2", "--weights", "fit"]
+    )
+    assert named["all"].command()[3:-4] == ["fuse", *(f"out/{seed}" for seed in seeds)]
+    assert named["all"].command()[-1] == "equal"
+    for name in ("blind-seed2", "late-seed2", "all"):
+        _parser().parse_args(named[name].command()[3:])
+    report = named["report"].command()
+    assert [part for part in report if part.startswith("out/") and "report" not in part][-5:] == [
+        *("out/blind-seed5", "out/blind-seed2", "out/late-seed5", "out/late-seed2", "out/all")
+    ]
+
+
+CHANGES = ("", "hidden.blind.hide=overview", "split=val", "fused.late.of=[blind, text]")
+
+
+@pytest.mark.slow
+def test_what_is_derived_is_done_until_a_file_it_was_made_from_or_the_study_changes(tmp_path: Path) -> None:
+    planned = {change: chain(load_study(SMALL, [*DERIVED, *filter(None, [change])]), tmp_path) for change in CHANGES}
+
+    def done(name: str, change: str = "") -> bool:
+        return next(task for task in planned[change] if task.name == name).done()
+
+    def write(folder: Path, kind: str, made_from: list[dict[str, str]], hidden: list[str]) -> None:
+        folder.mkdir(exist_ok=True)
+        derived = {"kind": kind, "title": "T", "of": [], "hidden": hidden, "weights": None, "data_fingerprint": None}
+        write_sealed(folder / "derived.json", derived | {"made_from": made_from})
+
+    run, text, blind = (tmp_path / f"{name}-seed5" for name in ("end_to_end", "text", "blind"))
+    for folder, names in ((run, MODEL), (text, PREDICTIONS), (blind, PREDICTIONS)):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text(f"{folder.name} {name}")
+    assert not done("blind-seed5")
+    write(blind, "hidden", [checksums(run, MODEL)], ["poster"])
+    assert not done("blind-seed5")  # not evaluated on the study's split
+    (blind / "metrics-test.json").touch()
+    assert done("blind-seed5")
+    assert not done("blind-seed5", "hidden.blind.hide=overview")
+    assert not done("blind-seed5", "split=val")
+    assert not done("late-seed5")
+    write(tmp_path / "late-seed5", "late fusion", [checksums(one, PREDICTIONS) for one in (text, blind)], [])
+    assert done("late-seed5")
+    assert not done("late-seed5", "fused.late.of=[blind, text]")
+    (text / PREDICTIONS[0]).write_text("evaluated again")
+    assert not done("late-seed5")
+    (run / MODEL[1]).write_text("trained on")
+    assert not done("blind-seed5")
 
 
 @pytest.mark.parametrize("content", ["a: [", "- 1", "", "a: \x07", "a: 2020-13-45", "a: !!python/name:os.system x"])
