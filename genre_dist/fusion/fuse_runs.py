@@ -34,7 +34,7 @@ def fuse_runs(runs: Sequence[Path], out: Path, alike: bool) -> None:
     The weights are fitted on val, or with `alike` equal: an ensemble. Raises ValueError for runs that do not fit
     together, or that were not evaluated on both splits.
     """
-    if len(runs) < 2:
+    if len(runs) < 2 and not alike:  # an ensemble of one run is that run
         raise ValueError(f"a fusion needs two runs or more, not only {' and '.join(map(str, runs))}")
     if out.resolve() in [run.resolve() for run in runs]:
         raise ValueError(f"{out} is one of the runs: choose a new --out")
@@ -129,7 +129,11 @@ def _evaluation(
 
 def _description(runs: Sequence[Path], weights: Weights | None) -> Derived:
     names = list(dict.fromkeys(map(name_without_seed, runs)))
-    of = f"{len(runs)} runs of {names[0]}" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    of = (
+        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} of {names[0]}"
+        if len(names) == 1
+        else f"{', '.join(names[:-1])} and {names[-1]}"
+    )
     fitted = None
     if weights is not None:
         named = {members: zip(members, own.tolist(), strict=True) for members, own in weights.items()}

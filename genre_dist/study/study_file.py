@@ -184,8 +184,8 @@ class Study:
             for member in fused.of:
                 require(member in there, f"{where}: `{member}` is none of stages and hidden: {', '.join(there)}")
             require(len(set(fused.of)) == len(fused.of), f"{where}: names must differ, got {', '.join(fused.of)}")
-            runs = len(fused.of) * (len(self.seeds) if fused.seeds == "together" else 1)
-            require(runs > 1, f"{where}: a fusion needs two runs; name another, or remove it by fused.{name}=null")
+            several = len(fused.of) > 1 or fused.seeds == "together"  # an ensemble of one seed is that run
+            require(several, f"{where}: a fusion needs two runs; name another, or remove it by fused.{name}=null")
         require(not self.fused or self.split != "train", "split: a fusion has predictions of val and test only")
 
 

@@ -169,6 +169,13 @@ def test_a_run_with_itself_and_equal_weights_has_its_own_figures(tmp_path: Path)
     assert (tmp_path / "twice" / "thresholds.json").read_bytes() == (run / "thresholds.json").read_bytes()
 
 
+def test_an_ensemble_of_one_run_is_that_run(tmp_path: Path) -> None:
+    text, *_ = write_runs(tmp_path)
+    assert fused([text], tmp_path / "alone", "--weights", "equal") == 0
+    mine, its = (read_evaluation(run, "test")[0] for run in (tmp_path / "alone", text))
+    np.testing.assert_allclose(mine.logits, its.logits, atol=1e-5)
+
+
 def test_an_ensemble_is_the_mean_of_the_seeds_that_have_a_film(tmp_path: Path) -> None:
     first, second, _ = write_runs(tmp_path)
     ids, labels = FIRST_ID + np.arange(90, 150), drawn_labels(150)[90:]

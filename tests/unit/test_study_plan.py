@@ -148,7 +148,6 @@ def test_several_ranks_are_started_by_torchrun() -> None:
         ("fused.late={of: [text, posters]}", "fused.late.of: `posters` is none of stages and hidden: text, poster"),
         ("fused={one: {of: [text, poster]}, two: {of: [one, text]}}", "fused.two.of: `one` is none of stages"),
         ("fused.late={of: [text]}", "fused.late.of: a fusion needs two runs"),
-        ("fused.late={of: [text], seeds: together}", "fused.late.of: a fusion needs two runs"),
         ("fused.late={of: [text, text]}", "fused.late.of: names must differ"),
         ("fused.report={of: [text, poster], seeds: together}", "fused.report: the study has report"),
         ("fused.text-seed0={of: [text, poster], seeds: together}", "fused.text-seed0: stages.text has text-seed0"),
