@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +13,11 @@ from genre_dist.compare.comparison_page import write_report
 from genre_dist.compare.comparison_tables import markdown, print_comparison
 from genre_dist.compare.costs import read_cost
 from genre_dist.compare.differences import FilmInfo, largest_differences, read_film_info
+from genre_dist.compare.intervals import Drawn, all_pairs, film_sets, resample, shared_by_all
 from genre_dist.compare.reference_2018 import study_2018
 from genre_dist.compare.results import Model, Result, on_films, read_models
 from genre_dist.compare.verdict import question_pair, strongest_pair, verdict
-from genre_dist.metrics.bootstrap import MEASURES, RESAMPLES, Scores, all_differences, holm, resampled
+from genre_dist.metrics.bootstrap import MEASURES, RESAMPLES, Scores
 from genre_dist.metrics.calibration import calibration
 from genre_dist.metrics.choosing import likeliest
 from genre_dist.metrics.measures import confusion, figures_of_named, mean_of_known, metrics, most_confused
@@ -25,13 +25,6 @@ from genre_dist.schema import TMDB, plural
 
 CONFUSED = 20
 """Pairs of labels in a model's table of those that are most often confused."""
-
-
-class FilmSet(NamedTuple):
-    """Films on which some models are compared."""
-
-    ids: NDArray[np.int64]
-    models: set[int]
 
 
 def compare(
@@ -76,10 +69,10 @@ def compared(
 ) -> dict[str, Any]:
     """The whole comparison as plain data, without titles and posters."""
     sets = film_sets(models)
-    drawn = {key: _resample(models, film_set, resamples) for key, film_set in sets.items()}
-    shared = _shared(models)
+    drawn = {key: resample(models, film_set, resamples) for key, film_set in sets.items()}
+    shared = shared_by_all(models)
     rows = [_row(model, number, drawn, shared) for number, model in enumerate(models)]
-    differences = _differences(models, drawn)
+    differences = all_pairs(models, drawn)
     pair = question_pair(models)
     comparison: dict[str, Any] = {
         "split": split,
@@ -104,68 +97,7 @@ def compared(
     return comparison
 
 
-def film_sets(models: Sequence[Model]) -> dict[bytes, FilmSet]:
-    """The sets of films to resample: each model's own, those that each pair shares, and those that all share.
-
-    Raises ValueError if two models share no film.
-    """
-    sets: dict[bytes, FilmSet] = {}
-
-    def need(ids: NDArray[np.int64], numbers: Sequence[int]) -> None:
-        sets.setdefault(ids.tobytes(), FilmSet(ids, set())).models.update(numbers)
-
-    for number, model in enumerate(models):
-        need(model.ids, [number])
-    for (i, one), (j, other) in combinations(enumerate(models), 2):
-        ids = np.intersect1d(one.ids, other.ids, assume_unique=True)
-        if not len(ids):
-            sample = one.declared.sample
-            raise ValueError(f"{one.name} and {other.name} were evaluated on no common {sample}: nothing to compare")
-        need(ids, [i, j])
-    need(_shared(models), range(len(models)))
-    return sets
-
-
-def _shared(models: Sequence[Model]) -> NDArray[np.int64]:
-    """The films that all models were evaluated on."""
-    shared = models[0].ids
-    for model in models[1:]:
-        shared = np.intersect1d(shared, model.ids, assume_unique=True)
-    if not len(shared):
-        sample = models[0].declared.sample
-        raise ValueError(f"there is no {sample} that all of these runs were evaluated on: compare fewer of them")
-    return shared
-
-
-Drawn = dict[int, list[NDArray[np.float64]]]
-"""Model -> per seed its measures over the resamples, [1 + resamples, measures]."""
-
-
-def _resample(models: Sequence[Model], films: FilmSet, resamples: int) -> Drawn:
-    scores = {
-        f"{number} {seed}": on_films(result, films.ids)
-        for number in sorted(films.models)
-        for seed, result in enumerate(models[number].results)
-    }
-    drawn = resampled(scores, resamples)
-    return {
-        number: [drawn[f"{number} {seed}"] for seed in range(len(models[number].results))] for number in films.models
-    }
-
-
-def _figures(seeds: list[NDArray[np.float64]]) -> dict[str, Any]:
-    """Each measure: the mean over the seeds, its interval over films, the seeds' standard deviation and values."""
-    figures = all_differences(np.mean(seeds, axis=0))
-    for column, measure in enumerate(MEASURES):
-        if (figure := figures[measure]) is not None:
-            values = [float(seed[0, column]) for seed in seeds]
-            spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            bounds = {name: figure[name] for name in ("value", "low", "high")}
-            figures[measure] = bounds | {"sd": spread, "seeds": values}
-    return figures
-
-
-def _row(model: Model, number: int, drawn: dict[bytes, Drawn], shared: NDArray[np.int64]) -> dict[str, Any]:
+def _row(model: Model, number: int, drawn: Mapping[bytes, Drawn], shared: NDArray[np.int64]) -> dict[str, Any]:
     """The figures of one model: measures, calibration, cost and learning curves."""
     cost, curves = read_cost(model.results)
     own = model.ids
@@ -179,8 +111,8 @@ def _row(model: Model, number: int, drawn: dict[bytes, Drawn], shared: NDArray[n
         "runs": [str(result.folder) for result in model.results],
         "films": len(own),
         "left_out": model.results[0].metrics.get("left_out", 0),
-        "on_own_films": _figures(drawn[own.tobytes()][number]),
-        "on_shared_films": _figures(drawn[shared.tobytes()][number]),
+        "on_own_films": drawn[own.tobytes()][number].figures(),
+        "on_shared_films": drawn[shared.tobytes()][number].figures(),
         "per_genre": _per_genre(model, shared),
         "calibration": calibration(logits, labels, choose),
         "cost": None if cost is None else cost._asdict(),
@@ -218,25 +150,6 @@ def _label_metrics(result: Result, scores: Scores) -> Mapping[str, Any]:
         return result.metrics["per_genre"]
     figures: dict[str, Any] = metrics(scores.logits, scores.labels, result.genres, scores.choose)["per_genre"]
     return figures
-
-
-def _differences(models: Sequence[Model], drawn: dict[bytes, Drawn]) -> list[dict[str, Any]]:
-    """The differences of each pair of models on the films they share: the later in the list minus the earlier."""
-    pairs: list[dict[str, Any]] = []
-    for (i, first), (j, later) in combinations(enumerate(models), 2):
-        ids = np.intersect1d(first.ids, later.ids, assume_unique=True)
-        here = drawn[ids.tobytes()]
-        one, other = np.mean(here[j], axis=0), np.mean(here[i], axis=0)
-        measures = all_differences(one, other)
-        pair: dict[str, Any] = {"one": later.name, "other": first.name, "films": len(ids), "measures": measures}
-        if any(beyond := [len(model.ids) - len(ids) for model in (later, first)]):
-            pair["beyond"] = beyond
-        pairs.append(pair)
-    for measure in MEASURES:
-        known = [pair["measures"][measure] for pair in pairs if pair["measures"][measure] is not None]
-        for row, adjusted in zip(known, holm([row["p"] for row in known]), strict=True):
-            row["p_holm"] = adjusted
-    return pairs
 
 
 def _notes(models: Sequence[Model], shared: NDArray[np.int64]) -> list[str]:

@@ -79,7 +79,7 @@ def sheets(comparison: dict[str, Any], pairs: Sequence[dict[str, Any]], declared
         ),
         *on_shared,
         (
-            f"Differences in points, 95 % interval (paired bootstrap over {samples})",
+            f"Differences in points, 95 % interval (paired bootstrap over {samples}, and over seeds)",
             [
                 *("difference", samples, *(shown.names[measure] for measure in shown.main)),
                 f"p, {shown.names[shown.decides[0]]} (Holm)",

@@ -1,8 +1,11 @@
 """Confidence intervals by the bootstrap: every measure over many resamples of the samples, the same for all runs.
 
 Efron and Tibshirani 1993, An Introduction to the Bootstrap: percentile intervals, paired where runs are compared.
+Several seeds of one model are drawn too, `over_seeds`.
 """
 
+import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -66,6 +69,27 @@ def resampled(runs: Mapping[str, Scores], resamples: int = RESAMPLES, seed: int 
                 parts[name].append(one.measures(weights))
             progress.advance(task, count)
     return {name: np.concatenate(part) for name, part in parts.items()}
+
+
+def over_seeds(seeds: Sequence[NDArray[np.float64]], name: str) -> NDArray[np.float64]:
+    """A model's values over resamples of the samples and of its seeds: [1 + resamples, ...], from those of each seed.
+
+    The first row is the mean over the seeds. In every resample as many seeds are drawn with replacement as there are
+    (Davison and Hinkley 1997, Bootstrap Methods and their Application, section 3.8). A mean over n drawn seeds spreads
+    too little by the factor sqrt((n - 1) / n), the narrowness bias, so its deviation from the mean over all seeds is
+    scaled by sqrt(n / (n - 1)) (Hesterberg 2015, What Teachers Should Know about the Bootstrap). A single
+    seed stays as it is. The draws follow from the model's name: they are the same whichever other models there are,
+    and those of two models are independent.
+    """
+    values = np.stack(seeds)  # [seeds, 1 + resamples, ...]
+    count, rows = values.shape[:2]
+    mean = values.mean(axis=0)
+    if count == 1:
+        return mean
+    random = np.random.default_rng([1, *os.fsencode(name)])
+    drawn = random.multinomial(count, np.full(count, 1 / count), size=rows) / count  # [1 + resamples, seeds]
+    drawn[0] = 1 / count
+    return np.asarray(mean + math.sqrt(count / (count - 1)) * (np.einsum("rs,sr...->r...", drawn, values) - mean))
 
 
 def difference(one: NDArray[np.float64], other: NDArray[np.float64] | None = None) -> Difference | None:

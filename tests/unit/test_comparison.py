@@ -200,6 +200,17 @@ def test_a_difference_of_seeds_is_the_difference_of_their_means(told: dict[str, 
     assert pair["measures"]["mean_average_precision"]["value"] == pytest.approx(means[0] - means[1])
 
 
+def test_an_interval_of_several_seeds_covers_the_luck_of_training(tmp_path: Path) -> None:
+    """Two seeds of very different skill: their mean is less sure than that of two seeds that agree."""
+    spread = [write_plain(tmp_path / f"spread-seed{seed}", skill, seed) for seed, skill in enumerate((1.0, 3.0))]
+    alike = [write_plain(tmp_path / f"alike-seed{seed}", 2.0, seed) for seed in range(2)]
+    found = compared(read_models([*spread, *alike], "test"), resamples=QUICK)
+    widths = [row(found, name)["on_own_films"]["micro_f1"] for name in ("spread", "alike")]
+    assert widths[0]["high"] - widths[0]["low"] > 2 * (widths[1]["high"] - widths[1]["low"])
+    (pair,) = found["differences"]
+    assert pair["measures"]["micro_f1"]["low"] < 0 < pair["measures"]["micro_f1"]["high"]
+
+
 def test_any_folder_with_predictions_and_metrics_can_be_compared(tmp_path: Path) -> None:
     runs = [write_plain(tmp_path / name, skill, 1) for name, skill in (("a", 1.0), ("b", 2.0))]
     told = compared(read_models(runs, "test"), resamples=QUICK)
