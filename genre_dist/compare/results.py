@@ -3,8 +3,9 @@
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +28,24 @@ from genre_dist.metrics.evaluation_files import (
 )
 from genre_dist.metrics.thresholds import fit_thresholds, load_thresholds
 from genre_dist.schema import TMDB, Schema, plural
+from genre_dist.sealed import read_sealed
 
+DERIVED = "derived.json"
+"""The description in a folder of predictions that were made from evaluated runs."""
 _SEEDED = re.compile(f"(?P<name>.+)[-_/.]{SEED}", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derived:
+    """How predictions were made from evaluated runs: with hidden fields, or several runs' together."""
+
+    kind: Literal["hidden", "late fusion", "ensemble"]
+    title: str
+    of: tuple[str, ...]
+    """The folders of the runs."""
+    hidden: tuple[str, ...] = ()
+    """The fields that were hidden."""
+    weights: tuple[float, ...] | None = None
 
 
 class Result(NamedTuple):
@@ -48,6 +65,8 @@ class Result(NamedTuple):
     declared: Schema = TMDB
     keys: list[str] | None = None
     """The ids as the data has them; None if they are these numbers."""
+    derived: Derived | None = None
+    """The content of derived.json; None for a run."""
 
     @property
     def genres(self) -> list[str]:
@@ -75,12 +94,19 @@ class Model(NamedTuple):
 
     @property
     def kind(self) -> str:
-        config = self.results[0].config
+        config, derived = self.results[0].config, self.derived
+        if derived is not None:
+            return derived.kind
         return "baseline" if config is None else config.model.kind
 
     @property
     def title(self) -> str:
-        return str(self.results[0].baseline.get("title", self.name))
+        return self.derived.title if self.derived else str(self.results[0].baseline.get("title", self.name))
+
+    @property
+    def derived(self) -> Derived | None:
+        """How the predictions were made from those of runs; None for a run."""
+        return self.results[0].derived
 
     @property
     def unlike_seeds(self) -> str | None:
@@ -155,7 +181,7 @@ def read_result(folder: Path, split: str) -> Result:
     ):  # an evaluation of a version that stored no thresholds
         on_val = read_predictions(val, genres, declared)
         thresholds = fit_thresholds(on_val.logits, on_val.labels)
-    config, baseline = folder / CONFIG, folder / BASELINE
+    config, baseline, derived = folder / CONFIG, folder / BASELINE, folder / DERIVED
     return Result(
         folder=folder,
         ids=ids,
@@ -166,6 +192,7 @@ def read_result(folder: Path, split: str) -> Result:
         baseline=read_description(baseline) if baseline.is_file() else {},
         declared=declared,
         keys=keys,
+        derived=read_sealed(Derived, derived, "make the folder again") if derived.is_file() else None,
     )
 
 
