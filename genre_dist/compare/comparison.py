@@ -14,9 +14,10 @@ from genre_dist.compare.comparison_tables import markdown, print_comparison
 from genre_dist.compare.costs import read_cost
 from genre_dist.compare.differences import FilmInfo, largest_differences, read_film_info
 from genre_dist.compare.intervals import Drawn, all_pairs, film_sets, resample, shared_by_all
+from genre_dist.compare.questions import last_against_first, questions, without_their_run
 from genre_dist.compare.reference_2018 import study_2018
 from genre_dist.compare.results import Model, Result, on_films, read_models
-from genre_dist.compare.verdict import question_pair, strongest_pair, verdict
+from genre_dist.compare.verdict import answers, headline, strongest_pair
 from genre_dist.metrics.bootstrap import MEASURES, RESAMPLES, Scores
 from genre_dist.metrics.calibration import calibration
 from genre_dist.metrics.choosing import likeliest
@@ -73,7 +74,9 @@ def compared(
     shared = shared_by_all(models)
     rows = [_row(model, number, drawn, shared) for number, model in enumerate(models)]
     differences = all_pairs(models, drawn)
-    pair = question_pair(models)
+    asked = questions(models)
+    main = asked or last_against_first(models)
+    answered = answers(main, differences, resamples, models[0].declared)
     comparison: dict[str, Any] = {
         "split": split,
         "resamples": resamples,
@@ -83,15 +86,16 @@ def compared(
         "notes": _notes(models, shared),
         "models": rows,
         "differences": differences,
-        "headline": verdict(models, rows, differences, pair),
+        "headline": headline(models, rows, differences, answered, resamples),
+        "questions": answered if asked else [],
         "strongest": strongest_pair(models, differences),
         "films": {},
         "study_2018": study_2018() if models[0].declared == TMDB else None,
     }
     if models[0].declared != TMDB:
         comparison["schema"] = models[0].declared.to_dict()
-    if pair is not None:
-        one, other = (models[number] for number in pair)
+    if main:
+        one, other, _ = main[0].pairs[0]
         ids = np.intersect1d(one.ids, other.ids, assume_unique=True)
         comparison["films"] = {"one": one.name, "other": other.name} | largest_differences(one, other, ids, films)
     return comparison
@@ -174,6 +178,8 @@ def _notes(models: Sequence[Model], shared: NDArray[np.int64]) -> list[str]:
     unfitted = [model.name for model in models if any(result.scores.thresholds is None for result in model.results)]
     if unfitted and declared.labels.choose == "many":
         notes.append(f"No thresholds for {', '.join(unfitted)}: `genre-dist evaluate RUN --split val` fits them.")
+    if alone := without_their_run(models):
+        notes.append(f"{', '.join(alone)}: compared with no run, as that with all fields is not among these.")
     single = [model.name for model in models if len(model.results) == 1 and model.kind != "baseline"]
     if single:
         notes.append(

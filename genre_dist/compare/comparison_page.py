@@ -10,11 +10,18 @@ from markupsafe import Markup
 from genre_dist.compare import comparison_tables as tables
 from genre_dist.compare.reference_2018 import NOTE
 from genre_dist.compare.shown_measures import SHOWN, ShownMeasures
-from genre_dist.compare.verdict import between, reversed_pair
+from genre_dist.compare.verdict import basis, between, chance, p_value, reservation, reversed_pair
 from genre_dist.pages import charts
 from genre_dist.pages.rendering import points, write_page
 from genre_dist.schema import Schema, plural
 
+ROWS = {
+    "end_to_end": "Each model with trained encoders minus the one with frozen encoders of the same architectures",
+    "joint": "The strongest model of texts and images on val minus the strongest late fusion on val",
+    "pretrained": "The strongest model with a pretrained text encoder on val minus the strongest with a recurrent one",
+}
+"""What the rows of a question's figure are."""
+FIELD_ROWS = "Each model minus the same model with the field hidden"
 CURVES = {"train_loss": "Training loss", "val_micro_f1": "Val micro F1 at 0.5", "val_map": "Val mAP"}
 
 
@@ -33,17 +40,38 @@ def write_report(path: Path, comparison: dict[str, Any], posters: Mapping[int, b
         models=_models(comparison),
         genres=_genres(comparison, shown.of_label),
         measures=shown.columns,
+        questions=_questions(comparison, declared),
+        basis=partial(basis, declared=declared),
+        reservation=reservation,
         answer=_answer(comparison, shown),
         standings=_standings(comparison, shown.forests),
         pairs=_pairs(comparison, shown.forests),
         beyond=tables.beyond,
-        p_value=partial(tables.p_value, resamples=comparison["resamples"]),
+        p_value=partial(p_value, resamples=comparison["resamples"]),
+        chance=partial(chance, resamples=comparison["resamples"]),
         curves=_curves(comparison, declared),
         reliability=charts.reliability,
         cost_columns=tables.COST_COLUMNS,
         cost_cells=tables.cost_cells,
         strongest=tables.strongest_words(comparison["strongest"], declared) if comparison["strongest"] else None,
     )
+
+
+def _questions(comparison: dict[str, Any], declared: Schema) -> list[dict[str, Any]]:
+    """The questions with what their rows are, and a forest plot of these."""
+    names = SHOWN[declared.labels.choose].names
+    asked = []
+    for question in comparison["questions"]:
+        rows = []
+        for row in question["rows"]:
+            pair = f"{row['one']} \N{MINUS SIGN} {row['other']}"
+            name = f"{row['name']}: {pair}" if row["name"] not in ("", row["one"]) else pair
+            drawn = _difference_row(row, f"{pair}, {names[row['measure']]}")
+            drawn["tip"] += f"\n{chance(row, comparison['resamples'])}\n{basis(row, declared)}"
+            rows.append(drawn | {"name": name, "sure": row["verdict"] != "open"})
+        what = ROWS.get(question["key"], FIELD_ROWS)
+        asked.append(question | {"rows_are": what, "chart": charts.forest(rows, zero=True, label=_tick)})
+    return asked
 
 
 def _kinds(declared: Schema) -> dict[str, str]:
@@ -55,6 +83,9 @@ def _kinds(declared: Schema) -> dict[str, str]:
         "text": f"{declared.first('text')} only",
         "poster": f"{declared.first('image')} only",
         "baseline": "baseline",
+        "hidden": "fields hidden",
+        "late fusion": "late fusion",
+        "ensemble": "ensemble",
     }
 
 

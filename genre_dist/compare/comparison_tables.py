@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from genre_dist.compare.shown_measures import SHOWN, ShownMeasures
-from genre_dist.compare.verdict import between, interval
+from genre_dist.compare.verdict import between, interval, p_value
 from genre_dist.pages.rendering import points
 from genre_dist.printable import markdown as escaped
 from genre_dist.printable import printable, terminal
@@ -23,12 +23,6 @@ def share(figure: dict[str, Any] | None) -> str:
         return "-"
     spread = f" ± {figure['sd']:.3f}" if figure["sd"] is not None else ""
     return f"{figure['value']:.3f}{spread}"
-
-
-def p_value(p: float, resamples: int) -> str:
-    """A p value, as exact as the resamples allow."""
-    least = 2 / (resamples + 1)
-    return f"< {2 * least:.1g}" if p <= least * 1.001 else f"{p:.3f}"
 
 
 def cost_cells(cost: dict[str, Any] | None) -> tuple[str, ...]:
@@ -150,6 +144,8 @@ def print_comparison(comparison: dict[str, Any], declared: Schema) -> None:
     console.print(Text.assemble((printable(verdict["question"]), "bold"), " ", printable(verdict["answer"])))
     for line in _beside(comparison, declared):
         console.print(f"  {printable(line)}")
+    for question, answer in _further(comparison):
+        console.print(Text.assemble((printable(question), "bold"), " ", printable(answer)))
 
 
 def markdown(comparison: dict[str, Any], declared: Schema) -> str:
@@ -157,6 +153,8 @@ def markdown(comparison: dict[str, Any], declared: Schema) -> str:
     verdict = comparison["headline"]
     lines = [f"# {escaped(verdict['question'])}", "", f"**{escaped(verdict['answer'])}**", ""]
     lines += [f"- {escaped(line)}" for line in _beside(comparison, declared)]
+    further = _further(comparison)
+    lines += [line for question, answer in further for line in ("", f"**{escaped(question)}** {escaped(answer)}")]
     lines += ["", *(f"> {escaped(note)}\n" for note in comparison["notes"])]
     for title, header, rows in sheets(comparison, comparison["differences"], declared):
         cells = [list(map(escaped, header)), ["---"] * len(header), *([escaped(row[0]), *row[1:]] for row in rows)]
@@ -170,6 +168,15 @@ def _beside(comparison: dict[str, Any], declared: Schema) -> list[str]:
     """The remarks beside the answer."""
     strongest = [strongest_words(comparison["strongest"], declared)] if comparison["strongest"] else []
     return [*comparison["headline"].get("beside", []), *strongest]
+
+
+def _further(comparison: dict[str, Any]) -> list[tuple[str, str]]:
+    """The questions beside the headline's pair, and their answers."""
+    return [
+        (answered["question"], answered["answer"])
+        for number, answered in enumerate(comparison["questions"])
+        if number or len(answered["rows"]) > 1
+    ]
 
 
 def strongest_words(row: dict[str, Any], declared: Schema) -> str:
