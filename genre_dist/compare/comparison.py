@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from genre_dist.atomic import atomic_file
 from genre_dist.compare.comparison_page import write_report
 from genre_dist.compare.comparison_tables import markdown, print_comparison
+from genre_dist.compare.cost_question import cost_question
 from genre_dist.compare.costs import read_cost
 from genre_dist.compare.differences import FilmInfo, largest_differences, read_film_info
 from genre_dist.compare.intervals import Drawn, all_pairs, film_sets, resample, shared_by_all
@@ -86,8 +87,8 @@ def compared(
         "notes": _notes(models, shared),
         "models": rows,
         "differences": differences,
-        "headline": headline(models, rows, differences, answered, resamples),
-        "questions": answered if asked else [],
+        "headline": headline(models, rows, differences, answered),
+        "questions": [*(answered if asked else []), *cost_question(models, rows)],
         "strongest": strongest_pair(models, differences),
         "films": {},
         "study_2018": study_2018() if models[0].declared == TMDB else None,

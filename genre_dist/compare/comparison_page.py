@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from genre_dist.compare import comparison_tables as tables
+from genre_dist.compare.costs import hours
 from genre_dist.compare.reference_2018 import NOTE
 from genre_dist.compare.shown_measures import SHOWN, ShownMeasures
 from genre_dist.compare.verdict import basis, between, chance, p_value, reservation, reversed_pair
@@ -63,6 +64,9 @@ def _questions(comparison: dict[str, Any], declared: Schema) -> list[dict[str, A
     asked = []
     for question in comparison["questions"]:
         rows = []
+        if question["key"] == "cost":
+            asked.append(question | {"chart": _costs(comparison, question["rows"], names)})
+            continue
         for row in question["rows"]:
             pair = f"{row['one']} \N{MINUS SIGN} {row['other']}"
             name = f"{row['name']}: {pair}" if row["name"] not in ("", row["one"]) else pair
@@ -72,6 +76,19 @@ def _questions(comparison: dict[str, Any], declared: Schema) -> list[dict[str, A
         what = ROWS.get(question["key"], FIELD_ROWS)
         asked.append(question | {"rows_are": what, "chart": charts.forest(rows, zero=True, label=_tick)})
     return asked
+
+
+def _costs(comparison: dict[str, Any], rows: Sequence[dict[str, Any]], names: Mapping[str, str]) -> dict[str, Any]:
+    """A scatter plot of the models: their measure over their hours."""
+    styles = {row["name"]: row["style"] for row in _models(comparison)}
+    drawn = []
+    for row in rows:
+        figures = f"{names[row['measure']]} {row['value']:.3f}\n95 % interval {row['low']:.3f} to {row['high']:.3f}"
+        tip = f"{row['model']}: {'at least ' * row['at_least']}{hours(row['hours'])}\n{figures}"
+        if row["peak_memory_bytes"] is not None:
+            tip += f"\npeak memory {row['peak_memory_bytes'] / 2**30:.1f} GiB"
+        drawn.append(row | {"name": row["model"], "style": styles[row["model"]], "tip": tip})
+    return charts.scatter(drawn, label=lambda value: f"{value:g}")
 
 
 def _kinds(declared: Schema) -> dict[str, str]:
@@ -191,7 +208,7 @@ def _curves(comparison: dict[str, Any], declared: Schema) -> list[dict[str, Any]
         series = [{"name": row["name"], "style": row["style"], "points": row["curves"][name]} for row in models]
         axes: dict[str, tuple[int, Callable[[float], str]]] = {
             "steps": (0, lambda value: f"{value:,.0f}"),
-            "time": (1, lambda value: tables.hours(value) if value else "0"),
+            "time": (1, lambda value: hours(value) if value else "0"),
         }
         drawn = {axis: charts.lines(series, column, label) for axis, (column, label) in axes.items()}
         if drawn["steps"] is not None:

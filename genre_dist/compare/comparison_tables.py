@@ -7,6 +7,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from genre_dist.compare.costs import hours, hours_with_encoders
 from genre_dist.compare.shown_measures import SHOWN, ShownMeasures
 from genre_dist.compare.verdict import between, interval, p_value
 from genre_dist.pages.rendering import points
@@ -14,7 +15,7 @@ from genre_dist.printable import markdown as escaped
 from genre_dist.printable import printable, terminal
 from genre_dist.schema import Schema
 
-COST_COLUMNS = ("hours", "device hours", "peak memory", "samples/s", "steps")
+COST_COLUMNS = ("hours", "with encoders", "device hours", "peak memory", "samples/s", "steps")
 
 
 def share(figure: dict[str, Any] | None) -> str:
@@ -26,25 +27,19 @@ def share(figure: dict[str, Any] | None) -> str:
 
 
 def cost_cells(cost: dict[str, Any] | None) -> tuple[str, ...]:
-    """Hours, device hours, peak memory, speed and steps."""
+    """Hours, those with the runs that the encoders started from, device hours, peak memory, speed and steps."""
     if cost is None:
         return ("-",) * len(COST_COLUMNS)
     devices = "-" if cost["device_hours"] is None else f"{hours(cost['device_hours'])} {device_word(cost)}"
     memory = cost["peak_memory_bytes"]
     return (
         hours(cost["hours"]),
+        hours_with_encoders(cost),
         devices,
         "-" if memory is None else f"{memory / 2**30:.1f} GiB",
         "-" if cost["samples_per_second"] is None else f"{cost['samples_per_second']:,.1f}",
         "-" if cost["steps"] is None else f"{cost['steps']:,}",
     )
-
-
-def hours(value: float) -> str:
-    """Hours, minutes or seconds, whichever reads well."""
-    if value >= 1:
-        return f"{value:.1f} h"
-    return f"{60 * value:.1f} min" if value >= 1 / 60 else f"{3600 * value:.1f} s"
 
 
 def device_word(cost: dict[str, Any]) -> str:
@@ -171,12 +166,9 @@ def _beside(comparison: dict[str, Any], declared: Schema) -> list[str]:
 
 
 def _further(comparison: dict[str, Any]) -> list[tuple[str, str]]:
-    """The questions beside the headline's pair, and their answers."""
-    return [
-        (answered["question"], answered["answer"])
-        for number, answered in enumerate(comparison["questions"])
-        if number or len(answered["rows"]) > 1
-    ]
+    """The questions beside the headline's, and their answers."""
+    asked = comparison["questions"]
+    return [(one["question"], one["answer"]) for one in asked if one["question"] != comparison["headline"]["question"]]
 
 
 def strongest_words(row: dict[str, Any], declared: Schema) -> str:

@@ -54,7 +54,7 @@ def sentence(rows: Sequence[dict[str, Any]], resamples: int, declared: Schema) -
     )
     if len(rows) > 1:
         ahead, behind = (sum(other["verdict"] == verdict for other in rows) for verdict in ("yes", "no"))
-        words += f" Of {len(rows)} pairs {ahead} gain and {behind} lose."
+        words += f" Of {len(rows)} pairs, {ahead} {'is' if ahead == 1 else 'are'} ahead and {behind} behind."
     return words
 
 
@@ -77,7 +77,6 @@ def headline(
     rows: Sequence[dict[str, Any]],
     differences: Sequence[dict[str, Any]],
     answered: Sequence[dict[str, Any]],
-    resamples: int,
 ) -> dict[str, Any]:
     """The first pair of the first question with its answer, and remarks on other measures and on cost."""
     if not answered:
@@ -88,7 +87,7 @@ def headline(
     costs = [next(model for model in rows if model["name"] == row[side]) for side in ("one", "other")]
     return {
         "question": answered[0]["question"],
-        "answer": sentence([row], resamples, declared),
+        "answer": answered[0]["answer"],
         **row,
         "beside": [*_disagreeing(difference["measures"], measure, shown), *_price(costs[0], costs[1])],
     }
@@ -176,8 +175,9 @@ def _disagreeing(measures: dict[str, Any], chosen: str, shown: ShownMeasures) ->
 
 
 def _price(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The ratio of the two models' training hours, as a sentence."""
-    costs = [row["cost"] and (row["cost"]["device_hours"] or row["cost"]["hours"]) for row in (one, other)]
-    if not all(costs):
-        return []
-    return [f"Training took {costs[0] / costs[1]:.1f} times the hours of {other['name']}."]
+    """The ratio of the two models' training hours, as a sentence: of hours times devices if those of both are known."""
+    costs = [row["cost"] or {} for row in (one, other)]
+    for hours in ("device_hours", "hours"):
+        if all(cost.get(hours) for cost in costs):
+            return [f"Training took {costs[0][hours] / costs[1][hours]:.1f} times the hours of {other['name']}."]
+    return []

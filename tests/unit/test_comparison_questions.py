@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from study_runs import FROZEN, TEXT, WARM, drawn_labels, drawn_logits, write_config, write_evaluation
+from study_runs import FROZEN, TEXT, WARM, drawn_labels, drawn_logits, write_config, write_evaluation, write_record
 
 from genre_dist.compare.comparison import compare, compared
 from genre_dist.compare.results import read_models
@@ -177,3 +177,51 @@ def test_every_answer_is_on_the_page_in_markdown_and_in_the_terminal(
         assert question["answer"] in html.unescape(page)
         assert question["answer"].split(" (95")[0] in text
         assert question["answer"].split(" (95")[0] in printed
+
+
+# --- what each costs
+
+
+def trained(run: Path, skill: float, steps: int, options: tuple[str, ...] = TEXT) -> Path:
+    """A run of this many half seconds, with its weights."""
+    write(run, skill, options)
+    write_record(run, steps)
+    (run / "model.safetensors").touch()
+    return run
+
+
+def started_from(text: Path, poster: Path) -> tuple[str, ...]:
+    weights = [str(run / "model.safetensors") for run in (text, poster)]
+    return ("--model.text.weights", weights[0], "--model.poster.weights", weights[1])
+
+
+def test_hours_include_those_of_the_runs_before_each_once(tmp_path: Path) -> None:
+    text = trained(tmp_path / "text", 1.0, 100)
+    poster = trained(tmp_path / "poster", 1.0, 200, ("--model.text.arch", "none", *started_from(text, text)[:2]))
+    joint = trained(tmp_path / "joint", 3.0, 50, started_from(text, poster))
+    fused = derive(tmp_path / "fused", 2.0, "late fusion", joint)
+    hidden = derive(tmp_path / "hidden", 2.0, "hidden", joint, ("poster",))
+    comparison = compared(read_models([text, joint, fused, hidden], "test"), resamples=20)
+    costs = {row["name"]: row["cost"] and row["cost"]["hours_with_encoders"] for row in comparison["models"]}
+    seconds = {name: hours and round(3600 * hours) for name, hours in costs.items()}
+    assert seconds == {"text": 50, "joint": 175, "fused": 175, "hidden": None}
+    question = comparison["questions"][-1]
+    assert question["question"] == "What does each cost?"
+    assert [(row["model"], row["at_least"]) for row in question["rows"]] == [
+        ("text", False),
+        ("joint", False),
+        ("fused", False),
+    ]
+    assert question["answer"].startswith("joint, the strongest on val, took 2.9 min of training")
+    assert "text, the cheapest, took 50.0 s and has" in question["answer"]
+
+
+def test_hours_of_encoders_that_left_no_record_are_not_invented(tmp_path: Path) -> None:
+    joint = trained(tmp_path / "joint", 3.0, 50, started_from(tmp_path / "gone", tmp_path / "gone"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "model.safetensors").touch()  # of no run: its hours are not asked for
+    other = trained(tmp_path / "other", 1.0, 50, started_from(elsewhere, elsewhere))
+    question = compared(read_models([joint, other], "test"), resamples=20)["questions"][-1]
+    assert [(row["model"], row["at_least"]) for row in question["rows"]] == [("joint", True), ("other", False)]
+    assert "took at least 25.0 s" in question["answer"]
