@@ -15,9 +15,11 @@ from genre_dist.compare.cost_question import cost_question
 from genre_dist.compare.costs import read_cost
 from genre_dist.compare.differences import FilmInfo, largest_differences, read_film_info
 from genre_dist.compare.intervals import Drawn, all_pairs, film_sets, resample, shared_by_all
+from genre_dist.compare.label_figures import Bounds, instead, label_intervals, precision_recall, with_intervals
 from genre_dist.compare.questions import last_against_first, questions, without_their_run
 from genre_dist.compare.reference_2018 import study_2018
 from genre_dist.compare.results import Model, Result, on_films, read_models
+from genre_dist.compare.shown_measures import SHOWN
 from genre_dist.compare.verdict import answers, headline, strongest_pair
 from genre_dist.metrics.bootstrap import MEASURES, RESAMPLES, Scores
 from genre_dist.metrics.calibration import calibration
@@ -73,7 +75,11 @@ def compared(
     sets = film_sets(models)
     drawn = {key: resample(models, film_set, resamples) for key, film_set in sets.items()}
     shared = shared_by_all(models)
-    rows = [_row(model, number, drawn, shared) for number, model in enumerate(models)]
+    of_labels = label_intervals(models, shared, resamples)
+    rows = [
+        _row(model, number, drawn, shared, intervals)
+        for number, (model, intervals) in enumerate(zip(models, of_labels, strict=True))
+    ]
     differences = all_pairs(models, drawn)
     asked = questions(models)
     main = asked or last_against_first(models)
@@ -91,6 +97,7 @@ def compared(
         "questions": [*(answered if asked else []), *cost_question(models, rows)],
         "strongest": strongest_pair(models, differences),
         "films": {},
+        "precision_recall": None,
         "study_2018": study_2018() if models[0].declared == TMDB else None,
     }
     if models[0].declared != TMDB:
@@ -98,12 +105,19 @@ def compared(
     if main:
         one, other, _ = main[0].pairs[0]
         ids = np.intersect1d(one.ids, other.ids, assume_unique=True)
+        comparison["precision_recall"] = precision_recall(one, other)
         comparison["films"] = {"one": one.name, "other": other.name} | largest_differences(one, other, ids, films)
     return comparison
 
 
-def _row(model: Model, number: int, drawn: Mapping[bytes, Drawn], shared: NDArray[np.int64]) -> dict[str, Any]:
-    """The figures of one model: measures, calibration, cost and learning curves."""
+def _row(
+    model: Model,
+    number: int,
+    drawn: Mapping[bytes, Drawn],
+    shared: NDArray[np.int64],
+    of_labels: Bounds,
+) -> dict[str, Any]:
+    """The figures of one model: measures, calibration, cost and learning curves; `of_labels` are intervals of F1."""
     cost, curves = read_cost(model.results)
     own = model.ids
     scores = [on_films(result, own) for result in model.results]
@@ -118,7 +132,7 @@ def _row(model: Model, number: int, drawn: Mapping[bytes, Drawn], shared: NDArra
         "left_out": model.results[0].metrics.get("left_out", 0),
         "on_own_films": drawn[own.tobytes()][number].figures(),
         "on_shared_films": drawn[shared.tobytes()][number].figures(),
-        "per_genre": _per_genre(model, shared),
+        "per_genre": with_intervals(_per_genre(model, shared), of_labels, SHOWN[choose].of_label),
         "calibration": calibration(logits, labels, choose),
         "cost": None if cost is None else cost._asdict(),
         "curves": curves._asdict(),
@@ -126,6 +140,8 @@ def _row(model: Model, number: int, drawn: Mapping[bytes, Drawn], shared: NDArra
     if choose == "one":
         counts = confusion(likeliest(logits), labels)
         row["confused"] = most_confused(counts, model.results[0].genres, CONFUSED)
+    else:
+        row["named_instead"] = instead(model, CONFUSED)
     return row
 
 

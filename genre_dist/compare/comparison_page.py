@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from genre_dist.compare import comparison_tables as tables
 from genre_dist.compare.costs import hours
+from genre_dist.compare.label_figures import RECALLS
 from genre_dist.compare.reference_2018 import NOTE
 from genre_dist.compare.shown_measures import SHOWN, ShownMeasures
 from genre_dist.compare.verdict import basis, between, chance, p_value, reservation, reversed_pair
@@ -52,6 +53,7 @@ def write_report(path: Path, comparison: dict[str, Any], posters: Mapping[int, b
         chance=partial(chance, resamples=comparison["resamples"]),
         curves=_curves(comparison, declared),
         reliability=charts.reliability,
+        steps=partial(charts.steps, xs=RECALLS.tolist()),
         cost_columns=tables.COST_COLUMNS,
         cost_cells=tables.cost_cells,
         strongest=tables.strongest_words(comparison["strongest"], declared) if comparison["strongest"] else None,
@@ -114,13 +116,16 @@ def _models(comparison: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _genres(comparison: dict[str, Any], measure: str) -> list[dict[str, Any]]:
-    """Each label with every model's F1, and the best F1."""
+    """Each label with every model's F1 and its interval, and the best F1."""
     rows = []
     for genre in comparison["genres"]:
         figures = [row["per_genre"][genre] for row in comparison["models"]]
         f1 = [row[measure] for row in figures]
+        bounds = [(row[f"{measure}_low"], row[f"{measure}_high"]) for row in figures]
         best = max((value for value in f1 if value is not None), default=None)
-        rows.append({"name": genre, "films": max(row["films"] for row in figures), "f1": f1, "best": best})
+        rows.append(
+            {"name": genre, "films": max(row["films"] for row in figures), "f1": f1, "bounds": bounds, "best": best}
+        )
     return rows
 
 

@@ -61,7 +61,7 @@ class DrawnModel(NamedTuple):
 
     def figures(self) -> dict[str, Any]:
         """Each measure: the mean over the seeds, its interval, the seeds' standard deviation and values."""
-        figures = all_differences(self.values)
+        figures = all_differences(self.values.clip(0, 1))  # scaled deviations of seeds may lead out of it
         for column, measure in enumerate(MEASURES):
             if (figure := figures[measure]) is not None:
                 values = self.seeds[:, column].tolist()

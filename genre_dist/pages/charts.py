@@ -161,3 +161,10 @@ def reliability(curve: Sequence[Row]) -> list[Row]:
         }
         for point in curve
     ]
+
+
+def steps(ys: Sequence[float], xs: Sequence[float]) -> str:
+    """A line from 0 through points of shares, in a square of 100: each value holds from the point before to its own."""
+    starts = [0.0, *xs[:-1]]
+    pairs = [(x, y) for start, end, y in zip(starts, xs, ys, strict=True) for x, y in ((start, y), (end, y))]
+    return " ".join(f"{round(100 * x, 1):g},{round(100 - 100 * y, 1):g}" for x, y in pairs)
