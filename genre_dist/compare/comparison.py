@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
+from genre_dist.compare.comparison_csv import write_csv
 from genre_dist.compare.comparison_page import write_report
 from genre_dist.compare.comparison_tables import markdown, print_comparison
 from genre_dist.compare.cost_question import cost_question
@@ -39,7 +40,7 @@ def compare(
     films: int = 6,
     shards: Path | str | None = None,
 ) -> dict[str, Any]:
-    """Compare evaluated runs; prints the tables and writes comparison.json, comparison.md and index.html.
+    """Compare evaluated runs; prints the tables and writes comparison.json, .md and .csv and index.html.
 
     The report lists `films` of the largest wins and losses, with titles and posters from `shards` (the runs' own by
     default). RAM holds the predictions of the split, 95 bytes a film and run, and chunks of the resamples. Raises
@@ -54,7 +55,8 @@ def compare(
     for film in (film for side in ("wins", "losses") for film in comparison["films"].get(side, [])):
         number = film["tmdb_id"]
         if number in infos:
-            film["title"], film["year"] = infos[number].title, infos[number].year
+            info = infos[number]
+            film |= {"title": info.title, "year": info.year, "texts": info.texts}
         if number in keys and film.get("title", str(number)) == str(number):  # it has no title of its own
             film["title"] = keys[number]
     out.mkdir(parents=True, exist_ok=True)
@@ -62,6 +64,7 @@ def compare(
         json.dump(comparison, file, indent=1, allow_nan=False)
     with atomic_file(out / "comparison.md", "w") as file:
         file.write(markdown(comparison, declared))
+    write_csv(out, comparison)
     posters = {film: info.poster for film, info in infos.items() if info.poster}
     write_report(out / "index.html", comparison, posters, declared)
     print_comparison(comparison, declared)
@@ -217,7 +220,7 @@ def _keys(models: Sequence[Model]) -> dict[int, str]:
 def _film_info(
     models: Sequence[Model], comparison: dict[str, Any], shards: Path | str | None
 ) -> tuple[dict[int, FilmInfo], str | None]:
-    """Titles and posters of the films in the comparison; and a note if the shards cannot be read."""
+    """Titles, posters and texts of the films in the comparison; and a note if the shards cannot be read."""
     films = [film["tmdb_id"] for side in ("wins", "losses") for film in comparison["films"].get(side, [])]
     configs = (result.config for model in models for result in model.results)
     own = next((Path(config.data.shards) for config in configs if config is not None), None)
@@ -227,4 +230,4 @@ def _film_info(
         return read_film_info(shards, comparison["split"], films), None
     except (ValueError, OSError) as error:
         images = plural(models[0].declared.first("image"))
-        return {}, f"Titles and {images} are missing ({error}); --shards FOLDER says where the shards are."
+        return {}, f"Titles, {images} and texts are missing ({error}); --shards FOLDER says where the shards are."

@@ -35,6 +35,7 @@ def write_report(path: Path, comparison: dict[str, Any], posters: Mapping[int, b
         "comparison.html",
         comparison=comparison,
         posters=posters,
+        has_texts=any(film.get("texts") for side in ("wins", "losses") for film in comparison["films"].get(side, [])),
         declared=declared,
         plural=plural(declared.label),
         labels=shown.names,

@@ -1,5 +1,6 @@
 """What compare finds in evaluated runs, whatever left them: seeds, film sets, costs, words, and the files it writes."""
 
+import csv
 import json
 import re
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from markupsafe import escape
 from one_label import ARTICLES, drawn_topics
 from study_runs import (
     FROZEN,
@@ -35,6 +37,7 @@ from genre_dist.metrics.calibration import calibration
 from genre_dist.metrics.measures import metrics
 from genre_dist.schema import Choose
 from genre_dist.stream.manifest import load_manifest
+from genre_dist.tars.films import shard_films
 
 pytestmark = pytest.mark.slow
 
@@ -340,6 +343,26 @@ def test_the_files_tell_the_same(told: dict[str, Any]) -> None:
     assert page.count("data:image/jpeg;base64,") == len(told["films"]["wins"]) + len(told["films"]["losses"])
 
 
+def test_the_csv_files_have_every_figure_once(told: dict[str, Any]) -> None:
+    report = told["folder"] / "report"
+    models, labels = (
+        list(csv.DictReader((report / name).read_text().splitlines()))
+        for name in ("comparison.csv", "comparison-labels.csv")
+    )
+    assert len(models) == len(told["models"]) * 2 * len(MEASURES)
+    (found,) = [one for one in models if (one["model"], one["set"], one["measure"]) == ("warm", "own", "micro_f1")]
+    figure = row(told, "warm")["on_own_films"]["micro_f1"]
+    assert [float(found[name]) for name in ("value", "low", "high", "sd")] == [
+        figure[name] for name in ("value", "low", "high", "sd")
+    ]
+    assert (found["kind"], found["seeds"], found["samples"]) == ("end to end", "2", str(row(told, "warm")["films"]))
+    (found,) = [one for one in labels if (one["model"], one["label"], one["measure"]) == ("svm", "Drama", "f1_fitted")]
+    drama = row(told, "svm")["per_genre"]["Drama"]
+    assert [float(found[name]) for name in ("value", "low", "high")] == [
+        drama[name] for name in ("f1_fitted", "f1_fitted_low", "f1_fitted_high")
+    ]
+
+
 @pytest.mark.parametrize("choose", ["many", "one"])
 def test_a_report_on_other_data_has_its_words_and_ids_and_nothing_of_2018(choose: Choose, tmp_path: Path) -> None:
     declared = replace(ARTICLES, labels=replace(ARTICLES.labels, choose=choose))
@@ -372,6 +395,26 @@ def test_shards_that_are_gone_cost_only_the_pictures(tmp_path: Path, sample_shar
     told = compare(runs, tmp_path / "report", resamples=50, shards=tmp_path / "gone")
     assert any("--shards" in note for note in told["notes"])
     assert told["films"]["wins"]
+
+
+def test_films_are_shown_with_their_texts_as_the_tokens_spell_them(told: dict[str, Any], sample_shards: Path) -> None:
+    films = told["films"]["wins"] + told["films"]["losses"]
+    manifest = load_manifest(sample_shards)
+    words = {film.id: " ".join(film.words or ()) for film in shard_films(manifest, ["test"])}
+    page = (told["folder"] / "report" / "index.html").read_text()
+    for film in films:
+        text = film["texts"]["overview"]
+        assert text.removesuffix("…") == words[film["tmdb_id"]][: len(text.removesuffix("…"))]
+        assert len(text) > 20
+        assert str(escape(text)) in page
+
+
+def test_a_long_text_is_cut_between_words(sample_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genre_dist.compare.differences.LONGEST_TEXT", 30)
+    ids, _ = labels_of(load_manifest(sample_shards), "test")
+    for info in read_film_info(sample_shards, "test", ids.tolist()).values():
+        assert info.texts["overview"].endswith("…")
+        assert len(info.texts["overview"]) <= 31
 
 
 def test_a_damaged_film_is_shown_by_its_id_alone(shards_copy: Path) -> None:
