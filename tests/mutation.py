@@ -164,10 +164,18 @@ MUTATIONS = (
     # study: the earlier model minus the later one
     Mutation(
         "sign_of_a_difference",
-        "comparison.py",
-        "np.mean(here[j], axis=0), np.mean(here[i], axis=0)",
-        "np.mean(here[i], axis=0), np.mean(here[j], axis=0)",
+        "intervals.py",
+        "all_differences(here[j].values, here[i].values)",
+        "all_differences(here[i].values, here[j].values)",
         "test_comparison.py",
+    ),
+    # study: a mean over drawn seeds spreads too little
+    Mutation(
+        "narrowness_of_seeds",
+        "bootstrap.py",
+        "math.sqrt(count / (count - 1))",
+        "1.0",
+        "test_bootstrap.py",
     ),
     # study/baselines: unknown words are counted as a word
     Mutation(

@@ -2,22 +2,27 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genre_dist.atomic import atomic_file
+from genre_dist.compare.comparison_csv import write_csv
 from genre_dist.compare.comparison_page import write_report
 from genre_dist.compare.comparison_tables import markdown, print_comparison
+from genre_dist.compare.cost_question import cost_question
 from genre_dist.compare.costs import read_cost
 from genre_dist.compare.differences import FilmInfo, largest_differences, read_film_info
+from genre_dist.compare.intervals import Drawn, all_pairs, film_sets, resample, shared_by_all
+from genre_dist.compare.label_figures import Bounds, instead, label_intervals, precision_recall, with_intervals
+from genre_dist.compare.questions import last_against_first, questions, without_their_run
 from genre_dist.compare.reference_2018 import study_2018
 from genre_dist.compare.results import Model, Result, on_films, read_models
-from genre_dist.compare.verdict import question_pair, strongest_pair, verdict
-from genre_dist.metrics.bootstrap import MEASURES, RESAMPLES, Scores, all_differences, holm, resampled
+from genre_dist.compare.shown_measures import SHOWN
+from genre_dist.compare.verdict import answers, headline, strongest_pair
+from genre_dist.metrics.bootstrap import MEASURES, RESAMPLES, Scores
 from genre_dist.metrics.calibration import calibration
 from genre_dist.metrics.choosing import likeliest
 from genre_dist.metrics.measures import confusion, figures_of_named, mean_of_known, metrics, most_confused
@@ -25,13 +30,6 @@ from genre_dist.schema import TMDB, plural
 
 CONFUSED = 20
 """Pairs of labels in a model's table of those that are most often confused."""
-
-
-class FilmSet(NamedTuple):
-    """Films on which some models are compared."""
-
-    ids: NDArray[np.int64]
-    models: set[int]
 
 
 def compare(
@@ -42,7 +40,7 @@ def compare(
     films: int = 6,
     shards: Path | str | None = None,
 ) -> dict[str, Any]:
-    """Compare evaluated runs; prints the tables and writes comparison.json, comparison.md and index.html.
+    """Compare evaluated runs; prints the tables and writes comparison.json, .md and .csv and index.html.
 
     The report lists `films` of the largest wins and losses, with titles and posters from `shards` (the runs' own by
     default). RAM holds the predictions of the split, 95 bytes a film and run, and chunks of the resamples. Raises
@@ -57,7 +55,8 @@ def compare(
     for film in (film for side in ("wins", "losses") for film in comparison["films"].get(side, [])):
         number = film["tmdb_id"]
         if number in infos:
-            film["title"], film["year"] = infos[number].title, infos[number].year
+            info = infos[number]
+            film |= {"title": info.title, "year": info.year, "texts": info.texts}
         if number in keys and film.get("title", str(number)) == str(number):  # it has no title of its own
             film["title"] = keys[number]
     out.mkdir(parents=True, exist_ok=True)
@@ -65,6 +64,7 @@ def compare(
         json.dump(comparison, file, indent=1, allow_nan=False)
     with atomic_file(out / "comparison.md", "w") as file:
         file.write(markdown(comparison, declared))
+    write_csv(out, comparison)
     posters = {film: info.poster for film, info in infos.items() if info.poster}
     write_report(out / "index.html", comparison, posters, declared)
     print_comparison(comparison, declared)
@@ -76,11 +76,17 @@ def compared(
 ) -> dict[str, Any]:
     """The whole comparison as plain data, without titles and posters."""
     sets = film_sets(models)
-    drawn = {key: _resample(models, film_set, resamples) for key, film_set in sets.items()}
-    shared = _shared(models)
-    rows = [_row(model, number, drawn, shared) for number, model in enumerate(models)]
-    differences = _differences(models, drawn)
-    pair = question_pair(models)
+    drawn = {key: resample(models, film_set, resamples) for key, film_set in sets.items()}
+    shared = shared_by_all(models)
+    of_labels = label_intervals(models, shared, resamples)
+    rows = [
+        _row(model, number, drawn, shared, intervals)
+        for number, (model, intervals) in enumerate(zip(models, of_labels, strict=True))
+    ]
+    differences = all_pairs(models, drawn)
+    asked = questions(models)
+    main = asked or last_against_first(models)
+    answered = answers(main, differences, resamples, models[0].declared)
     comparison: dict[str, Any] = {
         "split": split,
         "resamples": resamples,
@@ -90,83 +96,31 @@ def compared(
         "notes": _notes(models, shared),
         "models": rows,
         "differences": differences,
-        "headline": verdict(models, rows, differences, pair),
+        "headline": headline(models, rows, differences, answered),
+        "questions": [*(answered if asked else []), *cost_question(models, rows)],
         "strongest": strongest_pair(models, differences),
         "films": {},
+        "precision_recall": None,
         "study_2018": study_2018() if models[0].declared == TMDB else None,
     }
     if models[0].declared != TMDB:
         comparison["schema"] = models[0].declared.to_dict()
-    if pair is not None:
-        one, other = (models[number] for number in pair)
+    if main:
+        one, other, _ = main[0].pairs[0]
         ids = np.intersect1d(one.ids, other.ids, assume_unique=True)
+        comparison["precision_recall"] = precision_recall(one, other)
         comparison["films"] = {"one": one.name, "other": other.name} | largest_differences(one, other, ids, films)
     return comparison
 
 
-def film_sets(models: Sequence[Model]) -> dict[bytes, FilmSet]:
-    """The sets of films to resample: each model's own, those that each pair shares, and those that all share.
-
-    Raises ValueError if two models share no film.
-    """
-    sets: dict[bytes, FilmSet] = {}
-
-    def need(ids: NDArray[np.int64], numbers: Sequence[int]) -> None:
-        sets.setdefault(ids.tobytes(), FilmSet(ids, set())).models.update(numbers)
-
-    for number, model in enumerate(models):
-        need(model.ids, [number])
-    for (i, one), (j, other) in combinations(enumerate(models), 2):
-        ids = np.intersect1d(one.ids, other.ids, assume_unique=True)
-        if not len(ids):
-            sample = one.declared.sample
-            raise ValueError(f"{one.name} and {other.name} were evaluated on no common {sample}: nothing to compare")
-        need(ids, [i, j])
-    need(_shared(models), range(len(models)))
-    return sets
-
-
-def _shared(models: Sequence[Model]) -> NDArray[np.int64]:
-    """The films that all models were evaluated on."""
-    shared = models[0].ids
-    for model in models[1:]:
-        shared = np.intersect1d(shared, model.ids, assume_unique=True)
-    if not len(shared):
-        sample = models[0].declared.sample
-        raise ValueError(f"there is no {sample} that all of these runs were evaluated on: compare fewer of them")
-    return shared
-
-
-Drawn = dict[int, list[NDArray[np.float64]]]
-"""Model -> per seed its measures over the resamples, [1 + resamples, measures]."""
-
-
-def _resample(models: Sequence[Model], films: FilmSet, resamples: int) -> Drawn:
-    scores = {
-        f"{number} {seed}": on_films(result, films.ids)
-        for number in sorted(films.models)
-        for seed, result in enumerate(models[number].results)
-    }
-    drawn = resampled(scores, resamples)
-    return {
-        number: [drawn[f"{number} {seed}"] for seed in range(len(models[number].results))] for number in films.models
-    }
-
-
-def _figures(seeds: list[NDArray[np.float64]]) -> dict[str, Any]:
-    """Each measure: the mean over the seeds, its interval over films, the seeds' standard deviation and values."""
-    figures = all_differences(np.mean(seeds, axis=0))
-    for column, measure in enumerate(MEASURES):
-        if (figure := figures[measure]) is not None:
-            values = [float(seed[0, column]) for seed in seeds]
-            spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            bounds = {name: figure[name] for name in ("value", "low", "high")}
-            figures[measure] = bounds | {"sd": spread, "seeds": values}
-    return figures
-
-
-def _row(model: Model, number: int, drawn: dict[bytes, Drawn], shared: NDArray[np.int64]) -> dict[str, Any]:
-    """The figures of one model: measures, calibration, cost and learning curves."""
+def _row(
+    model: Model,
+    number: int,
+    drawn: Mapping[bytes, Drawn],
+    shared: NDArray[np.int64],
+    of_labels: Bounds,
+) -> dict[str, Any]:
+    """The figures of one model: measures, calibration, cost and learning curves; `of_labels` are intervals of F1."""
     cost, curves = read_cost(model.results)
     own = model.ids
     scores = [on_films(result, own) for result in model.results]
@@ -179,9 +133,9 @@ def _row(model: Model, number: int, drawn: dict[bytes, Drawn], shared: NDArray[n
         "runs": [str(result.folder) for result in model.results],
         "films": len(own),
         "left_out": model.results[0].metrics.get("left_out", 0),
-        "on_own_films": _figures(drawn[own.tobytes()][number]),
-        "on_shared_films": _figures(drawn[shared.tobytes()][number]),
-        "per_genre": _per_genre(model, shared),
+        "on_own_films": drawn[own.tobytes()][number].figures(),
+        "on_shared_films": drawn[shared.tobytes()][number].figures(),
+        "per_genre": with_intervals(_per_genre(model, shared), of_labels, SHOWN[choose].of_label),
         "calibration": calibration(logits, labels, choose),
         "cost": None if cost is None else cost._asdict(),
         "curves": curves._asdict(),
@@ -189,6 +143,8 @@ def _row(model: Model, number: int, drawn: dict[bytes, Drawn], shared: NDArray[n
     if choose == "one":
         counts = confusion(likeliest(logits), labels)
         row["confused"] = most_confused(counts, model.results[0].genres, CONFUSED)
+    else:
+        row["named_instead"] = instead(model, CONFUSED)
     return row
 
 
@@ -220,25 +176,6 @@ def _label_metrics(result: Result, scores: Scores) -> Mapping[str, Any]:
     return figures
 
 
-def _differences(models: Sequence[Model], drawn: dict[bytes, Drawn]) -> list[dict[str, Any]]:
-    """The differences of each pair of models on the films they share: the later in the list minus the earlier."""
-    pairs: list[dict[str, Any]] = []
-    for (i, first), (j, later) in combinations(enumerate(models), 2):
-        ids = np.intersect1d(first.ids, later.ids, assume_unique=True)
-        here = drawn[ids.tobytes()]
-        one, other = np.mean(here[j], axis=0), np.mean(here[i], axis=0)
-        measures = all_differences(one, other)
-        pair: dict[str, Any] = {"one": later.name, "other": first.name, "films": len(ids), "measures": measures}
-        if any(beyond := [len(model.ids) - len(ids) for model in (later, first)]):
-            pair["beyond"] = beyond
-        pairs.append(pair)
-    for measure in MEASURES:
-        known = [pair["measures"][measure] for pair in pairs if pair["measures"][measure] is not None]
-        for row, adjusted in zip(known, holm([row["p"] for row in known]), strict=True):
-            row["p_holm"] = adjusted
-    return pairs
-
-
 def _notes(models: Sequence[Model], shared: NDArray[np.int64]) -> list[str]:
     """Warnings for the reader: unequal films, unlike seeds, missing thresholds, single seeds."""
     notes = []
@@ -261,6 +198,8 @@ def _notes(models: Sequence[Model], shared: NDArray[np.int64]) -> list[str]:
     unfitted = [model.name for model in models if any(result.scores.thresholds is None for result in model.results)]
     if unfitted and declared.labels.choose == "many":
         notes.append(f"No thresholds for {', '.join(unfitted)}: `genre-dist evaluate RUN --split val` fits them.")
+    if alone := without_their_run(models):
+        notes.append(f"{', '.join(alone)}: compared with no run, as that with all fields is not among these.")
     single = [model.name for model in models if len(model.results) == 1 and model.kind != "baseline"]
     if single:
         notes.append(
@@ -281,7 +220,7 @@ def _keys(models: Sequence[Model]) -> dict[int, str]:
 def _film_info(
     models: Sequence[Model], comparison: dict[str, Any], shards: Path | str | None
 ) -> tuple[dict[int, FilmInfo], str | None]:
-    """Titles and posters of the films in the comparison; and a note if the shards cannot be read."""
+    """Titles, posters and texts of the films in the comparison; and a note if the shards cannot be read."""
     films = [film["tmdb_id"] for side in ("wins", "losses") for film in comparison["films"].get(side, [])]
     configs = (result.config for model in models for result in model.results)
     own = next((Path(config.data.shards) for config in configs if config is not None), None)
@@ -291,4 +230,4 @@ def _film_info(
         return read_film_info(shards, comparison["split"], films), None
     except (ValueError, OSError) as error:
         images = plural(models[0].declared.first("image"))
-        return {}, f"Titles and {images} are missing ({error}); --shards FOLDER says where the shards are."
+        return {}, f"Titles, {images} and texts are missing ({error}); --shards FOLDER says where the shards are."

@@ -7,14 +7,15 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from genre_dist.compare.costs import hours, hours_with_encoders
 from genre_dist.compare.shown_measures import SHOWN, ShownMeasures
-from genre_dist.compare.verdict import between, interval
+from genre_dist.compare.verdict import between, interval, p_value
 from genre_dist.pages.rendering import points
 from genre_dist.printable import markdown as escaped
 from genre_dist.printable import printable, terminal
 from genre_dist.schema import Schema
 
-COST_COLUMNS = ("hours", "device hours", "peak memory", "samples/s", "steps")
+COST_COLUMNS = ("hours", "with encoders", "device hours", "peak memory", "samples/s", "steps")
 
 
 def share(figure: dict[str, Any] | None) -> str:
@@ -25,32 +26,20 @@ def share(figure: dict[str, Any] | None) -> str:
     return f"{figure['value']:.3f}{spread}"
 
 
-def p_value(p: float, resamples: int) -> str:
-    """A p value, as exact as the resamples allow."""
-    least = 2 / (resamples + 1)
-    return f"< {2 * least:.1g}" if p <= least * 1.001 else f"{p:.3f}"
-
-
 def cost_cells(cost: dict[str, Any] | None) -> tuple[str, ...]:
-    """Hours, device hours, peak memory, speed and steps."""
+    """Hours, those with the runs that the encoders started from, device hours, peak memory, speed and steps."""
     if cost is None:
         return ("-",) * len(COST_COLUMNS)
     devices = "-" if cost["device_hours"] is None else f"{hours(cost['device_hours'])} {device_word(cost)}"
     memory = cost["peak_memory_bytes"]
     return (
         hours(cost["hours"]),
+        hours_with_encoders(cost),
         devices,
         "-" if memory is None else f"{memory / 2**30:.1f} GiB",
         "-" if cost["samples_per_second"] is None else f"{cost['samples_per_second']:,.1f}",
         "-" if cost["steps"] is None else f"{cost['steps']:,}",
     )
-
-
-def hours(value: float) -> str:
-    """Hours, minutes or seconds, whichever reads well."""
-    if value >= 1:
-        return f"{value:.1f} h"
-    return f"{60 * value:.1f} min" if value >= 1 / 60 else f"{3600 * value:.1f} s"
 
 
 def device_word(cost: dict[str, Any]) -> str:
@@ -79,7 +68,7 @@ def sheets(comparison: dict[str, Any], pairs: Sequence[dict[str, Any]], declared
         ),
         *on_shared,
         (
-            f"Differences in points, 95 % interval (paired bootstrap over {samples})",
+            f"Differences in points, 95 % interval (paired bootstrap over {samples}, and over seeds)",
             [
                 *("difference", samples, *(shown.names[measure] for measure in shown.main)),
                 f"p, {shown.names[shown.decides[0]]} (Holm)",
@@ -150,6 +139,8 @@ def print_comparison(comparison: dict[str, Any], declared: Schema) -> None:
     console.print(Text.assemble((printable(verdict["question"]), "bold"), " ", printable(verdict["answer"])))
     for line in _beside(comparison, declared):
         console.print(f"  {printable(line)}")
+    for question, answer in _further(comparison):
+        console.print(Text.assemble((printable(question), "bold"), " ", printable(answer)))
 
 
 def markdown(comparison: dict[str, Any], declared: Schema) -> str:
@@ -157,6 +148,8 @@ def markdown(comparison: dict[str, Any], declared: Schema) -> str:
     verdict = comparison["headline"]
     lines = [f"# {escaped(verdict['question'])}", "", f"**{escaped(verdict['answer'])}**", ""]
     lines += [f"- {escaped(line)}" for line in _beside(comparison, declared)]
+    further = _further(comparison)
+    lines += [line for question, answer in further for line in ("", f"**{escaped(question)}** {escaped(answer)}")]
     lines += ["", *(f"> {escaped(note)}\n" for note in comparison["notes"])]
     for title, header, rows in sheets(comparison, comparison["differences"], declared):
         cells = [list(map(escaped, header)), ["---"] * len(header), *([escaped(row[0]), *row[1:]] for row in rows)]
@@ -170,6 +163,12 @@ def _beside(comparison: dict[str, Any], declared: Schema) -> list[str]:
     """The remarks beside the answer."""
     strongest = [strongest_words(comparison["strongest"], declared)] if comparison["strongest"] else []
     return [*comparison["headline"].get("beside", []), *strongest]
+
+
+def _further(comparison: dict[str, Any]) -> list[tuple[str, str]]:
+    """The questions beside the headline's, and their answers."""
+    asked = comparison["questions"]
+    return [(one["question"], one["answer"]) for one in asked if one["question"] != comparison["headline"]["question"]]
 
 
 def strongest_words(row: dict[str, Any], declared: Schema) -> str:

@@ -1,15 +1,17 @@
 """Training costs and learning curves of runs, read line by line from metrics.jsonl."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple, NotRequired
+from typing import Annotated, Any, NamedTuple, NotRequired
 
 import numpy as np
 from annotated_types import Ge, Le
 from typing_extensions import TypedDict
 
 from genre_dist.compare.results import Result
-from genre_dist.config.run import RECORD
+from genre_dist.config import Config
+from genre_dist.config.files import load_config
+from genre_dist.config.run import CONFIG, RECORD
 from genre_dist.metrics.evaluation_files import Share
 from genre_dist.training.metrics_log import lines_of
 from genre_dist.validation import Count, parse_json
@@ -52,6 +54,8 @@ class Cost(NamedTuple):
     steps: int | None = None
     samples: int | None = None
     """Training samples, with repetitions; None unless every step was recorded."""
+    hours_with_encoders: float | None = None
+    """Hours with those of the runs that the encoders started from; None if one of these left no record."""
 
 
 class Curves(NamedTuple):
@@ -66,18 +70,76 @@ class Curves(NamedTuple):
 def read_cost(results: Sequence[Result]) -> tuple[Cost | None, Curves]:
     """A model's cost, a mean over its seeds (the highest peak of memory), and the curves of its first run."""
     records = [read_record(result.folder) for result in results]
-    costs = [cost or _cost_of_baseline(result) for (cost, _), result in zip(records, results, strict=True)]
+    costs = [_with_encoders(cost, result) for (cost, _), result in zip(records, results, strict=True)]
     known = [cost for cost in costs if cost is not None]
     if not known:
         return None, records[0][1]
-    hours = [cost.device_hours for cost in known]
     peaks = [cost.peak_memory_bytes for cost in known if cost.peak_memory_bytes is not None]
     mean = known[0]._replace(
         hours=float(np.mean([cost.hours for cost in known])),
-        device_hours=None if None in hours else float(np.mean([hour for hour in hours if hour is not None])),
+        device_hours=_mean([cost.device_hours for cost in known]),
+        hours_with_encoders=_mean([cost.hours_with_encoders for cost in known]),
         peak_memory_bytes=max(peaks, default=None),
     )
     return mean, records[0][1]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean; None if one is not known."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _with_encoders(cost: Cost | None, result: Result) -> Cost | None:
+    """A run's cost with the hours of the runs before it; a late fusion or an ensemble costs what its runs did."""
+    if result.derived is not None:
+        hours = None if result.derived["kind"] == "hidden" else _hours_of(map(Path, result.derived["of"]))
+        return None if hours is None else Cost(hours, hours_with_encoders=hours)
+    if cost is None:
+        baseline = _cost_of_baseline(result)
+        return baseline and baseline._replace(hours_with_encoders=baseline.hours)
+    before = _hours_of(_before(result.config)) if result.config else 0.0
+    return cost._replace(hours_with_encoders=None if before is None else cost.hours + before)
+
+
+def _hours_of(runs: Iterable[Path]) -> float | None:
+    """The hours of some runs and of those that their encoders started from; None if one of them left no record."""
+    waiting, hours = list(runs), dict[Path, float]()
+    while waiting:
+        run = waiting.pop().resolve()
+        if run in hours:
+            continue
+        cost, _ = read_record(run)
+        if cost is None:
+            return None
+        hours[run] = cost.hours
+        if (run / CONFIG).is_file():
+            waiting += _before(load_config(run / CONFIG))
+    return sum(hours.values())
+
+
+def _before(config: Config) -> list[Path]:
+    """The folders of the runs that a run's encoders started from. Weights of no run are left out."""
+    model = config.model
+    files = [Path(weights) for weights in (model.text.weights_file, model.poster.weights) if weights]
+    return [file.parent for file in files if file.suffix == ".safetensors" and not _is_of_no_run(file)]
+
+
+def _is_of_no_run(file: Path) -> bool:
+    return file.is_file() and not (file.parent / RECORD).is_file()
+
+
+def hours(value: float) -> str:
+    """Hours, minutes or seconds, whichever reads well."""
+    if value >= 1:
+        return f"{value:.1f} h"
+    return f"{60 * value:.1f} min" if value >= 1 / 60 else f"{3600 * value:.1f} s"
+
+
+def hours_with_encoders(cost: dict[str, Any]) -> str:
+    """The hours with those of the runs before; if these are not known, what they are more than."""
+    total = cost["hours_with_encoders"]
+    return f"> {hours(cost['hours'])}" if total is None else hours(total)
 
 
 def _cost_of_baseline(result: Result) -> Cost | None:

@@ -1,4 +1,4 @@
-"""Per-sample differences: films on which one model gains or loses most, with titles and posters from the shards."""
+"""Per-sample differences: films on which one model gains or loses most, with titles, posters and texts."""
 
 import io
 from collections.abc import Iterable, Mapping
@@ -12,14 +12,16 @@ from PIL import Image
 from genre_dist.compare.results import Model, on_films
 from genre_dist.metrics.choosing import log_losses, named_labels
 from genre_dist.packing.posters import load_rgb
+from genre_dist.packing.tokenizer import Tokenizer, tokenizer_of
 from genre_dist.schema import TMDB
 from genre_dist.storage import AnyPath
 from genre_dist.stream.manifest import Manifest, load_manifest
 from genre_dist.stream.order import Rows
-from genre_dist.stream.sample import load_about
+from genre_dist.stream.sample import load_about, load_tokens
 from genre_dist.tars.sample_reader import reader_type
 
 LONGEST_TITLE = 300
+LONGEST_TEXT = 400
 THUMBNAIL = (160, 240)  # pixels; posters have the proportions 2:3, and shards may hold them squashed to squares
 
 
@@ -30,6 +32,8 @@ class FilmInfo(NamedTuple):
     year: str
     images: dict[str, bytes]
     """Small JPEGs by field, of the images that can be read."""
+    texts: dict[str, str]
+    """By field, the texts as their tokens spell them, cut to LONGEST_TEXT letters."""
 
     @property
     def poster(self) -> bytes | None:
@@ -89,8 +93,12 @@ def _names(genres: list[str], chosen: NDArray[np.bool_]) -> list[str]:
 
 
 def read_film_info(shards: AnyPath | str, split: str, films: Iterable[int]) -> dict[int, FilmInfo]:
-    """Title, year and poster of those films that the shards have. Raises ValueError if there are no shards."""
+    """Title, year, posters and texts of those films that the shards have.
+
+    Raises ValueError if there are no shards, or the vocabulary or tokenizer that spells their tokens is missing.
+    """
     manifest = load_manifest(shards)
+    tokenizer = tokenizer_of(manifest.folder, manifest.text)
     reader, wanted = reader_type(manifest)(manifest, split, (), max_tokens=1), np.array(sorted(set(films)), np.int64)
     infos = {}
     for number in range(len(reader.index.sizes)):
@@ -98,20 +106,28 @@ def read_film_info(shards: AnyPath | str, split: str, films: Iterable[int]) -> d
         chosen = np.isin(reader.index.ids(rows), wanted)
         for found in reader.samples(Rows(rows.shard[chosen], rows.row[chosen])):
             with suppress(ValueError, KeyError):  # a damaged film has only its id in the report
-                infos[found.id] = _film_info(found.members, found.key, manifest)
+                infos[found.id] = _film_info(found.members, found.key, manifest, tokenizer)
     return infos
 
 
-def _film_info(members: Mapping[str, memoryview], key: str, manifest: Manifest) -> FilmInfo:
-    """A film's title and year, or the id of another sample, and its images."""
-    about, images = load_about(members["json"]), dict[str, bytes]()
+def _film_info(members: Mapping[str, memoryview], key: str, manifest: Manifest, tokenizer: Tokenizer) -> FilmInfo:
+    """A film's title and year, or the id of another sample, its images and its texts."""
+    about, images, texts = load_about(members["json"]), dict[str, bytes](), dict[str, str]()
     for field in manifest.declared.fields:
-        if field.kind == "image" and field.extension in members:
-            with suppress(ValueError):  # an image that cannot be read
+        if field.extension not in members:
+            continue
+        with suppress(ValueError):  # an image or a text that cannot be read
+            if field.kind == "text":
+                texts[field.name] = _cut(tokenizer.text(load_tokens(members[field.extension], tokenizer.size)))
+            elif field.kind == "image":
                 is_squashed_poster = manifest.declared == TMDB and manifest.image["fit"] == "squash"
                 images[field.name] = thumbnail(load_rgb(bytes(members[field.extension]))[0], is_squashed_poster)
     title, date = (str(about.get(name) or "") for name in ("title", "release_date"))
-    return FilmInfo(title[:LONGEST_TITLE] or key, date[:4], images)
+    return FilmInfo(title[:LONGEST_TITLE] or key, date[:4], images, texts)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT].rsplit(' ', 1)[0]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def thumbnail(pixels: NDArray[np.uint8], squashed: bool) -> bytes:

@@ -78,15 +78,19 @@ class Model(NamedTuple):
 
     @property
     def kind(self) -> str:
-        first = self.results[0]
-        if first.derived is not None:
-            return first.derived["kind"]
-        return "baseline" if first.config is None else first.config.model.kind
+        config, derived = self.results[0].config, self.derived
+        if derived is not None:
+            return derived["kind"]
+        return "baseline" if config is None else config.model.kind
 
     @property
     def title(self) -> str:
-        first = self.results[0]
-        return first.derived["title"] if first.derived is not None else str(first.baseline.get("title", self.name))
+        return self.derived["title"] if self.derived else str(self.results[0].baseline.get("title", self.name))
+
+    @property
+    def derived(self) -> Derived | None:
+        """How the predictions were made from those of runs; None for a run."""
+        return self.results[0].derived
 
     @property
     def unlike_seeds(self) -> str | None:

@@ -13,7 +13,7 @@ def add_verbs(verbs: Verbs) -> None:
     runs = "NAME-seed0 NAME-seed1 ... count as one model"
     verb.add_argument("folders", metavar="RUN", type=Path, nargs="+", help=runs)
     add_split(verb, "test")
-    verb.add_argument("--out", type=Path, default=Path("report"), help="for index.html, comparison.md, comparison.json")
+    verb.add_argument("--out", type=Path, default=Path("report"), help="for index.html, comparison.md, .json and .csv")
     verb.add_argument("--shards", help="where titles and images are, if not where the runs had them")
     verb.add_argument("--resamples", type=int, default=10_000, help="of the samples, for the intervals")
     verb.add_argument("--films", type=int, default=6, help="largest wins and losses to show")

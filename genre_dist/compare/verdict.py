@@ -3,55 +3,93 @@
 from collections.abc import Sequence
 from typing import Any
 
+from genre_dist.compare.questions import Pair, Question
 from genre_dist.compare.results import Model
 from genre_dist.compare.shown_measures import SHOWN, ShownMeasures
+from genre_dist.metrics.bootstrap import holm
 from genre_dist.pages.rendering import points
+from genre_dist.schema import Schema
+
+SURE = 0.05
+"""The largest p, after Holm's correction, of a difference that is called shown."""
 
 
-def question_pair(models: Sequence[Model]) -> tuple[int, int] | None:
-    """The models that the verdict compares: end to end against frozen, or the last against the first; None if alone.
+def answers(
+    asked: Sequence[Question], differences: Sequence[dict[str, Any]], resamples: int, declared: Schema
+) -> list[dict[str, Any]]:
+    """The answers to questions as plain data: a row for each pair, and a sentence about the first pair.
 
-    Among several end-to-end models, one that starts from trained encoders, as the frozen model does, comes first.
+    Holm's correction takes the pairs of all questions as one family.
     """
-    frozen = [number for number, model in enumerate(models) if model.kind == "frozen"]
-    open_ones = [number for number, model in enumerate(models) if model.kind == "end to end"]
-    if frozen and open_ones:
-        warm = [number for number in open_ones if models[number].starts_warm]
-        return (warm or open_ones)[0], frozen[0]
-    return (len(models) - 1, 0) if len(models) > 1 else None
+    of_questions = [[_row(pair, differences) for pair in question.pairs] for question in asked]
+    rows = [row for own in of_questions for row in own]
+    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = adjusted
+        row["verdict"] = _outcome(row) if adjusted <= SURE else "open"
+        row["word"] = {"yes": "Yes", "no": "No", "open": "Not shown"}[row["verdict"]]
+    return [
+        {"key": one.key, "question": one.text, "answer": sentence(own, resamples, declared), "rows": own}
+        for one, own in zip(asked, of_questions, strict=True)
+    ]
 
 
-def verdict(
+def _row(pair: Pair, differences: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The difference of a pair in the measure that decides."""
+    one, other = pair.one, pair.other
+    shown = SHOWN[one.declared.labels.choose]
+    difference, measure = _oriented_difference(differences, one.name, other.name, shown)
+    row = {"name": pair.name, "one": one.name, "other": other.name, "seeds": [len(one.results), len(other.results)]}
+    return row | {"films": difference["films"], "measure": measure, **difference["measures"][measure]}
+
+
+def sentence(rows: Sequence[dict[str, Any]], resamples: int, declared: Schema) -> str:
+    """The answer of a question's rows: the first pair's, with what it rests on, and how many others agree."""
+    row = rows[0]
+    name = SHOWN[declared.labels.choose].names[row["measure"]]
+    about = f" for {row['name']}" if row["name"] and row["name"] != row["one"] else ""
+    words = (
+        f"{row['word']}: {points(row['value'])} points of {name}{about} (95 % interval {between(row)}; "
+        f"{chance(row, resamples)}), {row['one']} minus "
+        f"{row['other']}, {basis(row, declared)}{reservation(row)}."
+    )
+    if len(rows) > 1:
+        ahead, behind = (sum(other["verdict"] == verdict for other in rows) for verdict in ("yes", "no"))
+        words += f" Of {len(rows)} pairs, {ahead} {'is' if ahead == 1 else 'are'} ahead and {behind} behind."
+    return words
+
+
+def basis(row: dict[str, Any], declared: Schema) -> str:
+    """What an answer rests on: seeds and samples."""
+    one, other = row["seeds"]
+    seeds = f"{one if one > 1 else 'one'} seed{'s' * (one > 1)} each" if one == other else f"{one} and {other} seeds"
+    return f"{seeds}, {row['films']:,} {declared.samples}"
+
+
+def reservation(row: dict[str, Any]) -> str:
+    """Why nothing is shown, after a semicolon."""
+    if row["verdict"] != "open":
+        return ""
+    return "; the interval includes zero" if _outcome(row) == "open" else "; after Holm's correction p is above 0.05"
+
+
+def headline(
     models: Sequence[Model],
     rows: Sequence[dict[str, Any]],
     differences: Sequence[dict[str, Any]],
-    pair: tuple[int, int] | None,
+    answered: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """The question, its answer, the difference that decides it, and remarks on other measures and on cost."""
-    if pair is None:
+    """The first pair of the first question with its answer, and remarks on other measures and on cost."""
+    if not answered:
         return {"question": f"How good is {models[0].name}?", "answer": "There is nothing to compare it with."}
-    one, other = (models[number] for number in pair)
-    declared = models[0].declared
+    row, declared = answered[0]["rows"][0], models[0].declared
     shown = SHOWN[declared.labels.choose]
-    asked = (one.kind, other.kind) == ("end to end", "frozen")
-    difference, measure = _oriented_difference(differences, one.name, other.name, shown)
-    main = difference["measures"][measure]
-    outcome = _outcome(main)
-    word = {"yes": "Yes", "no": "No", "open": "Not shown"}[outcome]
-    gain = f"{points(main['value'])} points of {shown.names[measure]} (95 % interval {between(main)})"
-    against = "the same model with frozen encoders" if asked else other.name
-    tail = "; the interval includes zero" if outcome == "open" else ""
+    difference, measure = _oriented_difference(differences, row["one"], row["other"], shown)
+    costs = [next(model for model in rows if model["name"] == row[side]) for side in ("one", "other")]
     return {
-        "question": "Was training end to end worth it?" if asked else f"Is {one.name} better than {other.name}?",
-        "verdict": outcome,
-        "word": word,
-        "answer": f"{word}: {gain} against {against}, on {difference['films']:,} {declared.samples}{tail}.",
-        "one": one.name,
-        "other": other.name,
-        "measure": measure,
-        "films": difference["films"],
-        **{name: main[name] for name in ("value", "low", "high", "p")},
-        "beside": [*_disagreeing(difference["measures"], measure, shown), *_price(rows[pair[0]], rows[pair[1]])],
+        "question": answered[0]["question"],
+        "answer": answered[0]["answer"],
+        **row,
+        "beside": [*_disagreeing(difference["measures"], measure, shown), *_price(costs[0], costs[1])],
     }
 
 
@@ -76,6 +114,20 @@ def strongest_pair(models: Sequence[Model], differences: Sequence[dict[str, Any]
         "measure": measure,
         **difference["measures"][measure],
     }
+
+
+def p_value(p: float, resamples: int) -> str:
+    """A p value, as exact as the resamples allow."""
+    least = 2 / (resamples + 1)
+    if p <= least * 1.001:
+        return f"< {2 * least:.1g}"
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def chance(row: dict[str, Any], resamples: int) -> str:
+    """The p value of a question's row, and after Holm's correction if that differs."""
+    adjusted = f", {p_value(row['p_holm'], resamples)} by Holm" if row["p_holm"] != row["p"] else ""
+    return f"p {p_value(row['p'], resamples)}{adjusted}"
 
 
 def between(row: dict[str, Any]) -> str:
@@ -123,8 +175,9 @@ def _disagreeing(measures: dict[str, Any], chosen: str, shown: ShownMeasures) ->
 
 
 def _price(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The ratio of the two models' training hours, as a sentence."""
-    costs = [row["cost"] and (row["cost"]["device_hours"] or row["cost"]["hours"]) for row in (one, other)]
-    if not all(costs):
-        return []
-    return [f"Training took {costs[0] / costs[1]:.1f} times the hours of {other['name']}."]
+    """The ratio of the two models' training hours, as a sentence: of hours times devices if those of both are known."""
+    costs = [row["cost"] or {} for row in (one, other)]
+    for hours in ("device_hours", "hours"):
+        if all(cost.get(hours) for cost in costs):
+            return [f"Training took {costs[0][hours] / costs[1][hours]:.1f} times the hours of {other['name']}."]
+    return []

@@ -1,16 +1,19 @@
 """Confidence intervals by the bootstrap: every measure over many resamples of the samples, the same for all runs.
 
 Efron and Tibshirani 1993, An Introduction to the Bootstrap: percentile intervals, paired where runs are compared.
+Several seeds of one model are drawn too, `over_seeds`.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from genre_dist.metrics.choosing import likeliest, log_odds
+from genre_dist.metrics.choosing import likeliest, log_odds, named_labels
 from genre_dist.progress import progress_bar
 from genre_dist.schema import Choose
 
@@ -49,11 +52,29 @@ def resampled(runs: Mapping[str, Scores], resamples: int = RESAMPLES, seed: int 
     A measure that a run lacks is NaN: those at fitted thresholds if none were fitted, and the last two if no label has
     samples with and without it.
     """
+    return _over_resamples({name: _Prepared(scores).measures for name, scores in runs.items()}, runs, resamples, seed)
+
+
+def resampled_labels(
+    runs: Mapping[str, Scores], resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, NDArray[np.float64]]:
+    """The F1 of each label of runs on the same samples: [1 + resamples, labels], as `resampled`.
+
+    At the fitted thresholds, at 0.5 without them, or of the likeliest label.
+    """
+    return _over_resamples({name: _LabelF1(scores).measures for name, scores in runs.items()}, runs, resamples, seed)
+
+
+Measured = Callable[[NDArray[np.float32]], NDArray[np.float64]]
+"""From weights [samples, resamples], how often each sample is drawn, to values [resamples, ...]."""
+
+
+def _over_resamples(
+    measured: Mapping[str, Measured], runs: Mapping[str, Scores], resamples: int, seed: int
+) -> dict[str, NDArray[np.float64]]:
+    """The values of runs on the original samples and on each resample: [1 + resamples, ...]."""
     samples = len(next(iter(runs.values())).labels)
-    prepared = {name: _Prepared(scores) for name, scores in runs.items()}
-    parts: dict[str, list[NDArray[np.float64]]] = {
-        name: [one.measures(np.ones((samples, 1), np.float32))] for name, one in prepared.items()
-    }
+    parts = {name: [measures(np.ones((samples, 1), np.float32))] for name, measures in measured.items()}
     random = np.random.default_rng(seed)
     chunk = max(1, min(128, CHUNK_BYTES // (4 * samples)))  # 128: rows of 512 bytes waste no memory pages
     with progress_bar() as progress:
@@ -62,10 +83,31 @@ def resampled(runs: Mapping[str, Scores], resamples: int = RESAMPLES, seed: int 
             count = min(chunk, resamples - first)
             drawn = random.integers(0, samples, (samples, count)) * count + np.arange(count)
             weights = np.bincount(drawn.ravel(), minlength=samples * count).reshape(samples, count).astype(np.float32)
-            for name, one in prepared.items():
-                parts[name].append(one.measures(weights))
+            for name, measures in measured.items():
+                parts[name].append(measures(weights))
             progress.advance(task, count)
     return {name: np.concatenate(part) for name, part in parts.items()}
+
+
+def over_seeds(seeds: Sequence[NDArray[np.float64]], name: str) -> NDArray[np.float64]:
+    """A model's values over resamples of the samples and of its seeds: [1 + resamples, ...], from those of each seed.
+
+    The first row is the mean over the seeds. In every resample as many seeds are drawn with replacement as there are
+    (Davison and Hinkley 1997, Bootstrap Methods and their Application, section 3.8). A mean over n drawn seeds spreads
+    too little by the factor sqrt((n - 1) / n), the narrowness bias, so its deviation from the mean over all seeds is
+    scaled by sqrt(n / (n - 1)) (Hesterberg 2015, What Teachers Should Know about the Bootstrap). A single
+    seed stays as it is. The draws follow from the model's name: they are the same whichever other models there are,
+    and those of two models are independent.
+    """
+    values = np.stack(seeds)  # [seeds, 1 + resamples, ...]
+    count, rows = values.shape[:2]
+    mean = values.mean(axis=0)
+    if count == 1:
+        return mean
+    random = np.random.default_rng([1, *os.fsencode(name)])
+    drawn = random.multinomial(count, np.full(count, 1 / count), size=rows) / count  # [1 + resamples, seeds]
+    drawn[0] = 1 / count
+    return np.asarray(mean + math.sqrt(count / (count - 1)) * (np.einsum("rs,sr...->r...", drawn, values) - mean))
 
 
 def difference(one: NDArray[np.float64], other: NDArray[np.float64] | None = None) -> Difference | None:
@@ -131,6 +173,19 @@ class _Prepared:
         right = tp.sum(axis=1) / samples
         accuracy = right if self.choose == "one" else 1 - errors / (samples * self.labels)
         return np.stack([micro, _f1(tp, fp + fn).mean(axis=1), sums[:, -1] / samples, accuracy], axis=1)
+
+
+class _LabelF1:
+    """A run's counts of each label, the same in every resample."""
+
+    def __init__(self, scores: Scores) -> None:
+        named = named_labels(scores.logits, scores.choose, scores.thresholds)
+        self.counts = _counts(named, scores.labels)[:, :-1]
+
+    def measures(self, weights: NDArray[np.float32]) -> NDArray[np.float64]:
+        """weights [samples, resamples] -> the F1 of each label [resamples, labels]."""
+        tp, fp, fn = np.split((weights.T @ self.counts).astype(np.float64), 3, axis=1)
+        return _f1(tp, fp + fn)
 
 
 def _counts(named: NDArray[np.bool_], labels: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -113,21 +113,49 @@ def confusion(named: NDArray[np.bool_], labels: NDArray[np.bool_]) -> NDArray[np
     return np.bincount(pairs, minlength=count**2).reshape(count, count)
 
 
-def most_confused(counts: NDArray[np.int64], names: Sequence[str], most: int) -> list[dict[str, Any]]:
-    """The labels taken for others most often, of a confusion matrix [labels, labels], with their share of the true."""
+def named_instead(named: NDArray[np.bool_], labels: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many samples that miss a label (rows) name which of those that they do not have: [labels, labels].
+
+    named, labels [samples, labels], any number of True each. The diagonal counts the samples that miss the label.
+    """
+    missed = (labels & ~named).astype(np.int64)
+    counts = missed.T @ (named & ~labels)
+    np.fill_diagonal(counts, missed.sum(axis=0))
+    return counts
+
+
+def most_often_instead(counts: NDArray[np.int64], names: Sequence[str], most: int) -> list[dict[str, Any]]:
+    """The largest counts of `named_instead`, with their share of the samples that miss the label."""
+    return [
+        {
+            "missed": names[missed],
+            "named": names[named],
+            "samples": samples,
+            "share": samples / int(counts[missed, missed]),
+        }
+        for missed, named, samples in _largest(counts, most)
+    ]
+
+
+def _largest(counts: NDArray[np.int64], most: int) -> list[tuple[int, int, int]]:
+    """The rows, columns and values of the largest counts [labels, labels] off the diagonal; zeros are left out."""
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
-    pairs = [(int(true), int(taken)) for true, taken in zip(*np.unravel_index(order, wrong.shape), strict=True)]
+    places = zip(*np.unravel_index(order, wrong.shape), strict=True)
+    return [(int(row), int(column), int(wrong[row, column])) for row, column in places if wrong[row, column]]
+
+
+def most_confused(counts: NDArray[np.int64], names: Sequence[str], most: int) -> list[dict[str, Any]]:
+    """The labels taken for others most often, of a confusion matrix [labels, labels], with their share of the true."""
     return [
         {
             "true": names[true],
             "predicted": names[taken],
-            "samples": int(wrong[true, taken]),
-            "share": float(wrong[true, taken] / counts[true].sum()),
+            "samples": samples,
+            "share": samples / int(counts[true].sum()),
         }
-        for true, taken in pairs
-        if wrong[true, taken]
+        for true, taken, samples in _largest(counts, most)
     ]
 
 

@@ -46,6 +46,72 @@ def forest(rows: Sequence[Row], zero: bool, label: Callable[[float], str]) -> Ro
     }
 
 
+TIMES = (
+    *((seconds / 3600, f"{seconds} s") for seconds in (1, 3, 10, 30)),
+    *((minutes / 60, f"{minutes} min") for minutes in (1, 3, 10, 30)),
+    *((float(hours), f"{hours:,} h") for hours in (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)),
+)
+"""Hours at which a logarithmic axis of times has a mark."""
+LETTER, LINE = 1.8, 5.5
+"""Width and height of a label's letter, in per cent of the figure on a phone."""
+
+
+def scatter(rows: Sequence[Row], label: Callable[[float], str]) -> Row:
+    """Dots of `hours` (logarithmic, across) and `value` (up, with `low` and `high`), each labelled with its `name`.
+
+    Each row gets the positions `x`, `y`, `top`, `bottom` and those of its label, beside its dot and off other labels.
+    """
+    least = min(max(row["hours"], 1e-6) for row in rows)
+    left, right = math.log(least / 1.6), math.log(max(least, *(row["hours"] for row in rows)) * 1.6)
+    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
+    margin = 0.06 * max(high - low, 0.01)
+    low, high = low - margin, high + margin
+
+    def across(hours: float) -> float:
+        return round(100 * (math.log(max(hours, least)) - left) / (right - left), 2)
+
+    def down(value: float) -> float:
+        return round(100 * (high - value) / (high - low), 2)
+
+    drawn = [
+        row | {"x": across(row["hours"]), "y": down(row["value"]), "top": down(row["high"]), "bottom": down(row["low"])}
+        for row in rows
+    ]
+    times = [time for time in TIMES if left < math.log(time[0]) < right]
+    times = times[:: max(1, math.ceil(len(times) / 6))]
+    return {
+        "rows": _labelled(drawn),
+        "x": [{"at": across(hours), "text": text} for hours, text in times],
+        "y": [{"at": down(value), "text": label(value)} for value in ticks(low, high, 4)],
+    }
+
+
+def _labelled(rows: list[Row]) -> list[Row]:
+    """The rows with `anchor`, the end of its label at a dot, and `shift`, by how much it is lower, in per cent.
+
+    A label is moved up or down until it covers no other label and no dot.
+    """
+    dots = [(row["x"] - 1.5, row["x"] + 1.5, row["y"]) for row in rows]
+    labels: list[tuple[float, float, float]] = []  # left, right, height
+    for row in sorted(rows, key=lambda row: row["y"]):
+        width, is_left = LETTER * len(row["name"]) + 2, row["x"] > 55
+        left, right = (row["x"] - 2 - width, row["x"] - 2) if is_left else (row["x"] + 2, row["x"] + 2 + width)
+        shifts = [sign * LINE * step / 4 for step in range(80) for sign in (1, -1)]
+        free = (
+            shift
+            for shift in shifts
+            if 2 <= row["y"] + shift <= 98
+            and all(
+                left >= end or right <= start or abs(row["y"] + shift - at) >= LINE
+                for start, end, at in [*labels, *dots]
+            )
+        )
+        shift = next(free, 0.0)
+        labels.append((left, right, row["y"] + shift))
+        row |= {"shift": round(shift, 2), "anchor": "end" if is_left else "start"}
+    return rows
+
+
 def lines(series: Sequence[Row], column: int, label: Callable[[float], str]) -> Row | None:
     """Curves over steps (column 0) or hours (column 1). A series has `name`, `style` and `points` [step, hours, value].
 
@@ -95,3 +161,10 @@ def reliability(curve: Sequence[Row]) -> list[Row]:
         }
         for point in curve
     ]
+
+
+def steps(ys: Sequence[float], xs: Sequence[float]) -> str:
+    """A line from 0 through points of shares, in a square of 100: each value holds from the point before to its own."""
+    starts = [0.0, *xs[:-1]]
+    pairs = [(x, y) for start, end, y in zip(starts, xs, ys, strict=True) for x, y in ((start, y), (end, y))]
+    return " ".join(f"{round(100 * x, 1):g},{round(100 - 100 * y, 1):g}" for x, y in pairs)

@@ -60,6 +60,46 @@ def test_it_opens_from_disk_without_an_error_and_without_asking_any_network(page
     assert console_errors(page) == []
 
 
+def test_its_data_lie_beside_it(page: WebDriver, report: Path) -> None:
+    links = [link for link in page.find_elements(By.CSS_SELECTOR, "a[download]") if link.is_displayed()]
+    assert [link.get_dom_attribute("href") for link in links] == [
+        "comparison.json",
+        "comparison.csv",
+        "comparison-labels.csv",
+    ]
+    for link in links:
+        assert link.get_property("href") == (report.parent / link.text).resolve().as_uri()
+        assert (report.parent / link.text).stat().st_size > 1000
+
+
+def test_the_first_column_stays_where_a_wide_table_is_scrolled_on_a_phone(browser: WebDriver, report: Path) -> None:
+    open_page(browser, report, 390)
+    scrolled = """
+    const box = [...document.querySelectorAll(".scroll")].find((one) => one.scrollWidth > one.clientWidth + 50);
+    const [first, second] = box.querySelector("tbody tr").cells, before = second.getBoundingClientRect().left;
+    const at = first.getBoundingClientRect().left;
+    box.scrollLeft = 50;
+    return [first.getBoundingClientRect().left - at, second.getBoundingClientRect().left - before,
+            getComputedStyle(first).backgroundColor];
+    """
+    first, second, background = browser.execute_script(scrolled)
+    assert (first, second) == (0, -50)
+    assert not background.startswith("rgba")
+
+
+def test_the_2018_study_is_shown_on_demand(page: WebDriver) -> None:
+    def shown() -> set[str]:
+        of_2018 = page.find_elements(By.CSS_SELECTOR, "#models .of-2018, #genres > .scroll .of-2018")
+        return {one.text.split("\n")[0][:5] for one in of_2018 if one.is_displayed()}
+
+    assert shown() == set()
+    page.find_element(By.ID, "with-2018").click()
+    assert "2018:" in shown()
+    assert "2018" in {text[:4] for text in shown()}
+    page.find_element(By.ID, "with-2018").click()
+    assert shown() == set()
+
+
 def test_tables_are_sorted_by_click_and_by_keyboard(page: WebDriver) -> None:
     before = column(page, "#genres > .scroll", 1)
     header = page.find_elements(By.CSS_SELECTOR, "#genres thead th")[1]

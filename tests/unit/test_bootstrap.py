@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn import metrics as sk
 from study_runs import drawn_labels, drawn_logits
 
-from genre_dist.metrics.bootstrap import MEASURES, Scores, _Prepared, difference, holm, resampled
+from genre_dist.metrics.bootstrap import MEASURES, Scores, _Prepared, difference, holm, over_seeds, resampled
 
 
 def expected(scores: Scores, films: NDArray[np.int64]) -> dict[str, float]:
@@ -87,6 +87,31 @@ def test_nineteen_of_twenty_intervals_hold_the_true_difference() -> None:
         assert told is not None
         inside += told.low <= 0 <= told.high
     assert inside >= 52  # of 57 expected; fewer than 52 has a chance of 1 in 100
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_seeds_alone_spread_a_mean_by_its_standard_error(count: int) -> None:
+    """Seeds that no resample changes: what is left is the standard error of their mean."""
+    values = np.random.default_rng(count).normal(size=count)
+    found = over_seeds([np.full((20_001, 1), value) for value in values], "model")
+    assert found[0, 0] == pytest.approx(values.mean())
+    assert found[1:].mean() == pytest.approx(values.mean(), abs=0.02 * values.std())
+    assert found[1:].std() == pytest.approx(values.std(ddof=1) / np.sqrt(count), rel=0.02)
+
+
+def test_seeds_widen_the_interval_of_the_samples_and_one_seed_leaves_it() -> None:
+    random = np.random.default_rng(0)
+    samples = random.normal(size=(4001, 1))  # what a draw of samples does to every seed
+    seeds = [samples + value for value in (-1.0, 0.0, 1.0)]
+    np.testing.assert_array_equal(over_seeds(seeds[:1], "model"), seeds[0])
+    assert over_seeds(seeds, "model")[1:].var() == pytest.approx(1 + 1 / 3, rel=0.1)
+
+
+def test_the_seeds_of_two_models_are_drawn_independently_and_each_models_always_alike() -> None:
+    seeds = [np.full((2001, 1), value) for value in (0.0, 1.0)]
+    one, again, other = (over_seeds(seeds, name)[:, 0] for name in ("one", "one", "other"))
+    np.testing.assert_array_equal(one, again)
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.1
 
 
 def test_without_thresholds_only_their_measures_are_missing() -> None:

@@ -22,7 +22,8 @@ document.addEventListener("click", (event) => {
 
 // Choices: a select or radio shows the blocks of its group that carry its value.
 document.addEventListener("change", (event) => {
-  const group = event.target.dataset.shows;
+  const group = event.target.dataset.shows, name = event.target.dataset.class;
+  if (name) document.documentElement.classList.toggle(name, event.target.checked);   // a checkbox sets a class of the page
   if (group) for (const block of document.querySelectorAll(`[data-group="${group}"]`)) block.hidden = block.dataset.key !== event.target.value;
 });
 
