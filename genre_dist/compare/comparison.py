@@ -200,7 +200,7 @@ def _notes(models: Sequence[Model], shared: NDArray[np.int64]) -> list[str]:
         notes.append(f"No thresholds for {', '.join(unfitted)}: `genre-dist evaluate RUN --split val` fits them.")
     if alone := without_their_run(models):
         notes.append(f"{', '.join(alone)}: compared with no run, as that with all fields is not among these.")
-    single = [model.name for model in models if len(model.results) == 1 and model.kind != "baseline"]
+    single = [model.name for model in models if len(model.results) == 1 and model.kind not in ("baseline", "ensemble")]
     if single:
         notes.append(
             f"One seed only for {', '.join(single)}: the intervals cover the choice of {declared.samples}, not the "

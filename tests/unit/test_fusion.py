@@ -270,7 +270,7 @@ def test_compare_shows_fusions_ensembles_and_hidden_fields_as_what_they_are(tmp_
         ("hidden", "Poster hidden from both", 1),
     ]
     page = (tmp_path / "report" / "index.html").read_text()
-    assert all(f"<td>{kind}</td>" in page for kind in ("late fusion", "ensemble", "a field hidden"))
+    assert all(f"<td>{kind}</td>" in page for kind in ("late fusion", "ensemble", "fields hidden"))
 
 
 def test_a_changed_description_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
