@@ -84,6 +84,7 @@ def compared(
         for number, (model, intervals) in enumerate(zip(models, of_labels, strict=True))
     ]
     differences = all_pairs(models, drawn)
+    on_shared = [] if all(len(model.ids) == len(shared) for model in models) else all_pairs(models, drawn, shared)
     asked = questions(models)
     main = asked or last_against_first(models)
     answered = answers(main, differences, resamples, models[0].declared)
@@ -96,9 +97,10 @@ def compared(
         "notes": _notes(models, shared),
         "models": rows,
         "differences": differences,
+        "differences_on_shared_films": on_shared,
         "headline": headline(models, rows, differences, answered),
         "questions": [*(answered if asked else []), *cost_question(models, rows)],
-        "strongest": strongest_pair(models, differences),
+        "strongest": strongest_pair(models, differences, on_shared),
         "films": {},
         "precision_recall": None,
         "study_2018": study_2018() if models[0].declared == TMDB else None,

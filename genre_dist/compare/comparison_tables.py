@@ -59,6 +59,8 @@ def sheets(comparison: dict[str, Any], pairs: Sequence[dict[str, Any]], declared
     of_study = ["2018 study, frozen, at 0.5"] if comparison["study_2018"] else []
     fitted = ", fitted thresholds" if declared.labels.choose == "many" else ""
     on_shared = _on_shared(comparison, declared)
+    asked = {frozenset((pair["one"], pair["other"])) for pair in pairs}
+    fewer = [row for row in comparison["differences_on_shared_films"] if {row["one"], row["other"]} in asked]
     by_label = f"F1 by {label}{fitted}" + "".join(f", {title[0].lower()}{title[1:]}" for title, _, _ in on_shared)
     return [
         (
@@ -67,13 +69,17 @@ def sheets(comparison: dict[str, Any], pairs: Sequence[dict[str, Any]], declared
             _model_rows(models, "on_own_films", shown.columns) + _study_rows(comparison, shown.columns),
         ),
         *on_shared,
-        (
-            f"Differences in points, 95 % interval (paired bootstrap over {samples}, and over seeds)",
-            [
-                *("difference", samples, *(shown.names[measure] for measure in shown.main)),
-                f"p, {shown.names[shown.decides[0]]} (Holm)",
-            ],
-            [_difference_cells(pair, comparison["resamples"], shown) for pair in pairs],
+        *(
+            (
+                f"Differences in points{where}, 95 % interval (paired bootstrap over {samples}, and over seeds)",
+                [
+                    *("difference", samples, *(shown.names[measure] for measure in shown.main)),
+                    f"p, {shown.names[shown.decides[0]]} (Holm)",
+                ],
+                [_difference_cells(pair, comparison["resamples"], shown) for pair in own],
+            )
+            for where, own in (("", pairs), (" on those that all have", fewer))
+            if own or not where
         ),
         (by_label, [label, samples, *names, *of_study], _label_rows(comparison, shown.of_label)),
         (
@@ -173,10 +179,11 @@ def _further(comparison: dict[str, Any]) -> list[tuple[str, str]]:
 
 def strongest_words(row: dict[str, Any], declared: Schema) -> str:
     """The strongest model against the strongest baseline, in a sentence."""
-    name = SHOWN[declared.labels.choose].names[row["measure"]]
+    name, fewer = SHOWN[declared.labels.choose].names[row["measure"]], row.get("on_shared_films")
     return (
         f"The strongest model on val, {row['model']}, minus the strongest baseline on val, {row['baseline']}: "
-        f"{points(row['value'])} points of {name} ({between(row)}) on {row['films']:,} {declared.samples}."
+        f"{points(row['value'])} points of {name} ({between(row)}) on {row['films']:,} {declared.samples}"
+        + (f", {interval(fewer)} on the {fewer['films']:,} that all have." if fewer else ".")
     )
 
 

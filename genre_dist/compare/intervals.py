@@ -90,15 +90,18 @@ def resample(models: Sequence[Model], films: FilmSet, resamples: int) -> Drawn:
     return models_drawn
 
 
-def all_pairs(models: Sequence[Model], drawn: Mapping[bytes, Drawn]) -> list[dict[str, Any]]:
-    """The differences of each pair of models on the films they share: the later in the list minus the earlier."""
+def all_pairs(
+    models: Sequence[Model], drawn: Mapping[bytes, Drawn], films: NDArray[np.int64] | None = None
+) -> list[dict[str, Any]]:
+    """The differences of each pair of models, the later in the list minus the earlier: on the films they share, or on
+    `films`."""
     pairs: list[dict[str, Any]] = []
     for (i, first), (j, later) in combinations(enumerate(models), 2):
-        ids = np.intersect1d(first.ids, later.ids, assume_unique=True)
+        ids = np.intersect1d(first.ids, later.ids, assume_unique=True) if films is None else films
         here = drawn[ids.tobytes()]
         measures = all_differences(here[j].values, here[i].values)
         pair: dict[str, Any] = {"one": later.name, "other": first.name, "films": len(ids), "measures": measures}
-        if any(beyond := [len(model.ids) - len(ids) for model in (later, first)]):
+        if films is None and any(beyond := [len(model.ids) - len(ids) for model in (later, first)]):
             pair["beyond"] = beyond
         pairs.append(pair)
     for measure in MEASURES:

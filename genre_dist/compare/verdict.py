@@ -93,27 +93,36 @@ def headline(
     }
 
 
-def strongest_pair(models: Sequence[Model], differences: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def strongest_pair(
+    models: Sequence[Model], differences: Sequence[dict[str, Any]], on_shared: Sequence[dict[str, Any]]
+) -> dict[str, Any] | None:
     """The strongest trained model against the strongest baseline, both chosen by micro F1 on val.
 
-    That is the accuracy where a sample has exactly one label.
+    That is the accuracy where a sample has exactly one label. With differences on fewer samples, that all models have,
+    it has the difference there too.
     """
     best: list[Model] = []
+    single = [model for model in models if model.derived is None and model.val_micro_f1 is not None]
     for wanted in (False, True):
-        chosen = [model for model in models if (model.kind == "baseline") == wanted and model.val_micro_f1 is not None]
+        chosen = [model for model in single if (model.kind == "baseline") == wanted]
         if not chosen:
             return None
         best.append(max(chosen, key=lambda model: model.val_micro_f1 or 0))
     trained, baseline = best
     shown = SHOWN[trained.declared.labels.choose]
     difference, measure = _oriented_difference(differences, trained.name, baseline.name, shown)
-    return {
+    found = {
         "model": trained.name,
         "baseline": baseline.name,
         "films": difference["films"],
         "measure": measure,
         **difference["measures"][measure],
     }
+    if on_shared:
+        fewer, _ = _oriented_difference(on_shared, trained.name, baseline.name, shown)
+        if fewer["films"] < difference["films"]:
+            found["on_shared_films"] = {"films": fewer["films"], **fewer["measures"][measure]}
+    return found
 
 
 def p_value(p: float, resamples: int) -> str:

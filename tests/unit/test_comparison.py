@@ -190,6 +190,16 @@ def test_runs_that_share_only_some_films_are_compared_on_those(tmp_path: Path) -
     assert (pair["films"], pair["beyond"]) == (40, [50, 60])
 
 
+def test_all_pairs_are_compared_on_the_films_that_all_have_too(told: dict[str, Any]) -> None:
+    few, pairs = told["shared_films"], told["differences_on_shared_films"]
+    assert {pair["films"] for pair in pairs} == {few}
+    (pair,) = (pair for pair in pairs if {pair["one"], pair["other"]} == {"svm", "text"})
+    one, other = (row(told, pair[side])["on_shared_films"]["micro_f1"]["value"] for side in ("one", "other"))
+    assert pair["measures"]["micro_f1"]["value"] == pytest.approx(one - other)
+    text = (told["folder"] / "report" / "comparison.md").read_text()
+    assert "## Differences in points on those that all have, 95 % interval" in text
+
+
 def test_runs_on_the_same_films_are_told_nothing_of_films_beyond(tmp_path: Path) -> None:
     runs = [write_plain(tmp_path / name, skill, 1) for name, skill in (("a", 1.0), ("b", 2.0))]
     told = compare(runs, tmp_path / "report", resamples=20)
