@@ -99,19 +99,19 @@ def shown(value: float | None) -> str:
 
 
 def test_every_figure_is_that_of_the_runs_metrics(exported: Exported, card: str) -> None:
-    told = {split: json.loads((exported.run / f"metrics-{split}.json").read_text()) for split in ("val", "test")}
+    written = {split: json.loads((exported.run / f"metrics-{split}.json").read_text()) for split in ("val", "test")}
     names = {"micro F1": "micro_f1", "macro F1": "macro_f1", "mAP": "mean_average_precision"}
     rows = table(card, "split")
-    assert [(row["split"], row["measure"]) for row in rows] == [(split, name) for split in told for name in names]
+    assert [(row["split"], row["measure"]) for row in rows] == [(split, name) for split in written for name in names]
     for row in rows:
-        metrics, name = told[row["split"]], names[row["measure"]]
+        metrics, name = written[row["split"]], names[row["measure"]]
         assert row["films"] == str(metrics["films"])
         value, low, high = map(float, re.findall(r"\d\.\d{3}", row["at 0.5"]))
         assert f"{value:.3f}" == shown(metrics[name])
         assert 0 <= low <= high <= 1
         assert row["at fitted thresholds"].split(" ")[0] == shown(metrics["fitted"].get(name))
     for result in front(card)["model-index"][0]["results"]:
-        metrics = told[result["dataset"]["split"]]
+        metrics = written[result["dataset"]["split"]]
         for figure in result["metrics"]:
             of = metrics["fitted"] if "fitted" in figure["name"] else metrics
             assert figure["value"] == pytest.approx(of[figure["type"]], abs=5e-5)
@@ -119,14 +119,14 @@ def test_every_figure_is_that_of_the_runs_metrics(exported: Exported, card: str)
     by_label = table(card, "genre")
     assert [row["genre"] for row in by_label] == list(GENRE_NAMES)
     for row in by_label:
-        fitted, plain = (of["per_genre"][row["genre"]] for of in (told["test"]["fitted"], told["test"]))
+        fitted, plain = (of["per_genre"][row["genre"]] for of in (written["test"]["fitted"], written["test"]))
         assert [row["F1"], row["precision"], row["recall"]] == [
             shown(fitted[name]) for name in ("f1", "precision", "recall")
         ]
         assert (row["films"], row["AP"]) == (str(plain["films"]), shown(plain["average_precision"]))
         assert row["threshold"] == shown(1 / (1 + math.exp(-thresholds[row["genre"]])))
     limits = card.partition("## Limits")[2]
-    for name, row in told["test"]["fitted"]["per_genre"].items():
+    for name, row in written["test"]["fitted"]["per_genre"].items():
         assert (f"{name} ({row['films']})" in limits) == (row["films"] < 50)
         assert (f"{name} ({row['f1']:.3f})" in limits) == (row["f1"] < 0.3)
 
@@ -165,8 +165,8 @@ def test_figures_of_other_weights_are_left_out(exported: Exported, tmp_path: Pat
 
 
 def later_rows(run: Path) -> list[dict[str, Any]]:
-    told = json.loads((run / "metrics-test.json").read_text())
-    row = {"kind": "test", "films": told["films"], "micro_f1": told["micro_f1"]}
+    written = json.loads((run / "metrics-test.json").read_text())
+    row = {"kind": "test", "films": written["films"], "micro_f1": written["micro_f1"]}
     return [{"kind": "train", "step": STEPS}, {**row, "step": STEPS + 10}]
 
 
@@ -200,12 +200,12 @@ def test_damaged_predictions_are_refused(exported: Exported, tmp_path: Path) -> 
 
 def test_with_exactly_one_label_the_likeliest_is_named_and_nothing_is_fitted(tmp_path: Path) -> None:
     card = model_card(evaluated(tmp_path, ARTICLES), "it", None)
-    told = json.loads((tmp_path / "metrics-test.json").read_text())
+    written = json.loads((tmp_path / "metrics-test.json").read_text())
     assert "There are none: the likeliest topic is named." in card
     assert "An article" not in card  # no sentence begins so, whatever the word
     rows = table(card, "split")
     assert [row["measure"] for row in rows] == ["accuracy", "macro F1", "mAP"]
-    assert rows[0]["the likeliest label"].split(" ")[0] == shown(told["accuracy"])
+    assert rows[0]["the likeliest label"].split(" ")[0] == shown(written["accuracy"])
     assert "opinions" not in card
     assert front(card)["tags"][2] == "multi-class"
 
@@ -214,11 +214,15 @@ def test_with_exactly_one_label_the_likeliest_is_named_and_nothing_is_fitted(tmp
 
 
 def test_the_front_matter_is_what_model_hubs_read(card: str, exported: Exported) -> None:
-    told = front(card)
-    assert (told["license"], told["license_name"], told["library_name"]) == ("other", "not stated", "genre_dist")
-    assert "pipeline_tag" not in told  # there is none for images with texts
-    assert {"multi-label", "multimodal", "text", "image"} <= set(told["tags"])
-    assert told["model-index"][0]["name"] == "my model"
+    written = front(card)
+    assert (written["license"], written["license_name"], written["library_name"]) == (
+        "other",
+        "not stated",
+        "genre_dist",
+    )
+    assert "pipeline_tag" not in written  # there is none for images with texts
+    assert {"multi-label", "multimodal", "text", "image"} <= set(written["tags"])
+    assert written["model-index"][0]["name"] == "my model"
     text_only = replace(exported.config, model=replace(exported.config.model, poster=PosterConfig(arch="none")))
     stated = model_card(exported._replace(config=text_only), "it", "cc-by-4.0")
     assert front(stated)["license"] == "cc-by-4.0"
@@ -230,8 +234,8 @@ def test_parameters_are_those_of_the_model(exported: Exported, card: str, sample
     assert exported.manifest is not None
     counts = count_parameters(build_model(exported.config, exported.manifest))
     assert all(frozen > 0 for part, (_, frozen) in counts.items() if part == "poster")
-    told = {row["part"]: (row["parameters trained"], row["frozen"]) for row in table(card, "part")}
-    assert told == {part: (f"{trained:,}", f"{frozen:,}") for part, (trained, frozen) in counts.items()}
+    written = {row["part"]: (row["parameters trained"], row["frozen"]) for row in table(card, "part")}
+    assert written == {part: (f"{trained:,}", f"{frozen:,}") for part, (trained, frozen) in counts.items()}
 
 
 def test_code_that_nobody_here_trained_with_is_not_run_for_a_count(exported: Exported) -> None:
@@ -319,14 +323,14 @@ def test_a_licence_is_read_where_the_folder_of_pretrained_weights_states_it(tmp_
     (folder / "config.json").write_text("{}")
     config = TextConfig(arch=f"hf:{folder}", pooling="mean")
     assert began(text=config).licence == "not stated"
-    for written, told in (
+    for written, written in (
         ("---\nlicense: apache-2.0\n---\n# Bert", "apache-2.0 (README.md of the weights)"),
         ("# Bert\n---\nlicense: mit\n---\n", "not stated"),
         ("---\nlicense: [a\n---\n", "not stated"),
         ("---\nlicense: {a: b}\n---\n", "not stated"),
     ):
         (folder / "README.md").write_text(written)
-        assert began(text=config).licence == told
+        assert began(text=config).licence == written
     assert began(text=config).start == "the weights of models/bert"
     assert began(text=config).base_model is None
     assert began(text=replace(config, weights="none")).licence == ""
