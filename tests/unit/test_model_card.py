@@ -323,14 +323,14 @@ def test_a_licence_is_read_where_the_folder_of_pretrained_weights_states_it(tmp_
     (folder / "config.json").write_text("{}")
     config = TextConfig(arch=f"hf:{folder}", pooling="mean")
     assert began(text=config).licence == "not stated"
-    for written, written in (
+    for text, licence in (
         ("---\nlicense: apache-2.0\n---\n# Bert", "apache-2.0 (README.md of the weights)"),
         ("# Bert\n---\nlicense: mit\n---\n", "not stated"),
         ("---\nlicense: [a\n---\n", "not stated"),
         ("---\nlicense: {a: b}\n---\n", "not stated"),
     ):
-        (folder / "README.md").write_text(written)
-        assert began(text=config).licence == written
+        (folder / "README.md").write_text(text)
+        assert began(text=config).licence == licence
     assert began(text=config).start == "the weights of models/bert"
     assert began(text=config).base_model is None
     assert began(text=replace(config, weights="none")).licence == ""
