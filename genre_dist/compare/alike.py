@@ -8,13 +8,12 @@ from typing import Any
 
 from genre_dist.config import Config
 from genre_dist.config.continuing import agree, effect_of, settings
+from genre_dist.config.run import SEED
 
 _SAME_FIGURES = frozenset({"data.micro_batch", "train.eval_every_steps"})
 GOES_ON = _SAME_FIGURES | {"train.steps", "train.epochs"}
 """Settings, beside the free ones, in which an existing run may differ: training continues it with the new value."""
 ENCODERS = ("text", "poster")
-SEED = r"seed[-_]?\d+"
-"""The part of a run's path that names its seed."""
 _SEED_OF_FOLDER = re.compile(f"{SEED}(?=/)")
 
 

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from genre_dist.compare.results import Model, experiment
+from genre_dist.compare.results import Model
 from genre_dist.config.model import RECURRENT, ModelConfig, PosterConfig, TextConfig
+from genre_dist.config.run import experiment
 from genre_dist.schema import with_article
 
 

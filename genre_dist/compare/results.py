@@ -1,7 +1,5 @@
 """Evaluated runs, read from disk for comparison: predictions, thresholds, configuration, seeds."""
 
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +9,10 @@ from numpy.typing import NDArray
 
 from genre_dist.baselines import FILE as BASELINE
 from genre_dist.baselines import Description, read_description
-from genre_dist.compare.alike import SEED, unlike_seeds
+from genre_dist.compare.alike import unlike_seeds
 from genre_dist.config import Config
 from genre_dist.config.files import load_config
-from genre_dist.config.run import CONFIG
+from genre_dist.config.run import CONFIG, experiment
 from genre_dist.metrics.bootstrap import Scores
 from genre_dist.metrics.derived import Derived, read_derived
 from genre_dist.metrics.evaluation_files import (
@@ -28,8 +26,6 @@ from genre_dist.metrics.evaluation_files import (
 )
 from genre_dist.metrics.thresholds import fit_thresholds, load_thresholds
 from genre_dist.schema import TMDB, Schema, plural
-
-_SEEDED = re.compile(f"(?P<name>.+)[-_/.]{SEED}", re.IGNORECASE)
 
 
 class Result(NamedTuple):
@@ -135,13 +131,6 @@ def read_models(folders: Sequence[Path], split: str) -> list[Model]:
     ]
     _check_genres(models)
     return models
-
-
-def experiment(folder: Path) -> str:
-    """A run's path without its seed, which a separator parts from the name: `-seed0`, `_seed_1`, `/seed2`."""
-    path = os.path.abspath(folder)  # resolving a symbolic link would lose its name
-    seeded = _SEEDED.fullmatch(path)
-    return seeded["name"] if seeded else path
 
 
 def _short_names(paths: list[str]) -> list[str]:

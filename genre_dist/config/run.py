@@ -1,5 +1,7 @@
 """The sections for a run's ranks, its folder and its checkpoints."""
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,12 +10,22 @@ from genre_dist.config.rules import require
 from genre_dist.config.training import Metric
 
 CONFIG, RECORD, METADATA, WEIGHTS = "config.yaml", "metrics.jsonl", "model.json", "model.safetensors"
+"""Files of a run's folder: its configuration, its record, its model's metadata, and the model."""
 TEXT_ENCODER = "text_encoder.json"
 """The architecture of a pretrained text encoder, beside the model."""
-"""Files of a run's folder: its configuration, its record, its model's metadata, and the model."""
 
 _OF_A_RUN = ("checkpoints/step-*", RECORD, METADATA, WEIGHTS)
 """Files beside the config.yaml of a run, at least one of them."""
+SEED = r"seed[-_]?\d+"
+"""The part of a run's path that names its seed."""
+_SEEDED = re.compile(f"(?P<name>.+)[-_/.]{SEED}", re.IGNORECASE)
+
+
+def experiment(folder: Path) -> str:
+    """A run's path without its seed, which a separator parts from the name: `-seed0`, `_seed_1`, `/seed2`."""
+    path = os.path.abspath(folder)  # resolving a symbolic link would lose its name
+    seeded = _SEEDED.fullmatch(path)
+    return seeded["name"] if seeded else path
 
 
 def is_of_a_run(file: Path) -> bool:

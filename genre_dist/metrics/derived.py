@@ -3,7 +3,6 @@
 The folder has the files of an evaluation; derived.json is written last, so an unfinished one has none.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 from typing_extensions import TypedDict
 
-from genre_dist.config.run import METADATA, WEIGHTS
+from genre_dist.config.run import METADATA, WEIGHTS, experiment
 from genre_dist.lock import FILE as LOCK
 from genre_dist.printable import printable
 from genre_dist.sealed import read_sealed, write_sealed
@@ -24,7 +23,6 @@ MODEL = (METADATA, WEIGHTS)
 PREDICTIONS = ("predictions-val.parquet", "predictions-test.parquet")
 """The files of a run that a fusion is made from."""
 _OWN_FILES = (FILE, "thresholds.json", "metrics-", "predictions-", LOCK)
-_SEED = re.compile(r"(^|[-_.])seed[-_]?\d+$", re.IGNORECASE)
 
 
 class Derived(TypedDict):
@@ -83,5 +81,4 @@ def is_made_from(folder: Path, runs: Sequence[Path], names: Sequence[str], **wan
 
 def name_without_seed(run: Path) -> str:
     """A run's name in titles: text of `text-seed0` and of `text/seed0`."""
-    path = run.absolute()
-    return _SEED.sub("", path.name) or path.parent.name
+    return Path(experiment(run)).name

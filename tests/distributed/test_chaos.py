@@ -56,8 +56,8 @@ def test_twenty_kills_and_preemptions_leave_no_trace(quiet: Path, sample_shards:
     run_through([2] * EVENTS, short_run(sample_shards, run), tmp_path, seed=1)
     assert losses(run) == losses(quiet)  # bit for bit
     for kind in ("val", "test"):
-        ours, theirs = ({row["step"]: row["loss"] for row in rows(folder, kind)} for folder in (run, quiet))
-        assert ours == pytest.approx(theirs, rel=ROUNDING, abs=0)
+        attacked, undisturbed = ({row["step"]: row["loss"] for row in rows(folder, kind)} for folder in (run, quiet))
+        assert attacked == pytest.approx(undisturbed, rel=ROUNDING, abs=0)
     assert_films_of_every_step(sample_shards, tmp_path, {2})
     expected, found = (tensors_of(folder / "checkpoints" / checkpoints(quiet)[-1]) for folder in (quiet, run))
     assert found.keys() == expected.keys()

@@ -54,7 +54,7 @@ def write_plain(run: Path, skill: float, seed: int, films: int = 150, first: int
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory, sample_shards: Path) -> dict[str, Any]:
+def comparison(tmp_path_factory: pytest.TempPathFactory, sample_shards: Path) -> dict[str, Any]:
     """Two experiments of two seeds on every second film, a text model and a baseline on all, compared."""
     folder = tmp_path_factory.mktemp("runs")
     runs = [
@@ -70,22 +70,22 @@ def told(tmp_path_factory: pytest.TempPathFactory, sample_shards: Path) -> dict[
     return compare([*runs, baseline], folder / "report", resamples=QUICK) | {"folder": folder}
 
 
-def row(told: dict[str, Any], name: str) -> dict[str, Any]:
-    (found,) = [model for model in told["models"] if model["name"] == name]
+def row(comparison: dict[str, Any], name: str) -> dict[str, Any]:
+    (found,) = [model for model in comparison["models"] if model["name"] == name]
     return found
 
 
 # --- who is compared with whom, on which films
 
 
-def test_folders_that_differ_in_their_seed_are_one_model(told: dict[str, Any]) -> None:
-    assert [model["name"] for model in told["models"]] == ["frozen", "warm", "text", "svm"]
-    figures = row(told, "warm")["on_own_films"]["micro_f1"]
-    runs = [read_result(told["folder"] / f"warm-seed{seed}", "test").metrics["micro_f1"] for seed in range(2)]
+def test_folders_that_differ_in_their_seed_are_one_model(comparison: dict[str, Any]) -> None:
+    assert [model["name"] for model in comparison["models"]] == ["frozen", "warm", "text", "svm"]
+    figures = row(comparison, "warm")["on_own_films"]["micro_f1"]
+    runs = [read_result(comparison["folder"] / f"warm-seed{seed}", "test").metrics["micro_f1"] for seed in range(2)]
     assert figures["seeds"] == pytest.approx(runs)
     assert figures["value"] == pytest.approx(np.mean(runs))
     assert figures["sd"] == pytest.approx(np.std(runs, ddof=1))
-    assert row(told, "text")["on_own_films"]["micro_f1"]["sd"] is None
+    assert row(comparison, "text")["on_own_films"]["micro_f1"]["sd"] is None
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_seeds_that_were_not_trained_alike_are_told(tmp_path: Path, sample_shard
         runs = [tmp_path / f"{name}-seed{seed}" for seed in range(len(options))]
         for seed, (run, more) in enumerate(zip(runs, options, strict=True)):
             write_run(run, sample_shards, 1, seed, ("--run.seed", str(seed), *more))
-        told = compared(read_models(runs, "test"), resamples=QUICK)
-        return [note for note in told["notes"] if note.startswith("NOT ALL RUNS THAT COUNT AS SEEDS")]
+        comparison = compared(read_models(runs, "test"), resamples=QUICK)
+        return [note for note in comparison["notes"] if note.startswith("NOT ALL RUNS THAT COUNT AS SEEDS")]
 
     start = "--model.text.weights"
     assert (
@@ -131,52 +131,52 @@ def test_seeds_that_were_not_trained_alike_are_told(tmp_path: Path, sample_shard
     assert "OF unlike WERE TRAINED ALIKE (data.image_size is 224 and 160)" in note
 
 
-def test_every_pair_has_an_interval_for_every_measure(told: dict[str, Any]) -> None:
-    pairs = {(pair["one"], pair["other"]) for pair in told["differences"]}
+def test_every_pair_has_an_interval_for_every_measure(comparison: dict[str, Any]) -> None:
+    pairs = {(pair["one"], pair["other"]) for pair in comparison["differences"]}
     assert pairs == {("warm", "frozen"), ("text", "frozen"), ("svm", "frozen")} | {
         ("text", "warm"),
         ("svm", "warm"),
         ("svm", "text"),
     }
-    for pair in told["differences"]:
+    for pair in comparison["differences"]:
         assert set(pair["measures"]) == set(MEASURES)
         for found in pair["measures"].values():
             assert found["low"] <= found["value"] <= found["high"]
             assert 0 < found["p"] <= found["p_holm"] <= 1
 
 
-def test_pairs_are_compared_on_the_films_they_share_and_the_counts_are_told_loudly(told: dict[str, Any]) -> None:
-    films = {(pair["one"], pair["other"]): pair["films"] for pair in told["differences"]}
-    few, all_films = row(told, "warm")["films"], row(told, "text")["films"]
+def test_pairs_are_compared_on_the_films_they_share_and_the_counts_are_told_loudly(comparison: dict[str, Any]) -> None:
+    films = {(pair["one"], pair["other"]): pair["films"] for pair in comparison["differences"]}
+    few, all_films = row(comparison, "warm")["films"], row(comparison, "text")["films"]
     assert few == -(-all_films // 2)
     assert films["svm", "text"] == all_films
     assert {films[pair] for pair in films if pair != ("svm", "text")} == {few}
-    assert told["shared_films"] == few
-    assert told["notes"][0].startswith("NOT ALL MODELS WERE EVALUATED ON THE SAME FILMS")
-    assert f"text {all_films}" in told["notes"][0]
+    assert comparison["shared_films"] == few
+    assert comparison["notes"][0].startswith("NOT ALL MODELS WERE EVALUATED ON THE SAME FILMS")
+    assert f"text {all_films}" in comparison["notes"][0]
 
 
-def test_of_each_pair_is_told_how_many_films_either_has_beyond_those_of_both(told: dict[str, Any]) -> None:
-    few, all_films = row(told, "warm")["films"], row(told, "text")["films"]
-    beyond = {(pair["one"], pair["other"]): pair.get("beyond") for pair in told["differences"]}
+def test_of_each_pair_is_told_how_many_films_either_has_beyond_those_of_both(comparison: dict[str, Any]) -> None:
+    few, all_films = row(comparison, "warm")["films"], row(comparison, "text")["films"]
+    beyond = {(pair["one"], pair["other"]): pair.get("beyond") for pair in comparison["differences"]}
     assert beyond["text", "warm"] == [all_films - few, 0]
     assert beyond["warm", "frozen"] is None
     assert beyond["svm", "text"] is None
-    assert f"text {all_films} ({all_films - few} beyond those)" in told["notes"][0]
-    text = (told["folder"] / "report" / "comparison.md").read_text()
+    assert f"text {all_films} ({all_films - few} beyond those)" in comparison["notes"][0]
+    text = (comparison["folder"] / "report" / "comparison.md").read_text()
     assert f"| {few} (beyond: {all_films - few} and 0) |" in text
     assert f"## On the {few} films that all have" in text
 
 
-def test_genres_are_compared_on_the_films_that_all_models_have(told: dict[str, Any]) -> None:
-    shared = read_result(told["folder"] / "warm-seed0", "test")
-    of_text = read_result(told["folder"] / "text", "test")
+def test_genres_are_compared_on_the_films_that_all_models_have(comparison: dict[str, Any]) -> None:
+    shared = read_result(comparison["folder"] / "warm-seed0", "test")
+    of_text = read_result(comparison["folder"] / "text", "test")
     rows = np.isin(of_text.ids, shared.ids)
     expected = metrics(of_text.scores.logits[rows], of_text.scores.labels[rows], GENRE_NAMES)["per_genre"]
-    found = row(told, "text")["per_genre"]
+    found = row(comparison, "text")["per_genre"]
     assert {genre: found[genre]["films"] for genre in found} == {genre: expected[genre]["films"] for genre in found}
     assert found["Drama"]["f1"] == pytest.approx(expected["Drama"]["f1"])
-    assert found["Drama"]["films"] == row(told, "warm")["per_genre"]["Drama"]["films"]
+    assert found["Drama"]["films"] == row(comparison, "warm")["per_genre"]["Drama"]["films"]
 
 
 def test_runs_that_share_only_some_films_are_compared_on_those(tmp_path: Path) -> None:
@@ -190,26 +190,26 @@ def test_runs_that_share_only_some_films_are_compared_on_those(tmp_path: Path) -
     assert (pair["films"], pair["beyond"]) == (40, [50, 60])
 
 
-def test_all_pairs_are_compared_on_the_films_that_all_have_too(told: dict[str, Any]) -> None:
-    few, pairs = told["shared_films"], told["differences_on_shared_films"]
+def test_all_pairs_are_compared_on_the_films_that_all_have_too(comparison: dict[str, Any]) -> None:
+    few, pairs = comparison["shared_films"], comparison["differences_on_shared_films"]
     assert {pair["films"] for pair in pairs} == {few}
     (pair,) = (pair for pair in pairs if {pair["one"], pair["other"]} == {"svm", "text"})
-    one, other = (row(told, pair[side])["on_shared_films"]["micro_f1"]["value"] for side in ("one", "other"))
+    one, other = (row(comparison, pair[side])["on_shared_films"]["micro_f1"]["value"] for side in ("one", "other"))
     assert pair["measures"]["micro_f1"]["value"] == pytest.approx(one - other)
-    text = (told["folder"] / "report" / "comparison.md").read_text()
+    text = (comparison["folder"] / "report" / "comparison.md").read_text()
     assert "## Differences in points on those that all have, 95 % interval" in text
 
 
 def test_runs_on_the_same_films_are_told_nothing_of_films_beyond(tmp_path: Path) -> None:
     runs = [write_plain(tmp_path / name, skill, 1) for name, skill in (("a", 1.0), ("b", 2.0))]
-    told = compare(runs, tmp_path / "report", resamples=20)
-    assert "beyond" not in json.dumps(told)
+    comparison = compare(runs, tmp_path / "report", resamples=20)
+    assert "beyond" not in json.dumps(comparison)
     assert "that all have" not in (tmp_path / "report" / "comparison.md").read_text()
 
 
-def test_a_difference_of_seeds_is_the_difference_of_their_means(told: dict[str, Any]) -> None:
-    pair = told["differences"][0]
-    means = [row(told, name)["on_shared_films"]["mean_average_precision"]["value"] for name in ("warm", "frozen")]
+def test_a_difference_of_seeds_is_the_difference_of_their_means(comparison: dict[str, Any]) -> None:
+    pair = comparison["differences"][0]
+    means = [row(comparison, name)["on_shared_films"]["mean_average_precision"]["value"] for name in ("warm", "frozen")]
     assert pair["measures"]["mean_average_precision"]["value"] == pytest.approx(means[0] - means[1])
 
 
@@ -226,12 +226,12 @@ def test_an_interval_of_several_seeds_covers_the_luck_of_training(tmp_path: Path
 
 def test_any_folder_with_predictions_and_metrics_can_be_compared(tmp_path: Path) -> None:
     runs = [write_plain(tmp_path / name, skill, 1) for name, skill in (("a", 1.0), ("b", 2.0))]
-    told = compared(read_models(runs, "test"), resamples=QUICK)
-    assert [model["kind"] for model in told["models"]] == ["baseline", "baseline"]
-    assert told["headline"]["question"] == "Is b better than a?"
-    assert told["headline"]["verdict"] == "yes"
-    assert told["models"][0]["cost"] is None
-    assert not [note for note in told["notes"] if note.startswith("NOT ALL")]
+    comparison = compared(read_models(runs, "test"), resamples=QUICK)
+    assert [model["kind"] for model in comparison["models"]] == ["baseline", "baseline"]
+    assert comparison["headline"]["question"] == "Is b better than a?"
+    assert comparison["headline"]["verdict"] == "yes"
+    assert comparison["models"][0]["cost"] is None
+    assert not [note for note in comparison["notes"] if note.startswith("NOT ALL")]
 
 
 def test_thresholds_that_were_never_kept_are_fitted_from_the_predictions_on_val(tmp_path: Path) -> None:
@@ -241,24 +241,24 @@ def test_thresholds_that_were_never_kept_are_fitted_from_the_predictions_on_val(
     np.testing.assert_array_equal(read_result(run, "test").scores.thresholds, kept)
     (run / "predictions-val.parquet").unlink()
     assert read_result(run, "test").scores.thresholds is None
-    told = compared(read_models([run, write_plain(tmp_path / "b", 1.0, 2)], "test"), resamples=QUICK)
-    assert told["models"][0]["on_own_films"]["micro_f1_fitted"] is None
-    assert told["differences"][0]["measures"]["micro_f1_fitted"] is None
-    assert told["headline"]["measure"] == "micro_f1"
-    assert any(note.startswith("No thresholds for a") for note in told["notes"])
+    comparison = compared(read_models([run, write_plain(tmp_path / "b", 1.0, 2)], "test"), resamples=QUICK)
+    assert comparison["models"][0]["on_own_films"]["micro_f1_fitted"] is None
+    assert comparison["differences"][0]["measures"]["micro_f1_fitted"] is None
+    assert comparison["headline"]["measure"] == "micro_f1"
+    assert any(note.startswith("No thresholds for a") for note in comparison["notes"])
 
 
 # --- the answer
 
 
-def test_the_headline_answers_whether_end_to_end_was_worth_it(told: dict[str, Any]) -> None:
-    head = told["headline"]
+def test_the_headline_answers_whether_end_to_end_was_worth_it(comparison: dict[str, Any]) -> None:
+    head = comparison["headline"]
     assert head["question"] == "Is training end to end worth it?"
     assert (head["one"], head["other"], head["verdict"]) == ("warm", "frozen", "yes")
     assert head["low"] > 0
-    assert head["value"] == told["differences"][0]["measures"]["micro_f1_fitted"]["value"]
-    assert told["strongest"]["model"] == "warm"
-    assert told["strongest"]["baseline"] == "svm"
+    assert head["value"] == comparison["differences"][0]["measures"]["micro_f1_fitted"]["value"]
+    assert comparison["strongest"]["model"] == "warm"
+    assert comparison["strongest"]["baseline"] == "svm"
 
 
 def test_an_interval_with_zero_in_it_is_called_nothing_shown(tmp_path: Path, sample_shards: Path) -> None:
@@ -278,17 +278,17 @@ def test_an_interval_with_zero_in_it_is_called_nothing_shown(tmp_path: Path, sam
 # --- costs, calibration, films
 
 
-def test_cost_and_curves_come_from_the_record(told: dict[str, Any]) -> None:
-    cost = row(told, "warm")["cost"]
+def test_cost_and_curves_come_from_the_record(comparison: dict[str, Any]) -> None:
+    cost = row(comparison, "warm")["cost"]
     assert cost["hours"] == pytest.approx(40 * 0.5 / 3600)
     assert cost["device_hours"] == pytest.approx(2 * cost["hours"])
     assert (cost["ranks"], cost["device"], cost["steps"], cost["samples"]) == (2, "cpu", 40, 640)
     assert cost["samples_per_second"] == pytest.approx(32)
     assert cost["peak_memory_bytes"] == 2**30
-    curves = row(told, "warm")["curves"]
+    curves = row(comparison, "warm")["curves"]
     assert [point[0] for point in curves["val_map"]] == [10, 20, 30, 40]
     assert curves["val_map"][1][1] == pytest.approx(20 * 0.5 / 3600)
-    assert row(told, "svm")["cost"]["hours"] == pytest.approx(3 / 3600)
+    assert row(comparison, "svm")["cost"]["hours"] == pytest.approx(3 / 3600)
 
 
 def test_a_long_record_is_thinned_out_and_a_half_written_line_passed_over(tmp_path: Path) -> None:
@@ -315,14 +315,14 @@ def test_steps_that_were_not_recorded_count_in_the_hours(tmp_path: Path) -> None
 
 def test_calibration_by_hand() -> None:
     logits = np.log(np.array([[0.9 / 0.1], [0.9 / 0.1], [0.3 / 0.7], [0.3 / 0.7]], np.float32))
-    told = calibration(logits, np.array([[1], [0], [0], [0]], bool))
-    assert told["expected_calibration_error"] == pytest.approx((2 * 0.4 + 2 * 0.3) / 4, abs=1e-6)
-    assert told["brier"] == pytest.approx((0.01 + 0.81 + 2 * 0.09) / 4, abs=1e-6)
-    assert [(point["pairs"], point["true"]) for point in told["curve"]] == [(2, 0), (2, 0.5)]
+    comparison = calibration(logits, np.array([[1], [0], [0], [0]], bool))
+    assert comparison["expected_calibration_error"] == pytest.approx((2 * 0.4 + 2 * 0.3) / 4, abs=1e-6)
+    assert comparison["brier"] == pytest.approx((0.01 + 0.81 + 2 * 0.09) / 4, abs=1e-6)
+    assert [(point["pairs"], point["true"]) for point in comparison["curve"]] == [(2, 0), (2, 0.5)]
 
 
-def test_wins_and_losses_read_film_info_with_titles_and_what_each_model_named(told: dict[str, Any]) -> None:
-    films = told["films"]
+def test_wins_and_losses_read_film_info_with_titles_and_what_each_model_named(comparison: dict[str, Any]) -> None:
+    films = comparison["films"]
     assert (films["one"], films["other"]) == ("warm", "frozen")
     assert len(films["wins"]) == 6
     gains = [film["gain_in_f1"] for film in films["wins"]]
@@ -341,33 +341,39 @@ def test_wins_and_losses_read_film_info_with_titles_and_what_each_model_named(to
 # --- files and mistakes
 
 
-def test_the_files_tell_the_same(told: dict[str, Any]) -> None:
-    report = told["folder"] / "report"
+def test_the_files_tell_the_same(comparison: dict[str, Any]) -> None:
+    report = comparison["folder"] / "report"
     written = json.loads((report / "comparison.json").read_text())
-    assert written == json.loads(json.dumps({key: value for key, value in told.items() if key != "folder"}))
+    assert written == json.loads(json.dumps({key: value for key, value in comparison.items() if key != "folder"}))
     text = (report / "comparison.md").read_text()
-    assert told["headline"]["answer"].split("; p")[0] in text  # a < is escaped
+    assert comparison["headline"]["answer"].split("; p")[0] in text  # a < is escaped
     assert "2018 study: LSTM (overview)" in text
     assert "| svm " in text
     page = (report / "index.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == len(told["films"]["wins"]) + len(told["films"]["losses"])
+    assert page.count("data:image/jpeg;base64,") == len(comparison["films"]["wins"]) + len(
+        comparison["films"]["losses"]
+    )
 
 
-def test_the_csv_files_have_every_figure_once(told: dict[str, Any]) -> None:
-    report = told["folder"] / "report"
+def test_the_csv_files_have_every_figure_once(comparison: dict[str, Any]) -> None:
+    report = comparison["folder"] / "report"
     models, labels = (
         list(csv.DictReader((report / name).read_text().splitlines()))
         for name in ("comparison.csv", "comparison-labels.csv")
     )
-    assert len(models) == len(told["models"]) * 2 * len(MEASURES)
+    assert len(models) == len(comparison["models"]) * 2 * len(MEASURES)
     (found,) = [one for one in models if (one["model"], one["set"], one["measure"]) == ("warm", "own", "micro_f1")]
-    figure = row(told, "warm")["on_own_films"]["micro_f1"]
+    figure = row(comparison, "warm")["on_own_films"]["micro_f1"]
     assert [float(found[name]) for name in ("value", "low", "high", "sd")] == [
         figure[name] for name in ("value", "low", "high", "sd")
     ]
-    assert (found["kind"], found["seeds"], found["samples"]) == ("end to end", "2", str(row(told, "warm")["films"]))
+    assert (found["kind"], found["seeds"], found["samples"]) == (
+        "end to end",
+        "2",
+        str(row(comparison, "warm")["films"]),
+    )
     (found,) = [one for one in labels if (one["model"], one["label"], one["measure"]) == ("svm", "Drama", "f1_fitted")]
-    drama = row(told, "svm")["per_genre"]["Drama"]
+    drama = row(comparison, "svm")["per_genre"]["Drama"]
     assert [float(found[name]) for name in ("value", "low", "high")] == [
         drama[name] for name in ("f1_fitted", "f1_fitted_low", "f1_fitted_high")
     ]
@@ -381,9 +387,9 @@ def test_a_report_on_other_data_has_its_words_and_ids_and_nothing_of_2018(choose
     for run, skill in zip(runs, (1.0, 3.0), strict=True):
         for split in ("val", "test"):
             write_evaluation(run, split, np.arange(80), drawn_logits(topics, skill, 1), topics, declared, keys)
-    told = compare(runs, tmp_path / "report", resamples=QUICK)
-    assert told["headline"]["measure"] == {"many": "micro_f1_fitted", "one": "accuracy"}[choose]
-    assert told["films"]["wins"][0]["title"].startswith("article-")
+    comparison = compare(runs, tmp_path / "report", resamples=QUICK)
+    assert comparison["headline"]["measure"] == {"many": "micro_f1_fitted", "one": "accuracy"}[choose]
+    assert comparison["films"]["wins"][0]["title"].startswith("article-")
     page = (tmp_path / "report" / "index.html").read_text().split("</style>")[1].split("<script>")[0]
     text = re.sub('(id|class|href)="[^"]*"', "", page) + (tmp_path / "report" / "comparison.md").read_text()
     assert "articles" in text
@@ -402,16 +408,18 @@ def test_runs_with_one_label_and_with_any_number_cannot_be_compared(tmp_path: Pa
 
 def test_shards_that_are_gone_cost_only_the_pictures(tmp_path: Path, sample_shards: Path) -> None:
     runs = [write_run(tmp_path / name, sample_shards, skill, skill) for name, skill in (("a", 1), ("b", 2))]
-    told = compare(runs, tmp_path / "report", resamples=50, shards=tmp_path / "gone")
-    assert any("--shards" in note for note in told["notes"])
-    assert told["films"]["wins"]
+    comparison = compare(runs, tmp_path / "report", resamples=50, shards=tmp_path / "gone")
+    assert any("--shards" in note for note in comparison["notes"])
+    assert comparison["films"]["wins"]
 
 
-def test_films_are_shown_with_their_texts_as_the_tokens_spell_them(told: dict[str, Any], sample_shards: Path) -> None:
-    films = told["films"]["wins"] + told["films"]["losses"]
+def test_films_are_shown_with_their_texts_as_the_tokens_spell_them(
+    comparison: dict[str, Any], sample_shards: Path
+) -> None:
+    films = comparison["films"]["wins"] + comparison["films"]["losses"]
     manifest = load_manifest(sample_shards)
     words = {film.id: " ".join(film.words or ()) for film in shard_films(manifest, ["test"])}
-    page = (told["folder"] / "report" / "index.html").read_text()
+    page = (comparison["folder"] / "report" / "index.html").read_text()
     for film in films:
         text = film["texts"]["overview"]
         assert text.removesuffix("…") == words[film["tmdb_id"]][: len(text.removesuffix("…"))]
@@ -489,7 +497,8 @@ def test_runs_that_cannot_be_compared_are_named_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("p", "resamples", "told"), [(0.25, 2000, "0.250"), (2 / 2001, 2000, "< 0.002"), (2 / 10_001, 10_000, "< 0.0004")]
+    ("p", "resamples", "comparison"),
+    [(0.25, 2000, "0.250"), (2 / 2001, 2000, "< 0.002"), (2 / 10_001, 10_000, "< 0.0004")],
 )
-def test_a_p_value_is_told_as_exactly_as_the_resamples_allow(p: float, resamples: int, told: str) -> None:
-    assert p_value(p, resamples) == told
+def test_a_p_value_is_told_as_exactly_as_the_resamples_allow(p: float, resamples: int, comparison: str) -> None:
+    assert p_value(p, resamples) == comparison
