@@ -19,6 +19,8 @@ LEAVE_SECONDS = 10.0
 """For so long processes may outlive the command that started them."""
 MEASURED = re.compile(r"second|hour|wait|memory|mfu|curves|beside|fetched_at|^sha256$")
 """Fields that tell how long something took, or when it was, and a file's checksum over them."""
+DURATION = re.compile(r"(?<![\d.])\d+(\.\d+)? (s|min|h)\b")
+"""Within a sentence, the same: an answer that quotes how long a training took."""
 RENDERED = re.compile(r"\.html$|\.md$|journal\.jsonl$")
 """Files that only have to be there: what they say is compared elsewhere, or tells times in between."""
 OWN = re.compile(rf"(^|/)({re.escape(LOCK)}|exit_code|metrics-lost-\d+\.jsonl|\.fetch/lock)$")
@@ -67,7 +69,9 @@ def _content(path: Path, name: str, folder: Path) -> Any:
 def _unmeasured(told: Any) -> Any:
     if isinstance(told, dict):
         return {key: _unmeasured(value) for key, value in told.items() if not MEASURED.search(key)}
-    return [_unmeasured(value) for value in told] if isinstance(told, list) else told
+    if isinstance(told, list):
+        return [_unmeasured(value) for value in told]
+    return DURATION.sub("some time", told) if isinstance(told, str) else told
 
 
 def _where(found: Any, expected: Any) -> str:

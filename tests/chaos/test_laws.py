@@ -15,6 +15,7 @@ from stages import ALL, READERS, TRAINING
 
 RUN = {
     "metrics.jsonl": "\n".join(json.dumps({"step": step, "loss": 1 / step, "seconds": 0.1}) for step in (1, 2, 3)),
+    "comparison.json": '{"answers": ["It took 0.0 s and 1.5 min, and has 0.1 points less."]}',
     "weights": "abc",
     "config.yaml": "dir: RUN",
     "checkpoints/step-00000003/COMPLETE": "",
@@ -35,7 +36,9 @@ def expected(tmp_path: Path) -> dict:
 
 def test_the_same_run_in_another_folder_at_another_time_is_the_same_result(tmp_path: Path, expected: dict) -> None:
     slower = RUN["metrics.jsonl"].replace("0.1", "0.7")
-    run = write_run(tmp_path / "run", **{"metrics.jsonl": slower, "checkpoints/step-00000002/COMPLETE": ""})
+    answers = RUN["comparison.json"].replace("0.0 s", "12.1 min")
+    files = {"metrics.jsonl": slower, "comparison.json": answers, "checkpoints/step-00000002/COMPLETE": ""}
+    run = write_run(tmp_path / "run", **files)
     assert laws.same_result(run, expected) == []
 
 
@@ -45,6 +48,11 @@ def test_the_same_run_in_another_folder_at_another_time_is_the_same_result(tmp_p
         ({"metrics.jsonl": RUN["metrics.jsonl"] + '\n{"step": 3, "loss": 0.3}'}, "metrics.jsonl differs: 4 rows for 3"),
         ({"metrics.jsonl": RUN["metrics.jsonl"].replace("0.5", "0.6")}, "metrics.jsonl differs[1].loss: 0.6 for 0.5"),
         ({"weights": "abd"}, "weights differs: 3 bytes for 3"),
+        (
+            {"comparison.json": RUN["comparison.json"].replace("0.1 points", "0.2 points")},
+            "comparison.json differs.answers[0]: 'It took some time and some time, and has 0.2 points less.'"
+            " for 'It took some time and some time, and has 0.1 points less.'",
+        ),
         ({"weights.host-1-ab.tmp": ""}, "weights.host-1-ab.tmp is left behind"),
         ({"checkpoints/step-00000002/x.tmp": ""}, "checkpoints/step-00000002/x.tmp is left behind"),
     ],
