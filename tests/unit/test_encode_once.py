@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genre_dist.stream.order import Rows
@@ -22,6 +22,7 @@ class Reader:
         return self._lengths[rows.row]
 
 
+@settings(deadline=None)
 @given(lengths=st.lists(st.integers(0, 160), max_size=300), most=st.integers(1, 5), remote=st.booleans())
 def test_every_sample_is_encoded_once_beside_texts_of_its_length_or_from_afar_beside_its_neighbours(
     lengths: list[int], most: int, remote: bool
