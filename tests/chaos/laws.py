@@ -66,12 +66,12 @@ def _content(path: Path, name: str, folder: Path) -> Any:
     return _unmeasured(json.loads(data)) if path.suffix == ".json" else data
 
 
-def _unmeasured(told: Any) -> Any:
-    if isinstance(told, dict):
-        return {key: _unmeasured(value) for key, value in told.items() if not MEASURED.search(key)}
-    if isinstance(told, list):
-        return [_unmeasured(value) for value in told]
-    return DURATION.sub("some time", told) if isinstance(told, str) else told
+def _unmeasured(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _unmeasured(value) for key, value in content.items() if not MEASURED.search(key)}
+    if isinstance(content, list):
+        return [_unmeasured(value) for value in content]
+    return DURATION.sub("some time", content) if isinstance(content, str) else content
 
 
 def _where(found: Any, expected: Any) -> str:
